@@ -1,0 +1,39 @@
+# The first two targets need nothing but Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format install clean
+
+demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
+	$(BIN)/python -m pyro_vmonf run pinwheel --out out
+
+test: .venv/dev  ## the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: .venv/dev
+
+# torch comes first, at its tested version: a bare torch can pull gigabytes of CUDA packages.
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+.venv/runtime: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@ .venv/runtime
+
+clean:
+	rm -rf .venv out build *.egg-info

@@ -1,0 +1,38 @@
+"""A clean Pyro for every test and docstring example."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# No window is opened, whatever backend the machine prefers.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def clean_process() -> Iterator[None]:
+    """Start each test from the same seed and an empty param store, with Pyro's validation on."""
+    torch.set_num_threads(1)
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    with pyro.validation_enabled():
+        yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Build modules in float64 for tests against an exact oracle."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def names_in_examples(doctest_namespace: dict[str, object]) -> None:
+    """What docstring examples may take for granted."""
+    doctest_namespace["torch"] = torch

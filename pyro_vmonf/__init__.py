@@ -1,0 +1,42 @@
+"""Variational mixtures of normalizing flows, as Pyro programs."""
+
+from pyro_vmonf._version import __version__
+from pyro_vmonf.distributions import FlowDistribution, Marginal, select, stacked
+from pyro_vmonf.em import fit_em, information_criteria
+from pyro_vmonf.fitting import fit
+from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, RealNVP, Stack
+from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
+from pyro_vmonf.history import History
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.temperature import constant, exponential_decay, linear_decay
+from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.weights import FixedWeights, LearnedWeights, RandomWeights
+
+__all__ = [
+    "MAF",
+    "NSF",
+    "AutoregressiveNSF",
+    "FixedWeights",
+    "Flow",
+    "FlowDistribution",
+    "FlowMixture",
+    "Gaussian",
+    "History",
+    "LearnedWeights",
+    "Marginal",
+    "MarginalGuide",
+    "RandomWeights",
+    "RealNVP",
+    "SoftmaxGuide",
+    "Stack",
+    "VMoNF",
+    "__version__",
+    "constant",
+    "exponential_decay",
+    "fit",
+    "fit_em",
+    "information_criteria",
+    "linear_decay",
+    "select",
+    "stacked",
+]

@@ -1,0 +1,139 @@
+"""What comes from a user, turned into tensors of the model or refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def floating_buffer(module: nn.Module) -> Tensor:
+    """Return a floating tensor of the module, whose dtype and device the data are to have."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return tensor
+    return torch.empty(0)
+
+
+def listed(positions: Tensor, limit: int = 5) -> str:
+    """Return the first few positions as text."""
+    shown = ", ".join(str(int(i)) for i in positions[:limit])
+    return shown + (f" and {len(positions) - limit} more" if len(positions) > limit else "")
+
+
+def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return the rows ``(N, *event_shape)`` as a tensor with the dtype and device of ``like``.
+
+    Raises:
+        TypeError: if ``x`` is no array of real floating numbers.
+        ValueError: if it is empty, has the wrong shape, or has rows that are not finite.
+    """
+    if not isinstance(x, Tensor):
+        try:
+            x = torch.as_tensor(np.asarray(x))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"x is a {type(x).__name__} that is no numeric array; pass a tensor or numpy array"
+            ) from error
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x has dtype {x.dtype}; the flows are densities of real numbers: pass floating-point "
+            "rows, such as x.float() (integer data want dequantising first)"
+        )
+    shape = tuple(event_shape)
+    if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != shape:
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        if x.dim() == 2 and len(shape) == 1:
+            raise ValueError(
+                f"x has {x.shape[1]} features but the components have {shape[0]}; "
+                f"pass features={x.shape[1]} to the bank or select columns"
+            )
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected {wanted}")
+    if len(x) == 0:
+        raise ValueError(f"x has no rows (shape {tuple(x.shape)}); pass at least one")
+    x = x.detach().to(like.device)
+    bad = (~x.isfinite()).flatten(1).any(1).nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"x has NaN or infinite values in {len(bad)} of {len(x)} rows: {listed(bad)}; "
+            "remove or impute them"
+        )
+    converted = x.to(like.dtype)
+    bad = (~converted.isfinite()).flatten(1).any(1).nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"rows {listed(bad)} of x overflow {like.dtype}; rescale them, or use model.double()"
+        )
+    return converted
+
+
+def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tensor:
+    """Return labels ``(N,)`` as long, or log-likelihoods ``(N, K)`` as floats.
+
+    Raises:
+        TypeError: if labels are not integers.
+        ValueError: if the length or a label is out of range, or a row rules out every component.
+    """
+    if not isinstance(y, Tensor):
+        try:
+            y = torch.as_tensor(np.asarray(y))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"y is a {type(y).__name__} that is no numeric array") from error
+    y = y.detach().to(like.device)
+    if y.dim() == 2 and y.is_floating_point():
+        if tuple(y.shape) != (rows, num_components):
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}; log-likelihoods of {rows} rows and "
+                f"{num_components} components have shape ({rows}, {num_components})"
+            )
+        bad = (y.isnan() | (y == torch.inf)).any(1) | (y == -torch.inf).all(1)
+        if bad.any():
+            where = listed(bad.nonzero().squeeze(1))
+            raise ValueError(
+                f"rows {where} of y have NaN or +inf, or rule out every component; "
+                "expected log-likelihoods with at least one finite value a row"
+            )
+        return y.to(like.dtype)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(
+            f"y has dtype {y.dtype} and shape {tuple(y.shape)}; expected integer labels (N,), "
+            f"-1 for unlabelled, or log-likelihoods ({rows}, {num_components})"
+        )
+    if tuple(y.shape) != (rows,):
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} but x has {rows} rows; pass one label a row, "
+            "-1 for unlabelled"
+        )
+    y = y.long()
+    bad = ((y < -1) | (y >= num_components)).nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"label {int(y[bad[0]])} in row {int(bad[0])} is out of range; expected -1 (unlabelled) "
+            f"or 0 to {num_components - 1} ({len(bad)} such rows)"
+        )
+    return y
+
+
+def check_sample_weight(weight: Any, rows: int, like: Tensor) -> Tensor:
+    """Return the weights ``(N,)`` of the rows.
+
+    Raises:
+        ValueError: if the length is wrong, or a weight is negative or not finite.
+    """
+    weight = torch.as_tensor(weight).to(dtype=like.dtype, device=like.device)
+    if tuple(weight.shape) != (rows,):
+        raise ValueError(
+            f"sample_weight has shape {tuple(weight.shape)} but x has {rows} rows; pass one a row"
+        )
+    if not (weight.isfinite().all() and (weight >= 0).all()):
+        raise ValueError("sample_weight has negative or non-finite values; expected at least 0")
+    return weight
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least one."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")

@@ -1,0 +1,285 @@
+"""Data sets of the thesis: pinwheel and two circles with their exact densities, and MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.seeding import local_seed
+
+
+class Pinwheel:
+    r"""The pinwheel of W wings, and its exact density.
+
+    With r ~ N(1, 0.3²), t ~ N(0, 0.05²) and a wing k drawn uniformly, the angle is
+    :math:`a = 2\pi k / W + \mathrm{rate}\, e^r` and
+
+    .. math::
+        x = \tfrac12 (r \cos a + t \sin a,\; -r \sin a + t \cos a), \qquad
+        |\det| = \tfrac14\, |1 + t\,\mathrm{rate}\,e^r|
+
+    A point's density sums over the wings and over every radius r that leads to it.
+
+    Arguments:
+        wings: number of wings *W*.
+        rate: how fast a wing turns.
+
+    References:
+        Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural
+        networks for structured representations and fast inference, arXiv:1603.06277.
+    """
+
+    radius, radial_std, tangential_std = 1.0, 0.3, 0.05
+
+    def __init__(self, wings: int = 5, rate: float = 0.4) -> None:
+        if wings < 1:
+            raise ValueError(f"wings is {wings}; it must be at least 1")
+        self.wings = wings
+        self.rate = rate
+
+    def sample(self, per_wing: int) -> tuple[Tensor, Tensor]:
+        """Draw ``per_wing`` points of each wing: points ``(N, 2)`` and wings ``(N,)``."""
+        wing = torch.arange(self.wings).repeat_interleave(per_wing)
+        r = self.radius + self.radial_std * torch.randn(len(wing))
+        t = self.tangential_std * torch.randn(len(wing))
+        angle = 2 * math.pi * wing / self.wings + self.rate * r.exp()
+        cos, sin = angle.cos(), angle.sin()
+        return 0.5 * torch.stack((r * cos + t * sin, -r * sin + t * cos), -1), wing
+
+    def log_prob(self, x: Tensor, chunk_size: int = 20_000) -> Tensor:
+        """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
+        return torch.cat([self._log_joint(c).logsumexp(-1) for c in x.split(chunk_size)]).to(x)
+
+    def posterior(self, x: Tensor, chunk_size: int = 20_000) -> Tensor:
+        """Return the probability ``(N, W)`` of each wing."""
+        return torch.cat([self._log_joint(c).softmax(-1) for c in x.split(chunk_size)]).to(x)
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """Log-density of each wing, ``(N, W)``: all roots r of v₀ cos a − v₁ sin a − r = 0."""
+        v = 2 * x.double()
+        start = 2 * math.pi * torch.arange(self.wings, dtype=torch.float64) / self.wings
+
+        def angles(r: Tensor, wing: Tensor) -> tuple[Tensor, Tensor]:
+            a = wing + self.rate * r.exp()
+            return a.cos(), a.sin()
+
+        # Beyond 6.5 standard deviations of r there is no mass; roots closer than a step of this
+        # grid need a t beyond 6 standard deviations.
+        reach = 6.5 * self.radial_std
+        grid = torch.linspace(self.radius - reach, self.radius + reach, 161, dtype=torch.float64)
+        cos, sin = angles(grid, start[:, None])
+        at = v[:, :1, None] * cos - v[:, 1:, None] * sin - grid  # (N, W, grid)
+        row, wing, left = (at[..., :-1] * at[..., 1:] <= 0).nonzero().unbind(1)
+        low, high = grid[left], grid[left + 1]
+        v0, v1, phase = v[row, 0], v[row, 1], start[wing]
+        rising = at[row, wing, left] <= 0
+        for _ in range(40):
+            middle = (low + high) / 2
+            cos, sin = angles(middle, phase)
+            below = ((v0 * cos - v1 * sin - middle) <= 0) == rising
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        r = (low + high) / 2
+        cos, sin = angles(r, phase)
+        t = v0 * sin + v1 * cos
+        log_density = (
+            torch.distributions.Normal(self.radius, self.radial_std).log_prob(r)
+            + torch.distributions.Normal(0.0, self.tangential_std).log_prob(t)
+            - torch.log(0.25 * (1 + t * self.rate * r.exp()).abs())
+            - math.log(self.wings)
+        )
+        # Sum the roots of each point and wing in the linear scale of their largest.
+        flat = row * self.wings + wing
+        size = len(x) * self.wings
+        top = torch.full((size,), -torch.inf, dtype=torch.float64)
+        top = top.scatter_reduce(0, flat, log_density, "amax")
+        total = torch.zeros(size, dtype=torch.float64)
+        total = total.scatter_add(0, flat, (log_density - top[flat]).exp())
+        # A point that no root leads to lies beyond the grid: give it the density of its edge.
+        floor = -0.5 * 6.5**2 * 2 - 20.0
+        joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor)
+        return joint.reshape(len(x), self.wings)
+
+
+class TwoCircles:
+    r"""Two concentric circles with radial noise, and their exact density.
+
+    .. math::
+        p(x) = \tfrac12 \sum_k \frac{N(|x|; R_k, \epsilon^2)}{2 \pi |x|}
+
+    Arguments:
+        radii: the two radii, outer first.
+        noise: standard deviation ε of the radius.
+    """
+
+    def __init__(self, radii: tuple[float, float] = (0.8, 0.4), noise: float = 0.05) -> None:
+        self.radii = radii
+        self.noise = noise
+
+    def sample(self, per_circle: int) -> tuple[Tensor, Tensor]:
+        """Draw ``per_circle`` points of each: points ``(N, 2)`` and circles ``(N,)``."""
+        circle = torch.arange(2).repeat_interleave(per_circle)
+        radius = torch.tensor(self.radii)[circle] + self.noise * torch.randn(len(circle))
+        angle = 2 * math.pi * torch.rand(len(circle))
+        return radius[:, None] * torch.stack((angle.cos(), angle.sin()), -1), circle
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
+        radius = x.double().norm(dim=-1)
+        normal = torch.distributions.Normal(
+            torch.tensor(self.radii, dtype=torch.float64), self.noise
+        )
+        radial = normal.log_prob(radius[:, None]).logsumexp(-1)
+        return (radial - math.log(2) - math.log(2 * math.pi) - radius.log()).to(x)
+
+
+def pinwheel(
+    wings: int = 5, per_wing: int = 512, rate: float = 0.4, seed: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw a pinwheel: points ``(wings·per_wing, 2)`` and the wing ``(wings·per_wing,)`` of each.
+
+    Example:
+        >>> x, wing = pinwheel(wings=5, per_wing=512, rate=0.4, seed=0)
+        >>> x.shape, wing.bincount().tolist()
+        (torch.Size([2560, 2]), [512, 512, 512, 512, 512])
+    """
+    with local_seed(seed):
+        return Pinwheel(wings, rate).sample(per_wing)
+
+
+def two_circles(
+    per_circle: int = 512,
+    radii: tuple[float, float] = (0.8, 0.4),
+    noise: float = 0.05,
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw two circles: points ``(2·per_circle, 2)`` and the circle ``(2·per_circle,)`` of each.
+
+    Example:
+        >>> x, circle = two_circles(per_circle=512, seed=0)
+        >>> x.shape
+        torch.Size([1024, 2])
+    """
+    with local_seed(seed):
+        return TwoCircles(radii, noise).sample(per_circle)
+
+
+MNIST_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST_FILES = {
+    "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+
+
+def read_idx(path: str | os.PathLike[str]) -> Tensor:
+    """Read a file of bytes in MNIST's format, plain or gzipped, as a ``uint8`` tensor.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, truncated, or not of this format.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            header = file.read(4)
+            if len(header) < 4 or header[:3] != b"\x00\x00\x08":
+                raise ValueError(f"{path} does not begin like a file of bytes in MNIST's format")
+            sizes = file.read(4 * header[3])
+            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+            count = math.prod(shape)
+            # One byte more than promised, so that a file that holds too much is noticed too.
+            content = file.read(count + 1)
+    except (OSError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is damaged or truncated: {error}") from error
+    if len(shape) != header[3] or len(content) != count:
+        raise ValueError(
+            f"{path} promises {shape} bytes and holds {'more' if len(content) > count else 'fewer'}"
+            " (truncated, or not MNIST's format)"
+        )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
+
+
+def mnist(
+    folder: str | os.PathLike[str],
+    *,
+    train: bool = True,
+    digits: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Read images ``(N, 28, 28)`` as ``uint8`` and labels ``(N,)`` from a folder of MNIST's files.
+
+    Arguments:
+        folder: where ``train-images-idx3-ubyte`` and the others are, plain or with ``.gz``.
+        train: the training images, or the test images.
+        digits: keep these digits only.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged, or images and labels differ in number.
+    """
+    part = "train" if train else "t10k"
+
+    def find(name: str) -> Path:
+        for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
+            if path.exists():
+                return path
+        raise FileNotFoundError(
+            f"there is no {name} or {name}.gz in {folder}; pass the folder that holds MNIST's "
+            "files, or fetch them with pyro_vmonf.datasets.download_mnist(folder)"
+        )
+
+    images = read_idx(find(f"{part}-images-idx3-ubyte"))
+    labels = read_idx(find(f"{part}-labels-idx1-ubyte")).long()
+    if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
+        raise ValueError(
+            f"{folder} holds images of shape {tuple(images.shape)} and labels of shape "
+            f"{tuple(labels.shape)}; expected (N, H, W) and (N,)"
+        )
+    if digits is not None:
+        kept = torch.isin(labels, torch.tensor(digits))
+        images, labels = images[kept], labels[kept]
+    return images, labels
+
+
+def download_mnist(folder: str | os.PathLike[str]) -> None:
+    """Fetch MNIST's four files into a folder, with their checksums checked.
+
+    Raises:
+        ValueError: if a file does not have the checksum it should have; it is not kept.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, expected in MNIST_FILES.items():
+        with urllib.request.urlopen(f"{MNIST_MIRROR}{name}.gz", timeout=60) as response:
+            content = response.read()
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise ValueError(f"{name}.gz has checksum {found}; expected {expected}")
+        (folder / f"{name}.gz").write_bytes(content)
+
+
+def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
+    """Return 8-bit images as floats in [0, 1): (pixel + u) / 256 with u uniform.
+
+    The step is random and no bijection; it is done once per image, for all components.
+
+    Raises:
+        TypeError: if the images are not ``uint8``.
+
+    Example:
+        >>> dequantize(torch.zeros(1, 4, dtype=torch.uint8), seed=0).max() < 1 / 256
+        tensor(True)
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images have dtype {images.dtype}; expected uint8")
+    with local_seed(seed):
+        return (images.float() + torch.rand(images.shape)) / 256

@@ -1,0 +1,147 @@
+"""EM for the Gaussian bank, the classical mixture, and information criteria."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
+from pyro_vmonf.flows import Gaussian
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.seeding import local_seed
+from pyro_vmonf.weights import LearnedWeights
+
+
+def _maximise(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The M-step: weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)``."""
+    total = responsibilities.sum(0) + 10 * torch.finfo(x.dtype).eps
+    means = responsibilities.T @ x / total[:, None]
+    centred = x - means[:, None]
+    covariances = (responsibilities.T[..., None] * centred).mT @ centred / total[:, None, None]
+    covariances = covariances + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return total / total.sum(), means, covariances
+
+
+def _spread_start(x: Tensor, count: int) -> Tensor:
+    """Responsibilities of the nearest of K centres drawn by k-means++."""
+    centres = x[torch.randint(len(x), (1,))]
+    for _ in range(count - 1):
+        distance = torch.cdist(x, centres).amin(1).square()
+        even = torch.full_like(distance, 1.0)
+        chosen = torch.multinomial(distance if distance.sum() > 0 else even, 1)
+        centres = torch.cat((centres, x[chosen]))
+    nearest = torch.cdist(x, centres).argmin(1)
+    return torch.nn.functional.one_hot(nearest, count).to(x.dtype)
+
+
+@torch.no_grad()
+def fit_em(
+    model: FlowMixture,
+    x: Any,
+    *,
+    responsibilities: Tensor | None = None,
+    n_init: int = 10,
+    max_iter: int = 200,
+    tolerance: float = 1e-4,
+    ridge: float = 1e-6,
+    seed: int | None = None,
+) -> list[float]:
+    r"""Fit a mixture of Gaussians by expectation maximisation (thesis 2.5).
+
+    Arguments:
+        model: mixture of a :class:`~pyro_vmonf.Gaussian` bank with learned weights.
+        x: rows ``(N, D)``.
+        responsibilities: ``(N, K)`` to start from; by default, k-means++ ``n_init`` times, and the
+            fit with the highest likelihood is kept.
+        n_init: number of starts.
+        max_iter: largest number of iterations of one start.
+        tolerance: gain of log-likelihood per row, in nats, below which a start has converged.
+        ridge: added to the diagonals of the covariances.
+        seed: seed of the starts.
+
+    Returns:
+        The log-likelihood per row, in nats, after each iteration of the start that was kept.
+
+    Raises:
+        TypeError: if the bank is not Gaussian, or its weights are not learned.
+
+    References:
+        Dempster, Laird, Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
+
+    Example:
+        >>> x = torch.cat((torch.randn(50, 2), torch.randn(50, 2) + 9))
+        >>> model = FlowMixture(Gaussian(2, 2), "learned")
+        >>> len(fit_em(model, x, seed=0)) > 0
+        True
+    """
+    if not isinstance(model.bank, Gaussian) or not isinstance(model.weights, LearnedWeights):
+        raise TypeError("EM needs FlowMixture(Gaussian(...), 'learned')")
+    check_positive("n_init", n_init)
+    check_positive("max_iter", max_iter)
+    x = check_rows(x, model.event_shape, floating_buffer(model))
+    if len(x) < model.num_components:
+        raise ValueError(
+            f"x has {len(x)} rows but the mixture has {model.num_components} components"
+        )
+    x = model.standardizer.inv(x)
+    best: list[float] = []
+    state: dict[str, Tensor] = {}
+    with local_seed(seed):
+        for _ in range(1 if responsibilities is not None else n_init):
+            start = responsibilities
+            r = _spread_start(x, model.num_components) if start is None else start.to(x)
+            curve: list[float] = []
+            for _ in range(max_iter):
+                weights, means, covariances = _maximise(x, r, ridge)
+                model.weights.logits.copy_(weights.log())
+                model.bank.set_(means, covariances)
+                joint = model.weights() + model.bank().log_prob(x.unsqueeze(-2))
+                r = joint.softmax(-1)
+                curve.append(float(joint.logsumexp(-1).mean()))
+                if len(curve) > 1 and curve[-1] - curve[-2] < tolerance:
+                    break
+            if not best or curve[-1] > best[-1]:
+                best = curve
+                state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    offset = float(model.standardizer.scale.log().sum())
+    return [value - offset for value in best]
+
+
+def num_parameters(model: FlowMixture) -> int:
+    """Return the number of free parameters of a mixture.
+
+    A Gaussian bank has K(D + D(D+1)/2) and learned weights K - 1; the parameters of a flow are
+    merely counted, which overstates what they can do: see :func:`information_criteria`.
+    """
+    bank, weights = model.bank, model.weights
+    if isinstance(bank, Gaussian):
+        free = bank.components * (bank.features + bank.features * (bank.features + 1) // 2)
+    else:
+        free = sum(p.numel() for p in bank.parameters() if p.requires_grad)
+    learned = any(p.requires_grad for p in weights.parameters())
+    return free + (model.num_components - 1 if learned else 0)
+
+
+@torch.no_grad()
+def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
+    r"""Return AIC, BIC and MDL of a mixture on the rows ``x``, in nats; lower is better.
+
+    .. math::
+        \mathrm{AIC} = 2 k - 2 \log L, \quad \mathrm{BIC} = k \log N - 2 \log L, \quad
+        \mathrm{MDL} = \tfrac{k}{2} \log N - \log L
+
+    (thesis 2.2). For flows read them with care: the criteria assume identifiable parameters at a
+    regular maximum of the likelihood, and a network has neither. Prefer a held-out log-density.
+
+    References:
+        Akaike (1974), A new look at the statistical model identification. Schwarz (1978),
+        Estimating the dimension of a model.
+    """
+    x = check_rows(x, model.event_shape, floating_buffer(model))
+    free, total = num_parameters(model), float(model.marginal().log_prob(x).double().sum())
+    bic = free * math.log(len(x)) - 2 * total
+    return {"aic": 2 * free - 2 * total, "bic": bic, "mdl": bic / 2}

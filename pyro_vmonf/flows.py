@@ -1,0 +1,386 @@
+"""Banks: modules whose call returns one distribution of K components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pyro.distributions import MultivariateNormal, Normal
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vmonf.distributions import FlowDistribution, StackedDistribution
+from pyro_vmonf.nn import Activation
+from pyro_vmonf.transforms import (
+    AffineAutoregressive,
+    AffineCoupling,
+    FlowTransform,
+    SplineAutoregressive,
+    SplineCoupling,
+    alternating_mask,
+)
+
+
+def check_components(components: int) -> int:
+    """Return ``components`` if it is an integer of at least one.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(components, int) or components < 1:
+        raise ValueError(f"components is {components!r}; it must be an integer of at least 1")
+    return components
+
+
+class StandardNormal(nn.Module):
+    """The bank of K equal standard normals, the usual base of a flow.
+
+    Arguments:
+        features: number of features *D*.
+        components: number of components *K*.
+
+    Example:
+        >>> StandardNormal(2, 5)().batch_shape
+        torch.Size([5])
+    """
+
+    loc: Tensor
+
+    def __init__(self, features: int, components: int) -> None:
+        super().__init__()
+        self.features = features
+        self.components = check_components(components)
+        self.register_buffer("loc", torch.zeros(components, features), persistent=False)
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        scale = torch.ones_like(self.loc)
+        return Normal(self.loc, scale, validate_args=False).to_event(1)
+
+
+class Gaussian(nn.Module):
+    r"""The bank of K Gaussians with full covariance, :math:`N(\mu_c, L_c L_c^\top)`.
+
+    Fitted by EM (:func:`pyro_vmonf.em.fit_em`) it is the classical mixture of thesis 2.5, the
+    baseline of every table.
+
+    Arguments:
+        features: number of features *D*.
+        components: number of components *K*.
+
+    Example:
+        >>> Gaussian(2, 5)().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, features: int, components: int) -> None:
+        super().__init__()
+        self.features = features
+        self.components = check_components(components)
+        self.loc = nn.Parameter(torch.randn(components, features))
+        self.log_scale = nn.Parameter(torch.zeros(components, features))
+        self.lower = nn.Parameter(torch.zeros(components, features, features))
+
+    def scale_tril(self) -> Tensor:
+        """Return the Cholesky factors ``(K, D, D)`` of the covariances."""
+        return self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
+
+    @torch.no_grad()
+    def set_(self, loc: Tensor, covariance: Tensor) -> None:
+        """Take means ``(K, D)`` and covariances ``(K, D, D)``."""
+        factor = torch.linalg.cholesky(covariance)
+        self.loc.copy_(loc)
+        self.lower.copy_(factor.tril(-1))
+        self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return MultivariateNormal(self.loc, scale_tril=self.scale_tril(), validate_args=False)
+
+
+class Flow(nn.Module):
+    """A bank made of a base and a chain of transforms of one's own, from base to data.
+
+    Private transforms ``(K,)`` and shared ones ``()`` mix in any order.
+
+    Arguments:
+        transforms: the chain, from base to data.
+        base: the bank at the start of the chain; its call returns ``batch_shape`` ``(K,)``.
+
+    Example:
+        >>> from pyro_vmonf.transforms import Affine, PReLU
+        >>> bank = Flow([PReLU(2), Affine(2, batch_shape=(5,))], base=StandardNormal(2, 5))
+        >>> bank().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, transforms: Sequence[FlowTransform], *, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.transforms = nn.ModuleList(transforms)
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        return FlowDistribution(self.base(), list(self.transforms))  # type: ignore[arg-type]
+
+
+class _LayeredFlow(Flow):
+    """What the ready-made banks share: so many blocks, each made by a function of its number."""
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int,
+        hidden: Sequence[int],
+        activation: Activation,
+        bound: float,
+        base: nn.Module | None,
+        make: Callable[[int], FlowTransform],
+    ) -> None:
+        check_components(components)
+        base = StandardNormal(features, components) if base is None else base
+        super().__init__([make(i) for i in range(blocks)], base=base)
+        self.features = features
+        self.components = components
+        self.blocks = blocks
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        self.bound = bound
+
+
+class RealNVP(_LayeredFlow):
+    """The bank of K RealNVPs: affine couplings whose masks alternate (thesis 3.4.4).
+
+    Arguments:
+        features: number of features *D*, at least 2.
+        components: number of components *K*.
+        blocks: number of couplings.
+        hidden: widths of the hidden layers of both networks of each coupling.
+        activation: their activation.
+        bound: the largest log-scale of a coupling.
+        base: bank at the start of the chain; K standard normals by default.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> RealNVP(features=2, components=5)().sample((7,)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 8,
+        hidden: Sequence[int] = (16,),
+        activation: Activation = "tanh",
+        bound: float = 5.0,
+        base: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            make=lambda i: AffineCoupling(
+                features,
+                mask=alternating_mask(features, flip=i % 2 == 1),
+                hidden=hidden,
+                activation=activation,
+                bound=bound,
+                batch_shape=(components,),
+            ),
+        )
+
+
+def alternating_order(features: int, block: int) -> list[int]:
+    """Return the order of features in a block of a MAF: ascending, descending, and so on.
+
+    Example:
+        >>> alternating_order(3, 1)
+        [2, 1, 0]
+    """
+    return list(range(features))[:: -1 if block % 2 else 1]
+
+
+class MAF(_LayeredFlow):
+    """The bank of K masked autoregressive flows, whose orders alternate (thesis 3.4.5).
+
+    Arguments:
+        features: number of features *D*.
+        components: number of components *K*.
+        blocks: number of autoregressive layers.
+        hidden: widths of the hidden layers of each MADE.
+        activation: their activation.
+        bound: the largest log-scale of a layer.
+        base: bank at the start of the chain; K standard normals by default.
+
+    References:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
+        arXiv:1705.07057.
+
+    Example:
+        >>> MAF(features=3, components=5)().log_prob(torch.zeros(7, 1, 3)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 5,
+        hidden: Sequence[int] = (64,),
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            make=lambda i: AffineAutoregressive(
+                features,
+                order=alternating_order(features, i),
+                hidden=hidden,
+                activation=activation,
+                bound=bound,
+                batch_shape=(components,),
+            ),
+        )
+
+
+class NSF(_LayeredFlow):
+    """The bank of K neural spline flows: rational-quadratic couplings.
+
+    Splines are the identity outside ``[-bound, bound]``, in standardised units when the bank is
+    behind :class:`~pyro_vmonf.FlowMixture`.
+
+    Arguments:
+        features: number of features *D*, at least 2 (:class:`AutoregressiveNSF` takes one).
+        components: number of components *K*.
+        blocks: number of couplings.
+        hidden: widths of the hidden layers.
+        bins: pieces of each spline.
+        activation: activation of the networks.
+        bound: half the width of the box.
+        base: bank at the start of the chain; K standard normals by default.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> NSF(features=2, components=5)().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 4,
+        hidden: Sequence[int] = (32,),
+        bins: int = 8,
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            make=lambda i: SplineCoupling(
+                features,
+                mask=alternating_mask(features, flip=i % 2 == 1),
+                hidden=hidden,
+                activation=activation,
+                bins=bins,
+                bound=bound,
+                batch_shape=(components,),
+            ),
+        )
+        self.bins = bins
+
+
+class AutoregressiveNSF(_LayeredFlow):
+    """The bank of K neural spline flows with autoregressive layers, for any number of features.
+
+    Arguments:
+        features, components, blocks, hidden, bins, activation, bound, base: as for :class:`NSF`.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> AutoregressiveNSF(features=1, components=5)().log_prob(torch.zeros(7, 1, 1)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 2,
+        hidden: Sequence[int] = (32,),
+        bins: int = 8,
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            make=lambda i: SplineAutoregressive(
+                features,
+                order=alternating_order(features, i),
+                hidden=hidden,
+                activation=activation,
+                bins=bins,
+                bound=bound,
+                batch_shape=(components,),
+            ),
+        )
+        self.bins = bins
+
+
+class Stack(nn.Module):
+    """A bank of different components: other banks side by side (thesis 4.2, footnote 1).
+
+    Arguments:
+        parts: modules whose call returns a distribution of ``batch_shape`` ``()`` or ``(K_i,)``.
+
+    Raises:
+        ValueError: if there are no parts.
+
+    Example:
+        >>> Stack([Gaussian(2, 1), RealNVP(2, 3), NSF(2, 1)])().batch_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("no components were given; pass at least one bank")
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, context: Tensor | None = None) -> StackedDistribution:
+        return StackedDistribution([part() for part in self.parts])

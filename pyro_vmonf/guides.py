@@ -1,0 +1,211 @@
+"""Guides: q(c|x) by a softmax network, or none, with c summed out in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+from pyro.distributions import Categorical
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vmonf.rows import claim_parameters, data_plate, log_evidence
+from pyro_vmonf.temperature import check_temperature
+from pyro_vmonf.terms import Batch, Classification, Term
+
+if TYPE_CHECKING:
+    from pyro_vmonf.model import FlowMixture
+
+
+class CustomTerm(Term):
+    """A user's callable as a term: see :class:`SoftmaxGuide`."""
+
+    def __init__(self, penalty: Callable[[Batch], Tensor], *, weight: float = 1.0) -> None:
+        super().__init__(weight=weight)
+        self.penalty = penalty
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.penalty(batch)
+
+
+class BoundGuide(PyroModule):
+    """What guides share: a reference to the model whose sites they name.
+
+    The reference is not registered, so the model's parameters stay the model's.
+    """
+
+    def __init__(self, model: FlowMixture | None = None) -> None:
+        super().__init__()
+        self.bind_(model)
+
+    def bind_(self, model: FlowMixture | None) -> None:
+        """Take the names, the standardisation and the weights' guide of ``model`` from now on."""
+        # Hidden in a tuple, so that neither torch nor Pyro registers a child.
+        object.__setattr__(self, "_bound", (model,))
+
+    @property
+    def model(self) -> FlowMixture | None:
+        """The model that the guide is bound to."""
+        return self._bound[0]
+
+    def _begin(self) -> None:
+        """Run what every guide begins with: the posterior of the weights, where they are random."""
+        claim_parameters(self)
+        if self.model is not None:
+            claim_parameters(self.model.weights)
+            self.model.weights.guide()
+
+    def _fullname(self, name: str) -> str:
+        prefix = self._pyro_name if self.model is None else self.model._pyro_name
+        return f"{prefix}.{name}" if prefix else name
+
+
+class SoftmaxGuide(BoundGuide):
+    r"""The amortised posterior :math:`q(c \mid x) = \mathrm{softmax}(f(x) / T)_c`.
+
+    Sites: ``c`` in plate ``data``, one factor per term, and the weights' own sites where they are
+    random. A row's evidence ``y`` is added to the logits, so that a labelled row's posterior is
+    exact. Alone, the guide uses the names ``c`` and ``data``; beside a nested model, bind it by
+    ``model=`` (:class:`~pyro_vmonf.VMoNF` does), and it uses that model's names.
+
+    Arguments:
+        network: module from rows to K logits.
+        terms: what the guide pays beside the ELBO: :class:`~pyro_vmonf.terms.Term` modules, or
+            callables that take a :class:`~pyro_vmonf.terms.Batch` and return a penalty of at least
+            zero for each row. By default, classification of the labelled rows.
+        temperature: *T*, above zero; ``fit`` moves it along a schedule and leaves it at the last.
+        event_dim: dimensions of one row, for a guide that is bound to no model.
+        model: the mixture whose posterior this is.
+
+    Raises:
+        ValueError: if the temperature is not positive.
+
+    References:
+        Pires, Figueiredo (2020), Variational Mixture of Normalizing Flows, arXiv:2009.00585.
+
+    Example:
+        >>> from pyro_vmonf.nn import MLP
+        >>> guide = SoftmaxGuide(MLP(2, 5, hidden=(3,)))
+        >>> guide.log_q(torch.zeros(7, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        terms: Sequence[Term | Callable[[Batch], Tensor]] | None = None,
+        *,
+        temperature: float = 1.0,
+        event_dim: int = 1,
+        model: FlowMixture | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.network = network
+        terms = [Classification()] if terms is None else terms
+        self.terms = nn.ModuleList(
+            term if isinstance(term, nn.Module) else CustomTerm(term) for term in terms
+        )
+        self.event_dim = event_dim
+        self.register_buffer("temperature", torch.tensor(check_temperature(temperature)))
+
+    def set_temperature_(self, value: float) -> None:
+        """Set *T*.
+
+        Raises:
+            ValueError: if it is not a positive finite number.
+        """
+        self.temperature.fill_(check_temperature(value))
+
+    def log_q(self, x: Tensor) -> Tensor:
+        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence."""
+        if self.model is not None:
+            x = self.model.standardizer.inv(x)
+        return (self.network(x) / self.temperature).log_softmax(-1)
+
+    def log_posterior(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return log q(c|x, y) ``(*, K)``."""
+        log_q = self.log_q(x)
+        if y is None:
+            return log_q
+        return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        size: int | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        self._begin()
+        if x is None:  # nothing to infer from: c keeps its prior
+            return
+        event_dim = self.event_dim if self.model is None else len(self.model.event_shape)
+        event_shape = x.shape[x.dim() - event_dim :]
+        plate = data_plate(
+            self._fullname("data"),
+            x,
+            event_shape,
+            index=index,
+            size=size,
+            sample_weight=sample_weight,
+        )
+        with plate as positions:
+            log_q = self.log_q(x)
+            evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
+            logits = log_q if evidence is None else log_q + evidence
+            pyro.sample(
+                self._fullname("c"),
+                Categorical(logits=logits, validate_args=False),
+                infer={"enumerate": "parallel"},
+            )
+            batch = Batch(self, x, log_q, evidence, positions)
+            for name, term in self.named_terms():
+                penalty = term(batch)
+                # A guide's factor is subtracted from the ELBO, and is differentiated as it is only
+                # with has_rsample=True.
+                pyro.factor(self._fullname(name), term.weight * penalty, has_rsample=True)
+
+    def named_terms(self) -> list[tuple[str, Term]]:
+        """Return the terms with the names of their factors, such as ``classification``."""
+        names: dict[str, int] = {}
+        result = []
+        for term in self.terms:
+            name = type(term).__name__.lower()
+            names[name] = names.get(name, 0) + 1
+            suffix = f"_{names[name]}" if names[name] > 1 else ""
+            result.append((name + suffix, term))
+        return result  # type: ignore[return-value]
+
+
+class MarginalGuide(BoundGuide):
+    """The guide that leaves ``c`` to the model, where it is summed out exactly.
+
+    It runs the weights' guide where they are random, and is empty otherwise.
+
+    Arguments:
+        model: the mixture.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> model = FlowMixture(RealNVP(2, 5))
+        >>> elbo = pyro.infer.TraceEnum_ELBO()(model, MarginalGuide(model))
+        >>> bool(elbo(torch.zeros(7, 2)).isfinite())
+        True
+    """
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        size: int | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        self._begin()

@@ -1,0 +1,37 @@
+"""What a training run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class History:
+    """The course of one call of ``fit``, one entry per epoch; ELBO and terms in nats per row.
+
+    Attributes:
+        epoch: number of the epoch, from 0; pretraining counts below zero.
+        step: training steps done at the epoch's end.
+        elbo: mean over the epoch's steps, terms of the guide included.
+        terms: what the ELBO is the sum of: ``log_likelihood``, ``log_prior``, ``entropy``, and the
+            factors by name (negative, as penalties).
+        temperature: *T* at the epoch's end.
+        held_out: ELBO of the held-out rows in ``eval()``, empty without any.
+        rejected: steps whose loss or gradient was not finite and that were rolled back.
+        seconds: wall-clock time of the run.
+        stopped: why the run ended before its last epoch, or empty.
+    """
+
+    epoch: list[int] = field(default_factory=list)
+    step: list[int] = field(default_factory=list)
+    elbo: list[float] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    temperature: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    rejected: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+
+    def __repr__(self) -> str:
+        last = f", elbo={self.elbo[-1]:.4f}" if self.elbo else ""
+        return f"History({len(self.epoch)} epochs, {self.seconds:.1f} s{last})"

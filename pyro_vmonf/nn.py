@@ -1,0 +1,293 @@
+"""Networks with a batch of parameters: K of them cost one matrix product a layer, not K."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "softplus": F.softplus,
+}
+
+
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the function behind an activation's name.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation is {name!r}; choose one of {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
+
+
+def to_groups(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Gather the rows of ``x`` that meet the same parameters, so that one ``bmm`` serves them all.
+
+    A dimension of ``x`` that lies over a parameter dimension larger than one is a *group*; every
+    other dimension holds *rows*. Nothing is copied when the groups already lie leftmost in memory,
+    which is how one batched layer leaves them for the next.
+
+    Arguments:
+        x: tensor ``(*, in)`` whose ``*`` broadcasts with ``batch_shape``, aligned on the right.
+        batch_shape: the batch shape of the parameters.
+
+    Returns:
+        The tensor ``(groups, rows, in)`` and the function that takes ``(groups, rows, out)`` back
+        to ``(*, out)``.
+    """
+    depth = max(x.dim() - 1, len(batch_shape))
+    sizes = (1,) * (depth - len(batch_shape)) + tuple(batch_shape)
+    x = x[(None,) * (depth + 1 - x.dim())]
+    groups = [i for i in range(depth) if sizes[i] > 1]
+    rows = [i for i in range(depth) if sizes[i] <= 1]
+    x = x.expand(*(sizes[i] if sizes[i] > 1 else x.shape[i] for i in range(depth)), x.shape[-1])
+    order = groups + rows
+    shape = [x.shape[i] for i in order]
+    inverse = [order.index(i) for i in range(depth)] + [depth]
+
+    def restore(out: Tensor) -> Tensor:
+        return out.reshape(*shape, out.shape[-1]).permute(inverse)
+
+    count = math.prod(sizes)
+    flat = x.permute(*order, depth).reshape(count, math.prod(shape) // max(count, 1), x.shape[-1])
+    return flat, restore
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    r"""Return :math:`W x + b` for a batch of matrices, in one matrix product.
+
+    Arguments:
+        x: tensor ``(*, in)``.
+        weight: tensor ``(*batch, out, in)``; ``batch`` broadcasts with ``*``.
+        bias: tensor ``(*batch, out)``.
+
+    Returns:
+        Tensor ``(*, out)`` with ``*`` broadcast against ``batch``.
+
+    Example:
+        >>> x, weight, bias = torch.randn(7, 1, 3), torch.randn(5, 4, 3), torch.zeros(5, 4)
+        >>> linear(x, weight, bias).shape
+        torch.Size([7, 5, 4])
+    """
+    batch_shape = weight.shape[:-2]
+    if math.prod(batch_shape) == 1:
+        x = x[(None,) * (len(batch_shape) + 1 - x.dim())]
+        return F.linear(x, weight.reshape(weight.shape[-2:]), bias.reshape(bias.shape[-1:]))
+    flat, restore = to_groups(x, batch_shape)
+    weight = weight.reshape(-1, *weight.shape[-2:])
+    return restore(torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), flat, weight.mT))
+
+
+class Linear(nn.Module):
+    r"""A batch of affine maps :math:`x \mapsto W x + b`.
+
+    Arguments:
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
+        batch_shape: one map for each index of this shape; ``()`` is :class:`torch.nn.Linear`.
+
+    Example:
+        >>> Linear(3, 4, batch_shape=(5,))(torch.randn(7, 1, 3)).shape
+        torch.Size([7, 5, 4])
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, batch_shape: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.batch_shape = torch.Size(batch_shape)
+        bound = 1 / math.sqrt(max(in_features, 1))
+        weight = torch.empty(*self.batch_shape, out_features, in_features)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
+        self.bias = nn.Parameter(
+            torch.empty(*self.batch_shape, out_features).uniform_(-bound, bound)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
+        return f"{self.in_features}, {self.out_features}{batch}"
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron, or a batch of them.
+
+    Arguments:
+        in_features: size of the input's last dimension.
+        out_features: size of the output's last dimension.
+        hidden: widths of the hidden layers; ``()`` is an affine map.
+        activation: name of the activation between layers.
+        batch_shape: one perceptron for each index of this shape.
+
+    Example:
+        >>> MLP(2, 5, hidden=(3,))(torch.randn(7, 2)).shape
+        torch.Size([7, 5])
+        >>> MLP(2, 4, hidden=(8,), batch_shape=(5,))(torch.randn(7, 1, 2)).shape
+        torch.Size([7, 5, 4])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        self.batch_shape = torch.Size(batch_shape)
+        self._activate = activation_named(activation)
+        widths = (in_features, *self.hidden, out_features)
+        self.layers = nn.ModuleList(
+            Linear(m, n, batch_shape=batch_shape)
+            for m, n in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self._activate(layer(x))
+        return last(x)
+
+
+class MaskedMLP(nn.Module):
+    r"""MADE: a perceptron whose outputs for feature *i* depend only on the features before *i*.
+
+    Each hidden unit has a degree *m* and sees the features whose rank is at most *m*; an output of
+    rank *i* sees the units of degree below *i*. Degrees are spread evenly and sorted, so any width
+    will do, also one narrower than the input.
+
+    Arguments:
+        features: number of features *D*.
+        parameters: outputs for each feature, *P*.
+        hidden: widths of the hidden layers.
+        order: permutation of ``range(D)``; ``order[i]`` is the feature that comes *i*-th.
+        activation: name of the activation between layers.
+        batch_shape: one network for each index of this shape.
+
+    References:
+        Germain, Gregor, Murray, Larochelle (2015), MADE: Masked Autoencoder for Distribution
+        Estimation, arXiv:1502.03509.
+
+    Example:
+        >>> MaskedMLP(3, 2, hidden=(2,), batch_shape=(5,))(torch.randn(7, 1, 3)).shape
+        torch.Size([7, 5, 3, 2])
+    """
+
+    masks: list[Tensor]
+
+    def __init__(
+        self,
+        features: int,
+        parameters: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        order: Sequence[int] | None = None,
+        activation: Activation = "relu",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.parameters_per_feature = parameters
+        self.hidden = tuple(hidden)
+        self.batch_shape = torch.Size(batch_shape)
+        self._activate = activation_named(activation)
+        rank = torch.empty(features, dtype=torch.long)
+        rank[torch.as_tensor(range(features) if order is None else order)] = torch.arange(features)
+        degrees = [rank + 1]
+        for width in self.hidden:
+            degrees.append(1 + torch.arange(width) * max(features - 1, 1) // max(width, 1))
+        masks = [b[:, None] >= a for a, b in zip(degrees[:-1], degrees[1:], strict=True)]
+        masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
+        widths = (features, *self.hidden, features * parameters)
+        self.layers = nn.ModuleList(
+            Linear(m, n, batch_shape=batch_shape)
+            for m, n in zip(widths[:-1], widths[1:], strict=True)
+        )
+        for i, mask in enumerate(masks):
+            self.register_buffer(f"mask_{i}", mask, persistent=False)
+
+    def masked_weights(self) -> list[Tensor]:
+        """Return each layer's weights ``(*batch, out, in)`` with the forbidden ones at zero."""
+        return [
+            layer.weight * getattr(self, f"mask_{i}")  # type: ignore[operator]
+            for i, layer in enumerate(self.layers)
+        ]
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the parameters ``(*, D, P)``; pass ``weights`` to mask once for many calls."""
+        weights = self.masked_weights() if weights is None else weights
+        last = len(weights) - 1
+        for i, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            x = linear(x, weight, layer.bias)  # type: ignore[arg-type]
+            x = x if i == last else self._activate(x)
+        return x.unflatten(-1, (self.features, self.parameters_per_feature))
+
+
+class ConvEncoder(nn.Module):
+    """A small convolutional classifier: two convolutions of stride two, one hidden layer.
+
+    Arguments:
+        image_shape: ``(channels, height, width)``; flattened images ``(*, C·H·W)`` are reshaped.
+        out_features: size of the output's last dimension.
+        channels: channels of the two convolutions.
+        hidden: width of the hidden layer.
+
+    Example:
+        >>> ConvEncoder((1, 8, 8), 5)(torch.randn(7, 64)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        out_features: int,
+        *,
+        channels: Sequence[int] = (16, 32),
+        hidden: int = 128,
+    ) -> None:
+        super().__init__()
+        self.image_shape = torch.Size(image_shape)
+        self.out_features = out_features
+        self.channels = tuple(channels)
+        self.hidden = hidden
+        depth, height, width = self.image_shape
+        first, second = self.channels
+        size = second * math.ceil(math.ceil(height / 2) / 2) * math.ceil(math.ceil(width / 2) / 2)
+        self.layers = nn.Sequential(
+            nn.Conv2d(depth, first, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(size, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, out_features),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.dim() < 3 or x.shape[-3:] != self.image_shape
+        batch_shape = x.shape[:-1] if flat else x.shape[:-3]
+        return self.layers(x.reshape(-1, *self.image_shape)).reshape(*batch_shape, -1)

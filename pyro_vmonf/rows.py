@@ -1,0 +1,127 @@
+"""What model and guide share in a Pyro program: rows, evidence, ownership of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.params import param_with_module_name
+from pyro.poutine.runtime import get_plates
+from torch import Tensor
+
+
+@contextmanager
+def data_plate(
+    name: str,
+    x: Tensor | None,
+    event_shape: Sequence[int],
+    *,
+    index: Tensor | None = None,
+    size: int | None = None,
+    sample_weight: Tensor | None = None,
+) -> Iterator[Any]:
+    """Enter the plate of the rows, at the first dimension that no enclosing plate holds.
+
+    Arguments:
+        name: name of the plate.
+        x: rows ``(*, *event_shape)``, or ``None`` to generate.
+        event_shape: shape of one row.
+        index: positions ``(B,)`` of the rows among ``size``; their own order by default.
+        size: number of rows of the whole data set; those given by default.
+        sample_weight: non-negative weights that broadcast with ``*``.
+
+    Raises:
+        ValueError: if the shape of ``x`` does not fit, or the number of rows cannot be known.
+    """
+    taken = {frame.dim for frame in get_plates() if frame.dim is not None}
+    dim = -1
+    while dim in taken:
+        dim -= 1
+    rows = None
+    if x is not None:
+        event_dim = len(event_shape)
+        if tuple(x.shape[x.dim() - event_dim :]) != tuple(event_shape):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} but one row of the components has shape "
+                f"{tuple(event_shape)}; pass x of shape (N, {', '.join(map(str, event_shape))})"
+            )
+        if x.dim() - event_dim < -dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} inside plates on dimensions {sorted(taken)};"
+                f" its rows were expected on dimension {dim - event_dim}"
+            )
+        rows = x.shape[dim - event_dim]
+    if size is None:
+        if rows is None:
+            raise ValueError("there is no x; pass size, the number of rows to generate")
+        if index is not None:
+            raise ValueError("index was given without size; pass size, the rows of the whole data")
+        size = rows
+    if index is None and rows is not None and rows != size:
+        index = torch.arange(rows)
+    with pyro.plate(name, size, subsample=index, dim=dim) as positions:
+        if sample_weight is None:
+            yield positions
+        else:
+            with poutine.scale(scale=sample_weight):
+                yield positions
+
+
+def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
+    """Return what ``y`` says of each row's component, as log p(y|c) of shape ``(*, K)``.
+
+    Arguments:
+        y: integer labels ``(*)``, −1 for unlabelled; or log-likelihoods ``(*, K)``, of which those
+            that are −∞ rule a component out.
+        num_components: number of components *K*.
+        dtype: floating dtype of the result.
+
+    Raises:
+        ValueError: if log-likelihoods do not have K columns.
+
+    Example:
+        >>> log_evidence(torch.tensor([-1, 1]), 2, torch.float32)
+        tensor([[0., 0.],
+                [-inf, 0.]])
+    """
+    if y.is_floating_point():
+        if y.shape[-1:] != (num_components,):
+            raise ValueError(
+                f"y holds log-likelihoods of shape {tuple(y.shape)}; expected "
+                f"(N, {num_components}), or integer labels of shape (N,)"
+            )
+        return y.to(dtype)
+    classes = torch.arange(num_components, device=y.device)
+    excluded = (y.unsqueeze(-1) != classes) & (y.unsqueeze(-1) >= 0)
+    return torch.zeros(excluded.shape, dtype=dtype, device=y.device).masked_fill(
+        excluded, -torch.inf
+    )
+
+
+def claim_parameters(module: PyroModule) -> None:
+    """Take from Pyro's param store what an earlier module of the same names left there.
+
+    Pyro hands a second instance the first one's parameters, and SVI then trains those: the re-run
+    cell of a notebook silently does not train. One parameter of each child tells whose they are.
+    """
+    store = pyro.get_param_store()
+    if not len(store):
+        return
+    for child in module.children():
+        if isinstance(child, PyroModule):
+            claim_parameters(child)
+    for name, child in [*module.named_children(), ("", module)]:
+        if isinstance(child, PyroModule) and name:
+            continue
+        prefix = f"{module._pyro_name}.{name}" if module._pyro_name else name
+        for key, parameter in child.named_parameters(recurse=bool(name)):
+            full = param_with_module_name(prefix, key) if name else f"{prefix}{key}"
+            if full in store and store._params[full] is not parameter:
+                del store[full]
+            elif full in store:
+                break

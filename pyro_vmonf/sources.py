@@ -1,0 +1,127 @@
+"""Where a training run takes its batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyro_vmonf.checks import check_evidence, check_rows
+from pyro_vmonf.model import FlowMixture
+
+Arguments = dict[str, Any]  # of one call of model and guide
+
+
+class Source(Protocol):
+    """Rows that can be gone through once an epoch, in batches of the program's arguments."""
+
+    @property
+    def size(self) -> int: ...
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
+
+
+@dataclass
+class TensorSource:
+    """Rows in memory, shuffled each epoch.
+
+    Arguments:
+        x: rows ``(N, *event_shape)``.
+        y: evidence or ``None``.
+        sample_weight: weights ``(N,)`` or ``None``.
+        batch_size: rows of one step.
+        positions: numbers of the rows in the user's data, which terms see as ``index``.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    sample_weight: Tensor | None
+    batch_size: int
+    positions: Tensor
+
+    @property
+    def size(self) -> int:
+        return len(self.x)
+
+    def rows(self, chosen: Tensor) -> TensorSource:
+        """Return the source of the rows at ``chosen``."""
+        return TensorSource(
+            self.x[chosen],
+            None if self.y is None else self.y[chosen],
+            None if self.sample_weight is None else self.sample_weight[chosen],
+            self.batch_size,
+            self.positions[chosen],
+        )
+
+    def arguments(self, chosen: Tensor) -> Arguments:
+        """Return one step's arguments for the rows at ``chosen``."""
+        return {
+            "x": self.x[chosen],
+            "y": None if self.y is None else self.y[chosen],
+            "index": self.positions[chosen],
+            "size": self.size,
+            "sample_weight": None if self.sample_weight is None else self.sample_weight[chosen],
+        }
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
+        order = torch.randperm(self.size, generator=generator).to(self.x.device)
+        for chosen in order.split(self.batch_size):
+            yield self.arguments(chosen)
+
+    def split(
+        self, fraction: float, generator: torch.Generator
+    ) -> tuple[TensorSource, TensorSource | None]:
+        """Return training and held-out rows; the latter are ``None`` if the fraction is zero.
+
+        Raises:
+            ValueError: if the fraction leaves either side empty.
+        """
+        if fraction == 0:
+            return self, None
+        count = round(self.size * fraction)
+        if not 0 < count < self.size:
+            raise ValueError(
+                f"held_out={fraction} of {self.size} rows holds out {count}; expected a fraction "
+                "that leaves rows on both sides"
+            )
+        order = torch.randperm(self.size, generator=generator).to(self.x.device)
+        return self.rows(order[count:]), self.rows(order[:count])
+
+    def split_by_label(self) -> tuple[TensorSource, TensorSource]:
+        """Return the rows that carry evidence and those that carry none.
+
+        Raises:
+            ValueError: if no row carries any.
+        """
+        if self.y is None:
+            labelled = torch.zeros(self.size, dtype=torch.bool, device=self.x.device)
+        elif self.y.dim() == 1:
+            labelled = self.y >= 0
+        else:
+            labelled = (self.y != self.y[:, :1]).any(-1)
+        if not labelled.any():
+            raise ValueError("no row is labelled; pass y with at least one label of 0 or more")
+        return self.rows(labelled.nonzero().squeeze(1)), self.rows((~labelled).nonzero().squeeze(1))
+
+
+class LoaderSource:
+    """A ``DataLoader`` that yields ``x`` or ``(x, y)``; order and batch size are its own."""
+
+    def __init__(self, loader: DataLoader[Any], model: FlowMixture, like: Tensor) -> None:
+        self.loader = loader
+        self.model = model
+        self.like = like
+        self.size = len(loader.dataset)  # type: ignore[arg-type]
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
+        for batch in self.loader:
+            x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+            x = x[0] if isinstance(x, (tuple, list)) else x
+            x = check_rows(x, self.model.event_shape, self.like)
+            if y is not None:
+                y = check_evidence(y, len(x), self.model.num_components, self.like)
+            yield {"x": x, "y": y, "size": self.size}

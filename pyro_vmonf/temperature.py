@@ -1,0 +1,120 @@
+"""Schedules: functions from the number of a training step to a positive number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = Callable[[int], float]
+
+
+def check_temperature(value: float) -> float:
+    """Return ``value`` if it can be a temperature.
+
+    Raises:
+        ValueError: if it is not a positive finite number.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"temperature is {value}; it must be a positive finite number")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The schedule that stays at one value: see :func:`constant`."""
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.value)
+
+    def __call__(self, step: int) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """The exponential schedule: see :func:`exponential_decay`."""
+
+    rate: float
+    initial: float = 1.0
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_temperature(self.initial)
+        if not (math.isfinite(self.rate) and self.rate >= 0):
+            raise ValueError(f"rate is {self.rate}; it must be a number of at least 0")
+        if not 0 <= self.floor <= self.initial:
+            raise ValueError(f"floor is {self.floor}; expected 0 <= floor <= {self.initial}")
+
+    def __call__(self, step: int) -> float:
+        return max(self.floor, self.initial * math.exp(-self.rate * step))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The linear schedule: see :func:`linear_decay`."""
+
+    steps: int
+    initial: float = 1.0
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_temperature(self.initial)
+        check_temperature(self.final)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+
+    def __call__(self, step: int) -> float:
+        share = min(step / self.steps, 1.0)
+        return self.initial + share * (self.final - self.initial)
+
+
+def constant(value: float = 1.0) -> Constant:
+    """Return the schedule that stays at ``value``.
+
+    Example:
+        >>> constant(0.5)(1000)
+        0.5
+    """
+    return Constant(value)
+
+
+def exponential_decay(rate: float, *, initial: float = 1.0, floor: float = 0.1) -> ExponentialDecay:
+    r"""Return :math:`T(t) = \max(\mathrm{floor}, T_0 e^{-\mathrm{rate}\cdot t})`, t in steps.
+
+    Arguments:
+        rate: decay per step.
+        initial: the temperature :math:`T_0` of the first step.
+        floor: what it never falls below; without one the softmax ends as an argmax.
+
+    Raises:
+        ValueError: if the initial temperature is not positive, the rate is negative, or the floor
+            is outside 0 to ``initial``.
+
+    Example:
+        >>> schedule = exponential_decay(rate=1e-3)
+        >>> schedule(0), round(schedule(1000), 4), schedule(100_000)
+        (1.0, 0.3679, 0.1)
+    """
+    return ExponentialDecay(rate, initial, floor)
+
+
+def linear_decay(steps: int, *, initial: float = 1.0, final: float = 0.1) -> Linear:
+    """Return the straight line from ``initial`` to ``final`` over ``steps`` steps, flat afterwards.
+
+    Raises:
+        ValueError: if a temperature is not positive, or there are no steps.
+
+    Example:
+        >>> schedule = linear_decay(steps=100, final=0.5)
+        >>> schedule(0), schedule(50), schedule(1000)
+        (1.0, 0.75, 0.5)
+    """
+    return Linear(steps, initial, final)
+
+
+def as_schedule(temperature: float | Schedule) -> Schedule:
+    """Return a schedule for a number (constant) or a callable (itself)."""
+    return temperature if callable(temperature) else constant(temperature)

@@ -1,0 +1,77 @@
+"""The affine transform with a determinant in O(D)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vmonf.nn import to_groups
+from pyro_vmonf.transforms.base import FlowTransform, check_features, constant_log_det
+
+
+class Affine(FlowTransform):
+    r"""An affine map whose matrix is kept as its PLU factors (thesis 3.4.1).
+
+    .. math::
+        x = P L (U + \mathrm{diag}(s))\, z + b, \qquad \log|\det| = \sum_i \log|s_i|
+
+    P is a fixed permutation, L is unit lower triangular, U strictly upper triangular. It starts at
+    a random rotation, another for each index of the batch; the signs of *s* stay as they start.
+
+    Arguments:
+        features: number of features *D*.
+        batch_shape: one map for each index of this shape.
+
+    References:
+        Kingma, Dhariwal (2018), Glow: Generative Flow with Invertible 1x1 Convolutions,
+        arXiv:1807.03039.
+
+    Example:
+        >>> transform = Affine(2, batch_shape=(5,))
+        >>> x, log_det = transform.forward_and_log_det(torch.randn(7, 1, 2))
+        >>> x.shape, log_det.shape
+        (torch.Size([7, 5, 2]), torch.Size([7, 5]))
+    """
+
+    permutation: Tensor
+    signs: Tensor
+
+    def __init__(self, features: int, *, batch_shape: Sequence[int] = ()) -> None:
+        super().__init__(batch_shape=batch_shape)
+        self.features = check_features(features)
+        rotation, _ = torch.linalg.qr(torch.randn(*self.batch_shape, features, features))
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal(dim1=-2, dim2=-1)
+        # A row index, as the factor P applied to y is y[permutation].
+        self.register_buffer("permutation", permutation.argmax(-1))
+        self.register_buffer("signs", diagonal.sign())
+        self.lower = nn.Parameter(lower.tril(-1).contiguous())
+        self.upper = nn.Parameter(upper.triu(1).contiguous())
+        self.log_scale = nn.Parameter(diagonal.abs().log().contiguous())
+        self.shift = nn.Parameter(torch.zeros(*self.batch_shape, features))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        identity = torch.eye(self.features, dtype=self.shift.dtype, device=self.shift.device)
+        diagonal = torch.diag_embed(self.signs * self.log_scale.exp())
+        return self.lower.tril(-1) + identity, self.upper.triu(1) + diagonal
+
+    def matrix(self) -> Tensor:
+        """Return the matrices ``(*batch, D, D)``."""
+        lower, upper = self._factors()
+        return torch.take_along_dim(lower @ upper, self.permutation.unsqueeze(-1), -2)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        flat, restore = to_groups(z, self.batch_shape)
+        matrix = self.matrix().reshape(-1, self.features, self.features)
+        x = restore(flat @ matrix.mT) + self.shift
+        return x, constant_log_det(self.log_scale.sum(-1), x)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.take_along_dim(x - self.shift, self.permutation.argsort(-1), -1)
+        flat, restore = to_groups(y, self.batch_shape)
+        lower, upper = (f.reshape(-1, self.features, self.features) for f in self._factors())
+        flat = torch.linalg.solve_triangular(lower, flat.mT, upper=False, unitriangular=True)
+        z = restore(torch.linalg.solve_triangular(upper, flat, upper=True).mT)
+        return z, constant_log_det(-self.log_scale.sum(-1), z)

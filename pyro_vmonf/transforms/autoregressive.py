@@ -1,0 +1,75 @@
+"""Masked autoregressive transforms: each feature is moved by those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.nn import Activation, MaskedMLP
+from pyro_vmonf.transforms.base import FlowTransform, check_features
+from pyro_vmonf.transforms.univariate import Univariate
+
+
+class Autoregressive(FlowTransform):
+    r"""A monotone map of each feature, with parameters computed from the data features before it.
+
+    .. math::
+        x_i = h(z_i; \theta_i(x_{1:i-1})), \qquad \log|\det| = \sum_i \log h'(z_i)
+
+    From data to base is one pass through the network; from base to data is one pass per feature.
+
+    Arguments:
+        features: number of features *D*.
+        univariate: the map *h*.
+        order: permutation of ``range(D)``, the order of the features; ascending by default.
+        hidden: widths of the hidden layers, also below *D*.
+        activation: their activation.
+        batch_shape: one transform for each index of this shape.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        univariate: Univariate,
+        *,
+        order: Sequence[int] | Tensor | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(batch_shape=batch_shape)
+        self.features = check_features(features)
+        self.univariate = univariate
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        chosen = list(range(features)) if order is None else torch.as_tensor(order).tolist()
+        if sorted(chosen) != list(range(features)):
+            raise ValueError(f"order is {chosen}; expected a permutation of 0 to {features - 1}")
+        self.register_buffer("order", torch.tensor(chosen))
+        self.network = MaskedMLP(
+            features,
+            univariate.parameters,
+            hidden=hidden,
+            order=chosen,
+            activation=activation,
+            batch_shape=batch_shape,
+        )
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_slope = self.univariate.inverse(x, self.network(x))
+        return z, log_slope.sum(-1)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.network.masked_weights()
+        z = z.expand(torch.broadcast_shapes(z.shape, (*self.batch_shape, self.features)))
+        columns = list(torch.zeros_like(z).unbind(-1))
+        log_slope = z.new_zeros(z.shape[:-1])
+        for i in self.order.tolist():
+            theta = self.network(torch.stack(columns, -1), weights)[..., i, :]
+            columns[i], slope = self.univariate.forward(z[..., i], theta)
+            log_slope = log_slope + slope
+        return torch.stack(columns, -1), log_slope

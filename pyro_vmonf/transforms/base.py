@@ -1,0 +1,75 @@
+"""What every transform of the library is: a module that maps base to data and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class FlowTransform(TransformModule):
+    r"""A bijection :math:`x = h(z)` from base to data, which computes its log-determinant with it.
+
+    To implement a transform, derive from this class, pass ``batch_shape`` on, and write the two
+    methods :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. The parameters have
+    ``batch_shape`` on their left: ``()`` is shared by all components, ``(K,)`` is one for each of K
+    components, and a tensor ``(*, D)`` that comes in broadcasts with it on the right of ``*``.
+
+    Nothing is cached, so no value outlives an optimiser's step.
+
+    Arguments:
+        batch_shape: the batch shape of the parameters.
+    """
+
+    bijective = True
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, *, batch_shape: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.batch_shape = torch.Size(batch_shape)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`h(z)` of shape ``(*, D)`` and :math:`\log|\det\partial h|` of shape
+        ``(*)``."""
+        raise NotImplementedError
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`h^{-1}(x)` of shape ``(*, D)`` and :math:`\log|\det\partial h^{-1}|` of
+        shape ``(*)``."""
+        raise NotImplementedError
+
+    def _call(self, z: Tensor) -> Tensor:
+        return self.forward_and_log_det(z)[0]
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return self.inverse_and_log_det(x)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log-determinant at base ``x``, from data ``y`` (a MAF's cheap side)."""
+        return -self.inverse_and_log_det(y)[1]
+
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
+        return self  # keeping no cache is part of the contract
+
+    def extra_repr(self) -> str:
+        return f"batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
+
+
+def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:
+    """Give a log-determinant that does not depend on ``x`` the batch shape of ``x``."""
+    return log_det.expand(torch.broadcast_shapes(log_det.shape, x.shape[: x.dim() - event_dim]))
+
+
+def check_features(features: int, minimum: int = 1) -> int:
+    """Return ``features`` if it is an integer of at least ``minimum``.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(features, int) or features < minimum:
+        raise ValueError(f"features is {features!r}; it must be an integer of at least {minimum}")
+    return features

@@ -1,0 +1,86 @@
+"""Batch normalisation between the layers of a flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.transforms.base import FlowTransform, check_features, constant_log_det
+
+
+class BatchNorm(FlowTransform):
+    r"""Batch normalisation on the way from data to base (thesis 3.4.3).
+
+    .. math::
+        z = \frac{x - \tilde\mu}{\sqrt{\tilde\sigma^2 + \epsilon}}, \qquad
+        \log|\det\partial h^{-1}| = -\tfrac12 \sum_i \log(\tilde\sigma_i^2 + \epsilon)
+
+    In ``train()`` the inverse uses the statistics of the batch and follows them with running ones;
+    in ``eval()``, and always from base to data, it uses the running ones. While training the rows
+    of a batch are therefore coupled, and the density is a proper one in ``eval()`` only. Statistics
+    are kept for each component but weigh all rows alike, whatever the guide makes of them; no
+    ready-made bank has this layer.
+
+    Arguments:
+        features: number of features *D*.
+        momentum: how far the running statistics move towards the batch's, in (0, 1].
+        epsilon: added to the variance.
+        batch_shape: one set of statistics for each index of this shape.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> transform = BatchNorm(2, momentum=1.0)
+        >>> z, _ = transform.inverse_and_log_det(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+        >>> transform.running_mean
+        tensor([2., 2.])
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(batch_shape=batch_shape)
+        self.features = check_features(features)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.register_buffer("running_mean", torch.zeros(*self.batch_shape, features))
+        self.register_buffer("running_variance", torch.ones(*self.batch_shape, features))
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance ``(*batch, D)`` over every dimension that holds rows."""
+        batch = (1,) * (x.dim() - 1 - len(self.batch_shape)) + tuple(self.batch_shape)
+        rows = [i for i in range(x.dim() - 1) if batch[i] == 1]
+        x = x.expand(torch.broadcast_shapes(x.shape, (*batch, self.features)))
+        count = math.prod(x.shape[i] for i in rows)
+        mean = x.mean(rows, keepdim=True) if rows else x
+        variance = (x - mean).square().sum(rows, keepdim=True) / count if rows else x * 0
+        shape = (*self.batch_shape, self.features)
+        return mean.reshape(shape), variance.reshape(shape)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self.running_mean, self.running_variance
+        if self.training:
+            mean, variance = self._batch_statistics(x)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_variance.lerp_(variance, self.momentum)
+        variance = variance + self.epsilon
+        z = (x - mean) * variance.rsqrt()
+        return z, constant_log_det(-0.5 * variance.log().sum(-1), z)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        variance = self.running_variance + self.epsilon
+        x = z * variance.sqrt() + self.running_mean
+        return x, constant_log_det(0.5 * variance.log().sum(-1), x)

@@ -1,0 +1,103 @@
+"""Coupling transforms: one half of the features moves the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.nn import MLP, Activation
+from pyro_vmonf.transforms.base import FlowTransform, check_features
+from pyro_vmonf.transforms.univariate import Univariate
+
+
+def alternating_mask(features: int, flip: bool = False) -> Tensor:
+    """Return the mask of every second feature; for a flattened image, a checkerboard's row.
+
+    Example:
+        >>> alternating_mask(5)
+        tensor([ True, False,  True, False,  True])
+    """
+    return (torch.arange(features) % 2 == 0) ^ flip
+
+
+class Coupling(FlowTransform):
+    r"""A monotone map of some features, with parameters computed from the others.
+
+    .. math::
+        x_2 = z_2, \qquad x_1 = h(z_1; \theta(z_2)), \qquad
+        \log|\det| = \sum_i \log h'(z_{1,i})
+
+    Arguments:
+        features: number of features *D*, at least 2.
+        univariate: the map *h*.
+        mask: booleans ``(D,)``, true for the features that pass unchanged; every second by default.
+        hidden: widths of the hidden layers of the networks that compute θ.
+        activation: their activation.
+        batch_shape: one transform for each index of this shape.
+
+    Raises:
+        ValueError: if fewer than two features are given, or the mask has the wrong shape, or
+            passes all features or none.
+    """
+
+    mask: Tensor
+    passive: Tensor
+    active: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        univariate: Univariate,
+        *,
+        mask: Tensor | Sequence[bool] | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(batch_shape=batch_shape)
+        self.features = check_features(features, minimum=2)
+        self.univariate = univariate
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        mask = alternating_mask(features) if mask is None else torch.as_tensor(mask).bool()
+        if mask.shape != (features,) or mask.all() or not mask.any():
+            raise ValueError(
+                f"mask is {mask.tolist()}; expected {features} booleans, some true and some false"
+            )
+        passive, active = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
+        self.register_buffer("mask", mask)
+        self.register_buffer("passive", passive, persistent=False)
+        self.register_buffer("active", active, persistent=False)
+        self.register_buffer("order", torch.cat((passive, active)).argsort(), persistent=False)
+        # Separate networks (s and t) are one more batch dimension of the same products.
+        self.network = MLP(
+            len(passive),
+            len(active) * univariate.parameters // univariate.networks,
+            hidden=hidden,
+            activation=activation,
+            batch_shape=(*self.batch_shape, univariate.networks),
+        )
+
+    def _parameters_from(self, passive: Tensor) -> Tensor:
+        """Compute θ of shape ``(*, active, P)``."""
+        out = self.network(passive.unsqueeze(-2))
+        return out.unflatten(-1, (len(self.active), -1)).transpose(-3, -2).flatten(-2)
+
+    def _join(self, passive: Tensor, active: Tensor) -> Tensor:
+        passive = passive.expand(*active.shape[:-1], -1)
+        return torch.cat((passive, active), -1).index_select(-1, self.order)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        passive = z.index_select(-1, self.passive)
+        theta = self._parameters_from(passive)
+        moved, log_slope = self.univariate.forward(z.index_select(-1, self.active), theta)
+        return self._join(passive, moved), log_slope.sum(-1)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        passive = x.index_select(-1, self.passive)
+        theta = self._parameters_from(passive)
+        moved, log_slope = self.univariate.inverse(x.index_select(-1, self.active), theta)
+        return self._join(passive, moved), log_slope.sum(-1)

@@ -1,0 +1,58 @@
+"""The map between the unit interval and the real line, for images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from pyro_vmonf.transforms.base import FlowTransform
+
+
+class Logit(FlowTransform):
+    r"""The map of pixels in [0, 1] to the real line and back.
+
+    .. math::
+        z = \mathrm{logit}(\alpha + (1 - 2\alpha) x), \qquad
+        \log|\partial x / \partial z| = \log\sigma(z) + \log\sigma(-z) - \log(1 - 2\alpha)
+
+    It belongs at the data end of a chain. Pixels are to be dequantised before
+    (:func:`pyro_vmonf.datasets.dequantize`): that step is random and no bijection.
+
+    Arguments:
+        alpha: how far the ends of the interval are kept from 0 and 1, in [0, 1/2).
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Raises:
+        ValueError: if ``alpha`` is outside [0, 1/2).
+
+    Example:
+        >>> Logit(alpha=0.0).inv(torch.tensor([0.5]))
+        tensor([0.])
+    """
+
+    def __init__(self, *, alpha: float = 1e-6) -> None:
+        super().__init__()
+        if not 0 <= alpha < 0.5:
+            raise ValueError(f"alpha is {alpha}; expected a number in [0, 0.5)")
+        self.alpha = alpha
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        margin = self.alpha / (1 - 2 * self.alpha)
+        return constraints.independent(constraints.interval(-margin, 1 + margin), 1)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        width = 1 - 2 * self.alpha
+        log_det = F.logsigmoid(z) + F.logsigmoid(-z) - torch.log(z.new_tensor(width))
+        return (torch.sigmoid(z) - self.alpha) / width, log_det.sum(-1)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        width = 1 - 2 * self.alpha
+        y = self.alpha + width * x
+        log_y, log_rest = y.log(), torch.log1p(-y)
+        log_det = torch.log(y.new_tensor(width)) - log_y - log_rest
+        return log_y - log_rest, log_det.sum(-1)

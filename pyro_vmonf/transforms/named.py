@@ -1,0 +1,164 @@
+"""The couplings and autoregressive transforms that people ask for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pyro_vmonf.nn import Activation
+from pyro_vmonf.transforms.autoregressive import Autoregressive
+from pyro_vmonf.transforms.coupling import Coupling
+from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale
+
+
+class AffineCoupling(Coupling):
+    r"""The coupling :math:`x_1 = z_1 \odot e^{s(z_2)} + t(z_2)`, with two networks (thesis 3.4.4).
+
+    Arguments:
+        features, mask, hidden, activation, batch_shape: as for :class:`Coupling`.
+        bound: the largest log-scale.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> x, log_det = AffineCoupling(2, batch_shape=(5,)).forward_and_log_det(torch.randn(7, 1, 2))
+        >>> x.shape, log_det.shape
+        (torch.Size([7, 5, 2]), torch.Size([7, 5]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        mask: Tensor | Sequence[bool] | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            features,
+            ShiftAndScale(bound),
+            mask=mask,
+            hidden=hidden,
+            activation=activation,
+            batch_shape=batch_shape,
+        )
+        self.bound = bound
+
+
+class SplineCoupling(Coupling):
+    """A coupling whose map is a rational-quadratic spline, the identity outside ``[-bound, bound]``.
+
+    Arguments:
+        features, mask, hidden, activation, batch_shape: as for :class:`Coupling`.
+        bins: pieces of each spline.
+        bound: half the width of the box.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> SplineCoupling(2, batch_shape=(5,)).inv(torch.randn(7, 1, 2)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        mask: Tensor | Sequence[bool] | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        bins: int = 8,
+        bound: float = 5.0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            features,
+            RationalQuadratic(bins, bound),
+            mask=mask,
+            hidden=hidden,
+            activation=activation,
+            batch_shape=batch_shape,
+        )
+        self.bins = bins
+        self.bound = bound
+
+
+class AffineAutoregressive(Autoregressive):
+    r"""The layer of a MAF, :math:`x_i = z_i e^{\alpha_i} + \mu_i` (thesis 3.4.5).
+
+    Arguments:
+        features, order, hidden, activation, batch_shape: as for :class:`Autoregressive`.
+        bound: the largest log-scale.
+
+    References:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
+        arXiv:1705.07057.
+
+    Example:
+        >>> AffineAutoregressive(3, hidden=(2,), batch_shape=(5,)).inv(torch.randn(7, 1, 3)).shape
+        torch.Size([7, 5, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        order: Sequence[int] | Tensor | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            features,
+            ShiftAndScale(bound),
+            order=order,
+            hidden=hidden,
+            activation=activation,
+            batch_shape=batch_shape,
+        )
+        self.bound = bound
+
+
+class SplineAutoregressive(Autoregressive):
+    """An autoregressive layer whose map is a rational-quadratic spline.
+
+    Arguments:
+        features, order, hidden, activation, batch_shape: as for :class:`Autoregressive`.
+        bins: pieces of each spline.
+        bound: half the width of the box outside which the map is the identity.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> SplineAutoregressive(1, batch_shape=(5,)).inv(torch.randn(7, 1, 1)).shape
+        torch.Size([7, 5, 1])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        order: Sequence[int] | Tensor | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        bins: int = 8,
+        bound: float = 5.0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            features,
+            RationalQuadratic(bins, bound),
+            order=order,
+            hidden=hidden,
+            activation=activation,
+            batch_shape=batch_shape,
+        )
+        self.bins = bins
+        self.bound = bound

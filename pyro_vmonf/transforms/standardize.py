@@ -1,0 +1,62 @@
+"""The affine map between raw units and units of one standard deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
+
+
+class Standardize(FlowTransform):
+    r"""The shared affine map :math:`x = \mathrm{loc} + \mathrm{scale} \cdot z`, identity at first.
+
+    Arguments:
+        event_shape: shape of one row, ``(D,)`` or ``(C, H, W)``.
+
+    Example:
+        >>> transform = Standardize((2,))
+        >>> transform.fit_(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+        >>> transform.loc, transform.scale  # a constant column keeps its scale
+        (tensor([1., 5.]), tensor([1., 1.]))
+    """
+
+    loc: Tensor
+    scale: Tensor
+    fitted: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.register_buffer("loc", torch.zeros(self.event_shape))
+        self.register_buffer("scale", torch.ones(self.event_shape))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    codomain = domain  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def fit_(self, x: Tensor) -> None:
+        """Take mean and standard deviation of the rows ``(N, *event_shape)``, each feature."""
+        rows = x.reshape(-1, *self.event_shape)
+        scale = rows.std(0, unbiased=False)
+        # A spread within rounding of the values is no spread: leave such a column unscaled.
+        floor = torch.finfo(rows.dtype).eps * rows.abs().amax(0) * 10
+        self.loc.copy_(rows.mean(0))
+        self.scale.copy_(torch.where(scale > floor, scale, torch.ones_like(scale)))
+        self.fitted.fill_(True)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return constant_log_det(self.scale.log().sum(), x, len(self.event_shape))
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loc + self.scale * z, self._log_det(z)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.loc) / self.scale, -self._log_det(x)

@@ -1,0 +1,226 @@
+"""VMoNF: the pair of model and guide, with the verbs that people ask of a fitted mixture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_vmonf import fitting, saving
+from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf.distributions import Marginal
+from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
+from pyro_vmonf.history import History
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.seeding import local_seed
+
+
+class VMoNF(PyroModule):
+    """A variational mixture of normalizing flows: a model, its guide, and the verbs of both.
+
+    ``vmonf.model`` and ``vmonf.guide`` are ordinary Pyro programs, for ``SVI``, ``Predictive``,
+    ``poutine`` and NUTS. Their sites carry the name of the pair and not those of its two halves:
+    ``c`` and ``x`` alone, ``prior.c`` and ``prior.x`` when the pair is the attribute ``prior``.
+
+    Arguments:
+        model: the mixture.
+        guide: its guide; ``None`` sums c out in the model, and every verb is then exact.
+
+    References:
+        Pires, Figueiredo (2020), Variational Mixture of Normalizing Flows, arXiv:2009.00585.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide
+        >>> from pyro_vmonf.datasets import pinwheel
+        >>> from pyro_vmonf.nn import MLP
+        >>> x, wing = pinwheel(wings=3, per_wing=64, seed=0)
+        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3)))
+        >>> history = vmonf.fit(x, epochs=2, progress=False, seed=0)
+        >>> vmonf.predict(x).shape, vmonf.log_prob(x).shape
+        (torch.Size([192]), torch.Size([192]))
+    """
+
+    model: FlowMixture
+    guide: SoftmaxGuide | MarginalGuide
+
+    def __init__(
+        self, model: FlowMixture, guide: SoftmaxGuide | MarginalGuide | None = None
+    ) -> None:
+        super().__init__()
+        guide = MarginalGuide() if guide is None else guide
+        if isinstance(guide, SoftmaxGuide):
+            _check_fit(model, guide)
+        self.model = model
+        self.guide = guide
+        guide.bind_(model)
+        self._pyro_set_supermodule(self._pyro_name, self._pyro_context)
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        self._pyro_name = name
+        self._pyro_context = context
+        for half in self.children():
+            _rename(half, name, context)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the model."""
+        return self.model(*args, **kwargs)
+
+    def fit(self, x: Any, y: Any = None, **options: Any) -> History:
+        """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.fitting.fit`."""
+        return fitting.fit(self.model, self.guide, x, y, **options)
+
+    def predict(self, x: Any, *, exact: bool = False, chunk_size: int = 8192) -> Tensor:
+        """Return the most probable component of each row, ``(N,)``.
+
+        Arguments:
+            x: rows ``(N, *event_shape)``.
+            exact: by Bayes' rule, in place of the guide.
+            chunk_size: rows evaluated at once.
+        """
+        return self.predict_proba(x, exact=exact, chunk_size=chunk_size).argmax(-1)
+
+    def predict_proba(
+        self, x: Any, y: Any = None, *, exact: bool = False, chunk_size: int = 8192
+    ) -> Tensor:
+        r"""Return the posterior of the component of each row, ``(N, K)``.
+
+        Arguments:
+            x: rows ``(N, *event_shape)``.
+            y: evidence of the rows, as in ``fit``.
+            exact: :math:`p(c|x) \\propto \\pi_c p(x|c)`, in place of the guide's :math:`q(c|x)`.
+            chunk_size: rows evaluated at once.
+        """
+        posterior: Callable[..., Tensor] = self.model.log_posterior
+        if not exact and isinstance(self.guide, SoftmaxGuide):
+            posterior = self.guide.log_posterior
+        if y is not None:
+            like = floating_buffer(self)
+            y = check_evidence(y, len(x), self.model.num_components, like)
+        return self._over_chunks(lambda rows, y: posterior(rows, y).exp(), x, chunk_size, y)
+
+    def log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
+        r"""Return :math:`\log\sum_c \pi_c\, p(x|c)` of each row, ``(N,)``, in nats and raw units."""
+        return self._over_chunks(lambda rows, _: self.marginal().log_prob(rows), x, chunk_size)
+
+    def component_log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
+        """Return log p(x|c) of each row under each component, ``(N, K)``."""
+        axis = -1 - len(self.model.event_shape)
+        return self._over_chunks(
+            lambda rows, _: self.model.components().log_prob(rows.unsqueeze(axis)), x, chunk_size
+        )
+
+    def elbo(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
+        """Return the plain ELBO of each row, ``(N,)``, without the guide's terms."""
+
+        def elbo(rows: Tensor, _: Tensor | None) -> Tensor:
+            joint = self.marginal().joint_log_prob(rows)
+            if isinstance(self.guide, MarginalGuide):
+                return joint.logsumexp(-1)
+            log_q = self.guide.log_q(rows)
+            return torch.where(log_q > -torch.inf, log_q.exp() * (joint - log_q), 0.0).sum(-1)
+
+        return self._over_chunks(elbo, x, chunk_size)
+
+    def sample(
+        self, num_samples: int, *, component: int | None = None, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw points ``(num_samples, *event_shape)`` and the component ``(num_samples,)`` of each.
+
+        Arguments:
+            num_samples: how many.
+            component: draw from this one only.
+            seed: seed of the draws; the global state is then left alone.
+
+        Raises:
+            ValueError: if the number is below one, or the component is out of range.
+        """
+        check_positive("num_samples", num_samples)
+        count = self.model.num_components
+        if component is not None and not 0 <= component < count:
+            raise ValueError(f"component is {component}; expected 0 to {count - 1}")
+        with local_seed(seed), scoring(self), torch.no_grad():
+            marginal = self.marginal()
+            if component is None:
+                return marginal.sample_with_component((num_samples,))
+            c = torch.full((num_samples,), component, device=marginal.log_weights.device)
+            return self.model.select(c).sample(), c
+
+    def marginal(self, *, frozen: bool = False) -> Marginal:
+        """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""
+        return self.model.marginal(frozen=frozen)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration and state to a file that loads with ``weights_only=True``."""
+        saving.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, into: VMoNF | None = None) -> VMoNF:
+        """Read what :meth:`save` wrote.
+
+        Arguments:
+            path: the file.
+            into: a freshly built pair to fill, for models with modules of the user's own.
+        """
+        return saving.load(path, into=into)  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _over_chunks(
+        self,
+        function: Callable[[Tensor, Tensor | None], Tensor],
+        x: Any,
+        chunk_size: int,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        check_positive("chunk_size", chunk_size)
+        rows = check_rows(x, self.model.event_shape, floating_buffer(self))
+        evidence = [None] * len(rows) if y is None else y.split(chunk_size)
+        with scoring(self):
+            parts = [
+                function(chunk, part)
+                for chunk, part in zip(rows.split(chunk_size), evidence)  # noqa: B905
+            ]
+        return torch.cat(parts)
+
+
+def _rename(module: torch.nn.Module, name: str, context: Any) -> None:
+    """Give a Pyro module and those below it the names that follow from ``name``."""
+    if isinstance(module, PyroModule):
+        module._pyro_name = name
+        module._pyro_context = context
+        for key, child in module.named_children():
+            _rename(child, f"{name}.{key}" if name else key, context)
+
+
+def _check_fit(model: FlowMixture, guide: BoundGuide) -> None:
+    """Refuse a guide whose network does not produce one logit a component for a row."""
+    like = floating_buffer(model)
+    row = torch.zeros(1, *model.event_shape, dtype=like.dtype, device=like.device)
+    with scoring(guide), torch.no_grad():
+        try:
+            shape = tuple(guide.network(row).shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the guide's network does not take rows of shape {tuple(model.event_shape)}: {error}"
+            ) from error
+    if shape != (1, model.num_components):
+        raise ValueError(
+            f"the guide's network returns {tuple(shape)} for one row; expected "
+            f"(1, {model.num_components}), one logit for each of the bank's components"
+        )
+
+
+@contextmanager
+def scoring(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module in ``eval()`` for a block, and every part back as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
