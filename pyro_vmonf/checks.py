@@ -111,8 +111,8 @@ def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tens
     bad = ((y < -1) | (y >= num_components)).nonzero().squeeze(1)
     if len(bad):
         raise ValueError(
-            f"label {int(y[bad[0]])} in row {int(bad[0])} is out of range; expected -1 (unlabelled) "
-            f"or 0 to {num_components - 1} ({len(bad)} such rows)"
+            f"label {int(y[bad[0]])} in row {int(bad[0])} is out of range; expected -1 "
+            f"(unlabelled) or 0 to {num_components - 1} ({len(bad)} such rows)"
         )
     return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -38,7 +39,7 @@ class FlowDistribution(TorchDistribution):
         torch.Size([7, 5])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, base: Distribution, transforms: Sequence[Transform]) -> None:
         self.base = base
@@ -105,7 +106,7 @@ class StackedDistribution(TorchDistribution):
         torch.Size([7, 2])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, parts: Sequence[Distribution]) -> None:
         if not parts:
@@ -198,7 +199,7 @@ def pick(table: Tensor, c: Tensor) -> Tensor:
 class Selected(TorchDistribution):
     """The component that the index tensor ``c`` picks: see :func:`select`."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(
         self, components: Distribution, c: Tensor, batch_shape: Sequence[int] | None = None
@@ -279,7 +280,7 @@ class Marginal(TorchDistribution):
         (torch.Size([3]), torch.Size([4, 2]))
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
     def __init__(

@@ -111,7 +111,7 @@ def max_plate_nesting(
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(**arguments)
     return max(
-        -frame.dim
+        -frame.dim  # type: ignore[operator]
         for trace in (guide_trace, model_trace)
         for site in trace.nodes.values()
         if site["type"] == "sample"
@@ -189,6 +189,7 @@ class Trainer:
         self.steps = 0
         self.scheduled_steps = 0
         self.rejected_in_a_row = 0
+        self.open: list[dict[str, Tensor]] = []
 
     def set_temperature(self) -> None:
         if self.temperature is not None and isinstance(self.guide, SoftmaxGuide):
@@ -221,8 +222,8 @@ class Trainer:
         if self.rejected_in_a_row >= self.max_rejected:
             culprit = _culprit(self.model, terms, arguments)
             raise FloatingPointError(
-                f"{self.rejected_in_a_row} steps in a row had a loss or gradient that is not finite "
-                f"(step {self.steps}: {culprit}); the last good state was kept. "
+                f"{self.rejected_in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite (step {self.steps}: {culprit}); the last good state was kept. "
                 "Try a smaller lr, clip_norm, or a smaller bound of the flows"
             )
         return None
@@ -257,8 +258,6 @@ class Trainer:
         temperature = self.guide.temperature if isinstance(self.guide, SoftmaxGuide) else 1.0
         history.temperature.append(float(temperature))
         self.open = []
-
-    open: list[dict[str, Tensor]] = []
 
     @torch.no_grad()
     def score(self, source: TensorSource) -> float:
@@ -491,7 +490,6 @@ def _run(
 ) -> None:
     """Go through pretraining and the epochs."""
     history = trainer.history
-    trainer.open = []
     trainer.set_temperature()
     best, best_epoch, best_state = -math.inf, 0, None
     number = -pretrain_epochs
@@ -515,7 +513,8 @@ def _run(
                 if keep == "best":
                     best_state = copy.deepcopy(trainer.loss.state_dict())
             view = Progress(number, trainer.steps, trainer.model, trainer.guide, history)
-            if any([callback(view) for callback in callbacks]):
+            stops = [callback(view) for callback in callbacks]  # all of them see every epoch
+            if any(stops):
                 history.stopped = "a callback returned True"
             elif patience is not None and number - best_epoch >= patience:
                 history.stopped = f"no better held-out ELBO for {patience} epochs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -161,8 +162,7 @@ class MLP(nn.Module):
         self._activate = activation_named(activation)
         widths = (in_features, *self.hidden, out_features)
         self.layers = nn.ModuleList(
-            Linear(m, n, batch_shape=batch_shape)
-            for m, n in zip(widths[:-1], widths[1:], strict=True)
+            Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,12 +219,11 @@ class MaskedMLP(nn.Module):
         degrees = [rank + 1]
         for width in self.hidden:
             degrees.append(1 + torch.arange(width) * max(features - 1, 1) // max(width, 1))
-        masks = [b[:, None] >= a for a, b in zip(degrees[:-1], degrees[1:], strict=True)]
+        masks = [b[:, None] >= a for a, b in pairwise(degrees)]
         masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
         widths = (features, *self.hidden, features * parameters)
         self.layers = nn.ModuleList(
-            Linear(m, n, batch_shape=batch_shape)
-            for m, n in zip(widths[:-1], widths[1:], strict=True)
+            Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
         )
         for i, mask in enumerate(masks):
             self.register_buffer(f"mask_{i}", mask, persistent=False)

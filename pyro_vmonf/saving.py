@@ -135,7 +135,7 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Any:
             into = VMoNF(
                 build(content["description"]["model"]), build(content["description"]["guide"])
             )
-    for name, value in content["state"].items():
+    for value in content["state"].values():
         if value.is_floating_point():
             into.to(value.dtype)
             break

@@ -104,7 +104,7 @@ class VMoNF(PyroModule):
         return self._over_chunks(lambda rows, y: posterior(rows, y).exp(), x, chunk_size, y)
 
     def log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
-        r"""Return :math:`\log\sum_c \pi_c\, p(x|c)` of each row, ``(N,)``, in nats and raw units."""
+        r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
         return self._over_chunks(lambda rows, _: self.marginal().log_prob(rows), x, chunk_size)
 
     def component_log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
@@ -205,7 +205,8 @@ def _check_fit(model: FlowMixture, guide: BoundGuide) -> None:
             shape = tuple(guide.network(row).shape)
         except RuntimeError as error:
             raise ValueError(
-                f"the guide's network does not take rows of shape {tuple(model.event_shape)}: {error}"
+                "the guide's network does not take rows of shape "
+                f"{tuple(model.event_shape)}: {error}"
             ) from error
     if shape != (1, model.num_components):
         raise ValueError(

@@ -69,8 +69,9 @@ class Affine(FlowTransform):
         return x, constant_log_det(self.log_scale.sum(-1), x)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.take_along_dim(x - self.shift, self.permutation.argsort(-1), -1)
-        flat, restore = to_groups(y, self.batch_shape)
+        flat, restore = to_groups(x - self.shift, self.batch_shape)
+        back = self.permutation.argsort(-1).reshape(-1, 1, self.features)
+        flat = torch.take_along_dim(flat, back, -1)
         lower, upper = (f.reshape(-1, self.features, self.features) for f in self._factors())
         flat = torch.linalg.solve_triangular(lower, flat.mT, upper=False, unitriangular=True)
         z = restore(torch.linalg.solve_triangular(upper, flat, upper=True).mT)

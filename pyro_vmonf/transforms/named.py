@@ -23,7 +23,8 @@ class AffineCoupling(Coupling):
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
 
     Example:
-        >>> x, log_det = AffineCoupling(2, batch_shape=(5,)).forward_and_log_det(torch.randn(7, 1, 2))
+        >>> transform = AffineCoupling(2, batch_shape=(5,))
+        >>> x, log_det = transform.forward_and_log_det(torch.randn(7, 1, 2))
         >>> x.shape, log_det.shape
         (torch.Size([7, 5, 2]), torch.Size([7, 5]))
     """
@@ -50,7 +51,7 @@ class AffineCoupling(Coupling):
 
 
 class SplineCoupling(Coupling):
-    """A coupling whose map is a rational-quadratic spline, the identity outside ``[-bound, bound]``.
+    """A coupling by rational-quadratic splines, the identity outside ``[-bound, bound]``.
 
     Arguments:
         features, mask, hidden, activation, batch_shape: as for :class:`Coupling`.
