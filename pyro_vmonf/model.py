@@ -118,7 +118,7 @@ class FlowMixture(PyroModule):
         Arguments:
             frozen: use a copy of the parameters as they are now, which no training changes.
         """
-        model = copy.deepcopy(self).requires_grad_(False) if frozen else self
+        model = copy.deepcopy(self).requires_grad_(False).eval() if frozen else self
         return Marginal(model.weights.log_mean(), model.components())
 
     @pyro_method

@@ -66,6 +66,11 @@ class VMoNF(PyroModule):
         for half in self.children():
             _rename(half, name, context)
 
+    def __getattr__(self, name: str) -> Any:
+        # Pyro names a child after its attribute where it finds no name; these have the pair's.
+        halves = self.__dict__.get("_modules", {})
+        return halves[name] if name in halves else super().__getattr__(name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model."""
         return self.model(*args, **kwargs)
