@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_vmonf.seeding import local_seed
+from pyro_vmonf.scopes import local_seed
 
 
 class Pinwheel:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
 from pyro_vmonf.flows import Gaussian
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.seeding import local_seed
+from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.weights import LearnedWeights
 
 

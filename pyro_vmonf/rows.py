@@ -68,7 +68,9 @@ def data_plate(
         if sample_weight is None:
             yield positions
         else:
-            with poutine.scale(scale=sample_weight):
+            counted = sample_weight > 0  # Pyro scales by positive numbers only
+            weight = sample_weight.where(counted, torch.ones_like(sample_weight))
+            with poutine.mask(mask=counted), poutine.scale(scale=weight):
                 yield positions
 
 

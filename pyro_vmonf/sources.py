@@ -24,6 +24,8 @@ class Source(Protocol):
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
+    def all_rows(self) -> Tensor: ...
+
 
 @dataclass
 class TensorSource:
@@ -46,6 +48,10 @@ class TensorSource:
     @property
     def size(self) -> int:
         return len(self.x)
+
+    def all_rows(self) -> Tensor:
+        """Return every row, for the standardisation."""
+        return self.x
 
     def rows(self, chosen: Tensor) -> TensorSource:
         """Return the source of the rows at ``chosen``."""
@@ -125,3 +131,7 @@ class LoaderSource:
             if y is not None:
                 y = check_evidence(y, len(x), self.model.num_components, self.like)
             yield {"x": x, "y": y, "size": self.size}
+
+    def all_rows(self) -> Tensor:
+        """Return every row, for the standardisation."""
+        return torch.cat([batch["x"] for batch in self.epoch(torch.Generator())])

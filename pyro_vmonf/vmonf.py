@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from pyro_vmonf.distributions import Marginal
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.seeding import local_seed
+from pyro_vmonf.scopes import evaluating, local_seed
 
 
 class VMoNF(PyroModule):
@@ -148,7 +147,7 @@ class VMoNF(PyroModule):
         count = self.model.num_components
         if component is not None and not 0 <= component < count:
             raise ValueError(f"component is {component}; expected 0 to {count - 1}")
-        with local_seed(seed), scoring(self), torch.no_grad():
+        with local_seed(seed), evaluating(self), torch.no_grad():
             marginal = self.marginal()
             if component is None:
                 return marginal.sample_with_component((num_samples,))
@@ -184,7 +183,7 @@ class VMoNF(PyroModule):
         check_positive("chunk_size", chunk_size)
         rows = check_rows(x, self.model.event_shape, floating_buffer(self))
         evidence = [None] * len(rows) if y is None else y.split(chunk_size)
-        with scoring(self):
+        with evaluating(self):
             parts = [
                 function(chunk, part)
                 for chunk, part in zip(rows.split(chunk_size), evidence)  # noqa: B905
@@ -205,7 +204,7 @@ def _check_fit(model: FlowMixture, guide: BoundGuide) -> None:
     """Refuse a guide whose network does not produce one logit a component for a row."""
     like = floating_buffer(model)
     row = torch.zeros(1, *model.event_shape, dtype=like.dtype, device=like.device)
-    with scoring(guide), torch.no_grad():
+    with evaluating(guide), torch.no_grad():
         try:
             shape = tuple(guide.network(row).shape)
         except RuntimeError as error:
@@ -218,15 +217,3 @@ def _check_fit(model: FlowMixture, guide: BoundGuide) -> None:
             f"the guide's network returns {tuple(shape)} for one row; expected "
             f"(1, {model.num_components}), one logit for each of the bank's components"
         )
-
-
-@contextmanager
-def scoring(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in ``eval()`` for a block, and every part back as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

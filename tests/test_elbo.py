@@ -13,10 +13,10 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vmonf import FlowMixture, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
-from pyro_vmonf.fitting import RecordingELBO
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.seeding import local_seed
+from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.terms import Batch, Classification, Term
+from pyro_vmonf.training import RecordingELBO
 
 K, N, B, D = 3, 11, 7, 2
 

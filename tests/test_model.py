@@ -317,7 +317,9 @@ class HeavyTails(nn.Module):
 
 
 def test_a_users_module_is_a_bank() -> None:
-    vmonf = VMoNF(FlowMixture(Stack([HeavyTails(), RealNVP(D, 2, blocks=1)])), SoftmaxGuide(MLP(D, 5)))
+    vmonf = VMoNF(
+        FlowMixture(Stack([HeavyTails(), RealNVP(D, 2, blocks=1)])), SoftmaxGuide(MLP(D, 5))
+    )
     x = torch.randn(20, D)
     vmonf.fit(x, epochs=1, progress=False)
     assert vmonf.predict_proba(x).shape == (20, 5)

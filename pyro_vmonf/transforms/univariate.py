@@ -125,8 +125,13 @@ class RationalQuadratic:
         a = (x1 - x0) * (mean_slope - d0) + bend
         b = (x1 - x0) * d0 - bend
         c = -mean_slope * rise
-        # The root in [0, 1], in the form that loses no digits when a is small; b is never below 0.
-        t = 2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())
+        # The root in [0, 1] of a t² + b t + c, in the form that subtracts nothing: a is above zero
+        # where b is below. Rounding alone can take the discriminant or the root out of range.
+        tiny = torch.finfo(x.dtype).tiny
+        root = (b * b - 4 * a * c).clamp_min(tiny).sqrt()
+        falling = b < 0
+        t = torch.where(falling, root - b, -2 * c) / torch.where(falling, 2 * a, b + root)
+        t = t.clamp(0, 1)
         z = z0 + t * (z1 - z0)
         log_slope = self._log_slope(t, mean_slope, d0, d1)
         return torch.where(inside, z, x), torch.where(inside, -log_slope, torch.zeros_like(x))

@@ -1,0 +1,131 @@
+"""The command line: ``python -m pyro_vmonf list`` and ``python -m pyro_vmonf run NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from pyro_vmonf import metrics
+from pyro_vmonf.experiments import EXPERIMENTS, Settings
+from pyro_vmonf.running import Result, run, write
+
+COLUMNS = (
+    ("accuracy", "accuracy"),
+    ("accuracy_test", "test"),
+    ("accuracy_exact", "exact"),
+    ("nmi", "NMI"),
+    ("ari", "ARI"),
+    ("elbo", "ELBO"),
+    ("log_prob_test", "log p test"),
+    ("kl_to_truth", "KL"),
+    ("bits_per_dim", "bits/dim"),
+    ("seconds", "seconds"),
+)
+
+
+def seeds(text: str) -> list[int]:
+    """Read ``0,1,2``."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1,2")
+    return numbers
+
+
+def positive(text: str) -> int:
+    """Read a number of at least one."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    root = argparse.ArgumentParser(
+        prog="python -m pyro_vmonf", description="Variational mixtures of normalizing flows."
+    )
+    commands = root.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the experiments")
+    command = commands.add_parser("run", help="run an experiment")
+    command.add_argument("name", choices=sorted(EXPERIMENTS), metavar="NAME")
+    command.add_argument("--recipe", choices=("thesis", "best"), default="best")
+    command.add_argument("--seeds", type=seeds, default=[0], help="such as 0,1,2")
+    command.add_argument("--per-wing", type=positive, help="points of each wing or circle")
+    command.add_argument("--labels", type=positive, help="labelled rows (-semi experiments)")
+    command.add_argument("--data", type=Path, default=Path("data/mnist"), help="MNIST's folder")
+    command.add_argument("--out", type=Path, default=Path("out"))
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--quick", action="store_true", help="a shortened run")
+    return root
+
+
+def row(label: str, scores: dict[str, float]) -> str:
+    """Return one line of the table."""
+    shown = [(key, title) for key, title in COLUMNS if key in scores]
+    return f"{label:>6}  " + "  ".join(f"{scores[k]:{max(len(t), 8)}.4f}" for k, t in shown)
+
+
+def header(scores: dict[str, float]) -> str:
+    """Return the table's head."""
+    shown = [title for key, title in COLUMNS if key in scores]
+    return f"{'seed':>6}  " + "  ".join(f"{title:>{max(len(title), 8)}}" for title in shown)
+
+
+def run_seeds(options: argparse.Namespace) -> list[Result]:
+    """Run an experiment for each seed, and print a row for each."""
+    from pyro_vmonf.plots import Recorder
+
+    experiment = EXPERIMENTS[options.name]
+    recipe = experiment.recipes[options.recipe]
+    print(f"{options.name}, recipe {options.recipe}: {experiment.title}")
+    results: list[Result] = []
+    for seed in options.seeds:
+        settings = Settings(seed, options.per_wing, options.labels, options.data, options.quick)
+        recorder = None if options.name.startswith("mnist") else Recorder(every=10)
+        result = run(
+            experiment,
+            recipe,
+            settings,
+            device=options.device,
+            callbacks=() if recorder is None else (recorder,),
+        )
+        folder = options.out / options.name / f"seed-{seed}"
+        write(result, folder, recorder)
+        if not results:
+            print(header(result.scores))
+        print(row(str(seed), result.scores), flush=True)
+        if result.data.image_shape is not None:
+            clusters = result.vmonf.predict(result.data.x).cpu()
+            print(metrics.format_contingency(result.data.labels, clusters))
+        results.append(result)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = parser().parse_args(arguments)
+    if options.command == "list":
+        for name, experiment in EXPERIMENTS.items():
+            print(f"{name:14} {experiment.title}")
+        return 0
+    try:
+        results = run_seeds(options)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if len(results) > 1:
+        keys = results[0].scores.keys()
+        print(row("mean", {k: mean(r.scores[k] for r in results) for k in keys}))
+        print(row("min", {k: min(r.scores[k] for r in results) for k in keys}))
+        print(row("max", {k: max(r.scores[k] for r in results) for k in keys}))
+    print(f"figures and metrics.json are in {options.out / options.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

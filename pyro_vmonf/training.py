@@ -1,0 +1,244 @@
+"""The steps of a training run: their loss, their safety, and the record of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vmonf.checks import listed
+from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
+from pyro_vmonf.history import History
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.sources import Arguments, TensorSource
+from pyro_vmonf.temperature import Schedule
+
+Guide = SoftmaxGuide | MarginalGuide
+
+
+class RecordingELBO(TraceEnum_ELBO):
+    """``TraceEnum_ELBO`` that keeps the traces of its last loss, to tell the terms apart."""
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        self.traces = super()._get_trace(model, guide, args, kwargs)
+        return self.traces
+
+    @torch.no_grad()
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms whose sum is the last ELBO, by name."""
+        model_trace, guide_trace = self.traces
+        sites = [
+            (name.rsplit(".", 1)[-1], site, sign)
+            for trace, sign in ((model_trace, 1), (guide_trace, -1))
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not _is_plate(site)
+        ]
+        enumerated = [s for _, s, _ in sites if s["infer"].get("_enumerate_dim") is not None]
+        in_guide = any(name == "c" and sign < 0 for name, _, sign in sites)
+        dim = enumerated[0]["infer"]["_enumerate_dim"]
+
+        def spread(log_prob: Tensor) -> bool:
+            return log_prob.dim() >= -dim and log_prob.shape[dim] > 1
+
+        if in_guide:
+            log_q = next(s["unscaled_log_prob"] for n, s, sign in sites if n == "c" and sign < 0)
+            scale = next(s["scale"] for n, s, sign in sites if n == "c" and sign < 0)
+        else:  # c is summed out: its exact posterior takes the place of q
+            parts = [s for _, s, _ in sites if spread(s["log_prob"])]
+            log_q = sum(s["unscaled_log_prob"] for s in parts).log_softmax(dim)  # type: ignore[union-attr]
+            scale = parts[0]["scale"]
+        q = log_q.exp()
+        names = {"x": "log_likelihood", "c": "log_prior"}
+        terms: dict[str, Tensor] = {}
+        for name, site, sign in sites:
+            value = site["log_prob"]
+            if in_guide and sign < 0 and name == "c":
+                continue
+            if spread(value) or (in_guide and name == "c"):
+                value = torch.where(q > 0, q * value, torch.zeros_like(q))
+            key = names.get(name, name) if sign > 0 else name
+            terms[key] = terms.get(key, 0.0) + sign * value.sum()
+        entropy = torch.where(q > 0, -q * log_q, torch.zeros_like(q))
+        terms["entropy"] = (entropy * scale).sum()
+        return terms
+
+
+def _is_plate(site: dict[str, Any]) -> bool:
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def max_plate_nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], **arguments: Any
+) -> int:
+    """Return how deep the plates nest, from one run of each that draws nothing global."""
+    with local_seed(0), torch.no_grad(), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(**arguments)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(**arguments)
+    return max(
+        -frame.dim  # type: ignore[operator]
+        for trace in (guide_trace, model_trace)
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    )
+
+
+class Safeguard:
+    """The state that a rejected step goes back to: buffers that the forward pass moves."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self.copies = [b.clone() for b in self.buffers]
+        self.versions = [b._version for b in self.buffers]
+
+    @torch.no_grad()
+    def accept(self) -> None:
+        for i, buffer in enumerate(self.buffers):
+            if buffer._version != self.versions[i]:
+                self.copies[i].copy_(buffer)
+                self.versions[i] = buffer._version
+
+    @torch.no_grad()
+    def roll_back(self) -> None:
+        for i, buffer in enumerate(self.buffers):
+            if buffer._version != self.versions[i]:
+                buffer.copy_(self.copies[i])
+                self.versions[i] = buffer._version
+
+
+def _culprit(model: FlowMixture, terms: dict[str, Tensor], arguments: Arguments) -> str:
+    """Say which term, component and rows are not finite."""
+    names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
+    said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
+    with torch.no_grad(), evaluating(model):
+        x = arguments["x"]
+        log_probs = model.components().log_prob(x.unsqueeze(-1 - len(model.event_shape)))
+    bad = ~log_probs.isfinite()
+    if bad.any():
+        said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")
+        rows = bad.any(1).nonzero().squeeze(1)
+        index = arguments.get("index")
+        said.append(f"rows {listed(rows if index is None else index[rows])}")
+    return "; ".join(said)
+
+
+class Trainer:
+    """One training run: the steps, their safety, and the record of them."""
+
+    def __init__(
+        self,
+        model: FlowMixture,
+        guide: Guide,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        *,
+        clip_norm: float | None,
+        max_rejected: int,
+        temperature: Schedule | None,
+        nesting: int,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.max_rejected = max_rejected
+        self.temperature = temperature
+        self.history = History()
+        self.elbo = RecordingELBO(max_plate_nesting=nesting)
+        self.loss = self.elbo(model, guide)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.safeguard = Safeguard(self.loss)
+        self.steps = 0
+        self.scheduled_steps = 0
+        self.rejected_in_a_row = 0
+        self.open: list[dict[str, Tensor]] = []
+
+    def set_temperature(self) -> None:
+        if self.temperature is not None and isinstance(self.guide, SoftmaxGuide):
+            self.guide.set_temperature_(self.temperature(self.scheduled_steps))
+            self.safeguard.accept()
+
+    def step(self, arguments: Arguments) -> dict[str, Tensor] | None:
+        """Take one step; return the terms of the ELBO, or ``None`` if it was rolled back."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = arguments["size"]
+        loss = self.loss(**arguments) / size
+        finite = bool(loss.isfinite())
+        if finite:
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            finite = bool(norm.isfinite())
+        terms = {name: value / size for name, value in self.elbo.terms().items()}
+        self.steps += 1
+        if finite:
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            self.safeguard.accept()
+            self.rejected_in_a_row = 0
+            return terms
+        self.optimizer.zero_grad(set_to_none=True)
+        self.safeguard.roll_back()
+        self.history.rejected += 1
+        self.rejected_in_a_row += 1
+        if self.rejected_in_a_row >= self.max_rejected:
+            culprit = _culprit(self.model, terms, arguments)
+            raise FloatingPointError(
+                f"{self.rejected_in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite (step {self.steps}: {culprit}); the last good state was kept. "
+                "Try a smaller lr, clip_norm, or a smaller bound of the flows"
+            )
+        return None
+
+    def epoch(self, batches: Iterable[Arguments], limit: int | None, scheduled: bool) -> None:
+        """Go through the batches and add the mean of their terms to the history's open epoch."""
+        for arguments in batches:
+            if limit is not None and self.steps >= limit:
+                return
+            if scheduled:
+                self.set_temperature()
+            terms = self.step(arguments)
+            if scheduled:
+                self.scheduled_steps += 1
+            if terms is not None:
+                self.open.append(terms)
+
+    def record(self, number: int) -> None:
+        """Close the epoch."""
+        history, count = self.history, max(len(self.open), 1)
+        totals: dict[str, Tensor | float] = {}
+        for terms in self.open:
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + value
+        means = {name: float(value) / count for name, value in totals.items()}
+        for name in means.keys() | history.terms.keys():
+            past = history.terms.setdefault(name, [0.0] * len(history.epoch))
+            past.append(means.get(name, 0.0))
+        history.epoch.append(number)
+        history.step.append(self.steps)
+        history.elbo.append(sum(means.values()) if means else math.nan)
+        temperature = self.guide.temperature if isinstance(self.guide, SoftmaxGuide) else 1.0
+        history.temperature.append(float(temperature))
+        self.open = []
+
+    @torch.no_grad()
+    def score(self, source: TensorSource) -> float:
+        """Return the ELBO per row of a source, in ``eval()``."""
+        total = 0.0
+        with evaluating(self.loss):
+            rows = torch.arange(source.size, device=source.x.device)
+            for chosen in rows.split(source.batch_size):
+                arguments = source.arguments(chosen) | {"size": None, "index": None}
+                total -= self.elbo.loss(self.model, self.guide, **arguments)
+        return total / source.size
