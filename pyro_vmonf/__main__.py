@@ -78,7 +78,7 @@ def header(scores: dict[str, float]) -> str:
 
 def run_seeds(options: argparse.Namespace) -> list[Result]:
     """Run an experiment for each seed, and print a row for each."""
-    from pyro_vmonf.plots import Recorder
+    from pyro_vmonf.animation import Recorder
 
     experiment = EXPERIMENTS[options.name]
     recipe = experiment.recipes[options.recipe]

@@ -67,7 +67,7 @@ class FlowDistribution(TorchDistribution):
             else:
                 z = transform.inv(x)
                 log_det = -transform.log_abs_det_jacobian(z, x)
-                log_det = _sum_to(log_det, x.dim() - len(self.event_shape))
+                log_det = _sum_to(log_det, z.dim() - len(self.event_shape))
                 x = z
             total = total + log_det
         return self.base.log_prob(x) + total
@@ -111,14 +111,18 @@ class StackedDistribution(TorchDistribution):
     def __init__(self, parts: Sequence[Distribution]) -> None:
         if not parts:
             raise ValueError("no components were given; pass at least one distribution")
-        self.parts = [p if p.batch_shape else p.expand(Size((1,))) for p in parts]
-        shapes = {tuple(p.event_shape) for p in self.parts}
+        shapes = {tuple(p.event_shape) for p in parts}
         if len(shapes) > 1:
             raise ValueError(
                 f"components have event shapes {sorted(shapes)}; expected a single one"
             )
-        self.sizes = [p.batch_shape[-1] for p in self.parts]
-        left = torch.broadcast_shapes(*(p.batch_shape[:-1] for p in self.parts))
+        self.sizes = [p.batch_shape[-1] if p.batch_shape else 1 for p in parts]
+        left = torch.broadcast_shapes(*(p.batch_shape[:-1] for p in parts))
+        wanted = [Size((*left, size)) for size in self.sizes]
+        self.parts = [
+            p if p.batch_shape == shape else p.expand(shape)
+            for p, shape in zip(parts, wanted, strict=True)
+        ]
         batch_shape = Size((*left, sum(self.sizes)))
         super().__init__(batch_shape, self.parts[0].event_shape, validate_args=False)
 
@@ -140,20 +144,15 @@ class StackedDistribution(TorchDistribution):
         axis = -1 - len(self.event_shape)
         shared = x.dim() < -axis or x.shape[axis] == 1
         xs = [x] * len(self.parts) if shared else x.split(self.sizes, axis)
-        logs = [p.log_prob(x) for p, x in zip(self.parts, xs, strict=True)]
-        left = torch.broadcast_shapes(*(log.shape[:-1] for log in logs))
-        return torch.cat([log.expand(*left, log.shape[-1]) for log in logs], -1)
-
-    def _draw(self, draws: list[Tensor]) -> Tensor:
-        axis = -1 - len(self.event_shape)
-        left = torch.broadcast_shapes(*(d.shape[:axis] for d in draws))
-        return torch.cat([d.expand(*left, *d.shape[axis:]) for d in draws], axis)
+        return torch.cat([p.log_prob(x) for p, x in zip(self.parts, xs, strict=True)], -1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._draw([p.sample(Size(sample_shape)) for p in self.parts])
+        draws = [p.sample(Size(sample_shape)) for p in self.parts]
+        return torch.cat(draws, -1 - len(self.event_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._draw([p.rsample(Size(sample_shape)) for p in self.parts])
+        draws = [p.rsample(Size(sample_shape)) for p in self.parts]
+        return torch.cat(draws, -1 - len(self.event_shape))
 
 
 stacked = StackedDistribution

@@ -192,7 +192,7 @@ def fit(
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
     parameters = [parameter for parameter in shared if parameter.requires_grad]
     made = (
-        optimizer(parameters) if optimizer else Adam(parameters, lr=lr, weight_decay=weight_decay)
+        optimizer(parameters) if optimizer else Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     )
     start = time.perf_counter()
     with (

@@ -92,6 +92,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return restore(torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), flat, weight.mT))
 
 
+@torch.no_grad()
+def start_near_zero(layer: Linear, scale: float = 0.1) -> None:
+    """Shrink a layer that ends a conditioner, so that its transform starts near the identity.
+
+    At torch's own scale a MAF over 784 logits starts some 10¹⁶ nats away from the data; at zero all
+    K components would start alike, and without a guide stay so.
+    """
+    layer.weight.mul_(scale)
+    layer.bias.mul_(scale)
+
+
 class Linear(nn.Module):
     r"""A batch of affine maps :math:`x \mapsto W x + b`.
 
@@ -226,7 +237,7 @@ class MaskedMLP(nn.Module):
             Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
         )
         for i, mask in enumerate(masks):
-            self.register_buffer(f"mask_{i}", mask, persistent=False)
+            self.register_buffer(f"mask_{i}", mask)
 
     def masked_weights(self) -> list[Tensor]:
         """Return each layer's weights ``(*batch, out, in)`` with the forbidden ones at zero."""
@@ -253,6 +264,9 @@ class ConvEncoder(nn.Module):
         out_features: size of the output's last dimension.
         channels: channels of the two convolutions.
         hidden: width of the hidden layer.
+
+    Raises:
+        ValueError: if the images have another shape.
 
     Example:
         >>> ConvEncoder((1, 8, 8), 5)(torch.randn(7, 64)).shape
@@ -287,6 +301,13 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.dim() < 3 or x.shape[-3:] != self.image_shape
+        flat = x.shape[-3:] != self.image_shape
+        if flat and x.shape[-1:] != (self.image_shape.numel(),):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; expected images (*, "
+                f"{', '.join(map(str, self.image_shape))}), or flat ones "
+                f"(*, {self.image_shape.numel()})"
+            )
         batch_shape = x.shape[:-1] if flat else x.shape[:-3]
-        return self.layers(x.reshape(-1, *self.image_shape)).reshape(*batch_shape, -1)
+        out = self.layers(x.reshape(-1, *self.image_shape))
+        return out.reshape(*batch_shape, self.out_features)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.nn import Activation, MaskedMLP
+from pyro_vmonf.nn import Activation, MaskedMLP, start_near_zero
 from pyro_vmonf.transforms.base import FlowTransform, check_features
 from pyro_vmonf.transforms.univariate import Univariate
 
@@ -58,6 +58,7 @@ class Autoregressive(FlowTransform):
             activation=activation,
             batch_shape=batch_shape,
         )
+        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, log_slope = self.univariate.inverse(x, self.network(x))

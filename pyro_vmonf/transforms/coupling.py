@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.nn import MLP, Activation
+from pyro_vmonf.nn import MLP, Activation, start_near_zero
 from pyro_vmonf.transforms.base import FlowTransform, check_features
 from pyro_vmonf.transforms.univariate import Univariate
 
@@ -69,9 +69,9 @@ class Coupling(FlowTransform):
             )
         passive, active = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
         self.register_buffer("mask", mask)
-        self.register_buffer("passive", passive, persistent=False)
-        self.register_buffer("active", active, persistent=False)
-        self.register_buffer("order", torch.cat((passive, active)).argsort(), persistent=False)
+        self.register_buffer("passive", passive)
+        self.register_buffer("active", active)
+        self.register_buffer("order", torch.cat((passive, active)).argsort())
         # Separate networks (s and t) are one more batch dimension of the same products.
         self.network = MLP(
             len(passive),
@@ -80,6 +80,7 @@ class Coupling(FlowTransform):
             activation=activation,
             batch_shape=(*self.batch_shape, univariate.networks),
         )
+        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def _parameters_from(self, passive: Tensor) -> Tensor:
         """Compute θ of shape ``(*, active, P)``."""

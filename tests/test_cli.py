@@ -1,0 +1,185 @@
+"""The command line, on quick runs, and the experiments behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vmonf.__main__ import main
+from pyro_vmonf.experiments import EXPERIMENTS, Data, Experiment, Recipe, Settings
+from pyro_vmonf.running import run
+
+SAMPLE = Path(__file__).parent / "data" / "mnist"
+SCORES = {
+    "accuracy",
+    "accuracy_exact",
+    "nmi",
+    "ari",
+    "accuracy_test",
+    "accuracy_exact_test",
+    "nmi_test",
+    "ari_test",
+    "elbo",
+    "log_prob",
+    "log_prob_test",
+    "seconds",
+}
+
+
+def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    names = "pinwheel pinwheel-easy pinwheel-3 circles circles-semi mnist-04 mnist mnist-semi"
+    for name in names.split():
+        assert name in printed
+
+
+def test_run_writes_metrics_figures_and_animation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    arguments = ["run", "pinwheel-3", "--recipe", "thesis", "--seeds", "0,1", "--per-wing", "40"]
+    assert main([*arguments, "--quick", "--out", str(tmp_path)]) == 0
+    for seed in (0, 1):
+        folder = tmp_path / "pinwheel-3" / f"seed-{seed}"
+        scores = json.loads((folder / "metrics.json").read_text())
+        assert scores.keys() == SCORES | {"kl_to_truth", "kl_to_truth_se"}
+        assert scores["elbo"] <= scores["log_prob"]
+        for name in ("data", "clusters", "samples", "density", "history", "terms"):
+            assert (folder / f"{name}.png").stat().st_size > 1000
+        assert (folder / "training.gif").read_bytes()[:4] == b"GIF8"
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1:7]] == [
+        "seed",
+        "0",
+        "1",
+        "mean",
+        "min",
+        "max",
+    ]
+
+
+def test_images_come_with_a_table_a_grid_and_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    small = Experiment("small images", small_digits, EXPERIMENTS["mnist-04"].recipes)
+    monkeypatch.setitem(EXPERIMENTS, "mnist-04", small)
+    arguments = ["run", "mnist-04", "--recipe", "thesis", "--quick", "--data", str(SAMPLE)]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    folder = tmp_path / "mnist-04" / "seed-0"
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert scores.keys() == SCORES | {"bits_per_dim"}
+    assert 0 < scores["bits_per_dim"] < 100
+    assert (folder / "samples.png").exists()
+    assert (folder / "contingency.txt").read_text().strip() in capsys.readouterr().out
+
+
+def small_digits(settings: Settings) -> Data:
+    """The sample of MNIST at 8×8, so that a MAF over it trains in no time."""
+    whole = EXPERIMENTS["mnist-semi"].draw(settings)
+
+    def shrink(x: torch.Tensor) -> torch.Tensor:
+        images = x.unflatten(1, (1, 28, 28))
+        return torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
+
+    x, x_test = shrink(whole.x), shrink(whole.x_test)
+    return Data(x, whole.labels, x_test, whole.labels_test, 10, image_shape=(8, 8))
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make quick runs quicker still."""
+    for name, experiment in EXPERIMENTS.items():
+        recipes = {
+            key: Recipe(r.build, r.options, {**r.quick, "epochs": 2})
+            for key, r in experiment.recipes.items()
+        }
+        monkeypatch.setitem(
+            EXPERIMENTS, name, Experiment(experiment.title, experiment.draw, recipes)
+        )
+
+
+@pytest.mark.parametrize("recipe", ["thesis", "best"])
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if not n.startswith("mnist")])
+def test_every_toy_experiment_runs(
+    name: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    settings = Settings(seed=1, per_wing=32, quick=True)
+    experiment = EXPERIMENTS[name]
+    result = run(experiment, experiment.recipes[recipe], settings, progress=False)
+    assert result.scores.keys() >= SCORES
+    assert all(value == value for value in result.scores.values())
+
+
+def test_the_settings_of_the_thesis() -> None:
+    """Chapter 5, to the letter."""
+    cases = {
+        "pinwheel": (2560, 5, 8, (8,), (3,), 400, 512, 1e-3),
+        "circles": (1024, 2, 10, (8,), (16, 16), 500, 128, 1e-3),
+        "circles-semi": (1056, 2, 10, (8,), (16, 16), 500, 128, 1e-3),
+    }
+    for name, (rows, components, blocks, hidden, guide, epochs, batch, lr) in cases.items():
+        experiment = EXPERIMENTS[name]
+        data, recipe = experiment.draw(Settings()), experiment.recipes["thesis"]
+        vmonf = recipe.build(data)
+        assert len(data.x) == rows
+        assert vmonf.model.num_components == components
+        bank, network = vmonf.model.bank, vmonf.guide.network
+        assert (bank.blocks, bank.hidden, network.hidden) == (blocks, hidden, guide)
+        options = recipe.options
+        assert (options["epochs"], options["batch_size"], options["lr"]) == (epochs, batch, lr)
+    semi = EXPERIMENTS["circles-semi"].draw(Settings())
+    assert semi.y is not None
+    assert semi.y[semi.y >= 0].bincount().tolist() == [16, 16]
+    eleven = EXPERIMENTS["circles-semi"].draw(Settings(labels=11))
+    assert eleven.y is not None
+    assert eleven.y[eleven.y >= 0].bincount().tolist() == [6, 5]
+
+
+def test_mnist_holds_images_out_and_labels_as_many_of_each_digit() -> None:
+    settings = Settings(data=SAMPLE, labels=20)
+    data = EXPERIMENTS["mnist-semi"].draw(settings)
+    assert data.y is not None
+    known = data.y >= 0
+    assert data.labels[known].bincount().tolist() == [2] * 10
+    assert torch.equal(data.y[known], data.labels[known])
+    assert data.image_shape == (28, 28)
+    assert data.x.shape == (400, 784)
+
+
+def test_seeds_draw_data_and_initialisation() -> None:
+    experiment = EXPERIMENTS["pinwheel"]
+    recipe = Recipe(experiment.recipes["thesis"].build, {"epochs": 1})
+    one, again, other = (
+        run(experiment, recipe, Settings(seed, per_wing=20), progress=False) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one.data.x, again.data.x)
+    assert one.scores["elbo"] == again.scores["elbo"]
+    assert not torch.equal(one.data.x, other.data.x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope"], "invalid choice: 'nope'"),
+        (["run", "circles", "--seeds", "a"], "no list of seeds"),
+        (["run", "circles", "--per-wing", "0"], "at least 1"),
+    ],
+)
+def test_wrong_arguments_get_a_reason(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as status:
+        main(arguments)
+    assert status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_data_gets_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "mnist-04", "--data", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "download_mnist" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

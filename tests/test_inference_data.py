@@ -1,0 +1,127 @@
+"""The bridge to ArviZ, and what an import of the package costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyro.distributions import Dirichlet
+
+from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.inference_data import to_inference_data
+from pyro_vmonf.nn import MLP
+
+K, D, N = 3, 2, 11
+
+
+def pair(guided: bool = True) -> VMoNF:
+    vmonf = VMoNF(
+        FlowMixture(RealNVP(D, K, blocks=2, hidden=(4,)), Dirichlet(torch.tensor([1.0, 2.0, 3.0]))),
+        SoftmaxGuide(MLP(D, K), temperature=0.5) if guided else None,
+    )
+    with torch.no_grad():
+        for parameter in vmonf.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return vmonf
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("guided", [False, True])
+def test_groups_hold_what_the_verbs_return(guided: bool, exact: bool) -> None:
+    vmonf, x = pair(guided), torch.randn(N, D)
+    data = to_inference_data(vmonf, x, exact=exact)
+    assert data.groups() == ["posterior", "log_likelihood", "observed_data"]
+
+    responsibilities = data.posterior["responsibilities"]
+    assert responsibilities.dims == ("chain", "draw", "row", "component")
+    assert responsibilities.shape == (1, 1, N, K)
+    expected = vmonf.predict_proba(x, exact=exact).numpy()
+    np.testing.assert_array_equal(responsibilities[0, 0], expected)
+
+    weights = data.posterior["weights"]
+    assert weights.dims == ("chain", "draw", "component")
+    mean = vmonf.model.weights.log_mean().exp().detach().numpy()
+    np.testing.assert_array_equal(weights[0, 0], mean)
+
+    log_likelihood = data.log_likelihood["x"]
+    assert log_likelihood.dims == ("chain", "draw", "row")
+    np.testing.assert_array_equal(log_likelihood[0, 0], vmonf.log_prob(x).numpy())
+
+    assert data.observed_data["x"].dims == ("row", "feature")
+    np.testing.assert_array_equal(data.observed_data["x"], x.numpy())
+    assert "y" not in data.observed_data
+    for name, size in {"row": N, "component": K, "feature": D}.items():
+        assert data.observed_data.coords.get(name, data.posterior.coords.get(name)).size == size
+    assert data.attrs["responsibilities"] == (
+        "guide" if guided and not exact else "exact posterior"
+    )
+
+
+@pytest.mark.parametrize("y", [torch.arange(N) % 4 - 1, torch.randn(N, K)], ids=["labels", "soft"])
+def test_evidence_is_kept_and_enters_the_responsibilities(y: torch.Tensor) -> None:
+    vmonf, x = pair(), torch.randn(N, D)
+    data = to_inference_data(vmonf, x, y)
+    assert data.observed_data["y"].dims == ("row", "component")[: y.dim()]
+    np.testing.assert_array_equal(data.observed_data["y"], y.numpy())
+    found = data.posterior["responsibilities"][0, 0]
+    np.testing.assert_array_equal(found, vmonf.predict_proba(x, y).numpy())
+    assert not np.allclose(found, vmonf.predict_proba(x).numpy())
+
+
+def test_chunks_give_the_same_values() -> None:
+    vmonf, x = pair(), torch.randn(N, D)
+    whole, parts = to_inference_data(vmonf, x), to_inference_data(vmonf, x, chunk_size=4)
+    for group, name in (("posterior", "responsibilities"), ("log_likelihood", "x")):
+        np.testing.assert_allclose(whole[group][name], parts[group][name], rtol=1e-5)
+
+
+def test_the_note_is_true() -> None:
+    import arviz
+
+    data = to_inference_data(pair(), torch.randn(N, D))
+    note = data.log_likelihood.attrs["note"]
+    assert "in-sample" in note
+    assert "neither is leave-one-out" in note
+    score = arviz.waic(data)
+    np.testing.assert_allclose(score.elpd_waic, float(data.log_likelihood["x"].sum()), rtol=1e-5)
+    assert score.p_waic == 0
+
+
+def test_rows_are_checked() -> None:
+    with pytest.raises(ValueError, match="x has 3 features but the components have 2"):
+        to_inference_data(pair(), torch.randn(N, 3))
+
+
+def run(code: str, **environment: str) -> str:
+    """Run code in a process of its own, as this one has long imported both."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_package_imports_neither_arviz_nor_matplotlib() -> None:
+    heavy = "[name for name in ('arviz', 'matplotlib', 'xarray', 'pandas') if name in sys.modules]"
+    assert run(f"import sys, pyro_vmonf, pyro_vmonf.inference_data; print({heavy})") == "[]"
+
+
+def test_converts_without_a_warning_even_on_the_first_import_of_the_day(tmp_path: Path) -> None:
+    code = """
+import torch
+from pyro_vmonf import FlowMixture, RealNVP, VMoNF
+from pyro_vmonf.inference_data import to_inference_data
+print(to_inference_data(VMoNF(FlowMixture(RealNVP(2, 3))), torch.zeros(5, 2)).groups())
+"""
+    # An empty cache: ArviZ keeps the day of its last announcement there.
+    found = run(code, XDG_CACHE_HOME=str(tmp_path))
+    assert found == "['posterior', 'log_likelihood', 'observed_data']"

@@ -1,0 +1,405 @@
+"""Figures and the animation: what they draw, and what they leave alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from pyro_vmonf import FlowMixture, Gaussian, History, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.animation import Recorder
+from pyro_vmonf.fitting import Progress
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.palette import PALETTE, UNLABELLED, component_colors, tint
+from pyro_vmonf.plots import (
+    plot_clusters,
+    plot_component_grid,
+    plot_contingency,
+    plot_data,
+    plot_density,
+    plot_history,
+    plot_regions,
+    plot_samples,
+    plot_terms,
+)
+
+K = 3
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def pair(features: int = 2, components: int = K) -> VMoNF:
+    """A pair whose modules are in ``train()``, and draw random numbers there."""
+    network = nn.Sequential(nn.Dropout(0.5), MLP(features, components))
+    bank = RealNVP(features, components, blocks=2, hidden=(4,))
+    return VMoNF(FlowMixture(bank), SoftmaxGuide(network)).train()
+
+
+def three_gaussians() -> VMoNF:
+    """Components around the corners of a triangle, with no guide: the posterior is exact."""
+    vmonf = VMoNF(FlowMixture(Gaussian(2, K)))
+    corners = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 6.0]])
+    vmonf.model.bank.set_(corners, torch.eye(2).expand(K, 2, 2))
+    return vmonf
+
+
+def course(epochs: int = 30, **more: Any) -> History:
+    falling = [math.exp(-epoch / 10) for epoch in range(epochs)]
+    return History(
+        epoch=list(range(epochs)),
+        step=list(range(epochs)),
+        elbo=[-value for value in falling],
+        terms={"log_likelihood": [-v for v in falling], "entropy": falling},
+        temperature=falling,
+        **more,
+    )
+
+
+# Each builds what is drawn, and returns the function that draws it.
+PLOTS: dict[str, Callable[[], Callable[..., Axes]]] = {
+    "data": lambda: partial(plot_data, torch.randn(20, 2)),
+    "labels": lambda: partial(plot_data, torch.randn(20, 2), torch.arange(20) % 4 - 1),
+    "regions": lambda: partial(plot_regions, pair(), resolution=20),
+    "exact regions": lambda: partial(plot_regions, pair(), exact=True, resolution=20),
+    "clusters": lambda: partial(plot_clusters, pair(), torch.randn(20, 2)),
+    "samples": lambda: partial(plot_samples, pair(), 50),
+    "density": lambda: partial(plot_density, pair(), resolution=20),
+    "component grid": lambda: partial(plot_component_grid, pair(12), (3, 4)),
+    "history": lambda: partial(plot_history, course(held_out=[-1.0] * 30)),
+    "terms": lambda: partial(plot_terms, course()),
+    "contingency": lambda: partial(plot_contingency, [0, 1, 1], [1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_draws_on_the_axes_given_and_on_nothing_else(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
+    figure, (other, ax) = plt.subplots(1, 2)
+    assert PLOTS[name]()(ax=ax) is ax
+    assert ax.has_data(), f"{name} drew nothing"
+    assert not other.has_data()
+    assert plt.get_fignums() == [figure.number]
+    assert plt.gca() is ax, f"{name} left Axes of its own as the current ones"
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_opens_one_figure_without_axes(name: str) -> None:
+    ax = PLOTS[name]()()
+    assert [plt.figure(number) for number in plt.get_fignums()] == [ax.figure]
+
+
+def global_state() -> list[Any]:
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return [torch.get_rng_state().tolist(), random.getstate(), str(numpy_state), dict(rcParams)]
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_leaves_random_state_and_settings_alone(name: str) -> None:
+    draw, ax = PLOTS[name](), Figure().subplots()
+    before = global_state()
+    draw(ax=ax)
+    assert global_state() == before
+
+
+@pytest.mark.parametrize("name", ["regions", "clusters", "samples", "density", "component grid"])
+def test_leaves_the_modes_and_the_gradients_alone(name: str) -> None:
+    draw = PLOTS[name]()
+    vmonf = draw.args[0]  # type: ignore[attr-defined]
+    draw(ax=Figure().subplots())
+    assert all(module.training for module in vmonf.modules())
+    assert all(parameter.grad is None for parameter in vmonf.parameters())
+
+
+@pytest.mark.parametrize("name", ["samples", "component grid", "regions"])
+def test_a_figure_is_the_same_twice(name: str) -> None:
+    draw = PLOTS[name]()
+
+    def pixels() -> np.ndarray[Any, Any]:
+        figure = Figure(figsize=(2, 2))
+        draw(ax=figure.subplots())
+        file = BytesIO()
+        figure.savefig(file, format="png")
+        return np.asarray(Image.open(file))
+
+    np.testing.assert_array_equal(pixels(), pixels())
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda vmonf: plot_regions(vmonf),
+        lambda vmonf: plot_clusters(vmonf, torch.randn(5, 3)),
+        lambda vmonf: plot_samples(vmonf),
+        lambda vmonf: plot_density(vmonf),
+        lambda _: plot_data(torch.randn(5, 3)),
+    ],
+    ids=["regions", "clusters", "samples", "density", "data"],
+)
+def test_three_features_are_refused_with_advice(draw: Callable[[VMoNF], Axes]) -> None:
+    with pytest.raises(ValueError, match=r"3.*(\[:, :2\]|fit a mixture of two columns)"):
+        draw(pair(features=3))
+    assert not plt.get_fignums(), "a refused figure was opened"
+
+
+def test_data_colours_labelled_points_and_greys_the_others() -> None:
+    x, labels = torch.randn(6, 2), torch.tensor([-1, -1, -1, 0, 2, 2])
+    ax = plot_data(x, labels)
+    grey, *labelled = ax.collections
+    np.testing.assert_allclose(grey.get_offsets(), x[:3])
+    assert tuple(grey.get_facecolor()[0]) == to_rgba(UNLABELLED)
+    for artist, label in zip(labelled, (0, 2), strict=True):
+        np.testing.assert_allclose(artist.get_offsets(), x[labels == label])
+        assert tuple(artist.get_facecolor()[0]) == to_rgba(PALETTE[label])
+        assert artist.get_sizes() > grey.get_sizes()
+    assert [text.get_text() for text in ax.legend().get_texts()] == ["unlabelled", "0", "2"]
+    assert ax.get_aspect() == 1
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0.0, 1.0, 0.5]], ids=["length", "kind"])
+def test_labels_that_do_not_fit_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match="one integer for each of the 3 points"):
+        plot_data(torch.randn(3, 2), labels)
+
+
+def test_regions_tint_the_plane_by_the_posterior() -> None:
+    vmonf = three_gaussians()
+    ax = plot_regions(vmonf, extent=(-6.0, 6.0, -3.0, 9.0), resolution=24)
+    (image,) = ax.get_images()
+    colors = image.get_array()
+    for (across, up), color in zip([(-4, 0), (4, 0), (0, 6)], component_colors(K), strict=True):
+        pixel = colors[round((up + 3) * 2), round((across + 6) * 2)]
+        np.testing.assert_allclose(pixel, tint(color))
+    assert image.get_zorder() < 0
+
+
+def test_regions_of_guide_and_exact_posterior_differ() -> None:
+    vmonf = three_gaussians()
+    guided = VMoNF(vmonf.model, SoftmaxGuide(MLP(2, K)))
+    extent = (-6.0, 6.0, -3.0, 9.0)
+
+    def colors(pair: VMoNF, exact: bool) -> np.ndarray[Any, Any]:
+        ax = plot_regions(pair, exact=exact, extent=extent, resolution=20, ax=Figure().subplots())
+        return np.asarray(ax.get_images()[0].get_array())
+
+    np.testing.assert_array_equal(colors(guided, True), colors(vmonf, False))
+    assert (colors(guided, False) != colors(guided, True)).any()
+
+
+def test_regions_keep_what_the_axes_show() -> None:
+    ax = plot_data(torch.tensor([[0.0, 0.0], [1.0, 3.0]]))
+    before = ax.get_xlim(), ax.get_ylim()
+    plot_regions(pair(), resolution=10, ax=ax)
+    assert (ax.get_xlim(), ax.get_ylim()) == before
+
+
+@pytest.mark.parametrize("draw", [plot_regions, plot_density])
+def test_an_empty_extent_is_refused(draw: Callable[..., Axes]) -> None:
+    with pytest.raises(ValueError, match="left < right and bottom < top"):
+        draw(pair(), extent=(1.0, -1.0, 0.0, 1.0))
+
+
+def test_clusters_have_the_colour_of_their_component() -> None:
+    vmonf, x = three_gaussians(), torch.tensor([[0.0, 6.0], [-4.0, 0.0], [0.1, 6.0]])
+    first, last = plot_clusters(vmonf, x).collections
+    np.testing.assert_allclose(first.get_offsets(), x[1:2])
+    assert tuple(first.get_facecolor()[0]) == to_rgba(PALETTE[0])
+    np.testing.assert_allclose(last.get_offsets(), x[[0, 2]])
+    assert tuple(last.get_facecolor()[0]) == to_rgba(PALETTE[2])
+
+
+def test_samples_have_the_colour_of_their_component() -> None:
+    vmonf = three_gaussians()
+    x, c = vmonf.sample(60, seed=4)
+    ax = plot_samples(vmonf, 60, seed=4)
+    for k, artist in enumerate(ax.collections):
+        np.testing.assert_allclose(artist.get_offsets(), x[c == k])
+        assert tuple(artist.get_facecolor()[0]) == to_rgba(PALETTE[k])
+    assert len(ax.get_images()) == 1
+
+
+def test_density_is_the_log_density() -> None:
+    vmonf = three_gaussians()
+    ax = plot_density(vmonf, extent=(-6.0, 6.0, -3.0, 9.0), depth=5.0, resolution=24)
+    (image,) = ax.get_images()
+    values = np.asarray(image.get_array())
+    point = torch.tensor([[-4.0 + 0.25, 0.25]])  # the centre of pixel (6, 4)
+    np.testing.assert_allclose(values[6, 4], float(vmonf.log_prob(point)), rtol=1e-5)
+    np.testing.assert_allclose(np.ptp(values), 5.0)
+    assert len(ax.figure.axes) == 2
+    bare = plot_density(vmonf, colorbar=False, resolution=10, ax=Figure().subplots())
+    assert len(bare.figure.axes) == 1
+
+
+def test_component_grid_has_a_row_for_each_component() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(6, K)))
+    # Component k is grey at k/2, nearly without noise.
+    greys = torch.tensor([0.0, 0.5, 1.0])[:, None].expand(K, 6)
+    vmonf.model.bank.set_(greys, 1e-6 * torch.eye(6).expand(K, 6, 6))
+    ax = plot_component_grid(vmonf, (2, 3), per_component=4)
+    pixels = np.asarray(ax.get_images()[0].get_array())
+    assert pixels.shape == (K * 3 - 1, 4 * 4 - 1, 3)
+    for k in range(K):
+        np.testing.assert_allclose(pixels[3 * k : 3 * k + 2, 4:7], k / 2, atol=0.02)
+    assert (pixels[2] == 1).all()
+    assert (pixels[:, 3] == 1).all()
+
+
+def test_component_grid_in_colour_keeps_the_channels_apart() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(12, 1)))
+    red = torch.tensor([[255.0] * 4 + [0.0] * 8])  # (C, H, W), flattened
+    vmonf.model.bank.set_(red, 1e-6 * torch.eye(12).expand(1, 12, 12))
+    ax = plot_component_grid(vmonf, (3, 2, 2), 1, value_range=(0.0, 255.0))
+    pixels = np.asarray(ax.get_images()[0].get_array())
+    np.testing.assert_allclose(pixels, np.broadcast_to([1.0, 0.0, 0.0], (2, 2, 3)), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (12,), (2, 2, 3), (1, 1, 3, 4)])
+def test_image_shapes_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"rows have shape \(12,\); expected \(H, W\)"):
+        plot_component_grid(pair(12), shape)
+
+
+def test_history_draws_what_was_recorded() -> None:
+    history = course(held_out=[-0.5] * 30, rejected=2)
+    ax = plot_history(history)
+    training, held_out = ax.get_lines()
+    np.testing.assert_array_equal(training.get_ydata(), history.elbo)
+    np.testing.assert_array_equal(held_out.get_ydata(), history.held_out)
+    _, right = ax.figure.axes
+    np.testing.assert_array_equal(right.get_lines()[0].get_ydata(), history.temperature)
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["training", "held out", "temperature"]
+    assert "2 steps" in ax.get_title()
+
+
+def test_history_of_odd_runs() -> None:
+    """Nothing recorded; one epoch; a NaN epoch; pretraining; a constant temperature."""
+    for history in (
+        History(),
+        History(epoch=[0], elbo=[1.0], temperature=[1.0]),
+        History(epoch=[-1, 0, 1], elbo=[-9.0, math.nan, -1.0], temperature=[0.5] * 3),
+    ):
+        ax = plot_history(history, ax=Figure().subplots())
+        assert len(ax.figure.axes) == 1, "a constant temperature needs no axis"
+        ax.figure.canvas.draw()
+    assert [text.get_text() for text in ax.texts] == ["pretraining"]
+
+
+def test_terms_have_a_line_each() -> None:
+    history = course()
+    history.terms["classification"] = [0.0] * 30  # no labels, no line
+    _, *lines = plot_terms(history).get_lines()
+    for line, name in zip(lines, ("entropy", "log_likelihood"), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), history.terms[name])
+
+
+@pytest.mark.parametrize(
+    ("normalize", "expected"), [(True, "0.33 0.67 1.00 0.00"), (False, "1 2 4 0")]
+)
+def test_contingency_writes_shares_or_counts(normalize: bool, expected: str) -> None:
+    ax = plot_contingency([0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0, 0], normalize=normalize)
+    assert " ".join(text.get_text() for text in ax.texts) == expected
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("label", "cluster")
+
+
+def test_ten_colours_differ_and_twenty_follow() -> None:
+    assert len(set(component_colors(20))) == 20
+    assert component_colors(23)[20:] == component_colors(3)
+
+
+def fit(vmonf: VMoNF, x: torch.Tensor, **options: Any) -> History:
+    return vmonf.fit(x, batch_size=20, progress=False, seed=3, **options)
+
+
+def test_recorder_leaves_the_run_as_it_is() -> None:
+    x, results = torch.randn(40, 2), []
+    for callbacks in ([], [Recorder(x, every=1, num_samples=5, resolution=5)]):
+        torch.manual_seed(1)
+        vmonf = pair()
+        modes: list[bool] = []
+        watch = lambda progress: modes.extend(m.training for m in progress.model.modules())  # noqa: B023, E731
+        history = fit(vmonf, x, epochs=4, callbacks=[*callbacks, watch])
+        assert all(modes)
+        results.append((vmonf.state_dict(), history.elbo, torch.get_rng_state().tolist()))
+    plain, recorded = results
+    assert plain[1:] == recorded[1:]
+    for name, value in plain[0].items():
+        assert value.equal(recorded[0][name]), f"{name} differs"
+
+
+def test_recorder_keeps_the_first_epoch_and_every_nth() -> None:
+    recorder = Recorder(every=3, num_samples=7, resolution=5)
+    history = fit(pair(), torch.randn(40, 2), epochs=9, callbacks=[recorder])
+    assert [frame.epochs for frame in recorder.frames] == [1, 3, 6, 9]
+    assert [frame.elbo for frame in recorder.frames] == [history.elbo[i] for i in (0, 2, 5, 8)]
+    for frame in recorder.frames:
+        assert frame.samples.shape == (7, 2)
+        assert frame.components.shape == (7,)
+        assert frame.regions.shape == (5, 5)
+        assert frame.regions.max() < K
+
+
+def test_recorder_sees_what_the_verbs_return() -> None:
+    vmonf, recorder = pair(), Recorder(every=1, num_samples=50, seed=5)
+    recorder(Progress(0, 1, vmonf.model, vmonf.guide, course(1)))
+    (frame,) = recorder.frames
+    x, c = vmonf.sample(50, seed=5)
+    np.testing.assert_array_equal(frame.samples, x)
+    np.testing.assert_array_equal(frame.components, c)
+    left, right, bottom, top = recorder.extent or (0.0,) * 4
+    share = (np.arange(200) + 0.5) / 200
+    row = np.stack((left + share * (right - left), np.full(200, bottom + (top - bottom) / 400)), 1)
+    np.testing.assert_array_equal(frame.regions[0], vmonf.predict(row))
+
+
+@pytest.mark.parametrize("with_points", [True, False])
+def test_recorder_writes_a_small_gif(with_points: bool, tmp_path: Path) -> None:
+    x = torch.randn(40, 2)
+    recorder = Recorder(x if with_points else None, every=2, num_samples=200)
+    vmonf = VMoNF(pair().model)
+    fit(vmonf, x, epochs=6, lr=0.05, callbacks=[recorder])
+    path = tmp_path / "training.gif"
+    state = global_state()
+    recorder.save_gif(path, size=2.0)
+    assert global_state() == state
+    assert not plt.get_fignums()
+    assert path.stat().st_size < 40_000 * len(recorder.frames)
+    with Image.open(path) as image:
+        durations = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            image.load()
+            durations.append(image.info["duration"])
+    assert len(durations) == len(recorder.frames) == 4
+    assert durations[-1] >= 2000 > durations[0], "it does not stay on the last frame"
+
+
+def test_recorder_says_what_is_wrong() -> None:
+    with pytest.raises(RuntimeError, match="pass the recorder to fit"):
+        Recorder().save_gif("training.gif")
+    with pytest.raises(ValueError, match="every is 0"):
+        Recorder(every=0)
+    with pytest.raises(ValueError, match=r"Recorder draws the plane .*\(3,\)"):
+        fit(pair(features=3), torch.randn(40, 3), epochs=1, callbacks=[Recorder()])
