@@ -67,6 +67,7 @@ def fit_em(
 
     Raises:
         TypeError: if the bank is not Gaussian, or its weights are not learned.
+        ValueError: if there are fewer rows than components, or the responsibilities do not fit.
 
     References:
         Dempster, Laird, Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
@@ -85,6 +86,11 @@ def fit_em(
     if len(x) < model.num_components:
         raise ValueError(
             f"x has {len(x)} rows but the mixture has {model.num_components} components"
+        )
+    wanted = (len(x), model.num_components)
+    if responsibilities is not None and responsibilities.shape != wanted:
+        raise ValueError(
+            f"responsibilities have shape {tuple(responsibilities.shape)}; expected {wanted}"
         )
     x = model.standardizer.inv(x)
     best: list[float] = []

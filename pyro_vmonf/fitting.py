@@ -192,7 +192,9 @@ def fit(
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
     parameters = [parameter for parameter in shared if parameter.requires_grad]
     made = (
-        optimizer(parameters) if optimizer else Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer(parameters)
+        if optimizer
+        else Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     )
     start = time.perf_counter()
     with (
@@ -216,6 +218,7 @@ def fit(
             temperature=schedule,
             nesting=nesting,
         )
+        trainer.anneal()  # pretraining stays at the schedules' start
         history = trainer.history
         best = Best(trainer.loss, keep == "best")
         total = None if epochs is None else pretrain_epochs + epochs

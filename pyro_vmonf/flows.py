@@ -19,6 +19,7 @@ from pyro_vmonf.transforms import (
     SplineCoupling,
     alternating_mask,
 )
+from pyro_vmonf.transforms.base import check_features
 
 
 def check_components(components: int) -> int:
@@ -48,7 +49,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, features: int, components: int) -> None:
         super().__init__()
-        self.features = features
+        self.features = check_features(features)
         self.components = check_components(components)
         self.register_buffer("loc", torch.zeros(components, features), persistent=False)
 
@@ -74,7 +75,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, features: int, components: int) -> None:
         super().__init__()
-        self.features = features
+        self.features = check_features(features)
         self.components = check_components(components)
         self.loc = nn.Parameter(torch.randn(components, features))
         self.log_scale = nn.Parameter(torch.zeros(components, features))

@@ -11,23 +11,12 @@ from pyro.distributions import Categorical
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vmonf.rows import claim_parameters, data_plate, log_evidence
+from pyro_vmonf.rows import claim_parameters, data_plate, free_dim, log_evidence
 from pyro_vmonf.temperature import check_temperature
-from pyro_vmonf.terms import Batch, Classification, Term
+from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
 
 if TYPE_CHECKING:
     from pyro_vmonf.model import FlowMixture
-
-
-class CustomTerm(Term):
-    """A user's callable as a term: see :class:`SoftmaxGuide`."""
-
-    def __init__(self, penalty: Callable[[Batch], Tensor], *, weight: float = 1.0) -> None:
-        super().__init__(weight=weight)
-        self.penalty = penalty
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.penalty(batch)
 
 
 class BoundGuide(PyroModule):
@@ -76,11 +65,15 @@ class SoftmaxGuide(BoundGuide):
             callables that take a :class:`~pyro_vmonf.terms.Batch` and return a penalty of at least
             zero for each row. By default, classification of the labelled rows.
         temperature: *T*, above zero; ``fit`` moves it along a schedule and leaves it at the last.
+        elbo_gradient: how much of the ELBO's gradient reaches the network, from 0 to 1. The value
+            of the ELBO, and what the flows and the terms see of it, stay what they are. A flow's
+            log-likelihood is worth thousands of nats on images and drowns every term; at 0 the
+            terms alone decide on the clusters, and the flows fit what they find.
         event_dim: dimensions of one row, for a guide that is bound to no model.
         model: the mixture whose posterior this is.
 
     Raises:
-        ValueError: if the temperature is not positive.
+        ValueError: if the temperature is not positive, or ``elbo_gradient`` outside 0 to 1.
 
     References:
         Pires, Figueiredo (2020), Variational Mixture of Normalizing Flows, arXiv:2009.00585.
@@ -100,6 +93,7 @@ class SoftmaxGuide(BoundGuide):
         terms: Sequence[Term | Callable[[Batch], Tensor]] | None = None,
         *,
         temperature: float = 1.0,
+        elbo_gradient: float = 1.0,
         event_dim: int = 1,
         model: FlowMixture | None = None,
     ) -> None:
@@ -109,6 +103,9 @@ class SoftmaxGuide(BoundGuide):
         self.terms = nn.ModuleList(
             term if isinstance(term, nn.Module) else CustomTerm(term) for term in terms
         )
+        if not 0 <= elbo_gradient <= 1:
+            raise ValueError(f"elbo_gradient is {elbo_gradient}; expected a number from 0 to 1")
+        self.elbo_gradient = elbo_gradient
         self.event_dim = event_dim
         self.register_buffer("temperature", torch.tensor(check_temperature(temperature)))
 
@@ -119,6 +116,11 @@ class SoftmaxGuide(BoundGuide):
             ValueError: if it is not a positive finite number.
         """
         self.temperature.fill_(check_temperature(value))
+
+    def set_step_(self, step: int) -> None:
+        """Move the terms' weights along their schedules; ``fit`` does so at every step."""
+        for term in self.terms:
+            term.set_step_(step)  # type: ignore[operator]
 
     def log_q(self, x: Tensor) -> Tensor:
         """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence."""
@@ -147,6 +149,7 @@ class SoftmaxGuide(BoundGuide):
             return
         event_dim = self.event_dim if self.model is None else len(self.model.event_shape)
         event_shape = x.shape[x.dim() - event_dim :]
+        dim = free_dim()
         plate = data_plate(
             self._fullname("data"),
             x,
@@ -158,18 +161,21 @@ class SoftmaxGuide(BoundGuide):
         with plate as positions:
             log_q = self.log_q(x)
             evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
-            logits = log_q if evidence is None else log_q + evidence
+            # The same value, with a share of the gradient.
+            share = self.elbo_gradient
+            logits = log_q if share == 1 else share * log_q + (1 - share) * log_q.detach()
+            logits = logits if evidence is None else logits + evidence
             pyro.sample(
                 self._fullname("c"),
                 Categorical(logits=logits, validate_args=False),
                 infer={"enumerate": "parallel"},
             )
-            batch = Batch(self, x, log_q, evidence, positions)
+            batch = Batch(self, x, log_q, evidence, positions, dim)
             for name, term in self.named_terms():
                 penalty = term(batch)
                 # A guide's factor is subtracted from the ELBO, and is differentiated as it is only
                 # with has_rsample=True.
-                pyro.factor(self._fullname(name), term.weight * penalty, has_rsample=True)
+                pyro.factor(self._fullname(name), term.current_weight * penalty, has_rsample=True)
 
     def named_terms(self) -> list[tuple[str, Term]]:
         """Return the terms with the names of their factors, such as ``classification``."""

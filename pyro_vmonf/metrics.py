@@ -11,15 +11,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def contingency(labels: Any, clusters: Any) -> Tensor:
+def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     """Return how many rows have each label (row) and each cluster (column).
 
     Arguments:
         labels: integers ``(N,)`` of at least 0.
         clusters: integers ``(N,)`` of at least 0.
+        num_clusters: columns to have at least, so that empty clusters show.
 
     Raises:
-        ValueError: if the lengths differ, or there are no rows.
+        TypeError: if labels or clusters are not integers.
+        ValueError: if the lengths differ, there are no rows, or a number is negative.
 
     Example:
         >>> contingency([0, 0, 1], [1, 1, 0])
@@ -32,7 +34,16 @@ def contingency(labels: Any, clusters: Any) -> Tensor:
             f"labels have shape {tuple(labels.shape)} and clusters {tuple(clusters.shape)}; "
             "expected the same (N,), with N of at least 1"
         )
-    rows, columns = int(labels.max()) + 1, int(clusters.max()) + 1
+    for name, numbers in (("labels", labels), ("clusters", clusters)):
+        if numbers.is_floating_point() or numbers.is_complex():
+            raise TypeError(f"{name} have dtype {numbers.dtype}; expected integers")
+        if numbers.min() < 0:
+            raise ValueError(
+                f"{name} contain {int(numbers.min())}; expected numbers of at least 0: leave out "
+                "the rows that are not labelled"
+            )
+    labels, clusters = labels.long(), clusters.long()
+    rows, columns = int(labels.max()) + 1, max(int(clusters.max()) + 1, num_clusters)
     counts = torch.bincount(labels * columns + clusters, minlength=rows * columns)
     return counts.reshape(rows, columns)
 
@@ -102,7 +113,7 @@ def clustering_scores(labels: Any, clusters: Any) -> dict[str, float]:
     }
 
 
-def format_contingency(labels: Any, clusters: Any) -> str:
+def format_contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> str:
     """Return the contingency table as text, each row divided by its sum, as thesis Table 5.1.
 
     Example:
@@ -111,7 +122,7 @@ def format_contingency(labels: Any, clusters: Any) -> str:
                      0 0.000000 1.000000
                      1 1.000000 0.000000
     """
-    table = contingency(labels, clusters).double()
+    table = contingency(labels, clusters, num_clusters).double()
     table = table / table.sum(1, keepdim=True).clamp_min(1)
     lines = ["label \\ cluster" + "".join(f"{c:9d}" for c in range(table.shape[1]))]
     for label, row in enumerate(table.tolist()):

@@ -66,12 +66,9 @@ def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None 
         name = "data" if labels is None else "unlabelled"
         ax.scatter(across, up, s=size, color=UNLABELLED, linewidths=0, label=name)
     colors = component_colors(int(classes.max(initial=-1)) + 1)
+    style = {"s": 6 * size, "edgecolors": "white"} if none.any() else {"s": size, "linewidths": 0}
     for k in np.unique(classes[~none]).tolist():
-        across, up = points[classes == k].T
-        if none.any():
-            ax.scatter(across, up, s=6 * size, color=colors[k], edgecolors="white", label=str(k))
-        else:
-            ax.scatter(across, up, s=size, color=colors[k], linewidths=0, label=str(k))
+        ax.scatter(*points[classes == k].T, color=colors[k], label=str(k), **style)
     ax.set_aspect("equal")
     ax.locator_params(nbins=6)
     return ax
@@ -172,7 +169,7 @@ def plot_samples(
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_samples(vmonf, 100, ax=Figure().subplots())
     """
-    advice = "x, c = vmonf.sample(1000); plot_data(x[:, :2], c) draws a projection"
+    advice = "with x, c = vmonf.sample(1000), plot_data(x[:, :2], c) draws a projection"
     plane.check(vmonf.model, "plot_samples", advice)
     x, c = vmonf.sample(num_samples, seed=seed)
     ax = plot_regions(vmonf, exact=exact, extent=extent, ax=ax)
@@ -191,7 +188,7 @@ def plot_density(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw log p(x) over the plane as a heat map, with a contour every two nats.
+    """Draw log p(x) over the plane as a heat map, with contours two nats apart.
 
     Arguments:
         vmonf: the pair, with two features.
@@ -393,7 +390,9 @@ def _epoch_axis(ax: Axes, history: History) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if history.epoch and history.epoch[0] < 0:
         ax.axvspan(history.epoch[0], -0.5, color="0.92", zorder=-1)
-        ax.annotate("pretraining", (history.epoch[0], 0), (2, 2), "data", "offset points")
+        style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4"}
+        middle = (history.epoch[0] - 0.5) / 2
+        ax.text(middle, 0.03, "pretraining", style, transform=ax.get_xaxis_transform())
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,13 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from pyro.poutine.runtime import get_plates
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def free_dim() -> int:
+    """Return the first dimension from the right that no enclosing plate holds."""
+    taken = {frame.dim for frame in get_plates()}
+    return next(dim for dim in itertools.count(-1, -1) if dim not in taken)
 
 
 @contextmanager
@@ -38,10 +45,7 @@ def data_plate(
     Raises:
         ValueError: if the shape of ``x`` does not fit, or the number of rows cannot be known.
     """
-    taken = {frame.dim for frame in get_plates() if frame.dim is not None}
-    dim = -1
-    while dim in taken:
-        dim -= 1
+    dim = free_dim()
     rows = None
     if x is not None:
         event_dim = len(event_shape)
@@ -52,8 +56,8 @@ def data_plate(
             )
         if x.dim() - event_dim < -dim:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} inside plates on dimensions {sorted(taken)};"
-                f" its rows were expected on dimension {dim - event_dim}"
+                f"x has shape {tuple(x.shape)}; inside the plates that enclose the mixture its "
+                f"rows are on dimension {dim - event_dim}"
             )
         rows = x.shape[dim - event_dim]
     if size is None:
@@ -70,7 +74,8 @@ def data_plate(
         else:
             counted = sample_weight > 0  # Pyro scales by positive numbers only
             weight = sample_weight.where(counted, torch.ones_like(sample_weight))
-            with poutine.mask(mask=counted), poutine.scale(scale=weight):
+            mask = poutine.mask(mask=counted)  # type: ignore[call-overload]
+            with mask, poutine.scale(scale=weight):
                 yield positions
 
 
@@ -109,21 +114,24 @@ def claim_parameters(module: PyroModule) -> None:
     """Take from Pyro's param store what an earlier module of the same names left there.
 
     Pyro hands a second instance the first one's parameters, and SVI then trains those: the re-run
-    cell of a notebook silently does not train. One parameter of each child tells whose they are.
+    cell of a notebook silently does not train.
     """
     store = pyro.get_param_store()
     if not len(store):
         return
-    for child in module.children():
+    for name, parameter in _site_names(module):
+        if name in store and store._params[name] is not parameter:
+            del store[name]
+
+
+def _site_names(module: PyroModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters below a Pyro module under the names that Pyro gives them."""
+    prefix = f"{module._pyro_name}." if module._pyro_name else ""
+    for name, parameter in module.named_parameters(recurse=False):
+        yield prefix + name, parameter
+    for key, child in module.named_children():
         if isinstance(child, PyroModule):
-            claim_parameters(child)
-    for name, child in [*module.named_children(), ("", module)]:
-        if isinstance(child, PyroModule) and name:
-            continue
-        prefix = f"{module._pyro_name}.{name}" if module._pyro_name else name
-        for key, parameter in child.named_parameters(recurse=bool(name)):
-            full = param_with_module_name(prefix, key) if name else f"{prefix}{key}"
-            if full in store and store._params[full] is not parameter:
-                del store[full]
-            elif full in store:
-                break
+            yield from _site_names(child)
+        else:
+            for name, parameter in child.named_parameters():
+                yield param_with_module_name(prefix + key, name), parameter

@@ -107,7 +107,8 @@ def write(result: Result, folder: Path, recorder: Any = None) -> None:
         keep(plots.plot_component_grid(vmonf, data.image_shape), "samples")
         clusters = vmonf.predict(data.x).cpu()
         keep(plots.plot_contingency(data.labels, clusters), "contingency")
-        table = metrics.format_contingency(data.labels, clusters)
+        count = vmonf.model.num_components
+        table = metrics.format_contingency(data.labels, clusters, count)
         (folder / "contingency.txt").write_text(table + "\n")
     keep(plots.plot_history(result.history), "history")
     keep(plots.plot_terms(result.history), "terms")

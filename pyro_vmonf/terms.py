@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+
+from pyro_vmonf.temperature import Schedule
 
 if TYPE_CHECKING:
     from pyro_vmonf.guides import SoftmaxGuide
@@ -20,7 +24,8 @@ class Batch:
         x: rows ``(*, *event_shape)`` as the user gave them.
         log_q: log q(c|x) ``(*, K)`` by the network alone, before any evidence.
         log_evidence: log p(y|c) ``(*, K)``, or ``None`` where no row carries any.
-        index: positions of the rows in the whole data set.
+        index: positions ``(B,)`` of the rows in the whole data set.
+        dim: dimension of ``*`` that holds the rows, counted from the right.
     """
 
     guide: SoftmaxGuide
@@ -28,6 +33,7 @@ class Batch:
     log_q: Tensor
     log_evidence: Tensor | None
     index: Tensor
+    dim: int = -1
 
 
 class Term(nn.Module):
@@ -35,26 +41,46 @@ class Term(nn.Module):
 
     To implement one, write :meth:`forward`; it takes a :class:`Batch` and returns the penalty of
     each row, ``(*)``, or one for the whole batch of a shape that broadcasts with it (a mean over
-    the rows with ``keepdim=True``), which then counts once for every row.
+    ``batch.dim`` with ``keepdim=True``), which then counts once for every row.
 
     Arguments:
-        weight: the factor in front, at least zero.
+        weight: the factor in front, at least zero; or a schedule of it over the steps, which
+            ``fit`` follows and :meth:`SoftmaxGuide.set_step_` moves by hand.
 
     Raises:
         ValueError: if the weight is negative.
     """
 
-    def __init__(self, *, weight: float = 1.0) -> None:
+    def __init__(self, *, weight: float | Schedule = 1.0) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight is {weight}; a term's weight must be at least 0")
         self.weight = weight
+        self.set_step_(0)
+
+    def set_step_(self, step: int) -> None:
+        """Take the weight of a training step."""
+        current = self.weight(step) if callable(self.weight) else self.weight
+        if not current >= 0:
+            raise ValueError(f"weight is {current}; a term's weight must be at least 0")
+        self.current_weight = float(current)
 
     def forward(self, batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}"
+
+
+class CustomTerm(Term):
+    """A user's function of a :class:`Batch` as a term."""
+
+    def __init__(
+        self, penalty: Callable[[Batch], Tensor], *, weight: float | Schedule = 1.0
+    ) -> None:
+        super().__init__(weight=weight)
+        self.penalty = penalty
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.penalty(batch)
 
 
 class Classification(Term):
@@ -68,11 +94,10 @@ class Classification(Term):
         weight: the factor α in front.
 
     Example:
-        >>> import torch
         >>> log_q = torch.tensor([[0.5, 0.5], [0.2, 0.8]]).log()
         >>> evidence = torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])
-        >>> Classification()(Batch(None, None, log_q, evidence, None))
-        tensor([-0.0000, 1.6094])
+        >>> Classification()(Batch(None, None, log_q, evidence, None)) + 0
+        tensor([0.0000, 1.6094])
     """
 
     def forward(self, batch: Batch) -> Tensor:
@@ -80,3 +105,91 @@ class Classification(Term):
             return batch.log_q.new_zeros(batch.log_q.shape[:-1])
         relative = batch.log_evidence - batch.log_evidence.amax(-1, keepdim=True)
         return -(batch.log_q + relative).logsumexp(-1)
+
+
+class Consistency(Term):
+    r"""A point and a distorted copy of it belong together: :math:`-\log\sum_c q(c|x)\,q(c|x')`.
+
+    It is minus the log-probability that draws of c from both agree, so it is zero when q puts both
+    on one component, and positive when they differ or hesitate. Which distortion leaves the cluster
+    alone is the prior knowledge that the likelihood lacks (thesis 6.2).
+
+    Arguments:
+        distort: function from a :class:`Batch` to the distorted rows ``(*, *event_shape)``:
+            :mod:`pyro_vmonf.distortions` has four.
+        weight: the factor in front.
+
+    References:
+        Izmailov, Kirichenko, Finzi, Wilson (2020), Semi-Supervised Learning with Normalizing
+        Flows, arXiv:1912.13025.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide
+        >>> from pyro_vmonf.nn import MLP
+        >>> guide = SoftmaxGuide(MLP(2, 5), [Consistency(lambda batch: batch.x + 0.1)])
+        >>> guide.named_terms()[0][0]
+        'consistency'
+    """
+
+    def __init__(
+        self, distort: Callable[[Batch], Tensor], *, weight: float | Schedule = 1.0
+    ) -> None:
+        super().__init__(weight=weight)
+        self.distort = distort
+
+    def forward(self, batch: Batch) -> Tensor:
+        distorted = batch.guide.log_q(self.distort(batch))
+        return -(batch.log_q + distorted).logsumexp(-1)
+
+
+class Balance(Term):
+    r"""The batch's aggregated posterior is close to the weights: :math:`KL(\bar q \,\|\, \pi)`.
+
+    With :math:`\bar q_c` the mean of :math:`q(c|x)` over the rows of the batch; for uniform weights
+    it is :math:`\log K - H(\bar q)`. It keeps components alive. The ELBO asks for the same through
+    :math:`E_q[\log\pi_c]`, but no more strongly than for likelihood.
+
+    Arguments:
+        weight: the factor in front.
+
+    Example:
+        >>> log_q = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+        >>> from pyro_vmonf import SoftmaxGuide
+        >>> guide = SoftmaxGuide(torch.nn.Linear(2, 2))
+        >>> Balance()(Batch(guide, None, log_q, None, None)).abs() < 1e-6  # one a batch
+        tensor([True])
+    """
+
+    def forward(self, batch: Batch) -> Tensor:
+        count = batch.log_q.shape[-1]
+        rows = batch.log_q.shape[batch.dim - 1]
+        log_mean = batch.log_q.logsumexp(batch.dim - 1, keepdim=True) - torch.log(
+            torch.as_tensor(float(rows), dtype=batch.log_q.dtype, device=batch.log_q.device)
+        )
+        model = batch.guide.model
+        uniform = batch.log_q.new_full((count,), 1 / count).log()
+        log_weights = uniform if model is None else model.weights.log_mean()
+        return (log_mean.exp() * (log_mean - log_weights)).sum(-1)
+
+
+class Confidence(Term):
+    r"""The posterior is sure: its entropy :math:`H(q(\cdot|x))` is small.
+
+    The ELBO pays for entropy, and rightly, where components overlap; this takes some of it back,
+    so that boundaries move to where there are no points.
+
+    Arguments:
+        weight: the factor in front.
+
+    References:
+        Grandvalet, Bengio (2005), Semi-supervised learning by entropy minimization.
+
+    Example:
+        >>> log_q = torch.tensor([[0.5, 0.5]]).log()
+        >>> Confidence()(Batch(None, None, log_q, None, None))
+        tensor([0.6931])
+    """
+
+    def forward(self, batch: Batch) -> Tensor:
+        log_q = batch.log_q
+        return -torch.where(log_q > -torch.inf, log_q.exp() * log_q, 0.0).sum(-1)

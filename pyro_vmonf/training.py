@@ -164,10 +164,13 @@ class Trainer:
         self.rejected_in_a_row = 0
         self.open: list[dict[str, Tensor]] = []
 
-    def set_temperature(self) -> None:
-        if self.temperature is not None and isinstance(self.guide, SoftmaxGuide):
-            self.guide.set_temperature_(self.temperature(self.scheduled_steps))
-            self.safeguard.accept()
+    def anneal(self) -> None:
+        """Move temperature and terms along their schedules."""
+        if isinstance(self.guide, SoftmaxGuide):
+            self.guide.set_step_(self.scheduled_steps)
+            if self.temperature is not None:
+                self.guide.set_temperature_(self.temperature(self.scheduled_steps))
+                self.safeguard.accept()
 
     def step(self, arguments: Arguments) -> dict[str, Tensor] | None:
         """Take one step; return the terms of the ELBO, or ``None`` if it was rolled back."""
@@ -207,7 +210,7 @@ class Trainer:
             if limit is not None and self.steps >= limit:
                 return
             if scheduled:
-                self.set_temperature()
+                self.anneal()
             terms = self.step(arguments)
             if scheduled:
                 self.scheduled_steps += 1

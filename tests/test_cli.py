@@ -104,9 +104,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("recipe", ["thesis", "best"])
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if not n.startswith("mnist")])
-def test_every_toy_experiment_runs(
-    name: str, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_toy_experiment_runs(name: str, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
     settings = Settings(seed=1, per_wing=32, quick=True)
     experiment = EXPERIMENTS[name]

@@ -26,8 +26,6 @@ def test_there_are_notebooks() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# What the kernel's own packages announce at start is none of the notebook's business.
-@pytest.mark.filterwarnings("default")
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOKE_TEST", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,0 +1,200 @@
+"""Distortions that leave a point's cluster alone: what :class:`Consistency` compares it with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.terms import Batch
+
+
+def _units(batch: Batch) -> Tensor | float:
+    """One standard deviation of each feature, where the model knows it."""
+    model = batch.guide.model
+    return 1.0 if model is None else model.standardizer.scale
+
+
+class Jitter(nn.Module):
+    """Gaussian noise on every feature.
+
+    Arguments:
+        scale: its standard deviation, in units of the features' own where the model is
+            standardised.
+    """
+
+    def __init__(self, scale: float = 0.1) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, batch: Batch) -> Tensor:
+        return batch.x + self.scale * _units(batch) * torch.randn_like(batch.x)
+
+
+class RandomWalk(nn.Module):
+    """The end of a random walk that starts at the point, on the graph of nearest neighbours.
+
+    Points that long walks connect belong together, however far apart they are: nothing is said of
+    the clusters' shape but that they are connected and not joined to each other.
+
+    Arguments:
+        x: all rows ``(N, *event_shape)``, which ``index`` counts; each feature is divided by its
+            standard deviation before distances are taken.
+        neighbors: nearest neighbours that a point is linked to; links go both ways.
+        length: walks have a uniform number of steps from 1 to this.
+        chunk_size: rows whose distances are computed at once.
+
+    Raises:
+        ValueError: if there are not more rows than neighbours.
+
+    Example:
+        >>> walk = RandomWalk(torch.randn(100, 2))
+        >>> walk.ends(torch.tensor([0, 1, 2])).shape
+        torch.Size([3])
+    """
+
+    x: Tensor
+    links: Tensor
+    degree: Tensor
+    first: Tensor
+
+    def __init__(
+        self, x: Tensor, *, neighbors: int = 10, length: int = 64, chunk_size: int = 1024
+    ) -> None:
+        super().__init__()
+        check_positive("neighbors", neighbors)
+        check_positive("length", length)
+        if len(x) <= neighbors:
+            raise ValueError(
+                f"x has {len(x)} rows; {neighbors} neighbours need more rows than that"
+            )
+        self.neighbors = neighbors
+        self.length = length
+        rows = x.flatten(1)
+        rows = rows / rows.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).tiny)
+        nearest = torch.cat(
+            [
+                torch.cdist(part, rows).topk(neighbors + 1, largest=False).indices[:, 1:]
+                for part in rows.split(chunk_size)
+            ]
+        )
+        start = torch.arange(len(x), device=x.device).repeat_interleave(neighbors)
+        pairs = torch.stack((start, nearest.flatten()))
+        pairs = torch.unique(torch.cat((pairs, pairs.flip(0)), 1), dim=1)  # sorted by start
+        degree = torch.bincount(pairs[0], minlength=len(x))
+        # The graph belongs to the data, not to the model: it is not saved with it.
+        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("links", pairs[1], persistent=False)
+        self.register_buffer("degree", degree, persistent=False)
+        self.register_buffer("first", degree.cumsum(0) - degree, persistent=False)
+
+    def ends(self, index: Tensor) -> Tensor:
+        """Return where walks from the rows ``index`` end."""
+        lengths = torch.randint(1, self.length + 1, index.shape, device=index.device)
+        at = index
+        for step in range(self.length):
+            choice = (torch.rand(at.shape, device=at.device) * self.degree[at]).long()
+            at = torch.where(step < lengths, self.links[self.first[at] + choice], at)
+        return at
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.x[self.ends(batch.index)].to(batch.x.dtype)
+
+
+class Adversarial(nn.Module):
+    """The direction in which the guide's answer changes most (virtual adversarial training).
+
+    Arguments:
+        epsilon: length of the step, in units of the features' standard deviations.
+        probe: length of the probing step, in the same units.
+        iterations: of the power method.
+
+    References:
+        Miyato, Maeda, Koyama, Ishii (2018), Virtual Adversarial Training, arXiv:1704.03976.
+    """
+
+    def __init__(self, epsilon: float = 0.1, *, probe: float = 1e-2, iterations: int = 1) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.probe = probe
+        self.iterations = iterations
+
+    def forward(self, batch: Batch) -> Tensor:
+        units, event_dim = _units(batch), batch.x.dim() - batch.log_q.dim() + 1
+        axes = tuple(range(-event_dim, 0))
+
+        def unit(direction: Tensor) -> Tensor:
+            return direction / direction.square().sum(axes, keepdim=True).sqrt().clamp_min(1e-12)
+
+        direction = unit(torch.randn_like(batch.x))
+        log_q = batch.log_q.detach()
+        for _ in range(self.iterations):
+            with torch.enable_grad():  # also where a loss is only evaluated
+                direction = direction.detach().requires_grad_()
+                moved = batch.guide.log_q(batch.x + self.probe * units * direction)
+                gap = (log_q.exp() * (log_q - moved)).sum()
+                (gradient,) = torch.autograd.grad(gap, direction)
+            direction = unit(gradient)
+        return batch.x + self.epsilon * units * direction.detach()
+
+
+class AffineImages(nn.Module):
+    """Small rotations, scalings, shears and shifts of images.
+
+    Arguments:
+        image_shape: ``(C, H, W)`` or ``(H, W)`` of a row.
+        rotation: largest angle, in degrees.
+        scale: largest relative change of size.
+        shear: largest shear.
+        shift: largest shift, as a share of half the image.
+
+    Example:
+        >>> images = torch.rand(7, 64)
+        >>> AffineImages((8, 8)).distorted(images).shape
+        torch.Size([7, 64])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        rotation: float = 12.0,
+        scale: float = 0.15,
+        shear: float = 0.2,
+        shift: float = 0.1,
+    ) -> None:
+        super().__init__()
+        shape = tuple(image_shape)
+        self.image_shape = shape if len(shape) == 3 else (1, *shape)
+        self.rotation = rotation
+        self.scale = scale
+        self.shear = shear
+        self.shift = shift
+
+    def distorted(self, x: Tensor) -> Tensor:
+        """Distort rows ``(*, *event_shape)``, each in its own way."""
+        images = x.reshape(-1, *self.image_shape)
+        count = len(images)
+
+        def within(bound: float) -> Tensor:
+            return (2 * torch.rand(count, device=x.device, dtype=x.dtype) - 1) * bound
+
+        angle = within(self.rotation * math.pi / 180)
+        wide, high, shear = 1 + within(self.scale), 1 + within(self.scale), within(self.shear)
+        cos, sin = angle.cos(), angle.sin()
+        theta = torch.stack(
+            (
+                torch.stack((wide * cos, shear * wide - high * sin, within(self.shift)), -1),
+                torch.stack((wide * sin, high * cos, within(self.shift)), -1),
+            ),
+            -2,
+        )
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False).reshape(x.shape)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.distorted(batch.x)

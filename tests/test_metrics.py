@@ -1,0 +1,180 @@
+"""Scores against scikit-learn, brute force and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Uniform, kl_divergence
+
+from pyro_vmonf.metrics import (
+    accuracy,
+    adjusted_rand_index,
+    bits_per_dim,
+    clustering_scores,
+    contingency,
+    format_contingency,
+    kl_to_truth,
+    match,
+    normalized_mutual_information,
+)
+
+Labels = tuple[Tensor, Tensor]
+
+
+def noisy(labels: int, clusters: int, rows: int = 60) -> Labels:
+    y = torch.randint(labels, (rows,))
+    keep = torch.rand(rows) < 0.7
+    return y, torch.where(keep, (y + 1) % clusters, torch.randint(clusters, (rows,)))
+
+
+CASES: dict[str, Callable[[], Labels]] = {
+    "as-many": lambda: noisy(4, 4),
+    "more-clusters": lambda: noisy(3, 6),
+    "fewer-clusters": lambda: noisy(6, 3),
+    "independent": lambda: (torch.randint(4, (60,)), torch.randint(4, (60,))),
+    "perfect": lambda: (torch.arange(60) % 4, (torch.arange(60) + 2) % 4),
+    "one-cluster": lambda: (torch.arange(60) % 3, torch.zeros(60, dtype=torch.long)),
+    "one-label": lambda: (torch.zeros(60, dtype=torch.long), torch.arange(60) % 3),
+    "both-constant": lambda: (torch.full((9,), 2), torch.full((9,), 1)),
+    "all-apart": lambda: (torch.arange(9), torch.arange(9).flip(0)),
+    "missing-numbers": lambda: (2 * torch.randint(3, (60,)), 3 * torch.randint(2, (60,)) + 1),
+    "one-row": lambda: (torch.tensor([1]), torch.tensor([2])),
+}
+
+
+def best_agreement(labels: Tensor, clusters: Tensor) -> float:
+    """The best of all one-to-one namings of clusters by labels."""
+    count = 1 + max(int(labels.max()), int(clusters.max()))
+    names = torch.tensor(list(itertools.permutations(range(count))))
+    return float((names[:, clusters] == labels).double().mean(1).max())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "all-apart"])
+def test_accuracy_is_that_of_the_best_permutation(name: str) -> None:
+    labels, clusters = CASES[name]()
+    assert accuracy(labels, clusters) == pytest.approx(best_agreement(labels, clusters), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_matching_has_the_accuracy(name: str) -> None:
+    labels, clusters = CASES[name]()
+    names = match(labels, clusters)
+    assert len(set(names.values())) == len(names)
+    agreeing = [names.get(c) == y for y, c in zip(labels.tolist(), clusters.tolist(), strict=True)]
+    assert np.mean(agreeing) == pytest.approx(accuracy(labels, clusters), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_equal_those_of_scikit_learn(name: str) -> None:
+    labels, clusters = CASES[name]()
+    nmi = normalized_mutual_info_score(labels, clusters, average_method="arithmetic")
+    ari = adjusted_rand_score(labels, clusters)
+    assert normalized_mutual_information(labels, clusters) == pytest.approx(nmi, abs=1e-12)
+    assert adjusted_rand_index(labels, clusters) == pytest.approx(ari, abs=1e-12)
+    assert clustering_scores(labels, clusters) == {
+        "accuracy": accuracy(labels, clusters),
+        "nmi": normalized_mutual_information(labels, clusters),
+        "ari": adjusted_rand_index(labels, clusters),
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_contingency_equals_that_of_scikit_learn(name: str) -> None:
+    labels, clusters = CASES[name]()
+    table = contingency(labels, clusters)
+    assert table.shape == (int(labels.max()) + 1, int(clusters.max()) + 1)
+    kept = table[table.sum(1) > 0][:, table.sum(0) > 0]
+    assert kept.equal(torch.tensor(contingency_matrix(labels, clusters)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_do_not_mind_the_numbering(name: str) -> None:
+    labels, clusters = CASES[name]()
+    shuffled = torch.randperm(int(clusters.max()) + 1)[clusters]
+    for key, score in clustering_scores(labels, clusters).items():
+        assert clustering_scores(labels, shuffled)[key] == pytest.approx(score, abs=1e-12)
+
+
+FORMS: dict[str, Callable[[Tensor], object]] = {
+    "list": lambda t: t.tolist(),
+    "numpy": lambda t: t.numpy(),
+    "numpy-uint8": lambda t: t.numpy().astype(np.uint8),
+    "tensor-uint8": lambda t: t.to(torch.uint8),
+    "tensor-int32": lambda t: t.int(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_come_in_any_form(form: str) -> None:
+    labels, clusters = torch.randint(20, (200,)), torch.randint(30, (200,))
+    converted = FORMS[form](labels), FORMS[form](clusters)
+    assert contingency(*converted).equal(contingency(labels, clusters))
+
+
+def test_contingency_is_printed_as_shares_of_each_label() -> None:
+    labels = [0, 0, 0, 1, 1, 3]
+    clusters = [2, 2, 0, 1, 1, 0]
+    assert format_contingency(labels, clusters).splitlines() == [
+        "label \\ cluster        0        1        2",
+        "              0 0.333333 0.000000 0.666667",
+        "              1 0.000000 1.000000 0.000000",
+        "              2 0.000000 0.000000 0.000000",
+        "              3 1.000000 0.000000 0.000000",
+    ]
+
+
+ERRORS: dict[str, tuple[object, object, type[Exception], str]] = {
+    "lengths": ([0, 1], [0, 1, 1], ValueError, r"shape \(2,\) and clusters \(3,\)"),
+    "empty": ([], [], ValueError, "N of at least 1"),
+    "table": ([[0, 1]], [[0, 1]], ValueError, r"expected the same \(N,\)"),
+    "negative-label": ([0, -1], [0, 1], ValueError, "labels contain -1"),
+    "negative-cluster": ([1, 1], [2, -1], ValueError, "clusters contain -1"),
+    "fraction": ([0.0, 1.0], [0, 1], TypeError, "labels have dtype torch.float32"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_what_was_given(name: str) -> None:
+    labels, clusters, error, message = ERRORS[name]
+    for score in (contingency, accuracy, normalized_mutual_information, adjusted_rand_index):
+        with pytest.raises(error, match=message):
+            score(labels, clusters)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("dimensions", "levels"), [(1, 256), (784, 256), (784, 2)])
+def test_bits_per_dim_of_a_uniform_density(dimensions: int, levels: int) -> None:
+    half = Uniform(torch.zeros(dimensions), 0.5).log_prob(torch.rand(9, dimensions) / 2).sum(-1)
+    expected = math.log2(levels) - 1
+    assert bits_per_dim(half, dimensions, levels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bits_per_dim_of_a_certain_pixel_is_zero() -> None:
+    narrow = torch.full((9,), 784 * math.log(256))
+    assert bits_per_dim(narrow, 784) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_kl_approaches_that_between_gaussians() -> None:
+    truth = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 2.0]]))
+    other = MultivariateNormal(torch.tensor([0.3, -0.2]), torch.eye(2))
+    x = truth.sample((50_000,))
+    kl, error = kl_to_truth(truth.log_prob(x), other.log_prob(x))
+    expected = float(kl_divergence(truth, other))
+    assert abs(kl - expected) < 4 * error
+    assert error < 0.02 * expected
+    gap = truth.log_prob(x) - other.log_prob(x)
+    assert error == pytest.approx(float(gap.std()) / math.sqrt(50_000), rel=1e-12)
+
+
+def test_kl_to_itself_is_zero() -> None:
+    log_truth = torch.randn(9)
+    assert kl_to_truth(log_truth, log_truth) == (0.0, 0.0)
