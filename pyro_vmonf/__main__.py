@@ -85,14 +85,10 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     for seed in options.seeds:
         settings = Settings(seed, options.per_wing, options.labels, options.data, options.quick)
-        recorder = None if options.name.startswith("mnist") else Recorder(every=10)
-        result = run(
-            experiment,
-            recipe,
-            settings,
-            device=options.device,
-            callbacks=() if recorder is None else (recorder,),
-        )
+        data = experiment.draw(settings)
+        recorder = None if data.image_shape else Recorder(data.x, every=10)
+        callbacks = () if recorder is None else (recorder,)
+        result = run(data, recipe, settings, device=options.device, callbacks=callbacks)
         folder = options.out / options.name / f"seed-{seed}"
         write(result, folder, recorder)
         if not results:

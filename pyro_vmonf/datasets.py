@@ -7,8 +7,10 @@ import hashlib
 import math
 import os
 import urllib.request
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,15 +78,17 @@ class Pinwheel:
         grid = torch.linspace(self.radius - reach, self.radius + reach, 161, dtype=torch.float64)
         cos, sin = angles(grid, start[:, None])
         at = v[:, :1, None] * cos - v[:, 1:, None] * sin - grid  # (N, W, grid)
-        row, wing, left = (at[..., :-1] * at[..., 1:] <= 0).nonzero().unbind(1)
+        # A root on a node of the grid counts once: it ends one interval and begins none.
+        below = at <= 0
+        row, wing, left = (below[..., :-1] != below[..., 1:]).nonzero().unbind(1)
         low, high = grid[left], grid[left + 1]
         v0, v1, phase = v[row, 0], v[row, 1], start[wing]
-        rising = at[row, wing, left] <= 0
+        rising = below[row, wing, left]
         for _ in range(40):
             middle = (low + high) / 2
             cos, sin = angles(middle, phase)
-            below = ((v0 * cos - v1 * sin - middle) <= 0) == rising
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            before = ((v0 * cos - v1 * sin - middle) <= 0) == rising
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
         r = (low + high) / 2
         cos, sin = angles(r, phase)
         t = v0 * sin + v1 * cos
@@ -111,7 +115,8 @@ class TwoCircles:
     r"""Two concentric circles with radial noise, and their exact density.
 
     .. math::
-        p(x) = \tfrac12 \sum_k \frac{N(|x|; R_k, \epsilon^2)}{2 \pi |x|}
+        p(x) = \tfrac12 \sum_k
+            \frac{N(|x|; R_k, \epsilon^2) + N(-|x|; R_k, \epsilon^2)}{2 \pi |x|}
 
     Arguments:
         radii: the two radii, outer first.
@@ -131,12 +136,13 @@ class TwoCircles:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
-        radius = x.double().norm(dim=-1)
+        radius = x.double().norm(dim=-1, keepdim=True)
         normal = torch.distributions.Normal(
             torch.tensor(self.radii, dtype=torch.float64), self.noise
         )
-        radial = normal.log_prob(radius[:, None]).logsumexp(-1)
-        return (radial - math.log(2) - math.log(2 * math.pi) - radius.log()).to(x)
+        # A radius drawn below zero puts the point on the other side.
+        both = torch.cat((normal.log_prob(radius), normal.log_prob(-radius)), -1)
+        return (both.logsumexp(-1) - math.log(4 * math.pi) - radius.squeeze(-1).log()).to(x)
 
 
 def pinwheel(
@@ -193,20 +199,19 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
             if len(header) < 4 or header[:3] != b"\x00\x00\x08":
                 raise ValueError(f"{path} does not begin like a file of bytes in MNIST's format")
             sizes = file.read(4 * header[3])
-            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
-            count = math.prod(shape)
-            # One byte more than promised, so that a file that holds too much is noticed too.
-            content = file.read(count + 1)
-    except (OSError, EOFError) as error:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
-    if len(shape) != header[3] or len(content) != count:
+    shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+    count = math.prod(shape)
+    if len(sizes) != 4 * header[3] or len(content) != count:
         raise ValueError(
             f"{path} promises {shape} bytes and holds {'more' if len(content) > count else 'fewer'}"
             " (truncated, or not MNIST's format)"
         )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
+    return torch.tensor(np.frombuffer(content, np.uint8)).reshape(shape)
 
 
 def mnist(
@@ -282,4 +287,6 @@ def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
     if images.dtype != torch.uint8:
         raise TypeError(f"images have dtype {images.dtype}; expected uint8")
     with local_seed(seed):
-        return (images.float() + torch.rand(images.shape)) / 256
+        # 16 random bits: with more, float32 rounds 255 + u up to 256.
+        u = (torch.rand(images.shape) * 2**16).floor() / 2**16
+        return (images.float() + u) / 256

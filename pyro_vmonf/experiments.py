@@ -22,7 +22,7 @@ from pyro_vmonf.vmonf import VMoNF
 
 # Offsets that keep the draws of one seed apart: data, held-out data, fresh points of the truth.
 HELD_OUT, FRESH = 10_000, 20_000
-FRESH_POINTS = 100_000
+FRESH_POINTS, FRESH_POINTS_QUICK = 100_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Settings:
     labels: int | None = None
     data: Path = Path("data/mnist")
     quick: bool = False
+
+    @property
+    def fresh_points(self) -> int:
+        """How many fresh points of the truth the KL divergence is estimated on."""
+        return FRESH_POINTS_QUICK if self.quick else FRESH_POINTS
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def draw_pinwheel(settings: Settings, *, wings: int = 5, rate: float = 0.4) -> D
     with local_seed(HELD_OUT + settings.seed):
         x_test, labels_test = truth.sample(count)
     with local_seed(FRESH + settings.seed):
-        fresh, _ = truth.sample(FRESH_POINTS // wings)
+        fresh, _ = truth.sample(settings.fresh_points // wings)
     return Data(x, labels, x_test, labels_test, wings, truth=truth, fresh=fresh)
 
 
@@ -122,7 +127,7 @@ def draw_circles(settings: Settings, *, labelled: int = 0) -> Data:
     with local_seed(HELD_OUT + settings.seed):
         x_test, labels_test = truth.sample(count)
     with local_seed(FRESH + settings.seed):
-        fresh, _ = truth.sample(FRESH_POINTS // 2)
+        fresh, _ = truth.sample(settings.fresh_points // 2)
     return Data(x, labels, x_test, labels_test, 2, y=y, truth=truth, fresh=fresh)
 
 

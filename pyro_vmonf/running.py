@@ -1,4 +1,4 @@
-"""One run of an experiment: draw, fit, score, and write what was found."""
+"""One run of an experiment: fit, score, and write what was found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf import metrics
-from pyro_vmonf.experiments import Data, Experiment, Recipe, Settings
+from pyro_vmonf.experiments import Data, Recipe, Settings
 from pyro_vmonf.fitting import Callback
 from pyro_vmonf.history import History
 from pyro_vmonf.scopes import local_seed
@@ -31,7 +31,7 @@ class Result:
 
 
 def run(
-    experiment: Experiment,
+    data: Data,
     recipe: Recipe,
     settings: Settings,
     *,
@@ -39,8 +39,7 @@ def run(
     callbacks: tuple[Callback, ...] = (),
     progress: bool = True,
 ) -> Result:
-    """Draw the data of one seed, fit the recipe to them and score it."""
-    data = experiment.draw(settings)
+    """Fit a recipe to the data of one seed and score it."""
     with local_seed(settings.seed):
         vmonf = recipe.build(data).to(device)
     options = {**recipe.options, **(recipe.quick if settings.quick else {})}

@@ -225,7 +225,7 @@ class Trainer:
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value
         means = {name: float(value) / count for name, value in totals.items()}
-        for name in means.keys() | history.terms.keys():
+        for name in dict.fromkeys((*history.terms, *means)):  # in a fixed order
             past = history.terms.setdefault(name, [0.0] * len(history.epoch))
             past.append(means.get(name, 0.0))
         history.epoch.append(number)

@@ -108,7 +108,8 @@ def test_every_toy_experiment_runs(name: str, recipe: str, monkeypatch: pytest.M
     shorten(monkeypatch)
     settings = Settings(seed=1, per_wing=32, quick=True)
     experiment = EXPERIMENTS[name]
-    result = run(experiment, experiment.recipes[recipe], settings, progress=False)
+    data = experiment.draw(settings)
+    result = run(data, experiment.recipes[recipe], settings, progress=False)
     assert result.scores.keys() >= SCORES
     assert all(value == value for value in result.scores.values())
 
@@ -152,8 +153,9 @@ def test_mnist_holds_images_out_and_labels_as_many_of_each_digit() -> None:
 def test_seeds_draw_data_and_initialisation() -> None:
     experiment = EXPERIMENTS["pinwheel"]
     recipe = Recipe(experiment.recipes["thesis"].build, {"epochs": 1})
+    settings = [Settings(seed, per_wing=20, quick=True) for seed in (0, 0, 1)]
     one, again, other = (
-        run(experiment, recipe, Settings(seed, per_wing=20), progress=False) for seed in (0, 0, 1)
+        run(experiment.draw(each), recipe, each, progress=False) for each in settings
     )
     assert torch.equal(one.data.x, again.data.x)
     assert one.scores["elbo"] == again.scores["elbo"]

@@ -1,0 +1,240 @@
+"""Terms of the guide against direct formulas, and the distortions they compare with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor
+
+from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF, linear_decay
+from pyro_vmonf.distortions import Adversarial, AffineImages, Jitter, RandomWalk
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, Consistency, Term
+
+K, N, D = 3, 8, 2
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def pair(*terms: Term, elbo_gradient: float = 1.0) -> VMoNF:
+    guide = SoftmaxGuide(MLP(D, K, hidden=(5,)), list(terms), elbo_gradient=elbo_gradient)
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=2, hidden=(4,)), [0.2, 0.3, 0.5]), guide)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return vmonf
+
+
+def batch_of(guide: SoftmaxGuide, x: Tensor, evidence: Tensor | None = None) -> Batch:
+    return Batch(guide, x, guide.log_q(x), evidence, torch.arange(len(x)))
+
+
+def shifted(batch: Batch) -> Tensor:
+    return batch.x + 0.5
+
+
+def consistency(q: Tensor, moved: Tensor) -> Tensor:
+    return torch.stack([-(q[i] * moved[i]).sum().log() for i in range(len(q))])
+
+
+def balance(q: Tensor, moved: Tensor) -> Tensor:
+    mean = q.sum(0) / len(q)
+    return sum(m * (m / w).log() for m, w in zip(mean, (0.2, 0.3, 0.5), strict=True)).reshape(1)
+
+
+def confidence(q: Tensor, moved: Tensor) -> Tensor:
+    return torch.stack([-sum(p * p.log() for p in row) for row in q])
+
+
+CASES: dict[str, tuple[Callable[[], Term], Callable[[Tensor, Tensor], Tensor]]] = {
+    "consistency": (lambda: Consistency(shifted), consistency),
+    "balance": (lambda: Balance(), balance),
+    "confidence": (lambda: Confidence(), confidence),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradient_equal_the_formula(case: str) -> None:
+    make, formula = CASES[case]
+    vmonf, x, term = pair(), torch.randn(N, D), make()
+    guide = vmonf.guide
+    found = term(batch_of(guide, x))
+    q, moved = guide.network(x).softmax(-1), guide.network(x + 0.5).softmax(-1)
+    expected = formula(q, moved)
+    torch.testing.assert_close(found, expected)
+    parameters = list(guide.network.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), parameters),
+        torch.autograd.grad(expected.sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("weight", [0.0, 0.7, 3.0])
+def test_a_factor_adds_its_weighted_penalty_to_the_loss(case: str, weight: float) -> None:
+    make, _ = CASES[case]
+    vmonf = pair(make())
+    guide, x = vmonf.guide, torch.randn(N, D)
+    guide.terms[0].weight = weight
+    guide.set_step_(0)
+    free = SoftmaxGuide(guide.network, [], model=vmonf.model)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    gap = elbo(vmonf.model, guide)(x, size=40) - elbo(vmonf.model, free)(x, size=40)
+    penalty = make()(batch_of(guide, x)).expand(N).mean()
+    torch.testing.assert_close(gap, 40 * weight * penalty)
+    parameters = list(guide.network.parameters())
+    found = torch.autograd.grad(gap, parameters)
+    wanted = torch.autograd.grad(40 * weight * penalty, parameters)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_to_correct_costs_nothing() -> None:
+    vmonf, x = pair(), torch.randn(N, D)
+    sure = torch.full((N, K), -torch.inf)
+    sure[torch.arange(N), torch.arange(N) % 2] = 0.0
+    guide = vmonf.guide
+    certain = Batch(guide, x, sure, None, torch.arange(N))
+    assert torch.equal(Confidence()(certain), torch.zeros(N))
+    assert torch.equal(Classification()(certain), torch.zeros(N))
+    weights = vmonf.model.weights.probs.log().expand(N, K)
+    balanced = Batch(guide, x, weights, None, torch.arange(N))
+    torch.testing.assert_close(Balance()(balanced), torch.zeros(1))
+    with torch.no_grad():
+        guide.network.layers[-1].weight.zero_()
+        guide.network.layers[-1].bias.copy_(torch.tensor([1e3, 0.0, 0.0]))
+    same = Consistency(shifted)(batch_of(guide, x))
+    torch.testing.assert_close(same, torch.zeros(N))
+
+
+def test_balance_knows_the_rows_under_an_outer_plate() -> None:
+    guide = pair().guide
+    log_q = torch.randn(4, N, K).log_softmax(-1)
+    left = Balance()(Batch(guide, None, log_q, None, None, dim=-1))  # type: ignore[arg-type]
+    right = Balance()(Batch(guide, None, log_q.transpose(0, 1), None, None, dim=-2))  # type: ignore[arg-type]
+    assert left.shape == (4, 1)
+    assert right.shape == (1, 4)
+    torch.testing.assert_close(left, right.T)
+    one = Balance()(Batch(guide, None, log_q[2], None, None))  # type: ignore[arg-type]
+    torch.testing.assert_close(left[2], one)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_elbo_gradient_reaches_the_network(share: float) -> None:
+    vmonf, x = pair(elbo_gradient=share), torch.randn(N, D)
+    y = torch.randint(-1, K, (N,))
+    whole = SoftmaxGuide(vmonf.guide.network, [], model=vmonf.model)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    found, full = elbo(vmonf.model, vmonf.guide)(x, y), elbo(vmonf.model, whole)(x, y)
+    torch.testing.assert_close(found, full)
+    for module, factor in ((vmonf.guide.network, share), (vmonf.model.bank, 1.0)):
+        parameters = list(module.parameters())
+        for one, other in zip(
+            torch.autograd.grad(found, parameters, retain_graph=True),
+            torch.autograd.grad(full, parameters, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, factor * other)
+
+
+def test_terms_reach_the_network_whatever_the_share() -> None:
+    vmonf, x = pair(Confidence(weight=2.0), elbo_gradient=0.0), torch.randn(N, D)
+    loss = TraceEnum_ELBO(max_plate_nesting=1)(vmonf.model, vmonf.guide)(x)
+    parameters = list(vmonf.guide.network.parameters())
+    alone = 2 * Confidence()(batch_of(vmonf.guide, x)).sum()
+    wanted = torch.autograd.grad(alone, parameters)
+    for one, other in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_weights_follow_their_schedule() -> None:
+    term = Confidence(weight=linear_decay(steps=10, initial=2.0, final=1.0))
+    vmonf = pair(term)
+    assert term.current_weight == 2.0
+    vmonf.guide.set_step_(5)
+    assert term.current_weight == 1.5
+    vmonf.fit(torch.randn(N, D), steps=4, progress=False)
+    assert term.current_weight == pytest.approx(1.7)  # the last step is number 3
+
+
+def test_terms_of_one_kind_have_names_of_their_own() -> None:
+    names = [name for name, _ in pair(Confidence(), Balance(), Confidence()).guide.named_terms()]
+    assert names == ["confidence", "balance", "confidence_2"]
+
+
+def test_a_walk_follows_links_and_stays_in_its_part() -> None:
+    x = torch.cat((torch.randn(30, D), torch.randn(30, D) + 100))
+    walk = RandomWalk(x, neighbors=4, length=20)
+    near = torch.cdist(x, x).topk(5, largest=False).indices[:, 1:]
+    linked = torch.zeros(60, 60, dtype=torch.bool)
+    linked[torch.arange(60).repeat_interleave(4), near.flatten()] = True
+    linked |= linked.T.clone()
+    for i in range(60):
+        first, degree = int(walk.first[i]), int(walk.degree[i])
+        expected = linked[i].nonzero().squeeze(1)
+        assert torch.equal(walk.links[first : first + degree].sort().values, expected)
+    index = torch.arange(60).repeat(20)
+    ends = walk.ends(index)
+    assert torch.equal(ends >= 30, index >= 30)
+    single = RandomWalk(x, neighbors=4, length=1)
+    assert linked[index, single.ends(index)].all()
+    assert not single.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"neighbors": 10}, "10 neighbours"), ({"neighbors": 0}, "neighbors"), ({"length": 0}, "len")],
+)
+def test_walks_that_cannot_be(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandomWalk(torch.randn(10, D), **arguments)
+
+
+def test_jitter_has_the_units_of_the_data() -> None:
+    vmonf, x = pair(), torch.randn(50_000, D) * torch.tensor([1.0, 100.0])
+    vmonf.model.standardize_(x)
+    moved = Jitter(0.1)(batch_of(vmonf.guide, x)) - x
+    torch.testing.assert_close(moved.std(0), torch.tensor([0.1, 10.0]), rtol=0.02, atol=0.0)
+
+
+def test_adversarial_steps_change_the_answer_more_than_random_ones() -> None:
+    vmonf, x = pair(), torch.randn(200, D)
+    batch = batch_of(vmonf.guide, x)
+    with torch.no_grad():  # evaluating a loss runs under no_grad
+        moved = Adversarial(0.1, iterations=2)(batch)
+    torch.testing.assert_close((moved - x).norm(dim=-1), torch.full((200,), 0.1))
+    random = torch.randn_like(x)
+    random = x + 0.1 * random / random.norm(dim=-1, keepdim=True)
+
+    def change(to: Tensor) -> Tensor:
+        return (batch.log_q.exp() * (batch.log_q - vmonf.guide.log_q(to))).sum(-1).mean()
+
+    assert change(moved) > 1.3 * change(random)
+
+
+def test_images_are_moved_by_the_map_that_was_asked_for() -> None:
+    images = torch.zeros(6, 1, 9, 9)
+    images[:, :, 4, 4] = 1.0
+    still = AffineImages((9, 9), rotation=0, scale=0, shear=0, shift=0)
+    torch.testing.assert_close(still.distorted(images.flatten(1)), images.flatten(1))
+    moved = AffineImages((1, 9, 9), rotation=0, scale=0, shear=0, shift=0.4).distorted(images)
+    grid = torch.arange(9.0)
+    centre = (moved.squeeze(1).sum(1) * grid).sum(-1) / moved.sum((1, 2, 3))
+    assert moved.shape == images.shape
+    assert (centre - 4).abs().max() <= 0.4 * 4.5
+    assert (centre - 4).abs().max() > 0.1
+    # a quarter turn of a bar: only the angle is free, so its mass stays and its ends move
+    bar = torch.zeros(200, 1, 9, 9)
+    bar[:, :, 4, 2:7] = 1.0
+    turned = AffineImages((9, 9), rotation=90, scale=0, shear=0, shift=0).distorted(bar)
+    angles = turned.squeeze(1)[:, :, 4].sum(-1)  # the middle column fills as the bar turns
+    assert angles.max() > 3.5
+    assert angles.min() < 1.5
+    assert math.isclose(float(turned.sum((1, 2, 3)).mean()), 5.0, rel_tol=0.05)
