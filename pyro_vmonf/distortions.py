@@ -46,6 +46,7 @@ class RandomWalk(nn.Module):
             standard deviation before distances are taken.
         neighbors: nearest neighbours that a point is linked to; links go both ways.
         length: walks have a uniform number of steps from 1 to this.
+        walks: walks drawn from each row, once; a step of training picks one of them.
         chunk_size: rows whose distances are computed at once.
 
     Raises:
@@ -53,27 +54,33 @@ class RandomWalk(nn.Module):
 
     Example:
         >>> walk = RandomWalk(torch.randn(100, 2))
-        >>> walk.ends(torch.tensor([0, 1, 2])).shape
-        torch.Size([3])
+        >>> walk.ends.shape
+        torch.Size([100, 64])
     """
 
     x: Tensor
-    links: Tensor
-    degree: Tensor
-    first: Tensor
+    ends: Tensor
 
     def __init__(
-        self, x: Tensor, *, neighbors: int = 10, length: int = 64, chunk_size: int = 1024
+        self,
+        x: Tensor,
+        *,
+        neighbors: int = 10,
+        length: int = 64,
+        walks: int = 64,
+        chunk_size: int = 1024,
     ) -> None:
         super().__init__()
         check_positive("neighbors", neighbors)
         check_positive("length", length)
+        check_positive("walks", walks)
         if len(x) <= neighbors:
             raise ValueError(
                 f"x has {len(x)} rows; {neighbors} neighbours need more rows than that"
             )
         self.neighbors = neighbors
         self.length = length
+        self.walks = walks
         rows = x.flatten(1)
         rows = rows / rows.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).tiny)
         nearest = torch.cat(
@@ -86,23 +93,19 @@ class RandomWalk(nn.Module):
         pairs = torch.stack((start, nearest.flatten()))
         pairs = torch.unique(torch.cat((pairs, pairs.flip(0)), 1), dim=1)  # sorted by start
         degree = torch.bincount(pairs[0], minlength=len(x))
+        first = degree.cumsum(0) - degree
+        at = torch.arange(len(x), device=x.device)[:, None].expand(-1, walks)
+        lengths = torch.randint(1, length + 1, at.shape, device=x.device)
+        for step in range(length):
+            choice = (torch.rand(at.shape, device=x.device) * degree[at]).long()
+            at = torch.where(step < lengths, pairs[1][first[at] + choice], at)
         # The graph belongs to the data, not to the model: it is not saved with it.
         self.register_buffer("x", x, persistent=False)
-        self.register_buffer("links", pairs[1], persistent=False)
-        self.register_buffer("degree", degree, persistent=False)
-        self.register_buffer("first", degree.cumsum(0) - degree, persistent=False)
-
-    def ends(self, index: Tensor) -> Tensor:
-        """Return where walks from the rows ``index`` end."""
-        lengths = torch.randint(1, self.length + 1, index.shape, device=index.device)
-        at = index
-        for step in range(self.length):
-            choice = (torch.rand(at.shape, device=at.device) * self.degree[at]).long()
-            at = torch.where(step < lengths, self.links[self.first[at] + choice], at)
-        return at
+        self.register_buffer("ends", at, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.x[self.ends(batch.index)].to(batch.x.dtype)
+        which = torch.randint(self.walks, batch.index.shape, device=batch.index.device)
+        return self.x[self.ends[batch.index, which]].to(batch.x.dtype)
 
 
 class Adversarial(nn.Module):

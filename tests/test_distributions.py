@@ -455,6 +455,16 @@ def test_draws_come_from_the_chosen_component(name: str, sample_shape: tuple[int
         assert draws.unique().numel() == draws.numel()
 
 
+def test_draws_of_one_c_for_many_rows_are_independent() -> None:
+    expanded = select(far_apart(K), torch.tensor([2])).expand((N,))
+    of_restarts = select(far_apart(R, 1, K), torch.full((N,), 2))
+    for chosen, shape in ((expanded, (N,)), (of_restarts, (R, N))):
+        for draws in (chosen.sample((7,)), chosen.rsample((7,))):
+            assert draws.shape == (7, *shape, D)
+            assert ((draws - 200).abs() < 8).all()
+            assert draws.unique().numel() == draws.numel()
+
+
 def test_no_rows_draw_nothing() -> None:
     c = torch.zeros(0, dtype=torch.long)
     assert select(far_apart(K), c).sample((4,)).shape == (4, 0, D)

@@ -269,6 +269,12 @@ def test_errors_name_what_was_given(name: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("make", [MAF, AutoregressiveNSF])
+def test_orders_alternate(make: type[MAF | AutoregressiveNSF]) -> None:
+    orders = [transform.order.tolist() for transform in make(3, K, blocks=3).transforms]
+    assert orders == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+
+
 def test_a_coupling_of_the_library_is_what_realnvp_is_made_of() -> None:
     bank = RealNVP(5, K, blocks=2, hidden=(7,), activation="silu", bound=1.5)
     first, second = bank.transforms

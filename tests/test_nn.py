@@ -164,6 +164,8 @@ def test_each_feature_sees_those_before_it_only(name: str) -> None:
     assert not (seen & ~before).any()
     if all(width >= features - 1 for width in hidden):
         assert (seen == before).all()
+        made(torch.randn(features)).sum().backward()
+        assert all(layer.bias.grad.all() for layer in made.layers), "a unit that nothing sees"
     first = rank.tolist().index(0)
     assert seen[:, rank > 0, :, first].all()
 

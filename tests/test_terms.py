@@ -170,22 +170,24 @@ def test_terms_of_one_kind_have_names_of_their_own() -> None:
 
 
 def test_a_walk_follows_links_and_stays_in_its_part() -> None:
-    x = torch.cat((torch.randn(30, D), torch.randn(30, D) + 100))
-    walk = RandomWalk(x, neighbors=4, length=20)
-    near = torch.cdist(x, x).topk(5, largest=False).indices[:, 1:]
+    x = torch.cat((torch.randn(30, D), torch.randn(30, D) * torch.tensor([1.0, 3.0]) + 100))
+    units = x / x.std(0, unbiased=False)
+    near = torch.cdist(units, units).topk(5, largest=False).indices[:, 1:]
     linked = torch.zeros(60, 60, dtype=torch.bool)
     linked[torch.arange(60).repeat_interleave(4), near.flatten()] = True
     linked |= linked.T.clone()
-    for i in range(60):
-        first, degree = int(walk.first[i]), int(walk.degree[i])
-        expected = linked[i].nonzero().squeeze(1)
-        assert torch.equal(walk.links[first : first + degree].sort().values, expected)
-    index = torch.arange(60).repeat(20)
-    ends = walk.ends(index)
-    assert torch.equal(ends >= 30, index >= 30)
-    single = RandomWalk(x, neighbors=4, length=1)
-    assert linked[index, single.ends(index)].all()
-    assert not single.state_dict()
+    reached = torch.zeros(60, 60, dtype=torch.bool)
+    single = RandomWalk(x, neighbors=4, length=1, walks=500)
+    reached[torch.arange(60).repeat_interleave(500), single.ends.flatten()] = True
+    assert torch.equal(reached, linked)  # every link, and nothing else
+    long = RandomWalk(x, neighbors=4, length=20)
+    assert torch.equal(long.ends >= 30, (torch.arange(60) >= 30)[:, None].expand(60, 64))
+    assert not long.state_dict()
+    index = torch.tensor([5, 40, 5])
+    guide = pair().guide
+    moved = long(Batch(guide, x[index], guide.log_q(x[index]), None, index))
+    for row, start in zip(moved, index, strict=True):
+        assert (row == x[long.ends[start]]).all(-1).any()
 
 
 @pytest.mark.parametrize(

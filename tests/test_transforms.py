@@ -410,6 +410,15 @@ def test_standardize_leaves_a_constant_column_unscaled(constant: float) -> None:
     assert transform.scale[1] != 1
 
 
+def test_standardize_takes_no_rounding_for_a_spread() -> None:
+    x = torch.tensor([1e6, 1e6 + 0.0625] * 50).unsqueeze(1)
+    transform = Standardize((1,))
+    transform.fit_(x)
+    assert transform.scale.item() == 1
+    transform.fit_(x * torch.tensor([1.0, 1.001] * 50).unsqueeze(1))
+    assert transform.scale.item() == pytest.approx(500, rel=1e-3)
+
+
 def test_logit_covers_a_little_more_than_the_unit_interval() -> None:
     transform = Logit(alpha=0.05)
     ends, log_det = transform.inverse_and_log_det(torch.tensor([[0.0], [1.0]]))
@@ -537,6 +546,19 @@ def test_extreme_splines_stay_finite_and_monotone(spread: float, dtype: torch.dt
         assert (value.diff(dim=-1) >= -rounding).all()
         for gradient in torch.autograd.grad(value.sum() + log_slope.sum(), (theta, line)):
             assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0, 10.0, 100.0])
+def test_extreme_splines_stay_finite_next_to_their_knots(spread: float) -> None:
+    spline = RationalQuadratic(8, 5.0)
+    theta = torch.randn(5000, 1, 23) * spread
+    share = 1e-3 + (1 - 8e-3) * theta[:, 0, 8:16].softmax(-1)
+    knots = 10 * share.cumsum(-1) - 5
+    near = torch.cat([knots + step * 2.0**-22 for step in range(-4, 5)], -1)
+    for go in (spline.forward, spline.inverse):
+        value, log_slope = go(near, theta)
+        assert value.isfinite().all()
+        assert log_slope.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

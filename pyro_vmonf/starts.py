@@ -1,0 +1,127 @@
+"""Starting points that look at the data: k-means++, spectral clustering, and a warm guide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import linalg, sparse
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
+
+from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.scopes import local_seed, training
+
+
+def nearest_neighbors(x: Tensor, neighbors: int, chunk_size: int = 1024) -> Tensor:
+    """Return the positions ``(N, neighbors)`` of each row's nearest rows, itself left out.
+
+    Each feature is divided by its standard deviation before distances are taken.
+
+    Raises:
+        ValueError: if there are not more rows than neighbours.
+
+    Example:
+        >>> nearest_neighbors(torch.tensor([[0.0], [1.0], [3.0]]), 1)
+        tensor([[1],
+                [0],
+                [1]])
+    """
+    check_positive("neighbors", neighbors)
+    if len(x) <= neighbors:
+        raise ValueError(f"x has {len(x)} rows; {neighbors} neighbours need more rows than that")
+    rows = x.flatten(1)
+    rows = rows / rows.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).tiny)
+    found = []
+    for start in range(0, len(rows), chunk_size):
+        distance = torch.cdist(rows[start : start + chunk_size], rows)
+        own = torch.arange(len(distance), device=x.device)
+        distance[own, start + own] = torch.inf  # equal rows are neighbours, a row is not its own
+        found.append(distance.topk(neighbors, largest=False).indices)
+    return torch.cat(found)
+
+
+def spectral_clusters(x: Tensor, num_clusters: int, *, neighbors: int = 15) -> Tensor:
+    r"""Cluster rows by the slowest directions of a random walk on their nearest neighbours.
+
+    The first K eigenvectors of the normalised adjacency :math:`D^{-1/2} A D^{-1/2}` embed the rows;
+    a pivoted QR factorisation of the embedding assigns them, without any random start.
+
+    Arguments:
+        x: rows ``(N, *event_shape)``.
+        num_clusters: number of clusters *K*.
+        neighbors: links of each row; links go both ways, and count once more where both rows ask.
+
+    Returns:
+        The cluster ``(N,)`` of each row.
+
+    References:
+        Shi, Malik (2000), Normalized cuts and image segmentation. Damle, Minden, Ying (2019),
+        Simple, direct and efficient multi-way spectral clustering, arXiv:1609.08251.
+
+    Example:
+        >>> x = torch.cat((torch.randn(50, 2), torch.randn(50, 2) + 9))
+        >>> spectral_clusters(x, 2).unique_consecutive().shape
+        torch.Size([2])
+    """
+    check_positive("num_clusters", num_clusters)
+    if num_clusters == 1:
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
+    near = nearest_neighbors(x, neighbors).cpu().numpy()
+    count = len(near)
+    rows = np.repeat(np.arange(count), neighbors)
+    ones = np.ones(rows.shape)
+    directed = sparse.csr_matrix((ones, (rows, near.ravel())), shape=(count, count))
+    adjacency = directed + directed.T
+    scale = 1 / np.sqrt(np.asarray(adjacency.sum(1)).ravel())
+    normalized = sparse.diags(scale) @ adjacency @ sparse.diags(scale)
+    # A fixed start makes the result a function of the data; the shift keeps values positive.
+    start = np.random.default_rng(0).standard_normal(count)
+    shifted = (normalized + sparse.identity(count)).tocsr()
+    _, vectors = eigsh(shifted, k=num_clusters, which="LA", v0=start, tol=1e-6)
+    embedding = vectors * scale[:, None]
+    _, _, pivots = linalg.qr(embedding.T, pivoting=True)
+    left, _, right = np.linalg.svd(embedding[pivots[:num_clusters]].T)
+    return torch.as_tensor(np.abs(embedding @ (left @ right)).argmax(1), device=x.device)
+
+
+def warm_start_(
+    guide: SoftmaxGuide,
+    x: Any,
+    clusters: Tensor | None = None,
+    *,
+    steps: int = 300,
+    batch_size: int = 512,
+    lr: float = 3e-3,
+    seed: int | None = None,
+) -> None:
+    """Teach the guide's network a first clustering, before any flow is trained.
+
+    Arguments:
+        guide: a guide that is bound to its model.
+        x: rows ``(N, *event_shape)``.
+        clusters: cluster ``(N,)`` of each row; by default :func:`spectral_clusters`.
+        steps, batch_size, lr: of Adam, on the cross-entropy.
+        seed: seed of the order of the rows.
+
+    Raises:
+        ValueError: if the guide is bound to no model.
+    """
+    model = guide.model
+    if model is None:
+        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
+    x = check_rows(x, model.event_shape, floating_buffer(guide))
+    if not model.standardizer.fitted:
+        model.standardize_(x)
+    if clusters is None:
+        clusters = spectral_clusters(x, model.num_components)
+    optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
+    with local_seed(seed), training(guide):
+        for _ in range(steps):
+            chosen = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
+            log_q = guide.log_q(x[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.nll_loss(log_q, clusters[chosen]).backward()
+            optimizer.step()
