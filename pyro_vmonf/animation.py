@@ -101,7 +101,7 @@ class Recorder:
         plane.check(model, "Recorder")
         self.num_components = model.num_components
         with local_seed(self.seed), evaluating(model):
-            x, c = model.marginal().sample_with_component((self.num_samples,))
+            x, c = model.mixture().sample_with_component((self.num_samples,))
         samples = plane.to_numpy(x)
         if self.extent is None:
             self.extent = plane.find_extent(samples if self.points is None else self.points)

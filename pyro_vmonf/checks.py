@@ -133,7 +133,12 @@ def check_sample_weight(weight: Any, rows: int, like: Tensor) -> Tensor:
     return weight
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer of at least one."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+def check_positive(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}")
+    return value

@@ -148,6 +148,6 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
         Estimating the dimension of a model.
     """
     x = check_rows(x, model.event_shape, floating_buffer(model))
-    free, total = num_parameters(model), float(model.marginal().log_prob(x).double().sum())
+    free, total = num_parameters(model), float(model.mixture().log_prob(x).double().sum())
     bic = free * math.log(len(x)) - 2 * total
     return {"aic": 2 * free - 2 * total, "bic": bic, "mdl": bic / 2}

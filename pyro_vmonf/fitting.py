@@ -129,7 +129,8 @@ def fit(
         held_out: fraction of the rows kept for the held-out ELBO.
         patience: epochs without a better held-out ELBO before the run stops.
         keep: which parameters stay, the last or those with the best ELBO (held out, if any is).
-        standardize: standardise at the first fit; later ones keep what the first one found.
+        standardize: standardise at the first fit; later ones keep what the first one found, and
+            components on a bounded set (pixels behind a logit) are left as they are.
         callbacks: called after each epoch with :class:`Progress`; returning ``True`` stops the run.
         max_rejected: steps in a row with a non-finite loss before the run gives up.
         progress: show a progress bar.
@@ -185,7 +186,7 @@ def fit(
         interleave=interleave,
         generator=generator,
     )
-    if standardize and not model.standardizer.fitted:
+    if standardize and not model.bounded and not model.standardizer.fitted:
         model.standardize_(sources.train.all_rows())
 
     # dict.fromkeys: a parameter that both own counts once, in a fixed order.

@@ -9,6 +9,7 @@ from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.distributions import FlowDistribution, StackedDistribution
 from pyro_vmonf.nn import Activation
 from pyro_vmonf.transforms import (
@@ -19,18 +20,6 @@ from pyro_vmonf.transforms import (
     SplineCoupling,
     alternating_mask,
 )
-from pyro_vmonf.transforms.base import check_features
-
-
-def check_components(components: int) -> int:
-    """Return ``components`` if it is an integer of at least one.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if not isinstance(components, int) or components < 1:
-        raise ValueError(f"components is {components!r}; it must be an integer of at least 1")
-    return components
 
 
 class StandardNormal(nn.Module):
@@ -49,8 +38,8 @@ class StandardNormal(nn.Module):
 
     def __init__(self, features: int, components: int) -> None:
         super().__init__()
-        self.features = check_features(features)
-        self.components = check_components(components)
+        self.features = check_positive("features", features)
+        self.components = check_positive("components", components)
         self.register_buffer("loc", torch.zeros(components, features), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
@@ -75,8 +64,8 @@ class Gaussian(nn.Module):
 
     def __init__(self, features: int, components: int) -> None:
         super().__init__()
-        self.features = check_features(features)
-        self.components = check_components(components)
+        self.features = check_positive("features", features)
+        self.components = check_positive("components", components)
         self.loc = nn.Parameter(torch.randn(components, features))
         self.log_scale = nn.Parameter(torch.zeros(components, features))
         self.lower = nn.Parameter(torch.zeros(components, features, features))
@@ -119,7 +108,7 @@ class Flow(nn.Module):
         self.transforms = nn.ModuleList(transforms)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
-        return FlowDistribution(self.base(), list(self.transforms))  # type: ignore[arg-type]
+        return FlowDistribution(self.base(context), list(self.transforms))  # type: ignore[arg-type]
 
 
 class _LayeredFlow(Flow):
@@ -137,7 +126,7 @@ class _LayeredFlow(Flow):
         base: nn.Module | None,
         make: Callable[[int], FlowTransform],
     ) -> None:
-        check_components(components)
+        check_positive("components", components)
         base = StandardNormal(features, components) if base is None else base
         super().__init__([make(i) for i in range(blocks)], base=base)
         self.features = features
@@ -384,4 +373,4 @@ class Stack(nn.Module):
         self.parts = nn.ModuleList(parts)
 
     def forward(self, context: Tensor | None = None) -> StackedDistribution:
-        return StackedDistribution([part() for part in self.parts])
+        return StackedDistribution([part(context) for part in self.parts])

@@ -115,7 +115,9 @@ class SoftmaxGuide(BoundGuide):
         Raises:
             ValueError: if it is not a positive finite number.
         """
-        self.temperature.fill_(check_temperature(value))
+        # A schedule without a floor ends where a float32 would be zero.
+        tiny = torch.finfo(self.temperature.dtype).tiny
+        self.temperature.fill_(max(check_temperature(value), tiny))
 
     def set_step_(self, step: int) -> None:
         """Move the terms' weights along their schedules; ``fit`` does so at every step."""

@@ -54,7 +54,7 @@ def to_inference_data(
     features = ["feature"] if len(features) == 1 else features
     responsibilities = vmonf.predict_proba(x, y, exact=exact, chunk_size=chunk_size)
     log_prob = vmonf.log_prob(x, chunk_size=chunk_size)
-    weights = vmonf.marginal().log_weights.exp()
+    weights = vmonf.model.mixture().log_weights.exp()
     groups: dict[str, Any] = {
         "posterior": {"responsibilities": _draw(responsibilities), "weights": _draw(weights)},
         "log_likelihood": {"x": _draw(log_prob)},

@@ -8,9 +8,9 @@ import pyro
 from pyro.distributions import Categorical
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
-from pyro_vmonf.distributions import FlowDistribution, Marginal, Selected, pick, select
+from pyro_vmonf.distributions import FlowDistribution, Marginal, pick, select
 from pyro_vmonf.rows import claim_parameters, data_plate, log_evidence
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
@@ -57,13 +57,21 @@ class FlowMixture(PyroModule):
         self.event_shape = components.event_shape
         self.weights = as_weights(weights, self.num_components)
         self.standardizer = Standardize(self.event_shape)
+        self.bounded = not _is_real(components)
 
     def components(self) -> Distribution:
         """Return the K components in raw units: the bank behind the standardisation."""
-        return FlowDistribution(self.bank(), [self.standardizer])
+        bank = self.bank()
+        return bank if self.bounded else FlowDistribution(bank, [self.standardizer])
 
     def standardize_(self, x: Tensor) -> None:
-        """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike."""
+        """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike.
+
+        Raises:
+            ValueError: if the components live on a bounded set, which has units of its own.
+        """
+        if self.bounded:
+            raise ValueError("the components are bounded: their rows cannot be standardised")
         self.standardizer.fit_(x)
 
     def forward(
@@ -118,17 +126,25 @@ class FlowMixture(PyroModule):
         Arguments:
             frozen: use a copy of the parameters as they are now, which no training changes.
         """
-        model = copy.deepcopy(self).requires_grad_(False).eval() if frozen else self
-        return Marginal(model.weights.log_mean(), model.components())
+        return (
+            copy.deepcopy(self).requires_grad_(False).eval().mixture() if frozen else self.mixture()
+        )
 
-    @pyro_method
-    def select(self, c: Tensor) -> Selected:
-        """Return p(x|c) for an index tensor ``c``: see :func:`pyro_vmonf.distributions.select`."""
-        return select(self.components(), c)
+    def mixture(self) -> Marginal:
+        """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
+        return Marginal(self.weights.log_mean(), self.components())
 
     def log_posterior(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
-        joint = self.marginal().joint_log_prob(x)
+        joint = self.mixture().joint_log_prob(x)
         if y is not None:
             joint = joint + log_evidence(y, self.num_components, joint.dtype)
         return joint.log_softmax(-1)
+
+
+def _is_real(components: Distribution) -> bool:
+    """Whether the support is the whole space."""
+    support = components.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

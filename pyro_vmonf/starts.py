@@ -63,8 +63,9 @@ def spectral_clusters(x: Tensor, num_clusters: int, *, neighbors: int = 15) -> T
 
     Example:
         >>> x = torch.cat((torch.randn(50, 2), torch.randn(50, 2) + 9))
-        >>> spectral_clusters(x, 2).unique_consecutive().shape
-        torch.Size([2])
+        >>> clusters = spectral_clusters(x, 2)
+        >>> clusters[:50].unique().shape, clusters.bincount()
+        (torch.Size([1]), tensor([50, 50]))
     """
     check_positive("num_clusters", num_clusters)
     if num_clusters == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class ExponentialDecay:
             raise ValueError(f"floor is {self.floor}; expected 0 <= floor <= {self.initial}")
 
     def __call__(self, step: int) -> float:
-        return max(self.floor, self.initial * math.exp(-self.rate * step))
+        return max(self.floor, self.initial * math.exp(-self.rate * step), sys.float_info.min)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vmonf import fitting, saving
 from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
-from pyro_vmonf.distributions import Marginal
+from pyro_vmonf.distributions import Marginal, select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
@@ -109,7 +109,7 @@ class VMoNF(PyroModule):
 
     def log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
-        return self._over_chunks(lambda rows, _: self.marginal().log_prob(rows), x, chunk_size)
+        return self._over_chunks(lambda rows, _: self.model.mixture().log_prob(rows), x, chunk_size)
 
     def component_log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
         """Return log p(x|c) of each row under each component, ``(N, K)``."""
@@ -122,7 +122,7 @@ class VMoNF(PyroModule):
         """Return the plain ELBO of each row, ``(N,)``, without the guide's terms."""
 
         def elbo(rows: Tensor, _: Tensor | None) -> Tensor:
-            joint = self.marginal().joint_log_prob(rows)
+            joint = self.model.mixture().joint_log_prob(rows)
             if isinstance(self.guide, MarginalGuide):
                 return joint.logsumexp(-1)
             log_q = self.guide.log_q(rows)
@@ -148,11 +148,11 @@ class VMoNF(PyroModule):
         if component is not None and not 0 <= component < count:
             raise ValueError(f"component is {component}; expected 0 to {count - 1}")
         with local_seed(seed), evaluating(self), torch.no_grad():
-            marginal = self.marginal()
+            mixture = self.model.mixture()
             if component is None:
-                return marginal.sample_with_component((num_samples,))
-            c = torch.full((num_samples,), component, device=marginal.log_weights.device)
-            return self.model.select(c).sample(), c
+                return mixture.sample_with_component((num_samples,))
+            c = torch.full((num_samples,), component, device=mixture.log_weights.device)
+            return select(mixture.components, c).sample(), c
 
     def marginal(self, *, frozen: bool = False) -> Marginal:
         """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""

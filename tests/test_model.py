@@ -16,8 +16,19 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vmonf import FlowMixture, Gaussian, MarginalGuide, RealNVP, SoftmaxGuide, Stack, VMoNF
+from pyro_vmonf import (
+    Flow,
+    FlowMixture,
+    Gaussian,
+    MarginalGuide,
+    RealNVP,
+    SoftmaxGuide,
+    Stack,
+    VMoNF,
+)
+from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.transforms import Affine, Logit
 
 K, D = 3, 2
 
@@ -348,3 +359,26 @@ def test_errors_say_what_was_wrong(case: str) -> None:
     action, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         action()
+
+
+def test_bounded_components_keep_their_units() -> None:
+    layers = [Affine(D, batch_shape=(K,)), Logit(alpha=0.0)]
+    vmonf = VMoNF(FlowMixture(Flow(layers, base=StandardNormal(D, K))), SoftmaxGuide(MLP(D, K)))
+    x = torch.rand(30, D)
+    vmonf.fit(x, epochs=1, progress=False)
+    assert torch.equal(vmonf.model.standardizer.scale, torch.ones(D))
+    with pytest.raises(ValueError, match="bounded"):
+        vmonf.model.standardize_(x)
+    z = torch.distributions.biject_to(vmonf.marginal().support)(torch.randn(100, D))
+    assert ((z > 0) & (z < 1)).all()
+    assert vmonf.log_prob(z).isfinite().all()
+
+
+def test_scores_leave_the_param_store_alone() -> None:
+    vmonf = pair(dist.Dirichlet(torch.ones(K)))
+    x = torch.randn(5, D)
+    for verb in (vmonf.log_prob, vmonf.predict, vmonf.elbo, vmonf.component_log_prob):
+        verb(x)
+    vmonf.predict(x, exact=True)
+    vmonf.sample(3)
+    assert not pyro.get_param_store().keys()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.nn import to_groups
-from pyro_vmonf.transforms.base import FlowTransform, check_features, constant_log_det
+from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
 
 class Affine(FlowTransform):
@@ -18,7 +19,8 @@ class Affine(FlowTransform):
         x = P L (U + \mathrm{diag}(s))\, z + b, \qquad \log|\det| = \sum_i \log|s_i|
 
     P is a fixed permutation, L is unit lower triangular, U strictly upper triangular. It starts at
-    a random rotation, another for each index of the batch; the signs of *s* stay as they start.
+    a random rotation and a small shift, others for each index of the batch; the signs of *s* stay
+    as they start.
 
     Arguments:
         features: number of features *D*.
@@ -40,7 +42,7 @@ class Affine(FlowTransform):
 
     def __init__(self, features: int, *, batch_shape: Sequence[int] = ()) -> None:
         super().__init__(batch_shape=batch_shape)
-        self.features = check_features(features)
+        self.features = check_positive("features", features)
         rotation, _ = torch.linalg.qr(torch.randn(*self.batch_shape, features, features))
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal(dim1=-2, dim2=-1)
@@ -50,7 +52,8 @@ class Affine(FlowTransform):
         self.lower = nn.Parameter(lower.tril(-1).contiguous())
         self.upper = nn.Parameter(upper.triu(1).contiguous())
         self.log_scale = nn.Parameter(diagonal.abs().log().contiguous())
-        self.shift = nn.Parameter(torch.zeros(*self.batch_shape, features))
+        # Rotations of a round base are all alike: a small shift tells the components apart.
+        self.shift = nn.Parameter(0.1 * torch.randn(*self.batch_shape, features))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         identity = torch.eye(self.features, dtype=self.shift.dtype, device=self.shift.device)

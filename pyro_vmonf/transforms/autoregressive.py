@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.nn import Activation, MaskedMLP, start_near_zero
-from pyro_vmonf.transforms.base import FlowTransform, check_features
+from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
 
 
@@ -42,7 +43,7 @@ class Autoregressive(FlowTransform):
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(batch_shape=batch_shape)
-        self.features = check_features(features)
+        self.features = check_positive("features", features)
         self.univariate = univariate
         self.hidden = tuple(hidden)
         self.activation = activation

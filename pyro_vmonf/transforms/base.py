@@ -62,14 +62,3 @@ class FlowTransform(TransformModule):
 def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:
     """Give a log-determinant that does not depend on ``x`` the batch shape of ``x``."""
     return log_det.expand(torch.broadcast_shapes(log_det.shape, x.shape[: x.dim() - event_dim]))
-
-
-def check_features(features: int, minimum: int = 1) -> int:
-    """Return ``features`` if it is an integer of at least ``minimum``.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if not isinstance(features, int) or features < minimum:
-        raise ValueError(f"features is {features!r}; it must be an integer of at least {minimum}")
-    return features

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.transforms.base import FlowTransform, check_features, constant_log_det
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
 
 class BatchNorm(FlowTransform):
@@ -29,6 +30,9 @@ class BatchNorm(FlowTransform):
         momentum: how far the running statistics move towards the batch's, in (0, 1].
         epsilon: added to the variance.
         batch_shape: one set of statistics for each index of this shape.
+
+    Raises:
+        ValueError: if momentum or epsilon are out of range; in training, if a batch has one row.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
@@ -52,7 +56,12 @@ class BatchNorm(FlowTransform):
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(batch_shape=batch_shape)
-        self.features = check_features(features)
+        self.features = check_positive("features", features)
+        if not 0 < momentum <= 1 or not epsilon > 0:
+            raise ValueError(
+                f"momentum is {momentum} and epsilon is {epsilon}; expected momentum in (0, 1] and "
+                "epsilon above zero"
+            )
         self.momentum = momentum
         self.epsilon = epsilon
         self.register_buffer("running_mean", torch.zeros(*self.batch_shape, features))
@@ -64,8 +73,13 @@ class BatchNorm(FlowTransform):
         rows = [i for i in range(x.dim() - 1) if batch[i] == 1]
         x = x.expand(torch.broadcast_shapes(x.shape, (*batch, self.features)))
         count = math.prod(x.shape[i] for i in rows)
-        mean = x.mean(rows, keepdim=True) if rows else x
-        variance = (x - mean).square().sum(rows, keepdim=True) / count if rows else x * 0
+        if count < 2:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, a single row for each component; batch statistics "
+                "need two: use larger batches, or eval()"
+            )
+        mean = x.mean(rows, keepdim=True)
+        variance = (x - mean).square().mean(rows, keepdim=True)
         shape = (*self.batch_shape, self.features)
         return mean.reshape(shape), variance.reshape(shape)
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.nn import MLP, Activation, start_near_zero
-from pyro_vmonf.transforms.base import FlowTransform, check_features
+from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
 
 
@@ -58,7 +59,7 @@ class Coupling(FlowTransform):
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(batch_shape=batch_shape)
-        self.features = check_features(features, minimum=2)
+        self.features = check_positive("features", features, minimum=2)
         self.univariate = univariate
         self.hidden = tuple(hidden)
         self.activation = activation

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.transforms.base import FlowTransform, check_features
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.transforms.base import FlowTransform
 
 
 class Permutation(FlowTransform):
@@ -29,7 +30,7 @@ class Permutation(FlowTransform):
 
     def __init__(self, features: int, *, order: Sequence[int] | Tensor | None = None) -> None:
         super().__init__()
-        self.features = check_features(features)
+        self.features = check_positive("features", features)
         chosen = torch.randperm(features) if order is None else torch.as_tensor(order)
         if sorted(chosen.tolist()) != list(range(features)):
             raise ValueError(

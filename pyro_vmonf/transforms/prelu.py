@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.transforms.base import FlowTransform, check_features
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.transforms.base import FlowTransform
 
 
 class PReLU(FlowTransform):
@@ -37,7 +38,7 @@ class PReLU(FlowTransform):
         super().__init__(batch_shape=batch_shape)
         if not slope > 0:
             raise ValueError(f"slope is {slope}; a PReLU is invertible only if it is above zero")
-        self.features = check_features(features)
+        self.features = check_positive("features", features)
         self.slope = slope
         start = torch.full((*self.batch_shape, features), float(slope)).log()
         self.log_slope = nn.Parameter(start)

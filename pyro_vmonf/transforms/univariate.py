@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vmonf.checks import check_positive
+
 
 class Univariate(Protocol):
     """A monotone map of each feature, given its parameters ``(*, D, P)``.
@@ -40,6 +42,8 @@ class ShiftAndScale:
     networks = 2  # the thesis's s(.) and t(.)
 
     def __init__(self, bound: float) -> None:
+        if not bound > 0:
+            raise ValueError(f"bound is {bound}; the largest log-scale must be above zero")
         self.bound = bound
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +77,12 @@ class RationalQuadratic:
     smallest_slope = 1e-3
 
     def __init__(self, bins: int, bound: float) -> None:
+        check_positive("bins", bins)
+        if bins * self.smallest_bin >= 1 or not bound > 0:
+            raise ValueError(
+                f"bins is {bins} and bound is {bound}; expected fewer than "
+                f"{round(1 / self.smallest_bin)} bins and a bound above zero"
+            )
         self.bins = bins
         self.bound = bound
         self.parameters = 3 * bins - 1
