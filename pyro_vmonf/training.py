@@ -41,33 +41,33 @@ class RecordingELBO(TraceEnum_ELBO):
             for name, site in trace.nodes.items()
             if site["type"] == "sample" and not _is_plate(site)
         ]
-        enumerated = [s for _, s, _ in sites if s["infer"].get("_enumerate_dim") is not None]
-        in_guide = any(name == "c" and sign < 0 for name, _, sign in sites)
-        dim = enumerated[0]["infer"]["_enumerate_dim"]
+        # The guide's c if it has one, else the model's.
+        c = [s for _, s, _ in sites if s["infer"].get("_enumerate_dim") is not None][-1]
+        dim = c["infer"]["_enumerate_dim"]
 
-        def spread(log_prob: Tensor) -> bool:
-            return log_prob.dim() >= -dim and log_prob.shape[dim] > 1
+        def depends(site: dict[str, Any]) -> bool:
+            return site["log_prob"].dim() >= -dim
 
-        if in_guide:
-            log_q = next(s["unscaled_log_prob"] for n, s, sign in sites if n == "c" and sign < 0)
-            scale = next(s["scale"] for n, s, sign in sites if n == "c" and sign < 0)
-        else:  # c is summed out: its exact posterior takes the place of q
-            parts = [s for _, s, _ in sites if spread(s["log_prob"])]
-            log_q = sum(s["unscaled_log_prob"] for s in parts).log_softmax(dim)  # type: ignore[union-attr]
-            scale = parts[0]["scale"]
+        if any(c is site for _, site, sign in sites if sign < 0):
+            log_q = c["unscaled_log_prob"]
+        else:  # summed out: the exact posterior takes the place of q
+            parts = [s["unscaled_log_prob"] for _, s, _ in sites if depends(s)]
+            log_q = torch.stack(torch.broadcast_tensors(*parts)).sum(0).log_softmax(dim)
         q = log_q.exp()
+
+        def expected(value: Tensor) -> Tensor:
+            return torch.where(q > 0, q * value, torch.zeros_like(q)).sum()
+
         names = {"x": "log_likelihood", "c": "log_prior"}
         terms: dict[str, Tensor] = {}
         for name, site, sign in sites:
-            value = site["log_prob"]
-            if in_guide and sign < 0 and name == "c":
+            if site is c and sign < 0:
                 continue
-            if spread(value) or (in_guide and name == "c"):
-                value = torch.where(q > 0, q * value, torch.zeros_like(q))
+            value = expected(site["log_prob"]) if depends(site) else site["log_prob"].sum()
             key = names.get(name, name) if sign > 0 else name
-            terms[key] = terms.get(key, 0.0) + sign * value.sum()
-        entropy = torch.where(q > 0, -q * log_q, torch.zeros_like(q))
-        terms["entropy"] = (entropy * scale).sum()
+            terms[key] = terms.get(key, 0.0) + sign * value
+        mask = 1.0 if c["mask"] is None else c["mask"]
+        terms["entropy"] = -expected(log_q * c["scale"] * mask)
         return terms
 
 

@@ -411,3 +411,12 @@ def test_bad_input_gets_a_reason_and_changes_nothing(case: str) -> None:
 def test_options_that_need_a_guide(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="SoftmaxGuide"):
         pair(guided=False).fit(X, epochs=1, progress=False, **arguments)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_one_component_fits(guided: bool) -> None:
+    guide = SoftmaxGuide(MLP(D, 1)) if guided else None
+    vmonf = VMoNF(FlowMixture(RealNVP(D, 1, blocks=2, hidden=(4,))), guide)
+    history = vmonf.fit(X, epochs=5, lr=1e-2, progress=False)
+    assert history.elbo[-1] > history.elbo[0]
+    assert history.terms["entropy"] == pytest.approx([0.0] * 5)

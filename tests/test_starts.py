@@ -1,0 +1,68 @@
+"""Starting points that look at the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.datasets import pinwheel, two_circles
+from pyro_vmonf.metrics import accuracy
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.starts import nearest_neighbors, spectral_clusters, warm_start_
+
+
+@pytest.mark.parametrize("chunk_size", [7, 1000])
+def test_neighbours_equal_scikit_learn(chunk_size: int) -> None:
+    x = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1.0, 10.0, 0.1])
+    units = (x / x.std(0, unbiased=False)).numpy()
+    expected = NearestNeighbors(n_neighbors=6).fit(units).kneighbors(units)[1][:, 1:]
+    assert np.array_equal(nearest_neighbors(x, 5, chunk_size=chunk_size).numpy(), expected)
+
+
+def test_a_row_is_not_its_own_neighbour_even_among_equals() -> None:
+    near = nearest_neighbors(torch.zeros(6, 2), 3)
+    assert (near != torch.arange(6)[:, None]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_circles_are_found_without_labels(seed: int) -> None:
+    x, circle = two_circles(per_circle=256, noise=0.04, seed=seed)
+    assert accuracy(circle, spectral_clusters(x, 2)) >= 0.99
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_parts_that_nothing_links_are_the_clusters(parts: int) -> None:
+    x = torch.cat([torch.randn(40, 2) + 100 * i for i in range(parts)])
+    truth = torch.arange(parts).repeat_interleave(40)
+    clusters = spectral_clusters(x, parts)
+    assert accuracy(truth, clusters) == 1.0
+    order = torch.randperm(len(x))
+    assert accuracy(clusters[order], spectral_clusters(x[order], parts)) == 1.0
+
+
+def test_a_result_is_a_function_of_the_data() -> None:
+    x, _ = pinwheel(wings=3, per_wing=100, seed=0)
+    before = torch.get_rng_state()
+    assert torch.equal(spectral_clusters(x, 3), spectral_clusters(x, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert spectral_clusters(x, 1).unique().tolist() == [0]
+
+
+def test_a_warm_guide_knows_the_clusters_and_no_flow_moved() -> None:
+    x, circle = two_circles(per_circle=256, seed=0)
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 2)), SoftmaxGuide(MLP(2, 2)))
+    flows = {k: v.clone() for k, v in vmonf.model.bank.state_dict().items()}
+    warm_start_(vmonf.guide, x, seed=0)
+    assert accuracy(circle, vmonf.predict(x)) > 0.98
+    assert all(torch.equal(v, flows[k]) for k, v in vmonf.model.bank.state_dict().items())
+    torch.testing.assert_close(vmonf.model.standardizer.loc, x.mean(0))
+
+
+def test_starts_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="15 neighbours need more rows"):
+        spectral_clusters(torch.randn(10, 2), 2)
+    with pytest.raises(ValueError, match="bound to no model"):
+        warm_start_(SoftmaxGuide(MLP(2, 2)), torch.randn(40, 2))
