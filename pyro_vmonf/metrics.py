@@ -48,11 +48,30 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     return counts.reshape(rows, columns)
 
 
-def match(labels: Any, clusters: Any) -> dict[int, int]:
-    """Return the label that each cluster stands for, under the matching with most agreement."""
-    table = contingency(labels, clusters).numpy()
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return dict(zip(columns.tolist(), rows.tolist(), strict=True))
+def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
+    """Return the label that each cluster stands for, under the matching with most agreement.
+
+    Arguments:
+        labels: integers ``(N,)`` of at least 0.
+        clusters: integers ``(N,)`` of at least 0.
+        num_clusters: number of clusters, where not all of them occur.
+
+    Returns:
+        Labels ``(num_clusters,)``, each a different one; clusters beyond the labels get the numbers
+        that are left.
+
+    Example:
+        >>> match([0, 0, 1, 1], [2, 2, 0, 0], 3)
+        tensor([1, 2, 0])
+    """
+    table = contingency(labels, clusters, num_clusters).numpy()
+    size = max(table.shape)
+    square = np.zeros((size, size), dtype=table.dtype)
+    square[: table.shape[0], : table.shape[1]] = table
+    rows, columns = linear_sum_assignment(square, maximize=True)
+    labels_of = torch.empty(size, dtype=torch.long)
+    labels_of[torch.as_tensor(columns)] = torch.as_tensor(rows)
+    return labels_of[: table.shape[1]]
 
 
 def accuracy(labels: Any, clusters: Any) -> float:

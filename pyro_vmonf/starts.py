@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
 from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.metrics import match
 from pyro_vmonf.scopes import local_seed, training
 
 
@@ -102,6 +103,7 @@ def warm_start_(
     guide: SoftmaxGuide,
     x: Any,
     clusters: Tensor | None = None,
+    y: Tensor | None = None,
     *,
     steps: int = 300,
     batch_size: int = 512,
@@ -114,6 +116,7 @@ def warm_start_(
         guide: a guide that is bound to its model.
         x: rows ``(N, *event_shape)``.
         clusters: cluster ``(N,)`` of each row; by default :func:`spectral_clusters`.
+        y: labels ``(N,)``, −1 for unlabelled; clusters take the numbers that agree best with them.
         steps, batch_size, lr: of Adam, on the cross-entropy.
         seed: seed of the order of the rows.
 
@@ -128,6 +131,10 @@ def warm_start_(
         model.standardize_(x)
     if clusters is None:
         clusters = spectral_clusters(x, model.num_components)
+    if y is not None:
+        known = y >= 0
+        labels_of = match(y[known], clusters[known], model.num_components)
+        clusters = labels_of.to(clusters.device)[clusters]
     optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
     with local_seed(seed), training(guide):
         for _ in range(steps):

@@ -94,7 +94,9 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make quick runs quicker still."""
     for name, experiment in EXPERIMENTS.items():
         recipes = {
-            key: Recipe(r.build, r.options, {**r.quick, "epochs": 2})
+            key: Recipe(
+                r.build, r.options, {**r.quick, "steps" if "steps" in r.quick else "epochs": 2}
+            )
             for key, r in experiment.recipes.items()
         }
         monkeypatch.setitem(

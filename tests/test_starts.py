@@ -61,6 +61,16 @@ def test_a_warm_guide_knows_the_clusters_and_no_flow_moved() -> None:
     torch.testing.assert_close(vmonf.model.standardizer.loc, x.mean(0))
 
 
+def test_labels_number_the_clusters() -> None:
+    x, circle = two_circles(per_circle=256, seed=0)
+    for names in (circle, 1 - circle):
+        y = torch.full_like(circle, -1)
+        y[::50] = names[::50]
+        vmonf = VMoNF(FlowMixture(RealNVP(2, 2)), SoftmaxGuide(MLP(2, 2)))
+        warm_start_(vmonf.guide, x, y=y, seed=0)
+        assert (vmonf.predict(x) == names).double().mean() > 0.98
+
+
 def test_starts_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="15 neighbours need more rows"):
         spectral_clusters(torch.randn(10, 2), 2)
