@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         results = run_seeds(options)
-    except (FileNotFoundError, ValueError) as error:
+    except (FloatingPointError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if len(results) > 1:

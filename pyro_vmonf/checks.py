@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,6 +140,6 @@ def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     Raises:
         ValueError: otherwise.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}")
-    return value
+    return int(value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.neighbors import nearest_neighbors
 from pyro_vmonf.terms import Batch
 
 
@@ -47,7 +48,6 @@ class RandomWalk(nn.Module):
         neighbors: nearest neighbours that a point is linked to; links go both ways.
         length: walks have a uniform number of steps from 1 to this.
         walks: walks drawn from each row, once; a step of training picks one of them.
-        chunk_size: rows whose distances are computed at once.
 
     Raises:
         ValueError: if there are not more rows than neighbours.
@@ -68,27 +68,14 @@ class RandomWalk(nn.Module):
         neighbors: int = 10,
         length: int = 64,
         walks: int = 64,
-        chunk_size: int = 1024,
     ) -> None:
         super().__init__()
-        check_positive("neighbors", neighbors)
         check_positive("length", length)
         check_positive("walks", walks)
-        if len(x) <= neighbors:
-            raise ValueError(
-                f"x has {len(x)} rows; {neighbors} neighbours need more rows than that"
-            )
         self.neighbors = neighbors
         self.length = length
         self.walks = walks
-        rows = x.flatten(1)
-        rows = rows / rows.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).tiny)
-        nearest = torch.cat(
-            [
-                torch.cdist(part, rows).topk(neighbors + 1, largest=False).indices[:, 1:]
-                for part in rows.split(chunk_size)
-            ]
-        )
+        nearest = nearest_neighbors(x, neighbors)
         start = torch.arange(len(x), device=x.device).repeat_interleave(neighbors)
         pairs = torch.stack((start, nearest.flatten()))
         pairs = torch.unique(torch.cat((pairs, pairs.flip(0)), 1), dim=1)  # sorted by start
@@ -104,6 +91,11 @@ class RandomWalk(nn.Module):
         self.register_buffer("ends", at, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
+        if batch.index is None:
+            raise ValueError(
+                "a random walk starts from the row's position in the data; pass index and size to "
+                "the guide, or rows in memory to fit (a DataLoader gives no positions)"
+            )
         which = torch.randint(self.walks, batch.index.shape, device=batch.index.device)
         return self.x[self.ends[batch.index, which]].to(batch.x.dtype)
 

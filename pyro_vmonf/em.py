@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
 from pyro_vmonf.flows import Gaussian
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import LearnedWeights
 
 
@@ -47,6 +49,7 @@ def fit_em(
     max_iter: int = 200,
     tolerance: float = 1e-4,
     ridge: float = 1e-6,
+    standardize: bool = True,
     seed: int | None = None,
 ) -> list[float]:
     r"""Fit a mixture of Gaussians by expectation maximisation (thesis 2.5).
@@ -59,7 +62,8 @@ def fit_em(
         n_init: number of starts.
         max_iter: largest number of iterations of one start.
         tolerance: gain of log-likelihood per row, in nats, below which a start has converged.
-        ridge: added to the diagonals of the covariances.
+        ridge: added to the diagonals of the covariances, in standardised units.
+        standardize: standardise a model that never was, as :func:`pyro_vmonf.fit` does.
         seed: seed of the starts.
 
     Returns:
@@ -67,7 +71,8 @@ def fit_em(
 
     Raises:
         TypeError: if the bank is not Gaussian, or its weights are not learned.
-        ValueError: if there are fewer rows than components, or the responsibilities do not fit.
+        ValueError: if there are fewer rows than components, the responsibilities do not fit, or a
+            covariance is singular; the model is then as it was.
 
     References:
         Dempster, Laird, Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
@@ -92,29 +97,52 @@ def fit_em(
         raise ValueError(
             f"responsibilities have shape {tuple(responsibilities.shape)}; expected {wanted}"
         )
-    x = model.standardizer.inv(x)
-    best: list[float] = []
-    state: dict[str, Tensor] = {}
+    if responsibilities is not None and not responsibilities.isfinite().all():
+        raise ValueError("responsibilities have NaN or infinite values")
+    units = Standardize(model.event_shape).to(x)
+    units.load_state_dict(model.standardizer.state_dict())
+    if standardize and not units.fitted:
+        units.fit_(x)
+    z = units.inv(x).double()
+    curve: list[float] = []
+    best: tuple[Tensor, Tensor, Tensor] | None = None
     with local_seed(seed):
         for _ in range(1 if responsibilities is not None else n_init):
             start = responsibilities
-            r = _spread_start(x, model.num_components) if start is None else start.to(x)
-            curve: list[float] = []
-            for _ in range(max_iter):
-                weights, means, covariances = _maximise(x, r, ridge)
-                model.weights.logits.copy_(weights.log())
-                model.bank.set_(means, covariances)
-                joint = model.weights() + model.bank().log_prob(x.unsqueeze(-2))
-                r = joint.softmax(-1)
-                curve.append(float(joint.logsumexp(-1).mean()))
-                if len(curve) > 1 and curve[-1] - curve[-2] < tolerance:
-                    break
-            if not best or curve[-1] > best[-1]:
-                best = curve
-                state = {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(state)
-    offset = float(model.standardizer.scale.log().sum())
-    return [value - offset for value in best]
+            r = _spread_start(z, model.num_components) if start is None else start.to(z)
+            found, fitted = _iterate(z, r, max_iter, tolerance, ridge)
+            if best is None or found[-1] > curve[-1]:
+                curve, best = found, fitted
+    assert best is not None
+    weights, means, covariances = best
+    model.standardizer.load_state_dict(units.state_dict())
+    model.standardizer.fitted.fill_(True)
+    model.weights.logits.copy_(weights.log())
+    model.bank.set_(means, covariances)
+    offset = float(units.scale.log().sum())
+    return [value - offset for value in curve]
+
+
+def _iterate(
+    z: Tensor, responsibilities: Tensor, max_iter: int, tolerance: float, ridge: float
+) -> tuple[list[float], tuple[Tensor, Tensor, Tensor]]:
+    """One start: the log-likelihood after each iteration, and the last parameters."""
+    curve: list[float] = []
+    for _ in range(max_iter):
+        weights, means, covariances = _maximise(z, responsibilities, ridge)
+        factors, failed = torch.linalg.cholesky_ex(covariances)
+        if failed.any():
+            raise ValueError(
+                f"the covariance of component {int(failed.nonzero()[0])} is singular; pass a "
+                f"ridge larger than {ridge}, or fewer components"
+            )
+        components = MultivariateNormal(means, scale_tril=factors, validate_args=False)
+        joint = weights.log() + components.log_prob(z.unsqueeze(-2))
+        responsibilities = joint.softmax(-1)
+        curve.append(float(joint.logsumexp(-1).mean()))
+        if len(curve) > 1 and curve[-1] - curve[-2] < tolerance:
+            break
+    return curve, (weights, means, covariances)
 
 
 def num_parameters(model: FlowMixture) -> int:
@@ -148,6 +176,7 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
         Estimating the dimension of a model.
     """
     x = check_rows(x, model.event_shape, floating_buffer(model))
-    free, total = num_parameters(model), float(model.mixture().log_prob(x).double().sum())
+    with evaluating(model):
+        free, total = num_parameters(model), float(model.mixture().log_prob(x).double().sum())
     bic = free * math.log(len(x)) - 2 * total
     return {"aic": 2 * free - 2 * total, "bic": bic, "mdl": bic / 2}

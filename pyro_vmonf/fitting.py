@@ -99,7 +99,7 @@ def fit(
     patience: int | None = None,
     keep: Literal["last", "best"] = "last",
     standardize: bool = True,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     max_rejected: int = 20,
     progress: bool = True,
     seed: int | None = None,
@@ -172,6 +172,16 @@ def fit(
             "sample_weight needs a guide with its own c; Pyro sums c out of the model only under "
             "one common weight: use a SoftmaxGuide"
         )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is {clip_norm}; it must be above zero")
+    if pretrain_epochs < 0 or (patience is not None and patience < 1):
+        raise ValueError(
+            f"pretrain_epochs is {pretrain_epochs} and patience is {patience}; expected at least 0 "
+            "and 1"
+        )
+    if guide.model is not None and guide.model is not model:
+        raise ValueError("the guide is bound to another model; pass that one, or a new guide")
+    callbacks = [callbacks] if callable(callbacks) else callbacks
     generator = torch.Generator().manual_seed(
         int(torch.randint(2**62, ())) if seed is None else seed
     )
@@ -186,8 +196,6 @@ def fit(
         interleave=interleave,
         generator=generator,
     )
-    if standardize and not model.bounded and not model.standardizer.fitted:
-        model.standardize_(sources.train.all_rows())
 
     # dict.fromkeys: a parameter that both own counts once, in a fixed order.
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
@@ -197,6 +205,11 @@ def fit(
         if optimizer
         else Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     )
+    # Nothing was refused: from here on the pair may change.
+    guide.bind_(model)
+    if standardize and not model.bounded and not model.standardizer.fitted:
+        model.standardize_(sources.train.all_rows())
+    model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
     start = time.perf_counter()
     with (
         pyro.get_param_store().scope(),
@@ -224,13 +237,17 @@ def fit(
         best = Best(trainer.loss, keep == "best")
         total = None if epochs is None else pretrain_epochs + epochs
         epoch = -pretrain_epochs
+
+        def done(epoch: int) -> bool:
+            return epoch >= (epochs or 0) if steps is None else trainer.scheduled_steps >= steps
+
         with (
             training(model),
             training(guide),
             pyro.validation_enabled(False),  # the probe has paid for it; bad steps are caught below
             _bar(total, progress) as bar,
         ):
-            while trainer.steps < steps if steps is not None else epoch < (epochs or 0):
+            while not done(epoch):
                 if sources.labelled and (epoch < 0 or interleave):
                     trainer.epoch(sources.labelled.epoch(generator), steps, scheduled=False)
                 if epoch >= 0:
@@ -256,6 +273,8 @@ def fit(
                     break
                 epoch += 1
         best.restore()
+    if history.rejected:
+        trainer.report_rejected()
     history.seconds = time.perf_counter() - start
     return history
 

@@ -77,7 +77,7 @@ class Gaussian(nn.Module):
     @torch.no_grad()
     def set_(self, loc: Tensor, covariance: Tensor) -> None:
         """Take means ``(K, D)`` and covariances ``(K, D, D)``."""
-        factor = torch.linalg.cholesky(covariance)
+        factor = torch.linalg.cholesky(covariance.double())
         self.loc.copy_(loc)
         self.lower.copy_(factor.tril(-1))
         self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
@@ -126,7 +126,8 @@ class _LayeredFlow(Flow):
         base: nn.Module | None,
         make: Callable[[int], FlowTransform],
     ) -> None:
-        check_positive("components", components)
+        components = check_positive("components", components)
+        check_positive("blocks", blocks, minimum=0)
         base = StandardNormal(features, components) if base is None else base
         super().__init__([make(i) for i in range(blocks)], base=base)
         self.features = features

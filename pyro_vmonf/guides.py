@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import pyro
 import torch
 from pyro.distributions import Categorical
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vmonf.rows import claim_parameters, data_plate, free_dim, log_evidence
+from pyro_vmonf.rows import Program, claim_parameters, data_plate, free_dim, log_evidence
 from pyro_vmonf.temperature import check_temperature
 from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
 
@@ -19,7 +18,11 @@ if TYPE_CHECKING:
     from pyro_vmonf.model import FlowMixture
 
 
-class BoundGuide(PyroModule):
+# Names of the program's own sites, and of what the history calls them.
+RESERVED = {"c", "x", "data", "weights", "evidence", "entropy", "log_likelihood", "log_prior"}
+
+
+class BoundGuide(Program):
     """What guides share: a reference to the model whose sites they name.
 
     The reference is not registered, so the model's parameters stay the model's.
@@ -101,7 +104,7 @@ class SoftmaxGuide(BoundGuide):
         self.network = network
         terms = [Classification()] if terms is None else terms
         self.terms = nn.ModuleList(
-            term if isinstance(term, nn.Module) else CustomTerm(term) for term in terms
+            term if isinstance(term, Term) else CustomTerm(term) for term in terms
         )
         if not 0 <= elbo_gradient <= 1:
             raise ValueError(f"elbo_gradient is {elbo_gradient}; expected a number from 0 to 1")
@@ -172,7 +175,9 @@ class SoftmaxGuide(BoundGuide):
                 Categorical(logits=logits, validate_args=False),
                 infer={"enumerate": "parallel"},
             )
-            batch = Batch(self, x, log_q, evidence, positions, dim)
+            # Rows of a larger whole whose positions nobody gave have none.
+            known = index is not None or size is None or size == x.shape[dim - event_dim]
+            batch = Batch(self, x, log_q, evidence, positions if known else None, dim)
             for name, term in self.named_terms():
                 penalty = term(batch)
                 # A guide's factor is subtracted from the ELBO, and is differentiated as it is only
@@ -185,6 +190,7 @@ class SoftmaxGuide(BoundGuide):
         result = []
         for term in self.terms:
             name = type(term).__name__.lower()
+            name = f"{name}_term" if name in RESERVED else name
             names[name] = names.get(name, 0) + 1
             suffix = f"_{names[name]}" if names[name] > 1 else ""
             result.append((name + suffix, term))

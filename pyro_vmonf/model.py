@@ -10,13 +10,14 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_vmonf.checks import check_rows, floating_buffer
 from pyro_vmonf.distributions import FlowDistribution, Marginal, pick, select
-from pyro_vmonf.rows import claim_parameters, data_plate, log_evidence
+from pyro_vmonf.rows import Program, claim_parameters, data_plate, log_evidence, rename
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
 
 
-class FlowMixture(PyroModule):
+class FlowMixture(Program):
     r"""The mixture :math:`p(x) = \sum_c \pi_c\, p(x \mid c)` of the K components of a bank.
 
     Sites: ``c`` and ``x`` in plate ``data``; ``weights`` if they are random; ``evidence``, a factor
@@ -68,11 +69,12 @@ class FlowMixture(PyroModule):
         """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike.
 
         Raises:
-            ValueError: if the components live on a bounded set, which has units of its own.
+            ValueError: if the components live on a bounded set, which has units of its own, or the
+            rows do not fit.
         """
         if self.bounded:
             raise ValueError("the components are bounded: their rows cannot be standardised")
-        self.standardizer.fit_(x)
+        self.standardizer.fit_(check_rows(x, self.event_shape, floating_buffer(self)))
 
     def forward(
         self,
@@ -117,7 +119,6 @@ class FlowMixture(PyroModule):
                 pyro.factor(self._pyro_get_fullname("evidence"), pick(evidence, c))
             return pyro.sample(self._pyro_get_fullname("x"), select(components, c), obs=x)
 
-    @pyro_method
     def marginal(self, *, frozen: bool = False) -> Marginal:
         """Return the mixture with c summed out, as a distribution for any Pyro model.
 
@@ -126,9 +127,16 @@ class FlowMixture(PyroModule):
         Arguments:
             frozen: use a copy of the parameters as they are now, which no training changes.
         """
-        return (
-            copy.deepcopy(self).requires_grad_(False).eval().mixture() if frozen else self.mixture()
-        )
+        if not frozen:
+            return self._registered_mixture()
+        model = copy.deepcopy(self).requires_grad_(False).eval()
+        rename(model, "", PyroModule()._pyro_context)  # out of the program that is running
+        return model.mixture()
+
+    @pyro_method
+    def _registered_mixture(self) -> Marginal:
+        claim_parameters(self)
+        return self.mixture()
 
     def mixture(self) -> Marginal:
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""

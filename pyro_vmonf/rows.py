@@ -16,6 +16,26 @@ from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 
 
+class Program(PyroModule):
+    """A Pyro module that may join a larger one, also after it has run on its own.
+
+    Pyro refuses that, lest names change under a param store in use; here each run takes the names
+    it goes by (:func:`claim_parameters`), so a fitted part can be wrapped, swapped or nested.
+    """
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        rename(self, name, context)
+
+
+def rename(module: nn.Module, name: str, context: Any) -> None:
+    """Give a Pyro module and those below it the names that follow from ``name``."""
+    if isinstance(module, PyroModule):
+        module._pyro_name = name
+        module._pyro_context = context
+        for key, child in module.named_children():
+            rename(child, f"{name}.{key}" if name else key, context)
+
+
 def free_dim() -> int:
     """Return the first dimension from the right that no enclosing plate holds."""
     taken = {frame.dim for frame in get_plates()}
@@ -66,6 +86,8 @@ def data_plate(
         if index is not None:
             raise ValueError("index was given without size; pass size, the rows of the whole data")
         size = rows
+    if rows is not None and size < rows:
+        raise ValueError(f"size is {size} but x has {rows} rows; pass the rows of the whole data")
     if index is None and rows is not None and rows != size:
         index = torch.arange(rows)
     with pyro.plate(name, size, subsample=index, dim=dim) as positions:

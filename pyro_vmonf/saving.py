@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import os
 import pickle
 import tempfile
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf import flows, guides, model, terms, transforms, weights
+from pyro_vmonf import (
+    distortions,
+    flows,
+    guides,
+    model,
+    temperature,
+    terms,
+    transforms,
+    weights,
+)
 from pyro_vmonf import nn as networks
 
 FORMAT = 1
@@ -34,7 +45,17 @@ PARTS: dict[str, type] = {
         model.FlowMixture,
         networks.ConvEncoder,
         networks.MLP,
+        distortions.Adversarial,
+        distortions.AffineImages,
+        distortions.Jitter,
+        distortions.RandomWalk,
+        temperature.Constant,
+        temperature.ExponentialDecay,
+        temperature.Linear,
+        terms.Balance,
         terms.Classification,
+        terms.Confidence,
+        terms.Consistency,
         transforms.Affine,
         transforms.AffineAutoregressive,
         transforms.AffineCoupling,
@@ -62,6 +83,8 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, numbers.Integral):  # numpy's
+        return int(value)
     if isinstance(value, Tensor):
         return value.detach().cpu()
     part = type(value)
@@ -91,8 +114,9 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
     """Write a pair to ``path``, all or nothing."""
     try:
         description: Any = {"model": describe(vmonf.model), "guide": describe(vmonf.guide)}
-    except TypeError:
-        description = None  # a user's module: the state alone, to be loaded into a built pair
+    except TypeError as error:
+        description = None  # the state alone, to be loaded into a built pair
+        warnings.warn(f"{error}; load the file with VMoNF.load(path, into=vmonf)", stacklevel=3)
     content = {"format": FORMAT, "description": description, "state": vmonf.state_dict()}
     folder = os.path.dirname(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")

@@ -75,7 +75,10 @@ class TensorSource:
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
         order = torch.randperm(self.size, generator=generator).to(self.x.device)
-        for chosen in order.split(self.batch_size):
+        batches = list(order.split(self.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # one row has no batch statistics
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for chosen in batches:
             yield self.arguments(chosen)
 
     def split(

@@ -24,7 +24,8 @@ class Batch:
         x: rows ``(*, *event_shape)`` as the user gave them.
         log_q: log q(c|x) ``(*, K)`` by the network alone, before any evidence.
         log_evidence: log p(y|c) ``(*, K)``, or ``None`` where no row carries any.
-        index: positions ``(B,)`` of the rows in the whole data set.
+        index: positions ``(B,)`` of the rows in the whole data set; ``None`` where they are unknown
+            (a ``DataLoader``'s batches).
         dim: dimension of ``*`` that holds the rows, counted from the right.
     """
 
@@ -32,7 +33,7 @@ class Batch:
     x: Tensor
     log_q: Tensor
     log_evidence: Tensor | None
-    index: Tensor
+    index: Tensor | None
     dim: int = -1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -100,6 +101,21 @@ class Safeguard:
         self.buffers = [b for b in module.buffers() if b.is_floating_point()]
         self.copies = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
+        self.parameters: list[Tensor] = []
+
+    @torch.no_grad()
+    def remember(self, parameters: list[Tensor]) -> None:
+        """Keep parameters whose loss is finite."""
+        if self.parameters:
+            torch._foreach_copy_(self.parameters, parameters)
+        else:
+            self.parameters = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def restore(self, parameters: list[Tensor]) -> None:
+        """Go back to the last parameters whose loss was finite."""
+        if self.parameters:
+            torch._foreach_copy_(parameters, self.parameters)
 
     @torch.no_grad()
     def accept(self) -> None:
@@ -179,6 +195,7 @@ class Trainer:
         loss = self.loss(**arguments) / size
         finite = bool(loss.isfinite())
         if finite:
+            self.safeguard.remember(self.parameters)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
             finite = bool(norm.isfinite())
@@ -197,6 +214,7 @@ class Trainer:
         self.rejected_in_a_row += 1
         if self.rejected_in_a_row >= self.max_rejected:
             culprit = _culprit(self.model, terms, arguments)
+            self.safeguard.restore(self.parameters)
             raise FloatingPointError(
                 f"{self.rejected_in_a_row} steps in a row had a loss or gradient that is not "
                 f"finite (step {self.steps}: {culprit}); the last good state was kept. "
@@ -204,10 +222,18 @@ class Trainer:
             )
         return None
 
+    def report_rejected(self) -> None:
+        """Say how many steps were rolled back; a run of nothing else is an error."""
+        count = f"{self.history.rejected} of {self.steps} steps"
+        if self.history.rejected == self.steps:
+            raise FloatingPointError(f"{count} had a loss or gradient that is not finite")
+        message = f"{count} had a loss or gradient that is not finite and were rolled back"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
     def epoch(self, batches: Iterable[Arguments], limit: int | None, scheduled: bool) -> None:
         """Go through the batches and add the mean of their terms to the history's open epoch."""
         for arguments in batches:
-            if limit is not None and self.steps >= limit:
+            if scheduled and limit is not None and self.scheduled_steps >= limit:
                 return
             if scheduled:
                 self.anneal()
@@ -242,6 +268,6 @@ class Trainer:
         with evaluating(self.loss):
             rows = torch.arange(source.size, device=source.x.device)
             for chosen in rows.split(source.batch_size):
-                arguments = source.arguments(chosen) | {"size": None, "index": None}
-                total -= self.elbo.loss(self.model, self.guide, **arguments)
+                loss = self.elbo.loss(self.model, self.guide, **source.arguments(chosen))
+                total -= loss * len(chosen) / source.size
         return total / source.size

@@ -16,6 +16,7 @@ from pyro_vmonf.distributions import Marginal, select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.rows import rename
 from pyro_vmonf.scopes import evaluating, local_seed
 
 
@@ -51,19 +52,26 @@ class VMoNF(PyroModule):
         self, model: FlowMixture, guide: SoftmaxGuide | MarginalGuide | None = None
     ) -> None:
         super().__init__()
-        guide = MarginalGuide() if guide is None else guide
-        if isinstance(guide, SoftmaxGuide):
-            _check_fit(model, guide)
         self.model = model
-        self.guide = guide
-        guide.bind_(model)
-        self._pyro_set_supermodule(self._pyro_name, self._pyro_context)
+        self.guide = MarginalGuide() if guide is None else guide
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("model", "guide"):
+            super().__setattr__(name, value)
+            return
+        halves = {**self.__dict__.get("_modules", {}), name: value}
+        if len(halves) == 2:
+            _check_pair(halves["model"], halves["guide"])
+        super().__setattr__(name, value)
+        if len(halves) == 2:
+            self.guide.bind_(self.model)
+            self._pyro_set_supermodule(self._pyro_name, self._pyro_context)
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         self._pyro_name = name
         self._pyro_context = context
         for half in self.children():
-            _rename(half, name, context)
+            rename(half, name, context)
 
     def __getattr__(self, name: str) -> Any:
         # Pyro names a child after its attribute where it finds no name; these have the pair's.
@@ -119,10 +127,17 @@ class VMoNF(PyroModule):
         )
 
     def elbo(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
-        """Return the plain ELBO of each row, ``(N,)``, without the guide's terms."""
+        r"""Return the plain ELBO of each row, ``(N,)``, without the guide's terms.
+
+        Random weights count with :math:`E_q[\log\pi]`; their divergence from the prior belongs to
+        the data as a whole and is left out.
+        """
+
+        axis = -1 - len(self.model.event_shape)
 
         def elbo(rows: Tensor, _: Tensor | None) -> Tensor:
-            joint = self.model.mixture().joint_log_prob(rows)
+            components = self.model.components().log_prob(rows.unsqueeze(axis))
+            joint = self.model.weights.mean_log() + components
             if isinstance(self.guide, MarginalGuide):
                 return joint.logsumexp(-1)
             log_q = self.guide.log_q(rows)
@@ -191,17 +206,17 @@ class VMoNF(PyroModule):
         return torch.cat(parts)
 
 
-def _rename(module: torch.nn.Module, name: str, context: Any) -> None:
-    """Give a Pyro module and those below it the names that follow from ``name``."""
-    if isinstance(module, PyroModule):
-        module._pyro_name = name
-        module._pyro_context = context
-        for key, child in module.named_children():
-            _rename(child, f"{name}.{key}" if name else key, context)
-
-
-def _check_fit(model: FlowMixture, guide: BoundGuide) -> None:
-    """Refuse a guide whose network does not produce one logit a component for a row."""
+def _check_pair(model: Any, guide: Any) -> None:
+    """Refuse what is no mixture or guide, or a network without one logit for each component."""
+    if not isinstance(model, FlowMixture):
+        raise TypeError(f"model is a {type(model).__name__}; expected a FlowMixture of a bank")
+    if not isinstance(guide, BoundGuide):
+        raise TypeError(
+            f"guide is a {type(guide).__name__}; expected a SoftmaxGuide of a network, or None "
+            "(with a Pyro guide of your own, use SVI on the model)"
+        )
+    if not isinstance(guide, SoftmaxGuide):
+        return
     like = floating_buffer(model)
     row = torch.zeros(1, *model.event_shape, dtype=like.dtype, device=like.device)
     with evaluating(guide), torch.no_grad():

@@ -22,12 +22,22 @@ class Weights(PyroModule):
     def forward(self) -> Tensor:
         raise NotImplementedError
 
+    def _parameter(self, name: str) -> Tensor:
+        """Read a parameter; a frozen one past Pyro, which would thaw it."""
+        parameter = self._parameters[name]
+        assert parameter is not None
+        return getattr(self, name) if parameter.requires_grad else parameter
+
     def guide(self) -> None:
         """Draw the sites of :meth:`forward` from their approximate posterior: here, none."""
 
     def log_mean(self) -> Tensor:
         r"""Return :math:`\log E[\pi]` of shape ``(K,)``, the weights that scores are exact for."""
         return self.forward()
+
+    def mean_log(self) -> Tensor:
+        r"""Return :math:`E[\log\pi]` of shape ``(K,)``, the weights of the ELBO."""
+        return self.log_mean()
 
 
 class FixedWeights(Weights):
@@ -78,7 +88,7 @@ class LearnedWeights(Weights):
         self.logits = nn.Parameter(torch.zeros(num_components))
 
     def forward(self) -> Tensor:
-        return self.logits.log_softmax(-1)
+        return self._parameter("logits").log_softmax(-1)
 
 
 class RandomWeights(Weights):
@@ -121,10 +131,14 @@ class RandomWeights(Weights):
 
     @pyro_method
     def guide(self) -> None:
-        sample(self._site, Dirichlet(self.log_posterior_concentration.exp()))
+        sample(self._site, Dirichlet(self._parameter("log_posterior_concentration").exp()))
 
     def log_mean(self) -> Tensor:
-        return self.log_posterior_concentration.log_softmax(-1)
+        return self._parameter("log_posterior_concentration").log_softmax(-1)
+
+    def mean_log(self) -> Tensor:
+        concentration = self._parameter("log_posterior_concentration").exp()
+        return concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
 
 
 def as_weights(weights: str | Tensor | Distribution | Weights, num_components: int) -> Weights:

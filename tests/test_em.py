@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ DATA: dict[str, Callable[[], Tensor]] = {
     "wide": lambda: torch.randn(200, 5) @ torch.randn(5, 5),
     "raw-units": lambda: torch.randn(90, 2) * torch.tensor([1e3, 1e-2]) + torch.tensor([5e4, 3.0]),
 }
+
+# the units of the data, in which scikit-learn works too
+raw_em = partial(fit_em, standardize=False)
 
 
 def mixture(features: int) -> FlowMixture:
@@ -79,7 +83,7 @@ def test_every_step_is_that_of_scikit_learn(name: str, ridge: float) -> None:
     start, model = start_for(x), mixture(x.shape[1])
 
     def after(steps: int) -> list[float]:
-        return fit_em(
+        return raw_em(
             model, x, responsibilities=start, max_iter=steps, tolerance=-math.inf, ridge=ridge
         )
 
@@ -99,9 +103,9 @@ def test_the_converged_likelihood_is_that_of_scikit_learn(name: str, tolerance: 
     x = DATA[name]()
     model = mixture(x.shape[1])
     start = torch.nn.functional.one_hot(torch.arange(len(x)) % K, K)
-    fit_em(model, x, responsibilities=start, max_iter=1)
+    raw_em(model, x, responsibilities=start, max_iter=1)
     reference = sklearn_from(model, max_iter=2000, tol=tolerance).fit(x.numpy())
-    curve = fit_em(model, x, responsibilities=start, max_iter=2000, tolerance=tolerance)
+    curve = raw_em(model, x, responsibilities=start, max_iter=2000, tolerance=tolerance)
     assert len(curve) == reference.n_iter_ < 2000
     assert curve[-1] == pytest.approx(reference.lower_bound_, abs=1e-9)
     assert curve[-1] == pytest.approx(reference.score(x.numpy()), abs=max(1e-6, tolerance))
@@ -111,7 +115,7 @@ def test_the_converged_likelihood_is_that_of_scikit_learn(name: str, tolerance: 
 def test_the_likelihood_never_falls(name: str) -> None:
     x = DATA[name]()
     curve = torch.tensor(
-        fit_em(mixture(x.shape[1]), x, n_init=3, seed=0, tolerance=0.0, ridge=1e-12)
+        raw_em(mixture(x.shape[1]), x, n_init=3, seed=0, tolerance=0.0, ridge=1e-12)
     )
     assert len(curve) > 3
     assert (curve.diff() >= -1e-9).all()
@@ -124,7 +128,7 @@ def test_the_curve_ends_at_the_likelihood_of_the_raw_rows(name: str, standardise
     model = mixture(x.shape[1])
     if standardised:
         model.standardize_(x)
-    curve = fit_em(model, x, seed=0, n_init=2)
+    curve = raw_em(model, x, seed=0, n_init=2)
     assert curve[-1] == pytest.approx(log_likelihood(model, x), abs=1e-9)
 
 
@@ -135,7 +139,7 @@ def test_standardisation_changes_no_density(name: str) -> None:
     standardised.standardize_(x)
     start = start_for(x)
     curves = [
-        fit_em(m, x, responsibilities=start, max_iter=20, tolerance=-math.inf, ridge=0.0)
+        raw_em(m, x, responsibilities=start, max_iter=20, tolerance=-math.inf, ridge=0.0)
         for m in (raw, standardised)
     ]
     assert curves[1] == pytest.approx(curves[0], rel=1e-7)
@@ -148,9 +152,9 @@ def test_standardisation_changes_no_density(name: str) -> None:
 def test_the_best_start_is_kept() -> None:
     x, model = DATA["overlapping"](), mixture(2)
     torch.manual_seed(0)
-    alone = [fit_em(model, x, n_init=1)[-1] for _ in range(6)]
+    alone = [raw_em(model, x, n_init=1)[-1] for _ in range(6)]
     torch.manual_seed(0)
-    together = fit_em(model, x, n_init=6)[-1]
+    together = raw_em(model, x, n_init=6)[-1]
     assert alone[0] < max(alone) > alone[-1]
     assert together == max(alone)
     assert log_likelihood(model, x) == pytest.approx(together, abs=1e-12)
@@ -160,7 +164,7 @@ def test_clusters_apart_are_found() -> None:
     label = torch.arange(3).repeat(30)
     x = torch.randn(90, 2) + 20 * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[label]
     model = mixture(2)
-    fit_em(model, x, seed=0)
+    raw_em(model, x, seed=0)
     clusters = model.log_posterior(x).argmax(-1)
     assert sorted(clusters[:3].tolist()) == [0, 1, 2]
     assert clusters.equal(clusters[:3][label])
@@ -171,7 +175,7 @@ def test_seeds_repeat_and_leave_the_global_generator() -> None:
     before = torch.get_rng_state()
     models = [mixture(2) for _ in range(2)]
     torch.set_rng_state(before)
-    curves = [fit_em(model, x, seed=3, n_init=2) for model in models]
+    curves = [raw_em(model, x, seed=3, n_init=2) for model in models]
     assert torch.get_rng_state().equal(before)
     assert curves[0] == curves[1]
     for key, value in models[0].state_dict().items():
@@ -181,7 +185,7 @@ def test_seeds_repeat_and_leave_the_global_generator() -> None:
 def test_as_many_rows_as_components_suffice() -> None:
     x = torch.eye(3, 2) * 10
     model = mixture(2)
-    fit_em(model, x, seed=0, ridge=1e-2)
+    raw_em(model, x, seed=0, ridge=1e-2)
     assert sorted(model.log_posterior(x).argmax(-1).tolist()) == [0, 1, 2]
 
 
@@ -189,7 +193,7 @@ def test_as_many_rows_as_components_suffice() -> None:
 def test_criteria_equal_those_of_scikit_learn(name: str) -> None:
     x = DATA[name]()
     model = mixture(x.shape[1])
-    fit_em(model, x, seed=0, n_init=1)
+    raw_em(model, x, seed=0, n_init=1)
     reference = fit_quietly(sklearn_from(model, max_iter=1), x)
     with torch.no_grad():
         model.bank.set_(torch.as_tensor(reference.means_), torch.as_tensor(reference.covariances_))
@@ -208,7 +212,7 @@ def test_criteria_do_not_mind_standardisation() -> None:
     standardised.standardize_(x)
     start = start_for(x)
     for model in (plain, standardised):
-        fit_em(model, x, responsibilities=start, max_iter=9, ridge=0.0)
+        raw_em(model, x, responsibilities=start, max_iter=9, ridge=0.0)
     assert information_criteria(plain, x) == pytest.approx(
         information_criteria(standardised, x), rel=1e-7
     )
@@ -228,31 +232,31 @@ def test_criteria_count_the_parameters_of_a_flow(weights: str, extra: int) -> No
 
 ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "flow": (
-        lambda: fit_em(FlowMixture(RealNVP(2, K), "learned"), torch.randn(9, 2)),
+        lambda: raw_em(FlowMixture(RealNVP(2, K), "learned"), torch.randn(9, 2)),
         TypeError,
         "Gaussian",
     ),
     "maf": (
-        lambda: fit_em(FlowMixture(MAF(2, K), "learned"), torch.randn(9, 2)),
+        lambda: raw_em(FlowMixture(MAF(2, K), "learned"), torch.randn(9, 2)),
         TypeError,
         "Gaussian",
     ),
     "fixed-weights": (
-        lambda: fit_em(FlowMixture(Gaussian(2, K), "uniform"), torch.randn(9, 2)),
+        lambda: raw_em(FlowMixture(Gaussian(2, K), "uniform"), torch.randn(9, 2)),
         TypeError,
         "'learned'",
     ),
-    "too-few-rows": (lambda: fit_em(mixture(2), torch.randn(2, 2)), ValueError, "x has 2 rows"),
-    "features": (lambda: fit_em(mixture(2), torch.randn(9, 3)), ValueError, "3 features"),
-    "nan": (lambda: fit_em(mixture(2), torch.full((9, 2), math.nan)), ValueError, "NaN"),
-    "n_init": (lambda: fit_em(mixture(2), torch.randn(9, 2), n_init=0), ValueError, "n_init is 0"),
+    "too-few-rows": (lambda: raw_em(mixture(2), torch.randn(2, 2)), ValueError, "x has 2 rows"),
+    "features": (lambda: raw_em(mixture(2), torch.randn(9, 3)), ValueError, "3 features"),
+    "nan": (lambda: raw_em(mixture(2), torch.full((9, 2), math.nan)), ValueError, "NaN"),
+    "n_init": (lambda: raw_em(mixture(2), torch.randn(9, 2), n_init=0), ValueError, "n_init is 0"),
     "max_iter": (
-        lambda: fit_em(mixture(2), torch.randn(9, 2), max_iter=0),
+        lambda: raw_em(mixture(2), torch.randn(9, 2), max_iter=0),
         ValueError,
         "max_iter is 0",
     ),
     "responsibilities": (
-        lambda: fit_em(mixture(2), torch.randn(9, 2), responsibilities=torch.ones(9, K + 1)),
+        lambda: raw_em(mixture(2), torch.randn(9, 2), responsibilities=torch.ones(9, K + 1)),
         ValueError,
         r"responsibilities have shape \(9, 4\); expected \(9, 3\)",
     ),
@@ -264,3 +268,25 @@ def test_errors_name_what_was_given(name: str) -> None:
     call, error, message = ERRORS[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_ordinary_units_are_standardised_first() -> None:
+    x = torch.cat([torch.randn(60, 2) + 8 * i for i in range(K)])
+    one, other = mixture(2), mixture(2)
+    curve = fit_em(one, x, seed=0)
+    shifted = fit_em(other, 1e4 * x + 1e5, seed=0)
+    assert shifted[-1] + 2 * math.log(1e4) == pytest.approx(curve[-1], abs=1e-3)
+    assert one.standardizer.fitted
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"ridge": 0.0}, {"responsibilities": torch.full((9, K), torch.nan)}],
+    ids=["singular", "nan"],
+)
+def test_a_failed_fit_changes_nothing(arguments: dict[str, Any]) -> None:
+    model = mixture(2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"singular|NaN"):
+        fit_em(model, torch.ones(9, 2), **arguments)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

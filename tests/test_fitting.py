@@ -15,7 +15,16 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vmonf import Flow, FlowMixture, RealNVP, SoftmaxGuide, VMoNF, exponential_decay
+from pyro_vmonf import (
+    Flow,
+    FlowMixture,
+    Gaussian,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+    exponential_decay,
+    fit,
+)
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.fitting import Progress
 from pyro_vmonf.flows import StandardNormal
@@ -105,7 +114,8 @@ def test_refitting_with_another_k_in_one_process() -> None:
         before = state(vmonf)
         vmonf.fit(x, epochs=1, progress=False)
         assert vmonf.predict_proba(x).shape == (len(x), components)
-        assert not same(before, state(vmonf))
+        for name, parameter in vmonf.named_parameters():
+            assert not torch.equal(parameter, before[name]), name
 
 
 def test_standardisation_is_found_once() -> None:
@@ -284,13 +294,14 @@ def test_a_bad_step_is_rolled_back_and_counted(value: float) -> None:
     x, _ = data()
     states: list[dict[str, Tensor]] = []
     vmonf = faulty_pair({1, 2}, value)
-    history = vmonf.fit(
-        x,
-        epochs=4,
-        callbacks=[lambda p: states.append(state(vmonf))],
-        progress=False,
-        batch_size=len(x),
-    )
+    with pytest.warns(RuntimeWarning, match="2 of 4 steps"):
+        history = vmonf.fit(
+            x,
+            epochs=4,
+            callbacks=lambda p: states.append(state(vmonf)),
+            progress=False,
+            batch_size=len(x),
+        )
     assert history.rejected == 2
     assert same(states[0], states[1])  # buffers of the batch norm included
     assert same(states[0], states[2])
@@ -309,8 +320,22 @@ def test_lasting_faults_stop_the_run_in_the_last_good_state() -> None:
             callbacks=[lambda p: states.append(state(vmonf))],
             progress=False,
         )
-    assert same(state(vmonf), states[2])
-    assert all(v.isfinite().all() for v in state(vmonf).values())
+    # the parameters that gave the last finite loss, before the step that nothing finite followed
+    names = [name for name, _ in vmonf.named_parameters()]
+    assert all(torch.equal(state(vmonf)[name], states[1][name]) for name in names)
+
+
+def test_the_last_good_state_scores() -> None:
+    x, _ = data()
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K)))
+    with pytest.raises(FloatingPointError, match="last good state"):
+        vmonf.fit(x, epochs=100, lr=100.0, progress=False)
+    assert vmonf.log_prob(x).isfinite().all()
+
+
+def test_a_run_of_rejected_steps_is_an_error() -> None:
+    with pytest.raises(FloatingPointError, match="3 of 3 steps"):
+        faulty_pair(set(range(10))).fit(data()[0], epochs=3, progress=False)
 
 
 def test_a_faulty_component_is_named() -> None:
@@ -388,6 +413,9 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "nobody labelled": ({"pretrain_epochs": 1}, ValueError, "no row is labelled"),
     "patience alone": ({"patience": 3}, ValueError, "held_out"),
     "everything held out": ({"held_out": 1.0}, ValueError, "held_out=1.0"),
+    "learning rate": ({"lr": -1.0}, ValueError, "learning rate"),
+    "clipping": ({"clip_norm": 0.0}, ValueError, "clip_norm"),
+    "pretraining": ({"pretrain_epochs": -1}, ValueError, "pretrain_epochs is -1"),
     "keep": ({"keep": "first"}, ValueError, "keep is 'first'"),
 }
 
@@ -398,8 +426,6 @@ def test_bad_input_gets_a_reason_and_changes_nothing(case: str) -> None:
     vmonf = pair()
     before = copy.deepcopy(state(vmonf))
     given = {"x": X, "epochs": 1} | arguments
-    if "steps" in given and given["steps"] is None:
-        del given["epochs"]
     with pytest.raises(error, match=message):
         vmonf.fit(progress=False, **given)
     assert same(state(vmonf), before)
@@ -420,3 +446,58 @@ def test_one_component_fits(guided: bool) -> None:
     history = vmonf.fit(X, epochs=5, lr=1e-2, progress=False)
     assert history.elbo[-1] > history.elbo[0]
     assert history.terms["entropy"] == pytest.approx([0.0] * 5)
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    for weights in ("learned", Dirichlet(torch.ones(K))):
+        vmonf = pair(weights)
+        vmonf.model.weights.requires_grad_(False)
+        before = vmonf.model.weights.log_mean().clone()
+        for _ in range(2):
+            vmonf.fit(X, epochs=2, lr=0.1, progress=False)
+        assert torch.equal(vmonf.model.weights.log_mean(), before)
+
+
+def test_fit_binds_a_free_guide_and_refuses_anothers() -> None:
+    model, guide = FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K))
+    fit(model, guide, X, epochs=1, progress=False)
+    assert guide.model is model
+    with pytest.raises(ValueError, match="another model"):
+        fit(FlowMixture(RealNVP(D, K)), guide, X, epochs=1, progress=False)
+
+
+def test_terms_know_the_positions_of_their_rows_or_that_nobody_does() -> None:
+    x, _ = data()
+    seen: list[bool] = []
+
+    def spy(batch: Batch) -> Tensor:
+        seen.append(batch.index is not None and torch.equal(x[batch.index], batch.x))
+        return torch.zeros(len(batch.x))
+
+    with local_seed(0):
+        vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
+    vmonf.fit(x, epochs=2, batch_size=50, held_out=0.3, progress=False)
+    assert len(seen) > 4
+    assert all(seen)
+    seen.clear()
+    vmonf.fit(DataLoader(x, batch_size=50), epochs=1, progress=False)
+    assert not any(seen)
+
+
+def test_a_last_batch_of_one_row_joins_the_one_before() -> None:
+    sizes: list[int] = []
+
+    def spy(batch: Batch) -> Tensor:
+        sizes.append(len(batch.x))
+        return torch.zeros(len(batch.x))
+
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
+    vmonf.fit(torch.randn(41, D), epochs=1, batch_size=20, progress=False)
+    assert sizes[1:] == [20, 21]
+
+
+def test_the_units_of_a_fitted_model_are_settled() -> None:
+    vmonf = pair()
+    vmonf.fit(X, epochs=1, standardize=False, progress=False)
+    vmonf.fit(50 * X, epochs=1, progress=False)
+    assert torch.equal(vmonf.model.standardizer.scale, torch.ones(D))

@@ -382,3 +382,67 @@ def test_scores_leave_the_param_store_alone() -> None:
     vmonf.predict(x, exact=True)
     vmonf.sample(3)
     assert not pyro.get_param_store().keys()
+
+
+class WithPrior(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = VMoNF(FlowMixture(RealNVP(D, K, blocks=2, hidden=(4,)), "learned"))
+
+    def forward(self) -> None:
+        z = pyro.sample("z", self.prior.marginal())
+        pyro.sample("y", dist.Normal(z, 0.1).to_event(1), obs=torch.ones(D))
+
+
+def test_a_second_instance_of_a_larger_model_trains_the_marginal() -> None:
+    for _ in range(2):  # a re-run cell, without clearing the param store
+        model = WithPrior()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        guide = AutoNormal(model)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.Trace_ELBO())
+        for _ in range(3):
+            svi.step()
+        for name, parameter in model.named_parameters():
+            assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("weights", ["learned", "random"])
+def test_a_frozen_marginal_trains_nothing_and_can_be_used_again(weights: str) -> None:
+    vmonf = pair(dist.Dirichlet(torch.ones(K)) if weights == "random" else weights)
+    mixture = vmonf.marginal(frozen=True)
+
+    def model() -> None:
+        z = pyro.sample("z", mixture)
+        pyro.sample("y", dist.Normal(z, 0.1).to_event(1), obs=torch.ones(D))
+
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.Trace_ELBO())
+    for _ in range(3):
+        svi.step()
+    assert not [k for k in pyro.get_param_store().keys() if not k.startswith("AutoNormal")]  # noqa: SIM118
+
+
+def test_halves_are_swapped_and_used_ones_are_wrapped() -> None:
+    vmonf, x = pair(), torch.randn(20, D)
+    vmonf.fit(x, epochs=1, progress=False)
+    vmonf.guide = SoftmaxGuide(MLP(D, K, hidden=(7,)))
+    vmonf.fit(x, epochs=1, progress=False)
+    vmonf.model = FlowMixture(Gaussian(D, K), "learned")
+    assert vmonf.guide.model is vmonf.model
+    vmonf.fit(x, epochs=1, progress=False)
+    again = VMoNF(vmonf.model, SoftmaxGuide(MLP(D, K)))  # the model has run
+    again.fit(x, epochs=1, progress=False)
+    larger = Prior()
+    larger.prior = again  # and so has the pair
+    assert "prior.c" in poutine.trace(larger).get_trace(x).nodes
+    with pytest.raises(ValueError, match="one logit"):
+        again.guide = SoftmaxGuide(MLP(D, 9))
+    with pytest.raises(TypeError, match="FlowMixture"):
+        VMoNF(RealNVP(D, K))
+    with pytest.raises(TypeError, match="SoftmaxGuide"):
+        VMoNF(FlowMixture(RealNVP(D, K)), MLP(D, K))
+
+
+def test_a_size_below_the_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="size is 3 but x has 4 rows"):
+        separated()(torch.randn(4, D), size=3)

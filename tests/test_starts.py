@@ -10,8 +10,9 @@ from sklearn.neighbors import NearestNeighbors
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.datasets import pinwheel, two_circles
 from pyro_vmonf.metrics import accuracy
+from pyro_vmonf.neighbors import nearest_neighbors
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.starts import nearest_neighbors, spectral_clusters, warm_start_
+from pyro_vmonf.starts import spectral_clusters, warm_start_
 
 
 @pytest.mark.parametrize("chunk_size", [7, 1000])

@@ -169,6 +169,24 @@ def test_terms_of_one_kind_have_names_of_their_own() -> None:
     assert names == ["confidence", "balance", "confidence_2"]
 
 
+class Entropy(Term):
+    def forward(self, batch: Batch) -> Tensor:
+        return torch.full(batch.x.shape[:-1], 10.0)
+
+
+def test_terms_may_have_the_names_of_sites() -> None:
+    vmonf, x = pair(Entropy()), torch.randn(N, D)
+    history = vmonf.fit(x, epochs=1, progress=False)
+    assert history.terms["entropy_term"] == [-10.0]
+    assert history.elbo[0] == pytest.approx(sum(v[0] for v in history.terms.values()))
+
+
+def test_walks_need_positions() -> None:
+    vmonf, x = pair(Consistency(RandomWalk(torch.randn(40, D)))), torch.randn(N, D)
+    with pytest.raises(ValueError, match="pass index and size"):
+        vmonf.guide(x, size=40)
+
+
 def test_a_walk_follows_links_and_stays_in_its_part() -> None:
     x = torch.cat((torch.randn(30, D), torch.randn(30, D) * torch.tensor([1.0, 3.0]) + 100))
     units = x / x.std(0, unbiased=False)

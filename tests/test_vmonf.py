@@ -25,10 +25,15 @@ from pyro_vmonf import (
     SoftmaxGuide,
     Stack,
     VMoNF,
+    constant,
+    exponential_decay,
+    linear_decay,
     saving,
 )
+from pyro_vmonf.distortions import Adversarial, AffineImages, Jitter, RandomWalk
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP, ConvEncoder
+from pyro_vmonf.terms import Balance, Confidence, Consistency
 from pyro_vmonf.transforms import Affine, BatchNorm, Logit, Permutation, PReLU
 
 K, D, N = 3, 2, 23
@@ -63,8 +68,13 @@ def test_verbs_agree_with_their_formulas(weights: str) -> None:
     torch.testing.assert_close(vmonf.predict_proba(x, exact=True), joint.softmax(-1))
     torch.testing.assert_close(vmonf.predict(x), log_q.argmax(-1))
     torch.testing.assert_close(vmonf.predict(x, exact=True), joint.argmax(-1))
-    torch.testing.assert_close(vmonf.elbo(x), (log_q.exp() * (joint - log_q)).sum(-1))
     torch.testing.assert_close(vmonf.marginal().log_prob(x), joint.logsumexp(-1))
+    if weights == "random":
+        drawn = Dirichlet(vmonf.model.weights.log_posterior_concentration.exp()).sample((100_000,))
+        mean_log = vmonf.model.weights.mean_log()
+        torch.testing.assert_close(drawn.log().mean(0), mean_log, rtol=0.0, atol=0.03)
+        joint = mean_log + components
+    torch.testing.assert_close(vmonf.elbo(x), (log_q.exp() * (joint - log_q)).sum(-1))
 
 
 def test_random_weights_count_with_their_mean() -> None:
@@ -192,6 +202,21 @@ SAVED: dict[str, Callable[[], VMoNF]] = {
     "stack": lambda: VMoNF(
         FlowMixture(Stack([NSF(D, 1, bins=4), AutoregressiveNSF(D, 2), Gaussian(D, 1)]))
     ),
+    "terms": lambda: VMoNF(
+        FlowMixture(RealNVP(D, K, blocks=1)),
+        SoftmaxGuide(
+            MLP(D, K),
+            [
+                Consistency(RandomWalk(torch.randn(30, D)), weight=linear_decay(steps=9)),
+                Consistency(Adversarial(), weight=exponential_decay(rate=0.1)),
+                Consistency(Jitter(0.2)),
+                Consistency(AffineImages((1, 2)), weight=constant(2.0)),
+                Balance(),
+                Confidence(weight=0.1),
+            ],
+            elbo_gradient=0.5,
+        ),
+    ),
     "chain": lambda: VMoNF(FlowMixture(chain()), SoftmaxGuide(ConvEncoder((1, 2, 2), K))),
 }
 
@@ -238,6 +263,12 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "network": MLP(4, 2),
         "parts": [Gaussian(4, 1)],
         "transforms": [PReLU(4)],
+        "x": torch.randn(20, 2),
+        "distort": Jitter(),
+        "value": 1.0,
+        "rate": 0.1,
+        "initial": 1.0,
+        "steps": 3,
     }
     if "transforms" in signature.parameters:
         examples["base"] = StandardNormal(4, 2)
@@ -261,7 +292,8 @@ def test_own_modules_load_into_a_built_pair(tmp_path: Path) -> None:
         return VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), SoftmaxGuide(OwnNetwork()))
 
     vmonf, path = build(), tmp_path / "own.pt"
-    vmonf.save(path)
+    with pytest.warns(UserWarning, match=r"OwnNetwork.*into=vmonf"):
+        vmonf.save(path)
     with pytest.raises(ValueError, match="into=vmonf"):
         VMoNF.load(path)
     loaded = VMoNF.load(path, into=build())
