@@ -86,6 +86,55 @@ class Gaussian(nn.Module):
         return MultivariateNormal(self.loc, scale_tril=self.scale_tril(), validate_args=False)
 
 
+class FixedBank(nn.Module):
+    """The bank of a distribution that is there already, which nothing trains or moves.
+
+    Arguments:
+        distribution: of ``batch_shape`` ``(*, K)``, or ``()`` where one component is meant.
+
+    Example:
+        >>> FixedBank(torch.distributions.Normal(torch.zeros(5, 1), 1.0))().batch_shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        self.distribution = distribution
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return self.distribution
+
+
+Bank = nn.Module | Distribution | Sequence[nn.Module | Distribution]
+
+
+def as_bank(bank: Bank) -> nn.Module:
+    """Return the module that a bank's short form stands for.
+
+    Arguments:
+        bank: a module, which is returned; a distribution; or a list of them, side by side.
+
+    Raises:
+        TypeError: if it is none of these.
+
+    Example:
+        >>> from torch.distributions import Independent, Laplace, Normal
+        >>> parts = [Independent(d(torch.zeros(2), torch.ones(2)), 1) for d in (Normal, Laplace)]
+        >>> as_bank(parts)().batch_shape
+        torch.Size([2])
+    """
+    if isinstance(bank, nn.Module):
+        return bank
+    if isinstance(bank, Distribution):
+        return FixedBank(bank)
+    if isinstance(bank, (list, tuple)):
+        return Stack(bank)
+    raise TypeError(
+        f"the bank is a {type(bank).__name__}; expected a module whose call returns a "
+        "distribution, a distribution, or a list of them"
+    )
+
+
 class Flow(nn.Module):
     """A bank made of a base and a chain of transforms of one's own, from base to data.
 
@@ -93,7 +142,7 @@ class Flow(nn.Module):
 
     Arguments:
         transforms: the chain, from base to data.
-        base: the bank at the start of the chain; its call returns ``batch_shape`` ``(K,)``.
+        base: the bank at the start of the chain, or a distribution, of ``batch_shape`` ``(K,)``.
 
     Example:
         >>> from pyro_vmonf.transforms import Affine, PReLU
@@ -102,9 +151,11 @@ class Flow(nn.Module):
         torch.Size([7, 5])
     """
 
-    def __init__(self, transforms: Sequence[FlowTransform], *, base: nn.Module) -> None:
+    def __init__(
+        self, transforms: Sequence[FlowTransform], *, base: nn.Module | Distribution
+    ) -> None:
         super().__init__()
-        self.base = base
+        self.base = as_bank(base)
         self.transforms = nn.ModuleList(transforms)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
@@ -123,12 +174,18 @@ class _LayeredFlow(Flow):
         hidden: Sequence[int],
         activation: Activation,
         bound: float,
-        base: nn.Module | None,
+        base: nn.Module | Distribution | None,
         make: Callable[[int], FlowTransform],
     ) -> None:
         components = check_positive("components", components)
         check_positive("blocks", blocks, minimum=0)
-        base = StandardNormal(features, components) if base is None else base
+        base = as_bank(StandardNormal(features, components) if base is None else base)
+        found = base()
+        if found.event_shape != (features,) or found.batch_shape not in ((), (1,), (components,)):
+            raise ValueError(
+                f"base has batch_shape {tuple(found.batch_shape)} and event_shape "
+                f"{tuple(found.event_shape)}; expected ({components},) and ({features},)"
+            )
         super().__init__([make(i) for i in range(blocks)], base=base)
         self.features = features
         self.components = components
@@ -148,7 +205,7 @@ class RealNVP(_LayeredFlow):
         hidden: widths of the hidden layers of both networks of each coupling.
         activation: their activation.
         bound: the largest log-scale of a coupling.
-        base: bank at the start of the chain; K standard normals by default.
+        base: bank or distribution at the start of the chain; K standard normals by default.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
@@ -167,7 +224,7 @@ class RealNVP(_LayeredFlow):
         hidden: Sequence[int] = (16,),
         activation: Activation = "tanh",
         bound: float = 5.0,
-        base: nn.Module | None = None,
+        base: nn.Module | Distribution | None = None,
     ) -> None:
         super().__init__(
             features,
@@ -208,7 +265,7 @@ class MAF(_LayeredFlow):
         hidden: widths of the hidden layers of each MADE.
         activation: their activation.
         bound: the largest log-scale of a layer.
-        base: bank at the start of the chain; K standard normals by default.
+        base: bank or distribution at the start of the chain; K standard normals by default.
 
     References:
         Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
@@ -228,7 +285,7 @@ class MAF(_LayeredFlow):
         hidden: Sequence[int] = (64,),
         activation: Activation = "relu",
         bound: float = 5.0,
-        base: nn.Module | None = None,
+        base: nn.Module | Distribution | None = None,
     ) -> None:
         super().__init__(
             features,
@@ -263,7 +320,7 @@ class NSF(_LayeredFlow):
         bins: pieces of each spline.
         activation: activation of the networks.
         bound: half the width of the box.
-        base: bank at the start of the chain; K standard normals by default.
+        base: bank or distribution at the start of the chain; K standard normals by default.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -283,7 +340,7 @@ class NSF(_LayeredFlow):
         bins: int = 8,
         activation: Activation = "relu",
         bound: float = 5.0,
-        base: nn.Module | None = None,
+        base: nn.Module | Distribution | None = None,
     ) -> None:
         super().__init__(
             features,
@@ -330,7 +387,7 @@ class AutoregressiveNSF(_LayeredFlow):
         bins: int = 8,
         activation: Activation = "relu",
         bound: float = 5.0,
-        base: nn.Module | None = None,
+        base: nn.Module | Distribution | None = None,
     ) -> None:
         super().__init__(
             features,
@@ -357,7 +414,8 @@ class Stack(nn.Module):
     """A bank of different components: other banks side by side (thesis 4.2, footnote 1).
 
     Arguments:
-        parts: modules whose call returns a distribution of ``batch_shape`` ``()`` or ``(K_i,)``.
+        parts: distributions of ``batch_shape`` ``()`` or ``(K_i,)``, or modules whose call returns
+            one.
 
     Raises:
         ValueError: if there are no parts.
@@ -367,11 +425,11 @@ class Stack(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, parts: Sequence[nn.Module | Distribution]) -> None:
         super().__init__()
         if not parts:
             raise ValueError("no components were given; pass at least one bank")
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(as_bank(part) for part in parts)
 
     def forward(self, context: Tensor | None = None) -> StackedDistribution:
         return StackedDistribution([part(context) for part in self.parts])

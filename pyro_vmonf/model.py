@@ -7,11 +7,12 @@ import copy
 import pyro
 from pyro.distributions import Categorical
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf.checks import check_rows, floating_buffer
 from pyro_vmonf.distributions import FlowDistribution, Marginal, pick, select
+from pyro_vmonf.flows import Bank, as_bank
 from pyro_vmonf.rows import Program, claim_parameters, data_plate, log_evidence, rename
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
@@ -24,7 +25,8 @@ class FlowMixture(Program):
     log p(y|c), where there is any. Nested in a larger module the names carry its path.
 
     Arguments:
-        bank: module whose call returns a distribution of ``batch_shape`` ``(*, K)``.
+        bank: module whose call returns a distribution of ``batch_shape`` ``(*, K)``; a distribution
+            of that shape, or a list of different ones, stand for themselves.
         weights: ``"uniform"``, ``"learned"``, probabilities ``(K,)``, a ``Dirichlet`` prior, or a
             :class:`~pyro_vmonf.weights.Weights` module.
 
@@ -44,11 +46,11 @@ class FlowMixture(Program):
     weights: Weights
 
     def __init__(
-        self, bank: nn.Module, weights: str | Tensor | Distribution | Weights = "uniform"
+        self, bank: Bank, weights: str | Tensor | Distribution | Weights = "uniform"
     ) -> None:
         super().__init__()
-        self.bank = bank
-        components = bank()
+        self.bank = as_bank(bank)
+        components = self.bank()
         if not components.batch_shape:
             raise ValueError(
                 f"the bank's distribution has batch_shape () and event_shape "

@@ -211,6 +211,22 @@ def test_svi_and_the_elbo_module_train_alike() -> None:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_second_instance_trains_under_the_elbo_module(weights: str) -> None:
+    x = torch.randn(30, D)
+    for _ in range(2):
+        vmonf = make(WEIGHTS[weights]())
+        before = {name: p.detach().clone() for name, p in vmonf.named_parameters()}
+        loss = TraceEnum_ELBO()(vmonf.model, vmonf.guide)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(x).backward()
+            optimizer.step()
+        for name, parameter in vmonf.named_parameters():
+            assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_second_instance_trains_under_svi(weights: str) -> None:
     x = torch.randn(30, D)
     for _ in range(2):  # the same names, without clearing the param store in between

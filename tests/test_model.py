@@ -336,8 +336,25 @@ def test_a_users_module_is_a_bank() -> None:
     assert vmonf.predict_proba(x).shape == (20, 5)
 
 
+def test_a_list_of_distributions_is_a_bank() -> None:
+    parts = [
+        dist.Normal(torch.zeros(D), 1.0).to_event(1),
+        dist.Laplace(torch.ones(D), 2.0).to_event(1),
+    ]
+    model, x = FlowMixture(parts), torch.randn(5, D)
+    expected = torch.stack([part.log_prob(x) for part in parts], -1)
+    torch.testing.assert_close(model.components().log_prob(x.unsqueeze(1)), expected)
+    vmonf = VMoNF(FlowMixture([*parts, RealNVP(D, 1, base=parts[1])]), SoftmaxGuide(MLP(D, 3)))
+    vmonf.fit(torch.randn(20, D), epochs=1, progress=False)
+    assert vmonf.sample(4)[0].shape == (4, D)
+
+
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "bank without K": (lambda: FlowMixture(Single()), r"batch_shape \(\)"),
+    "base of another D": (
+        lambda: RealNVP(D, K, base=dist.Normal(torch.zeros(K, 3), 1.0).to_event(1)),
+        "base has batch_shape",
+    ),
     "too many weights": (lambda: separated(torch.ones(4)), "4 weights.*3 components"),
     "negative weight": (lambda: separated(torch.tensor([1.0, -1.0, 1.0])), "positive"),
     "unknown weights": (lambda: separated("flat"), "uniform"),

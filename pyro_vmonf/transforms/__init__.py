@@ -4,7 +4,7 @@ from pyro_vmonf.transforms.affine import Affine
 from pyro_vmonf.transforms.autoregressive import Autoregressive
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.batch_norm import BatchNorm
-from pyro_vmonf.transforms.coupling import Coupling, alternating_mask
+from pyro_vmonf.transforms.coupling import Coupling, alternating_mask, checkerboard_mask
 from pyro_vmonf.transforms.logit import Logit
 from pyro_vmonf.transforms.named import (
     AffineAutoregressive,
@@ -35,4 +35,5 @@ __all__ = [
     "Standardize",
     "Univariate",
     "alternating_mask",
+    "checkerboard_mask",
 ]

@@ -14,13 +14,24 @@ from pyro_vmonf.transforms.univariate import Univariate
 
 
 def alternating_mask(features: int, flip: bool = False) -> Tensor:
-    """Return the mask of every second feature; for a flattened image, a checkerboard's row.
+    """Return the mask of every second feature.
 
     Example:
         >>> alternating_mask(5)
         tensor([ True, False,  True, False,  True])
     """
     return (torch.arange(features) % 2 == 0) ^ flip
+
+
+def checkerboard_mask(height: int, width: int, flip: bool = False) -> Tensor:
+    """Return the checkerboard of a flattened image, ``(height·width,)``.
+
+    Example:
+        >>> checkerboard_mask(2, 2)
+        tensor([ True, False, False,  True])
+    """
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    return (((rows + columns) % 2 == 0) ^ flip).flatten()
 
 
 class Coupling(FlowTransform):

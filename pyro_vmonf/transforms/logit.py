@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -22,6 +24,7 @@ class Logit(FlowTransform):
 
     Arguments:
         alpha: how far the ends of the interval are kept from 0 and 1, in [0, 1/2).
+        batch_shape: as every transform takes it; there are no parameters to tell apart.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
@@ -34,8 +37,8 @@ class Logit(FlowTransform):
         tensor([0.])
     """
 
-    def __init__(self, *, alpha: float = 1e-6) -> None:
-        super().__init__()
+    def __init__(self, *, alpha: float = 1e-6, batch_shape: Sequence[int] = ()) -> None:
+        super().__init__(batch_shape=batch_shape)
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha is {alpha}; expected a number in [0, 0.5)")
         self.alpha = alpha
@@ -46,11 +49,13 @@ class Logit(FlowTransform):
         return constraints.independent(constraints.interval(-margin, 1 + margin), 1)
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.expand(torch.broadcast_shapes(z.shape, (*self.batch_shape, 1)))
         width = 1 - 2 * self.alpha
         log_det = F.logsigmoid(z) + F.logsigmoid(-z) - torch.log(z.new_tensor(width))
         return (torch.sigmoid(z) - self.alpha) / width, log_det.sum(-1)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.expand(torch.broadcast_shapes(x.shape, (*self.batch_shape, 1)))
         width = 1 - 2 * self.alpha
         y = self.alpha + width * x
         log_y, log_rest = y.log(), torch.log1p(-y)

@@ -16,6 +16,7 @@ class Standardize(FlowTransform):
 
     Arguments:
         event_shape: shape of one row, ``(D,)`` or ``(C, H, W)``.
+        batch_shape: one map for each index of this shape.
 
     Example:
         >>> transform = Standardize((2,))
@@ -28,11 +29,11 @@ class Standardize(FlowTransform):
     scale: Tensor
     fitted: Tensor
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(self, event_shape: Sequence[int], *, batch_shape: Sequence[int] = ()) -> None:
+        super().__init__(batch_shape=batch_shape)
         self.event_shape = torch.Size(event_shape)
-        self.register_buffer("loc", torch.zeros(self.event_shape))
-        self.register_buffer("scale", torch.ones(self.event_shape))
+        self.register_buffer("loc", torch.zeros(*self.batch_shape, *self.event_shape))
+        self.register_buffer("scale", torch.ones(*self.batch_shape, *self.event_shape))
         self.register_buffer("fitted", torch.tensor(False))
 
     @property
@@ -53,7 +54,8 @@ class Standardize(FlowTransform):
         self.fitted.fill_(True)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return constant_log_det(self.scale.log().sum(), x, len(self.event_shape))
+        log_det = self.scale.log().flatten(len(self.batch_shape)).sum(-1)
+        return constant_log_det(log_det, x, len(self.event_shape))
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.loc + self.scale * z, self._log_det(z)
