@@ -1,10 +1,11 @@
 """Variational mixtures of normalizing flows, as Pyro programs."""
 
 from pyro_vmonf._version import __version__
+from pyro_vmonf.banks import Stack
 from pyro_vmonf.distributions import FlowDistribution, Marginal, select, stacked
 from pyro_vmonf.em import fit_em, information_criteria
 from pyro_vmonf.fitting import fit
-from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, RealNVP, Stack
+from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, RealNVP
 from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture

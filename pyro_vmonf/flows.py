@@ -1,4 +1,4 @@
-"""Banks: modules whose call returns one distribution of K components."""
+"""Ready-made banks: K Gaussians, or K flows, in one module."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vmonf.banks import as_bank
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.distributions import FlowDistribution, StackedDistribution
+from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.nn import Activation
 from pyro_vmonf.transforms import (
     AffineAutoregressive,
@@ -84,55 +85,6 @@ class Gaussian(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return MultivariateNormal(self.loc, scale_tril=self.scale_tril(), validate_args=False)
-
-
-class FixedBank(nn.Module):
-    """The bank of a distribution that is there already, which nothing trains or moves.
-
-    Arguments:
-        distribution: of ``batch_shape`` ``(*, K)``, or ``()`` where one component is meant.
-
-    Example:
-        >>> FixedBank(torch.distributions.Normal(torch.zeros(5, 1), 1.0))().batch_shape
-        torch.Size([5, 1])
-    """
-
-    def __init__(self, distribution: Distribution) -> None:
-        super().__init__()
-        self.distribution = distribution
-
-    def forward(self, context: Tensor | None = None) -> Distribution:
-        return self.distribution
-
-
-Bank = nn.Module | Distribution | Sequence[nn.Module | Distribution]
-
-
-def as_bank(bank: Bank) -> nn.Module:
-    """Return the module that a bank's short form stands for.
-
-    Arguments:
-        bank: a module, which is returned; a distribution; or a list of them, side by side.
-
-    Raises:
-        TypeError: if it is none of these.
-
-    Example:
-        >>> from torch.distributions import Independent, Laplace, Normal
-        >>> parts = [Independent(d(torch.zeros(2), torch.ones(2)), 1) for d in (Normal, Laplace)]
-        >>> as_bank(parts)().batch_shape
-        torch.Size([2])
-    """
-    if isinstance(bank, nn.Module):
-        return bank
-    if isinstance(bank, Distribution):
-        return FixedBank(bank)
-    if isinstance(bank, (list, tuple)):
-        return Stack(bank)
-    raise TypeError(
-        f"the bank is a {type(bank).__name__}; expected a module whose call returns a "
-        "distribution, a distribution, or a list of them"
-    )
 
 
 class Flow(nn.Module):
@@ -408,28 +360,3 @@ class AutoregressiveNSF(_LayeredFlow):
             ),
         )
         self.bins = bins
-
-
-class Stack(nn.Module):
-    """A bank of different components: other banks side by side (thesis 4.2, footnote 1).
-
-    Arguments:
-        parts: distributions of ``batch_shape`` ``()`` or ``(K_i,)``, or modules whose call returns
-            one.
-
-    Raises:
-        ValueError: if there are no parts.
-
-    Example:
-        >>> Stack([Gaussian(2, 1), RealNVP(2, 3), NSF(2, 1)])().batch_shape
-        torch.Size([5])
-    """
-
-    def __init__(self, parts: Sequence[nn.Module | Distribution]) -> None:
-        super().__init__()
-        if not parts:
-            raise ValueError("no components were given; pass at least one bank")
-        self.parts = nn.ModuleList(as_bank(part) for part in parts)
-
-    def forward(self, context: Tensor | None = None) -> StackedDistribution:
-        return StackedDistribution([part(context) for part in self.parts])

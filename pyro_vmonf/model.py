@@ -10,9 +10,9 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_vmonf.banks import Bank, as_bank
 from pyro_vmonf.checks import check_rows, floating_buffer
 from pyro_vmonf.distributions import FlowDistribution, Marginal, pick, select
-from pyro_vmonf.flows import Bank, as_bank
 from pyro_vmonf.rows import Program, claim_parameters, data_plate, log_evidence, rename
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf import (
+    banks,
     distortions,
     flows,
     guides,
@@ -38,7 +39,7 @@ PARTS: dict[str, type] = {
         flows.MAF,
         flows.NSF,
         flows.RealNVP,
-        flows.Stack,
+        banks.Stack,
         flows.StandardNormal,
         guides.MarginalGuide,
         guides.SoftmaxGuide,

@@ -84,6 +84,8 @@ def max_plate_nesting(
         guide_trace = poutine.trace(guide).get_trace(**arguments)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(**arguments)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()  # the shape of every site is checked here, once
     return max(
         -frame.dim  # type: ignore[operator]
         for trace in (guide_trace, model_trace)

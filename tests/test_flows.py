@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, constraints
 
+from pyro_vmonf.banks import Stack
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.flows import (
     MAF,
@@ -20,7 +21,6 @@ from pyro_vmonf.flows import (
     Flow,
     Gaussian,
     RealNVP,
-    Stack,
     StandardNormal,
 )
 from pyro_vmonf.transforms import Affine, AffineCoupling, PReLU
