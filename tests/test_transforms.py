@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.transforms import (
     Affine,
     AffineAutoregressive,
@@ -155,6 +156,21 @@ def test_value_and_log_determinant_have_the_full_batch_shape(name: str) -> None:
             value, log_det = go(points(transform, *rows, data=data))
             assert value.shape == (*shape, features)
             assert log_det.shape == shape
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", CASES)
+def test_a_distribution_behind_the_transform_expands(name: str) -> None:
+    transform = build(name)
+    zeros = torch.zeros(*transform.batch_shape, features_of(transform))
+    base = torch.distributions.Independent(torch.distributions.Normal(zeros, 1.0), 1)
+    flow = FlowDistribution(base, [transform])
+    shape = torch.broadcast_shapes((2, 1, N, K), flow.batch_shape)
+    wide = flow.expand(shape)
+    assert wide.batch_shape == shape
+    x = points(transform, *shape, data=True)
+    torch.testing.assert_close(wide.log_prob(x), flow.log_prob(x), rtol=1e-12, atol=1e-12)
+    assert wide.sample((3,)).shape == (3, *shape, features_of(transform))
 
 
 @pytest.mark.usefixtures("float64")
