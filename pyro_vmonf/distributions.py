@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -158,6 +159,16 @@ class StackedDistribution(TorchDistribution):
 stacked = StackedDistribution
 
 
+def _places(c: Tensor, count: int) -> tuple[Tensor, int]:
+    """Return each entry's place among those of its component, and the most places of any."""
+    counts = torch.bincount(c, minlength=count)
+    order = c.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    place = torch.empty_like(c)
+    place[order] = torch.arange(c.numel(), device=c.device) - first[c[order]]
+    return place, int(counts.max())
+
+
 def _grouped_draw(components: Distribution, c: Tensor, reparametrized: bool = False) -> Tensor:
     """Draw one event for each entry of ``c``, from its component.
 
@@ -171,14 +182,39 @@ def _grouped_draw(components: Distribution, c: Tensor, reparametrized: bool = Fa
         index = c.reshape(*c.shape, *(1,) * (event_dim + 1))
         return torch.take_along_dim(draws, index, -1 - event_dim).squeeze(-1 - event_dim)
     flat = c.reshape(-1)
-    counts = torch.bincount(flat, minlength=count)
-    order = flat.argsort(stable=True)
-    first = counts.cumsum(0) - counts
-    place = torch.empty_like(flat)
-    place[order] = torch.arange(flat.numel(), device=c.device) - first[flat[order]]
-    shape = Size((int(counts.max()),))
+    place, places = _places(flat, count)
+    shape = Size((places,))
     draws = components.rsample(shape) if reparametrized else components.sample(shape)
     return draws[place, flat].reshape(*c.shape, *components.event_shape)
+
+
+def _grouped_log_prob(components: Distribution, c: Tensor, x: Tensor) -> Tensor:
+    """Return log p(x|c) of the shape of ``c``, with the densities asked for and no others.
+
+    Rows are lined up by component, so each component sees as many as the most wanted one has.
+
+    Arguments:
+        components: distribution with ``batch_shape`` ``(K,)``.
+        c: integers ``(*)``.
+        x: rows whose batch shape broadcasts with ``*``.
+    """
+    event_shape, count = components.event_shape, components.batch_shape[-1]
+    batch_shape = x.shape[: x.dim() - len(event_shape)]
+    total = math.prod(batch_shape)
+    rows = torch.arange(total, device=x.device).reshape(batch_shape)
+    rows, flat = rows.expand(c.shape).reshape(-1), c.reshape(-1)
+    place, places = _places(flat, count)
+    if places >= total:  # grouping saves nothing
+        return pick(components.log_prob(x.unsqueeze(-1 - len(event_shape))), c)
+    wanted = torch.zeros(places, count, dtype=torch.long, device=x.device)
+    wanted[place, flat] = rows  # empty places score the first row, which is then left out
+    grouped = x.reshape(total, *event_shape)[wanted]
+    return components.log_prob(grouped)[place, flat].reshape(c.shape)
+
+
+def _enumerated(c: Tensor, count: int) -> bool:
+    """Whether ``c`` holds all of 0 to K - 1 on a dimension of its own."""
+    return hasattr(c, "_pyro_categorical_support") and c.numel() == count == c.shape[0]
 
 
 def pick(table: Tensor, c: Tensor) -> Tensor:
@@ -188,8 +224,7 @@ def pick(table: Tensor, c: Tensor) -> Tensor:
     there; anything else is gathered.
     """
     count = table.shape[-1]
-    enumerated = hasattr(c, "_pyro_categorical_support") and c.numel() == count == c.shape[0]
-    if enumerated and c.dim() >= table.dim():
+    if _enumerated(c, count) and c.dim() >= table.dim():
         return table[(None,) * (c.dim() - table.dim() + 1)].transpose(0, -1).squeeze(-1)
     shape = torch.broadcast_shapes(table.shape[:-1], c.shape)
     return table.expand(*shape, count).gather(-1, c.expand(shape).unsqueeze(-1)).squeeze(-1)
@@ -221,9 +256,14 @@ class Selected(TorchDistribution):
         return Selected(self.components, self.c, batch_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        log_probs = self.components.log_prob(x.unsqueeze(-1 - self.event_dim))
-        picked = pick(log_probs, self.c)
-        return picked.expand(torch.broadcast_shapes(picked.shape, self.batch_shape))
+        batch_shape = x.shape[: x.dim() - self.event_dim]
+        shape = torch.broadcast_shapes(batch_shape, self.batch_shape)
+        private = len(self.components.batch_shape) > 1
+        if private or _enumerated(self.c, self.components.batch_shape[-1]):
+            picked = pick(self.components.log_prob(x.unsqueeze(-1 - self.event_dim)), self.c)
+        else:
+            picked = _grouped_log_prob(self.components, self.c.expand(shape), x)
+        return picked.expand(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         c = self.c.expand(*sample_shape, *self.batch_shape)
@@ -237,8 +277,8 @@ class Selected(TorchDistribution):
 def select(components: Distribution, c: Tensor) -> Selected:
     r"""Return :math:`p(x \mid c)` for an index tensor ``c``, observed, sampled or enumerated.
 
-    The K densities of each point are computed once and then indexed, so an enumerated ``c`` costs
-    no more than an observed one.
+    For an enumerated ``c`` the K densities of each point are computed once and then indexed. For
+    any other, points are grouped by component and only the densities asked for are computed.
 
     Arguments:
         components: distribution with ``batch_shape`` ``(*, K)``.

@@ -26,6 +26,7 @@ from pyro_vmonf.checks import (
 from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import LoaderSource, Source, TensorSource
 from pyro_vmonf.temperature import Schedule, as_schedule, check_temperature
@@ -245,7 +246,7 @@ def fit(
             training(model),
             training(guide),
             pyro.validation_enabled(False),  # the probe has paid for it; bad steps are caught below
-            _bar(total, progress) as bar,
+            progress_bar(total, progress, "fit") as bar,
         ):
             while not done(epoch):
                 if sources.labelled and (epoch < 0 or interleave):
@@ -318,9 +319,3 @@ def _sources(
     labelled, others = train.split_by_label()
     return Sources(others if interleave and others.size else train, labelled, held)
 
-
-def _bar(total: int | None, enabled: bool) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm.auto warns where ipywidgets is missing
-        from tqdm.auto import tqdm
-    return tqdm(total=total, disable=not enabled, desc="fit", leave=False, mininterval=0.2)

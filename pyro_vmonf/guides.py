@@ -10,9 +10,11 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.rows import Program, claim_parameters, data_plate, free_dim, log_evidence
 from pyro_vmonf.temperature import check_temperature
 from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
+from pyro_vmonf.truncated import TopCategorical
 
 if TYPE_CHECKING:
     from pyro_vmonf.model import FlowMixture
@@ -72,11 +74,15 @@ class SoftmaxGuide(BoundGuide):
             of the ELBO, and what the flows and the terms see of it, stay what they are. A flow's
             log-likelihood is worth thousands of nats on images and drowns every term; at 0 the
             terms alone decide on the clusters, and the flows fit what they find.
+        top: how many components, the most probable of each row, the ELBO is taken over; all by
+            default. The flows then compute no other densities, which at K components and m kept
+            costs about m/K; the ELBO stays a bound, and the terms see all of q.
         event_dim: dimensions of one row, for a guide that is bound to no model.
         model: the mixture whose posterior this is.
 
     Raises:
-        ValueError: if the temperature is not positive, or ``elbo_gradient`` outside 0 to 1.
+        ValueError: if the temperature is not positive, ``elbo_gradient`` outside 0 to 1, or ``top``
+            below 1.
 
     References:
         Pires, Figueiredo (2020), Variational Mixture of Normalizing Flows, arXiv:2009.00585.
@@ -97,6 +103,7 @@ class SoftmaxGuide(BoundGuide):
         *,
         temperature: float = 1.0,
         elbo_gradient: float = 1.0,
+        top: int | None = None,
         event_dim: int = 1,
         model: FlowMixture | None = None,
     ) -> None:
@@ -109,6 +116,8 @@ class SoftmaxGuide(BoundGuide):
         if not 0 <= elbo_gradient <= 1:
             raise ValueError(f"elbo_gradient is {elbo_gradient}; expected a number from 0 to 1")
         self.elbo_gradient = elbo_gradient
+        check_positive("top", 1 if top is None else top)
+        self.top = top
         self.event_dim = event_dim
         self.register_buffer("temperature", torch.tensor(check_temperature(temperature)))
 
@@ -170,11 +179,12 @@ class SoftmaxGuide(BoundGuide):
             share = self.elbo_gradient
             logits = log_q if share == 1 else share * log_q + (1 - share) * log_q.detach()
             logits = logits if evidence is None else logits + evidence
-            pyro.sample(
-                self._fullname("c"),
-                Categorical(logits=logits, validate_args=False),
-                infer={"enumerate": "parallel"},
-            )
+            count = logits.shape[-1]
+            if self.top is None or self.top >= count:
+                q = Categorical(logits=logits, validate_args=False)
+            else:
+                q = TopCategorical(logits, self.top)
+            pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
             # Rows of a larger whole whose positions nobody gave have none.
             known = index is not None or size is None or size == x.shape[dim - event_dim]
             batch = Batch(self, x, log_q, evidence, positions if known else None, dim)

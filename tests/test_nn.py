@@ -193,7 +193,7 @@ IMAGES: dict[str, tuple[int, int, int]] = {
 @pytest.mark.parametrize("rows", [(), (N,), (R, N), (1,), (0,)])
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_flat_or_not_are_classified_alike(name: str, rows: tuple[int, ...]) -> None:
-    encoder = ConvEncoder(IMAGES[name], K, channels=(3, 4), hidden=6)
+    encoder = ConvEncoder(IMAGES[name], K, channels=(3, 4), hidden=6).eval()
     images = torch.randn(*rows, *IMAGES[name])
     out = encoder(images)
     assert out.shape == (*rows, K)
