@@ -61,6 +61,18 @@ class FlowDistribution(TorchDistribution):
         return FlowDistribution(self.base.expand(Size(batch_shape)), self.transforms)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        z, log_det = self._pull(x)
+        return self.base.log_prob(z) + log_det
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Map rows to the base and back: what differs from ``x`` is the inversion's error."""
+        if isinstance(self.base, FlowDistribution):
+            z, _ = self._pull(x)
+            return self._push(self.base.reconstruct(z))
+        return self._push(self._pull(x)[0])
+
+    def _pull(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return the base's value and the log-determinant on the way to it."""
         total: Tensor | float = 0.0
         for transform in reversed(self.transforms):
             if isinstance(transform, FlowTransform):
@@ -71,7 +83,7 @@ class FlowDistribution(TorchDistribution):
                 log_det = _sum_to(log_det, z.dim() - len(self.event_shape))
                 x = z
             total = total + log_det
-        return self.base.log_prob(x) + total
+        return x, total
 
     def _push(self, z: Tensor) -> Tensor:
         for transform in self.transforms:

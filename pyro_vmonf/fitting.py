@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -29,7 +30,7 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import LoaderSource, Source, TensorSource
-from pyro_vmonf.temperature import Schedule, as_schedule, check_temperature
+from pyro_vmonf.temperature import Cooling, Schedule, as_schedule, check_temperature
 from pyro_vmonf.training import Guide, Trainer, max_plate_nesting
 
 
@@ -92,7 +93,7 @@ def fit(
     optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip_norm: float | None = None,
-    temperature: float | Schedule | None = None,
+    temperature: float | Schedule | Cooling | None = None,
     sample_weight: Any = None,
     pretrain_epochs: int = 0,
     interleave: bool = False,
@@ -123,7 +124,8 @@ def fit(
         optimizer: function from the parameters to an optimiser.
         scheduler: function from the optimiser to its schedule, moved once a step.
         clip_norm: largest norm of the gradient.
-        temperature: a number, or a schedule over the steps; the last value stays.
+        temperature: a number, or a schedule over the steps, whose last value stays; by default
+            :func:`~pyro_vmonf.temperature.cooling`, from where the guide is to 0.1 in half the run.
         sample_weight: weights of the rows ``(N,)``, at least zero.
         pretrain_epochs: passes through the labelled rows alone, before anything else.
         interleave: each epoch goes through the labelled rows and then through the others.
@@ -165,9 +167,8 @@ def fit(
         raise ValueError("patience was given without held_out; pass the fraction to hold out")
     if temperature is not None and not isinstance(guide, SoftmaxGuide):
         raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
-    schedule = None if temperature is None else as_schedule(temperature)
-    if schedule is not None:
-        check_temperature(schedule(0))
+    if not isinstance(temperature, (Cooling, NoneType)):
+        check_temperature(as_schedule(temperature)(0))
     if sample_weight is not None and isinstance(guide, MarginalGuide):
         raise ValueError(
             "sample_weight needs a guide with its own c; Pyro sums c out of the model only under "
@@ -198,6 +199,14 @@ def fit(
         generator=generator,
     )
 
+    schedule: Schedule | None = None
+    if isinstance(guide, SoftmaxGuide):
+        total_steps = steps or (epochs or 0) * sources.train.batches
+        schedule = as_schedule(
+            Cooling() if temperature is None else temperature,
+            steps=total_steps,
+            initial=float(guide.temperature),
+        )
     # dict.fromkeys: a parameter that both own counts once, in a fixed order.
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
     parameters = [parameter for parameter in shared if parameter.requires_grad]
@@ -255,7 +264,7 @@ def fit(
                     trainer.epoch(sources.train.epoch(generator), steps, scheduled=True)
                 trainer.record(epoch)
                 if sources.held_out:
-                    history.held_out.append(trainer.score(sources.held_out))
+                    trainer.score(sources.held_out)
                 bar.update()
                 bar.set_postfix(
                     elbo=f"{history.elbo[-1]:.3f}",

@@ -36,6 +36,7 @@ class StandardNormal(nn.Module):
     """
 
     loc: Tensor
+    batched_buffers = ("loc",)
 
     def __init__(self, features: int, components: int) -> None:
         super().__init__()
@@ -70,6 +71,13 @@ class Gaussian(nn.Module):
         self.loc = nn.Parameter(torch.randn(components, features))
         self.log_scale = nn.Parameter(torch.zeros(components, features))
         self.lower = nn.Parameter(torch.zeros(components, features, features))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at unit covariances around random means."""
+        self.loc.normal_()
+        self.log_scale.zero_()
+        self.lower.zero_()
 
     def scale_tril(self) -> Tensor:
         """Return the Cholesky factors ``(K, D, D)`` of the covariances."""

@@ -17,6 +17,10 @@ class History:
             factors by name (negative, as penalties).
         temperature: *T* at the epoch's end.
         held_out: ELBO of the held-out rows in ``eval()``, empty without any.
+        objective: what the guide is trained on, larger is better: the share ``elbo_gradient`` of
+            the ELBO, less its terms; of the held-out rows if there are any. Restarts are compared
+            by its last entry, since the likelihood alone prefers wrong splits.
+        restarts: the last objective of each restart, empty without any.
         rejected: steps whose loss or gradient was not finite and that were rolled back.
         seconds: wall-clock time of the run.
         stopped: why the run ended before its last epoch, or empty.
@@ -28,6 +32,8 @@ class History:
     terms: dict[str, list[float]] = field(default_factory=dict)
     temperature: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
+    objective: list[float] = field(default_factory=list)
+    restarts: list[float] = field(default_factory=list)
     rejected: int = 0
     seconds: float = 0.0
     stopped: str = ""

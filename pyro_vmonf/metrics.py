@@ -74,6 +74,38 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     return labels_of[: table.shape[1]]
 
 
+def match_components(reference: Tensor, posterior: Tensor) -> Tensor:
+    """Return the order of components under which a posterior agrees best with another fit's.
+
+    Arguments:
+        reference: responsibilities ``(N, K)`` or clusters ``(N,)`` of the other fit.
+        posterior: responsibilities ``(N, K)`` of the same rows.
+
+    Returns:
+        The order ``(K,)``: ``posterior[:, order]`` has the reference's components, as far as there
+        are such, in their places.
+
+    Raises:
+        ValueError: if the rows differ in number, or the reference has more components.
+
+    Example:
+        >>> match_components(torch.tensor([1, 1, 0]), torch.eye(3)[[2, 2, 0]])
+        tensor([0, 2, 1])
+    """
+    count = posterior.shape[-1]
+    if reference.dim() == 1:
+        width = max(int(reference.max()) + 1, count)
+        reference = torch.nn.functional.one_hot(reference, width)
+    if reference.shape != posterior.shape:
+        raise ValueError(
+            f"the reference has shape {tuple(reference.shape)} and the posterior "
+            f"{tuple(posterior.shape)}; expected the same rows and components"
+        )
+    together = reference.to(posterior).mT @ posterior
+    _, order = linear_sum_assignment(together.cpu().numpy(), maximize=True)
+    return torch.as_tensor(order)
+
+
 def accuracy(labels: Any, clusters: Any) -> float:
     """Return the share of rows that agree under the best one-to-one matching of clusters to labels.
 

@@ -123,12 +123,16 @@ class Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.batch_shape = torch.Size(batch_shape)
-        bound = 1 / math.sqrt(max(in_features, 1))
-        weight = torch.empty(*self.batch_shape, out_features, in_features)
-        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
-        self.bias = nn.Parameter(
-            torch.empty(*self.batch_shape, out_features).uniform_(-bound, bound)
-        )
+        self.weight = nn.Parameter(torch.empty(*self.batch_shape, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(*self.batch_shape, out_features))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as :class:`torch.nn.Linear` does."""
+        bound = 1 / math.sqrt(max(self.in_features, 1))
+        self.weight.uniform_(-bound, bound)
+        self.bias.uniform_(-bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

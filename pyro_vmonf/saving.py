@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf import (
     banks,
+    components,
     distortions,
     flows,
     guides,
@@ -40,6 +41,7 @@ PARTS: dict[str, type] = {
         flows.NSF,
         flows.RealNVP,
         banks.Stack,
+        components.Picked,
         flows.StandardNormal,
         guides.MarginalGuide,
         guides.SoftmaxGuide,
@@ -66,6 +68,7 @@ PARTS: dict[str, type] = {
         transforms.Permutation,
         transforms.SplineAutoregressive,
         transforms.SplineCoupling,
+        transforms.Standardize,
         weights.FixedWeights,
         weights.LearnedWeights,
         weights.RandomWeights,

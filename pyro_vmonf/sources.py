@@ -22,6 +22,9 @@ class Source(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def batches(self) -> int: ...
+
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
     def all_rows(self) -> Tensor: ...
@@ -48,6 +51,12 @@ class TensorSource:
     @property
     def size(self) -> int:
         return len(self.x)
+
+    @property
+    def batches(self) -> int:
+        """Steps of one epoch; a last batch of one row joins the one before."""
+        whole, rest = divmod(self.size, self.batch_size)
+        return max(whole + (rest > 1), 1)
 
     def all_rows(self) -> Tensor:
         """Return every row, for the standardisation."""
@@ -125,6 +134,7 @@ class LoaderSource:
         self.model = model
         self.like = like
         self.size = len(loader.dataset)  # type: ignore[arg-type]
+        self.batches = len(loader)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
         for batch in self.loader:

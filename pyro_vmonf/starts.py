@@ -1,9 +1,7 @@
-"""Starting points that look at the data: spectral clusters, and a guide taught before the flows."""
+"""Starting points that look at the data: spectral clusters, and a guide that is taught them."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +9,12 @@ import torch
 from scipy import linalg, sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.neighbors import nearest_neighbors
-from pyro_vmonf.progress import progress_bar
-from pyro_vmonf.rows import log_evidence
 from pyro_vmonf.scopes import local_seed, training
-from pyro_vmonf.terms import Batch, Term
 
 
 def spectral_clusters(
@@ -122,86 +116,3 @@ def warm_start_(
             optimizer.zero_grad(set_to_none=True)
             torch.nn.functional.nll_loss(log_q, clusters[chosen]).backward()
             optimizer.step()
-
-
-def pretrain_(
-    guide: SoftmaxGuide,
-    x: Any,
-    y: Any = None,
-    *,
-    terms: Sequence[Term] | None = None,
-    augment: Callable[[Tensor], Tensor] | None = None,
-    steps: int = 3000,
-    batch_size: int = 256,
-    labelled: int = 64,
-    lr: float = 2e-3,
-    seed: int | None = None,
-    progress: bool = False,
-) -> None:
-    r"""Let terms alone decide on the clusters, before any flow is trained.
-
-    It minimises the mean of :math:`\sum_t w_t\, \mathrm{penalty}_t` over batches, by Adam with a
-    cosine: what ``fit`` gives the network at ``elbo_gradient=0``, without the cost of the flows.
-
-    Arguments:
-        guide: a guide that is bound to its model.
-        x: rows ``(N, *event_shape)``.
-        y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
-        terms: what to minimise; the guide's own by default.
-        augment: function from rows to distorted ones, whose log q the terms see in place of the
-            rows' own; a :class:`Consistency` then compares two distorted copies of a row.
-        steps, batch_size, lr: of Adam.
-        labelled: rows with evidence that each step sees beside its batch, so that few labels count.
-        seed: seed of the order of the rows and of every draw.
-        progress: show a progress bar.
-
-    Raises:
-        ValueError: if the guide is bound to no model, there are no terms, or data do not fit.
-        FloatingPointError: if the loss is not finite; the network is then as it was.
-    """
-    model = guide.model
-    if model is None:
-        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
-    terms = list(guide.terms) if terms is None else list(terms)  # type: ignore[arg-type]
-    if not terms:
-        raise ValueError("there are no terms to learn from; pass terms, or give the guide some")
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        check_positive(name, value)
-    like = floating_buffer(guide)
-    x = check_rows(x, model.event_shape, like)
-    evidence = known = None
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
-        evidence = log_evidence(y, model.num_components, like.dtype)
-        known = (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
-    if not model.bounded and not model.standardizer.fitted:
-        model.standardize_(x)
-    before = copy.deepcopy(guide.network.state_dict())
-    optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr, fused=True)
-    scheduler = CosineAnnealingLR(optimizer, steps)
-    with local_seed(seed), training(guide), progress_bar(steps, progress, "pretrain") as bar:
-        for step in range(steps):
-            index = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
-            if known is not None and len(known):
-                more = torch.randint(len(known), (min(labelled, len(known)),), device=x.device)
-                index = torch.cat((index, known[more]))
-            rows = x[index]
-            seen = rows if augment is None else augment(rows)
-            said = None if evidence is None else evidence[index]
-            batch = Batch(guide, rows, guide.log_q(seen), said, index)
-            penalties = []
-            for term in terms:
-                term.set_step_(step)
-                penalties.append(term.current_weight * term(batch).mean())
-            loss = torch.stack(penalties).sum()
-            if not loss.isfinite():
-                guide.network.load_state_dict(before)
-                raise FloatingPointError(
-                    f"the terms' sum is {float(loss)} at step {step}; the network was put back as "
-                    "it was. Try a smaller lr"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            bar.update()

@@ -116,6 +116,57 @@ def linear_decay(steps: int, *, initial: float = 1.0, final: float = 0.1) -> Lin
     return Linear(steps, initial, final)
 
 
-def as_schedule(temperature: float | Schedule) -> Schedule:
-    """Return a schedule for a number (constant) or a callable (itself)."""
+@dataclass(frozen=True)
+class Cooling:
+    """The exponential decay that suits a run's length: see :func:`cooling`."""
+
+    final: float = 0.1
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_temperature(self.final)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; expected a share of the run, in (0, 1]")
+
+    def over(self, steps: int, initial: float) -> Schedule:
+        """Return the schedule of a run of so many steps that begins at ``initial``."""
+        if initial <= self.final:
+            return constant(initial)
+        rate = math.log(initial / self.final) / max(self.share * steps, 1)
+        return exponential_decay(rate, initial=initial, floor=self.final)
+
+
+def cooling(final: float = 0.1, *, share: float = 0.5) -> Cooling:
+    """Return the decay from where the guide is to ``final``, over a share of the run's steps.
+
+    The run's length is known once it starts, so this suits any number of rows; a rate per step is
+    over after a few epochs of many rows and has hardly begun after as many of few.
+
+    Arguments:
+        final: the temperature that is reached; a guide that is as cool already stays as it is.
+        share: the part of the run that it takes.
+
+    Raises:
+        ValueError: if the temperature is not positive, or the share not in (0, 1].
+
+    Example:
+        >>> schedule = cooling().over(steps=1000, initial=1.0)
+        >>> schedule(0), round(schedule(250), 4), schedule(500), schedule(1000)
+        (1.0, 0.3162, 0.1, 0.1)
+    """
+    return Cooling(final, share)
+
+
+def as_schedule(
+    temperature: float | Schedule | Cooling, *, steps: int = 1, initial: float = 1.0
+) -> Schedule:
+    """Return the schedule for a number (constant), a callable (itself), or the rest of a run.
+
+    Arguments:
+        temperature: what a user gave.
+        steps: of the run.
+        initial: the temperature that it begins at.
+    """
+    if isinstance(temperature, Cooling):
+        return temperature.over(steps, initial)
     return temperature if callable(temperature) else constant(temperature)

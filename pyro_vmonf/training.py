@@ -259,17 +259,28 @@ class Trainer:
         history.epoch.append(number)
         history.step.append(self.steps)
         history.elbo.append(sum(means.values()) if means else math.nan)
+        history.objective.append(self._objective(means) if means else math.nan)
         temperature = self.guide.temperature if isinstance(self.guide, SoftmaxGuide) else 1.0
         history.temperature.append(float(temperature))
         self.open = []
 
     @torch.no_grad()
-    def score(self, source: TensorSource) -> float:
-        """Return the ELBO per row of a source, in ``eval()``."""
-        total = 0.0
+    def score(self, source: TensorSource) -> None:
+        """Record ELBO and objective per row of a source, in ``eval()``."""
+        totals: dict[str, float] = {}
         with evaluating(self.loss):
             rows = torch.arange(source.size, device=source.x.device)
             for chosen in rows.split(source.batch_size):
-                loss = self.elbo.loss(self.model, self.guide, **source.arguments(chosen))
-                total -= loss * len(chosen) / source.size
-        return total / source.size
+                self.elbo.loss(self.model, self.guide, **source.arguments(chosen))
+                for name, value in self.elbo.terms().items():
+                    share = len(chosen) / source.size**2  # of a batch scaled to the whole
+                    totals[name] = totals.get(name, 0.0) + float(value) * share
+        self.history.held_out.append(sum(totals.values()))
+        self.history.objective[-1] = self._objective(totals)
+
+    def _objective(self, terms: dict[str, float]) -> float:
+        """Return what of the ELBO's terms the guide is trained on."""
+        if not isinstance(self.guide, SoftmaxGuide):
+            return sum(terms.values())
+        penalties = sum(terms.get(name, 0.0) for name, _ in self.guide.named_terms())
+        return self.guide.elbo_gradient * (sum(terms.values()) - penalties) + penalties

@@ -10,12 +10,15 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vmonf import fitting, saving
+from pyro_vmonf import fitting, restarts, saving
 from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
 from pyro_vmonf.distributions import Marginal, select
+from pyro_vmonf.components import take_components_
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
+from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.report import ComponentReport, component_report
 from pyro_vmonf.rows import rename
 from pyro_vmonf.scopes import evaluating, local_seed
 
@@ -82,9 +85,17 @@ class VMoNF(PyroModule):
         """Run the model."""
         return self.model(*args, **kwargs)
 
-    def fit(self, x: Any, y: Any = None, **options: Any) -> History:
-        """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.fitting.fit`."""
-        return fitting.fit(self.model, self.guide, x, y, **options)
+    def fit(self, x: Any, y: Any = None, *, n_init: int = 1, **options: Any) -> History:
+        """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.fitting.fit`.
+
+        Arguments:
+            x, y, options: as there.
+            n_init: runs from different starts, of which the one with the best held-out objective
+                stays: see :func:`pyro_vmonf.restarts.fit_best`.
+        """
+        if check_positive("n_init", n_init) == 1:
+            return fitting.fit(self.model, self.guide, x, y, **options)
+        return restarts.fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
 
     def predict(self, x: Any, *, exact: bool = False, chunk_size: int = 8192) -> Tensor:
         """Return the most probable component of each row, ``(N,)``.
@@ -168,6 +179,36 @@ class VMoNF(PyroModule):
                 return mixture.sample_with_component((num_samples,))
             c = torch.full((num_samples,), component, device=mixture.log_weights.device)
             return select(mixture.components, c).sample(), c
+
+    def report(self, x: Any) -> ComponentReport:
+        """Say what became of each component: see :func:`pyro_vmonf.report.component_report`."""
+        return component_report(self, x)
+
+    def prune_(self, x: Any, *, below: float = 0.01) -> Tensor:
+        """Leave out the components that hold less than a share ``below`` of the rows ``x``.
+
+        Returns:
+            The numbers that the components that stay had.
+
+        Raises:
+            ValueError: if none would stay, or the bank does not say which parameters belong to
+                which component.
+        """
+        kept = (self.predict_proba(x).mean(0) >= below).nonzero().squeeze(1)
+        take_components_(self, kept)
+        return kept
+
+    def align_(self, reference: Tensor, x: Any) -> None:
+        """Put the components in the order that agrees best with a posterior of the same rows.
+
+        Arguments:
+            reference: responsibilities ``(N, K)`` or clusters ``(N,)`` of the rows, by another fit.
+            x: the rows ``(N, *event_shape)``.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        take_components_(self, match_components(reference, self.predict_proba(x)))
 
     def marginal(self, *, frozen: bool = False) -> Marginal:
         """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""

@@ -55,6 +55,7 @@ class FixedWeights(Weights):
     """
 
     probs: Tensor
+    batched_buffers = ("probs",)
 
     def __init__(self, probs: Tensor) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class FixedWeights(Weights):
         self.register_buffer("probs", probs / probs.sum())
 
     def forward(self) -> Tensor:
-        return self.probs.log()
+        return self.probs.log().log_softmax(-1)
 
 
 class LearnedWeights(Weights):
@@ -86,6 +87,11 @@ class LearnedWeights(Weights):
         super().__init__()
         self.num_components = num_components
         self.logits = nn.Parameter(torch.zeros(num_components))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at equal weights."""
+        self._parameters["logits"].zero_()  # type: ignore[union-attr]
 
     def forward(self) -> Tensor:
         return self._parameter("logits").log_softmax(-1)
@@ -108,6 +114,7 @@ class RandomWeights(Weights):
     """
 
     concentration: Tensor
+    batched_buffers = ("concentration",)
 
     def __init__(self, concentration: Tensor) -> None:
         super().__init__()
@@ -120,7 +127,13 @@ class RandomWeights(Weights):
             )
         self.num_components = len(concentration)
         self.register_buffer("concentration", concentration.clone())
-        self.log_posterior_concentration = nn.Parameter(concentration.log())
+        self.log_posterior_concentration = nn.Parameter(torch.empty_like(concentration))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start the posterior at the prior."""
+        self._parameters["log_posterior_concentration"].copy_(self.concentration.log())  # type: ignore[union-attr]
 
     @property
     def _site(self) -> str:

@@ -39,21 +39,34 @@ class Affine(FlowTransform):
 
     permutation: Tensor
     signs: Tensor
+    batched_buffers = ("permutation", "signs")
 
     def __init__(self, features: int, *, batch_shape: Sequence[int] = ()) -> None:
         super().__init__(batch_shape=batch_shape)
         self.features = check_positive("features", features)
-        rotation, _ = torch.linalg.qr(torch.randn(*self.batch_shape, features, features))
+        square = (*self.batch_shape, features, features)
+        self.register_buffer("permutation", torch.empty(square[:-1], dtype=torch.long))
+        self.register_buffer("signs", torch.empty(square[:-1]))
+        self.lower = nn.Parameter(torch.empty(square))
+        self.upper = nn.Parameter(torch.empty(square))
+        self.log_scale = nn.Parameter(torch.empty(square[:-1]))
+        self.shift = nn.Parameter(torch.empty(square[:-1]))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at a random rotation and a small shift."""
+        rotation, _ = torch.linalg.qr(torch.randn_like(self.lower))
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal(dim1=-2, dim2=-1)
         # A row index, as the factor P applied to y is y[permutation].
-        self.register_buffer("permutation", permutation.argmax(-1))
-        self.register_buffer("signs", diagonal.sign())
-        self.lower = nn.Parameter(lower.tril(-1).contiguous())
-        self.upper = nn.Parameter(upper.triu(1).contiguous())
-        self.log_scale = nn.Parameter(diagonal.abs().log().contiguous())
+        self.permutation.copy_(permutation.argmax(-1))
+        self.signs.copy_(diagonal.sign())
+        self.lower.copy_(lower.tril(-1))
+        self.upper.copy_(upper.triu(1))
+        self.log_scale.copy_(diagonal.abs().log())
         # Rotations of a round base are all alike: a small shift tells the components apart.
-        self.shift = nn.Parameter(0.1 * torch.randn(*self.batch_shape, features))
+        self.shift.copy_(0.1 * torch.randn_like(self.shift))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         identity = torch.eye(self.features, dtype=self.shift.dtype, device=self.shift.device)

@@ -61,6 +61,12 @@ class Autoregressive(FlowTransform):
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
+    def reset_parameters(self) -> None:
+        """Draw the network anew, near the identity."""
+        for layer in self.network.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
+
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, log_slope = self.univariate.inverse(x, self.network(x))
         return z, log_slope.sum(-1)

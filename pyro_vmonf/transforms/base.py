@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -18,6 +19,9 @@ class FlowTransform(TransformModule):
     ``batch_shape`` on their left: ``()`` is shared by all components, ``(K,)`` is one for each of K
     components, and a tensor ``(*, D)`` that comes in broadcasts with it on the right of ``*``.
 
+    Buffers that also have it are named in ``batched_buffers``; where restarts are wanted,
+    :meth:`reset_parameters` draws the transform's own parameters anew.
+
     Nothing is cached, so no value outlives an optimiser's step.
 
     Arguments:
@@ -25,6 +29,7 @@ class FlowTransform(TransformModule):
     """
 
     bijective = True
+    batched_buffers: ClassVar[tuple[str, ...]] = ()
     domain = constraints.real_vector
     codomain = constraints.real_vector
 

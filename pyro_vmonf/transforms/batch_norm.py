@@ -47,6 +47,8 @@ class BatchNorm(FlowTransform):
     running_mean: Tensor
     running_variance: Tensor
 
+    batched_buffers = ("running_mean", "running_variance")
+
     def __init__(
         self,
         features: int,
@@ -66,6 +68,11 @@ class BatchNorm(FlowTransform):
         self.epsilon = epsilon
         self.register_buffer("running_mean", torch.zeros(*self.batch_shape, features))
         self.register_buffer("running_variance", torch.ones(*self.batch_shape, features))
+
+    def reset_parameters(self) -> None:
+        """Forget the statistics."""
+        self.running_mean.zero_()
+        self.running_variance.fill_(1.0)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance ``(*batch, D)`` over every dimension that holds rows."""

@@ -94,6 +94,12 @@ class Coupling(FlowTransform):
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
+    def reset_parameters(self) -> None:
+        """Draw the network anew, near the identity."""
+        for layer in self.network.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
+
     def _parameters_from(self, passive: Tensor) -> Tensor:
         """Compute θ of shape ``(*, active, P)``."""
         out = self.network(passive.unsqueeze(-2))

@@ -32,6 +32,7 @@ class Permutation(FlowTransform):
     """
 
     order: Tensor
+    batched_buffers = ("order",)
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,8 +41,13 @@ class PReLU(FlowTransform):
             raise ValueError(f"slope is {slope}; a PReLU is invertible only if it is above zero")
         self.features = check_positive("features", features)
         self.slope = slope
-        start = torch.full((*self.batch_shape, features), float(slope)).log()
-        self.log_slope = nn.Parameter(start)
+        self.log_slope = nn.Parameter(torch.empty(*self.batch_shape, features))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at the slope that was asked for."""
+        self.log_slope.fill_(math.log(self.slope))
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         log_slope = torch.where(z < 0, self.log_slope, torch.zeros_like(self.log_slope))

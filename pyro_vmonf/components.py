@@ -1,0 +1,118 @@
+"""Components taken out of a pair, put in another order, or doubled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vmonf.banks import Stack
+from pyro_vmonf.guides import SoftmaxGuide
+
+if TYPE_CHECKING:
+    from pyro_vmonf.vmonf import VMoNF
+
+
+class Picked(nn.Module):
+    """A network of which only some outputs are taken, in an order of one's own.
+
+    Arguments:
+        network: module whose output ends in a dimension of logits.
+        index: positions of the logits that are taken.
+
+    Example:
+        >>> network = torch.nn.Identity()
+        >>> Picked(network, torch.tensor([2, 0]))(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[3., 1.]])
+    """
+
+    index: Tensor
+
+    def __init__(self, network: nn.Module, index: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("index", index.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).index_select(-1, self.index)
+
+
+def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
+    """Return the tensors of a bank or of weights that have the K components on their left.
+
+    These are the parameters of modules with ``batch_shape (K, …)``, ``components`` or
+    ``num_components``, and the buffers that such a module names in ``batched_buffers``.
+
+    Arguments:
+        module: a bank or weights.
+        count: number of components *K*.
+
+    Raises:
+        ValueError: if a part has parameters and does not say how its components lie in them.
+    """
+    found: list[tuple[nn.Module, str]] = []
+    for name, part in module.named_modules():
+        if isinstance(part, Stack):
+            raise ValueError("a Stack holds different components, which cannot change places")
+        own = [key for key, _ in part.named_parameters(recurse=False)]
+        batch_shape = getattr(part, "batch_shape", None)
+        size = getattr(part, "components", getattr(part, "num_components", None))
+        if own and batch_shape is None and size is None:
+            raise ValueError(
+                f"{name or 'the module'} is a {type(part).__name__}, which has parameters but no "
+                "batch_shape: it cannot be known which of them belong to which component"
+            )
+        if size == count or (batch_shape and batch_shape[0] == count):
+            found += [(part, key) for key in (*own, *getattr(part, "batched_buffers", ()))]
+    return found
+
+
+@torch.no_grad()
+def take_components_(vmonf: VMoNF, index: Tensor) -> None:
+    """Make component *i* of a pair what component ``index[i]`` was.
+
+    A permutation puts components in another order, a part of them leaves the others out.
+
+    Arguments:
+        vmonf: the pair; its parameters are new ones where the number of components changes.
+        index: distinct numbers of components.
+
+    Raises:
+        ValueError: if the numbers are none, repeated or out of range, or the bank does not say
+            which parameters belong to which component; the pair is then as it was.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
+        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 5)))
+        >>> before = vmonf.component_log_prob(torch.zeros(1, 2))
+        >>> take_components_(vmonf, torch.tensor([4, 1]))
+        >>> bool((vmonf.component_log_prob(torch.zeros(1, 2)) == before[:, [4, 1]]).all())
+        True
+    """
+    count = vmonf.model.num_components
+    index = torch.as_tensor(index)
+    numbers = index.tolist()
+    if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= i < count for i in numbers):
+        raise ValueError(f"index is {numbers}; expected distinct numbers from 0 to {count - 1}")
+    model, guide = vmonf.model, vmonf.guide
+    places = per_component(model.bank, count) + per_component(model.weights, count)
+    for part, name in places:
+        value = getattr(part, name)
+        taken = value.detach().index_select(0, index.to(value.device))
+        if len(index) == count:
+            value.copy_(taken)
+        elif isinstance(value, nn.Parameter):
+            setattr(part, name, nn.Parameter(taken, value.requires_grad))
+        else:
+            setattr(part, name, taken)
+    for part in (*model.bank.modules(), *model.weights.modules()):
+        batch_shape = getattr(part, "batch_shape", None)
+        if batch_shape and batch_shape[0] == count:
+            part.batch_shape = torch.Size((len(index), *batch_shape[1:]))
+        for name in ("components", "num_components"):
+            if getattr(part, name, None) == count:
+                setattr(part, name, len(index))
+    model.num_components = len(index)
+    if isinstance(guide, SoftmaxGuide):
+        guide.network = Picked(guide.network, index.to(guide.temperature.device))

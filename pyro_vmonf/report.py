@@ -1,0 +1,141 @@
+"""What became of each component: dead, doubled, or doing its share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.checks import check_rows, floating_buffer
+from pyro_vmonf.scopes import evaluating, local_seed
+
+if TYPE_CHECKING:
+    from pyro_vmonf.vmonf import VMoNF
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    r"""The state of a fitted mixture's components on some rows.
+
+    Attributes:
+        weight: the mixture's :math:`\pi_c` ``(K,)``.
+        usage: share of the rows that the guide gives to each component, ``(K,)``: the mean of q.
+        usage_exact: the same by Bayes' rule.
+        entropy: mean entropy of the guide's posterior on each component's rows, nats ``(K,)``; NaN
+            where it has none.
+        log_prob: mean log p(x|c) of each component's rows, nats ``(K,)``.
+        overlap: ``(K, K)``; entry *i, j* is the exact posterior of *j* at a row drawn from what *i*
+            is responsible for. Its rows sum to one; a component that shares most of its mass with
+            another is a double.
+        gap: mean :math:`KL(q(c|x) \,\|\, p(c|x))`, nats, what the ELBO loses to the guide.
+        inversion_error: largest :math:`|x - g(g^{-1}(x))|` over each component's rows, in standard
+            deviations of the features, ``(K,)``; NaN where a component has no rows, or no inverse.
+    """
+
+    weight: Tensor
+    usage: Tensor
+    usage_exact: Tensor
+    entropy: Tensor
+    log_prob: Tensor
+    overlap: Tensor
+    gap: float
+    inversion_error: Tensor
+
+    def dead(self, below: float = 0.01) -> Tensor:
+        """Return the components that hold less than a share of the rows."""
+        return (self.usage < below).nonzero().squeeze(1)
+
+    def doubled(self, above: float = 0.25) -> list[tuple[int, int]]:
+        """Return the pairs of components that give each other more than a share of their rows."""
+        mutual = torch.minimum(self.overlap, self.overlap.mT).triu(1)
+        return [(int(i), int(j)) for i, j in (mutual > above).nonzero()]
+
+    def __str__(self) -> str:
+        others = self.overlap - torch.diag_embed(self.overlap.diagonal())
+        columns = {
+            "weight": self.weight,
+            "usage": self.usage,
+            "exact": self.usage_exact,
+            "entropy": self.entropy,
+            "log_prob": self.log_prob,
+            "overlap": others.amax(-1),
+            "inversion": self.inversion_error,
+        }
+        lines = ["component" + "".join(f"{name:>11}" for name in columns)]
+        for c, row in enumerate(torch.stack(list(columns.values()), -1).tolist()):
+            shown = [f"{value:11.3f}" for value in row[:-1]] + [f"{row[-1]:11.1e}"]
+            lines.append(f"{c:9d}" + "".join(shown))
+        lines.append(f"gap between guide and exact posterior: {self.gap:.4f} nats a row")
+        if len(self.dead()):
+            lines.append(f"dead (under 1 % of the rows): {self.dead().tolist()}")
+        if self.doubled():
+            lines.append(f"doubled (a quarter shared both ways): {self.doubled()}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def component_report(vmonf: VMoNF, x: Any, *, inverted: int = 64) -> ComponentReport:
+    """Say what became of each component on the rows ``x``.
+
+    Arguments:
+        vmonf: a fitted pair.
+        x: rows ``(N, *event_shape)``.
+        inverted: rows of each component on which the inversion is checked; an autoregressive flow
+            takes a pass for each feature.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+        >>> from pyro_vmonf.nn import MLP
+        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3)))
+        >>> report = component_report(vmonf, torch.randn(100, 2))
+        >>> bool(report.usage.sum().isclose(torch.tensor(1.0)))
+        True
+        >>> print(report).__class__.__name__  # doctest: +ELLIPSIS
+        component     weight ...
+        'NoneType'
+    """
+    x = check_rows(x, vmonf.model.event_shape, floating_buffer(vmonf))
+    q, exact = vmonf.predict_proba(x), vmonf.predict_proba(x, exact=True)
+    log_prob = vmonf.component_log_prob(x)
+    count = q.shape[-1]
+    own = torch.nn.functional.one_hot(q.argmax(-1), count).to(q.dtype)
+    share = own / own.sum(0)  # NaN for a component without rows
+    mass = exact / exact.sum(0).clamp_min(torch.finfo(exact.dtype).tiny)
+    entropy = -torch.special.xlogy(q, q).sum(-1)
+    log_ratio = q.clamp_min(1e-30).log() - exact.clamp_min(1e-30).log()
+    return ComponentReport(
+        weight=vmonf.model.weights.log_mean().exp(),
+        usage=q.mean(0),
+        usage_exact=exact.mean(0),
+        entropy=entropy @ share,
+        log_prob=(log_prob * own).sum(0) / own.sum(0),
+        overlap=mass.mT @ exact,
+        gap=float((q * log_ratio).sum(-1).mean()),
+        inversion_error=_inversion_error(vmonf, x, q.argmax(-1), inverted),
+    )
+
+
+def _inversion_error(vmonf: VMoNF, x: Tensor, clusters: Tensor, rows: int) -> Tensor:
+    """Invert and map back some rows of each component, all components together."""
+    count, event_dim = vmonf.model.num_components, len(vmonf.model.event_shape)
+    components = vmonf.model.components()
+    errors = torch.full((count,), torch.nan, dtype=x.dtype, device=x.device)
+    if not hasattr(components, "reconstruct"):
+        return errors
+    with local_seed(0):
+        order = torch.randperm(len(x), device=x.device)
+    members = [order[clusters[order] == c][:rows] for c in range(count)]
+    places = max(len(m) for m in members)
+    wanted = torch.zeros(places, count, dtype=torch.long, device=x.device)
+    for c, chosen in enumerate(members):
+        wanted[: len(chosen), c] = chosen
+    scale = x.std(0).clamp_min(torch.finfo(x.dtype).eps)
+    with evaluating(vmonf):
+        found = components.reconstruct(x[wanted])
+    error = ((found - x[wanted]) / scale).abs().flatten(2 if event_dim else 1)
+    for c, chosen in enumerate(members):
+        if len(chosen):
+            errors[c] = error[: len(chosen), c].max()
+    return errors

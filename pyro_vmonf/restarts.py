@@ -1,0 +1,143 @@
+"""Restarts: the same pair from other starting points, of which the best is kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vmonf.fitting import fit
+from pyro_vmonf.history import History
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.training import Guide
+
+
+def reset_parameters_(module: nn.Module) -> None:
+    """Draw every parameter of a module anew, by the ``reset_parameters`` of its parts.
+
+    Raises:
+        ValueError: if a part has trainable parameters of its own and no such method; nothing has
+            then changed.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> before = layer.weight.clone()
+        >>> reset_parameters_(layer)
+        >>> bool((layer.weight == before).any())
+        False
+    """
+    for name, part in module.named_modules():
+        own = [p for p in part.parameters(recurse=False) if p.requires_grad]
+        if own and not callable(getattr(part, "reset_parameters", None)):
+            raise ValueError(
+                f"{name or 'the module'} is a {type(part).__name__} without reset_parameters(): "
+                "give it one, that draws its parameters anew, or use a single start"
+            )
+
+    def reset(part: nn.Module) -> None:
+        method = getattr(part, "reset_parameters", None)
+        if callable(method):
+            method()
+
+    module.apply(reset)  # the parts come before what they are parts of
+
+
+def best_of_(
+    modules: Sequence[nn.Module], run: Callable[[int], float], n_init: int, seed: int
+) -> list[float]:
+    """Run from several starts and leave the modules as the best run did.
+
+    Arguments:
+        modules: what is started anew; the first run begins with their parameters as they are.
+        run: function from the number of the run to its objective, larger is better.
+        n_init: number of runs.
+        seed: seed of the starts.
+
+    Returns:
+        The objective of each run.
+
+    Raises:
+        ValueError: if there is a choice to make and no objective is a number, or a module cannot be
+            started anew. Whatever is raised, the modules are then as they were.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> found = best_of_([layer], lambda i: layer.weight.item(), n_init=5, seed=0)
+        >>> max(found) == layer.weight.item()
+        True
+    """
+    whole = nn.ModuleList(modules)
+    start = copy.deepcopy(whole.state_dict())
+    objectives: list[float] = []
+    best = start
+    try:
+        for i in range(n_init):
+            if i:
+                whole.load_state_dict(start)
+                with local_seed(seed + i):
+                    reset_parameters_(whole)
+            objectives.append(run(i))
+            if objectives[-1] >= max((o for o in objectives if not math.isnan(o)), default=math.inf):
+                best = copy.deepcopy(whole.state_dict())
+        if n_init > 1 and best is start:
+            raise ValueError(f"the runs' objectives are {objectives}: there is no best one")
+    except BaseException:
+        whole.load_state_dict(start)
+        raise
+    whole.load_state_dict(best)
+    return objectives
+
+
+def fit_best(
+    model: FlowMixture,
+    guide: Guide,
+    x: Any,
+    y: Any = None,
+    *,
+    n_init: int,
+    seed: int | None = None,
+    held_out: float = 0.1,
+    **options: Any,
+) -> History:
+    """Fit from several starts and keep the run with the best objective on held-out rows.
+
+    The objective is :attr:`History.objective`: what the guide is trained on.
+
+    Arguments:
+        model, guide: the pair; the first run begins with their parameters as they are.
+        x, y, options: as for :func:`~pyro_vmonf.fitting.fit`.
+        n_init: number of runs.
+        seed: seed of the runs and of their starts.
+        held_out: fraction of the rows that the runs are compared on.
+
+    Returns:
+        The history of the run that was kept; ``restarts`` holds the objectives of all.
+
+    Raises:
+        FloatingPointError: if every run ends with losses that are not finite.
+        ValueError: if a part cannot be started anew. Whatever is raised, the pair is as it was.
+    """
+    first = int(torch.randint(2**31, ())) if seed is None else seed
+    histories: list[History] = []
+    failures: list[FloatingPointError] = []
+
+    def run(number: int) -> float:
+        try:
+            history = fit(model, guide, x, y, seed=first + number, held_out=held_out, **options)
+        except FloatingPointError as error:
+            failures.append(error)
+            if len(failures) == n_init:
+                raise
+            return -math.inf
+        histories.append(history)
+        return history.objective[-1]
+
+    objectives = best_of_([model, guide], run, n_init, first)
+    history = max(histories, key=lambda history: history.objective[-1])
+    history.restarts = objectives
+    return history
