@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from pyro_vmonf.experiments import EXPERIMENTS, Settings
+from pyro_vmonf.draws import Settings
+from pyro_vmonf.experiments import EXPERIMENTS
 from pyro_vmonf.running import Result, run, write
 
 COLUMNS = (

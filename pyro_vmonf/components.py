@@ -109,7 +109,7 @@ def take_components_(vmonf: VMoNF, index: Tensor) -> None:
     for part in (*model.bank.modules(), *model.weights.modules()):
         batch_shape = getattr(part, "batch_shape", None)
         if batch_shape and batch_shape[0] == count:
-            part.batch_shape = torch.Size((len(index), *batch_shape[1:]))
+            setattr(part, "batch_shape", torch.Size((len(index), *batch_shape[1:])))  # noqa: B010
         for name in ("components", "num_components"):
             if getattr(part, name, None) == count:
                 setattr(part, name, len(index))

@@ -327,4 +327,3 @@ def _sources(
         return Sources(train, None, held)
     labelled, others = train.split_by_label()
     return Sources(others if interleave and others.size else train, labelled, held)
-

@@ -51,7 +51,8 @@ def pretrain_(
         augment: function from rows to distorted ones, whose log q the terms see in place of the
             rows' own; a :class:`~pyro_vmonf.terms.Consistency` then compares two distorted copies.
         steps, batch_size, lr: of Adam.
-        labelled: rows with evidence that each step sees beside its batch, so that few labels count.
+        labelled: rows with evidence that each step sees beside its batch, drawn with replacement,
+            so that few labels count.
         n_init: short runs from different starts, of which the best is gone on with.
         trial_steps: length of each, with a cosine of its own.
         seed: seed of the order of the rows and of every draw.
@@ -98,12 +99,12 @@ def pretrain_(
             for step in range(count):
                 index = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
                 if len(known):
-                    more = torch.randint(len(known), (min(labelled, len(known)),), device=x.device)
+                    more = torch.randint(len(known), (labelled,), device=x.device)
                     index = torch.cat((index, known[more]))
                 loss = total(index, step)
                 if not loss.isfinite():
                     raise FloatingPointError(
-                        f"the terms' sum is {float(loss)} at step {step}; the network was put back "
+                        f"the terms' sum is {loss.item()} at step {step}; the network was put back "
                         "as it was. Try a smaller lr"
                     )
                 optimizer.zero_grad(set_to_none=True)

@@ -24,7 +24,6 @@ def split_in_two(x: Tensor, iterations: int = 10) -> Tensor:
         tensor([2, 2])
     """
     rows = x.flatten(1)
-    rows = rows / rows.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).tiny)
     rows = rows - rows.mean(0)
     _, _, directions = torch.linalg.svd(rows, full_matrices=False)
     half = (rows @ directions[0] > 0).long()
@@ -97,6 +96,7 @@ class Reseed:
         with torch.no_grad(), evaluating(guide):
             q = torch.cat([guide.log_q(rows).exp() for rows in x.split(8192)])
         clusters = q.argmax(-1)
+        units = model.standardizer.inv(x)
         dead = (q.mean(0) < self.below).nonzero().squeeze(1).tolist()
         for c in dead:
             largest = int(clusters.bincount(minlength=model.num_components).argmax())
@@ -104,7 +104,7 @@ class Reseed:
             if len(members) < 2:
                 return
             clusters[clusters == c] = largest
-            clusters[members[split_in_two(x[members]) == 1]] = c
+            clusters[members[split_in_two(units[members]) == 1]] = c
             copy_component_(model, largest, c)
             self.reseeded.append((epoch, c, largest))
         if dead:

@@ -74,7 +74,7 @@ def best_of_(
     whole = nn.ModuleList(modules)
     start = copy.deepcopy(whole.state_dict())
     objectives: list[float] = []
-    best = start
+    best, best_objective = start, -math.inf
     try:
         for i in range(n_init):
             if i:
@@ -82,7 +82,8 @@ def best_of_(
                 with local_seed(seed + i):
                     reset_parameters_(whole)
             objectives.append(run(i))
-            if objectives[-1] >= max((o for o in objectives if not math.isnan(o)), default=math.inf):
+            if objectives[-1] > best_objective:
+                best_objective = objectives[-1]
                 best = copy.deepcopy(whole.state_dict())
         if n_init > 1 and best is start:
             raise ValueError(f"the runs' objectives are {objectives}: there is no best one")

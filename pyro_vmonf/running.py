@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf import metrics
-from pyro_vmonf.experiments import Data, Recipe, Settings
+from pyro_vmonf.draws import Data, Settings
 from pyro_vmonf.fitting import Callback
 from pyro_vmonf.history import History
+from pyro_vmonf.recipes import Recipe
 from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.vmonf import VMoNF
-
 
 SCORED_IMAGES = 2000  # of those fitted
 

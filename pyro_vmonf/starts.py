@@ -72,6 +72,45 @@ def spectral_clusters(
     return torch.as_tensor(np.abs(embedding @ (left @ right)).argmax(1), device=x.device)
 
 
+def merge_linked(clusters: Tensor, ends: Tensor, *, above: float = 0.04) -> Tensor:
+    """Join clusters that exchange more than a share of their random walks.
+
+    With more clusters than the data have, it says how many there are: a cluster that was cut in two
+    loses many walks across the cut, two clusters with few points between them lose few.
+
+    Arguments:
+        clusters: cluster ``(N,)`` of each row.
+        ends: where walks from each row ended, ``(N, walks)``: the ``ends`` of a
+            :class:`~pyro_vmonf.distortions.RandomWalk` of the same rows.
+        above: two clusters are one if more than this share of the walks from either ends in the
+            other. The pair that exchanges most is joined first, until none does.
+
+    Returns:
+        Clusters ``(N,)``, numbered from 0 without gaps.
+
+    Raises:
+        ValueError: if the share is not above zero.
+
+    Example:
+        >>> ends = torch.tensor([[1, 0], [0, 1], [3, 2], [2, 3], [5, 4], [4, 5]])
+        >>> merge_linked(torch.tensor([0, 1, 2, 2, 5, 5]), ends)
+        tensor([0, 0, 1, 1, 2, 2])
+    """
+    if not above > 0:
+        raise ValueError(f"above is {above}; expected a share of walks above zero")
+    clusters = torch.unique(clusters, return_inverse=True)[1]
+    while (count := int(clusters.max()) + 1) > 1:
+        own = torch.nn.functional.one_hot(clusters, count).to(torch.get_default_dtype())
+        exchanged = (own.mT @ own[ends].mean(1)) / own.sum(0).unsqueeze(1)
+        exchanged = torch.maximum(exchanged, exchanged.mT).fill_diagonal_(0.0)
+        if exchanged.max() <= above:
+            break
+        one, other = sorted(divmod(int(exchanged.argmax()), count))
+        clusters = clusters.where(clusters != other, one)
+        clusters = clusters - (clusters > other).long()
+    return clusters
+
+
 def warm_start_(
     guide: SoftmaxGuide,
     x: Any,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_vmonf import fitting, restarts, saving
 from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
-from pyro_vmonf.distributions import Marginal, select
 from pyro_vmonf.components import take_components_
+from pyro_vmonf.distributions import Marginal, select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.metrics import match_components

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from pyro_vmonf.__main__ import main
-from pyro_vmonf.experiments import EXPERIMENTS, Data, Experiment, Recipe, Settings
+from pyro_vmonf.draws import Data, Settings
+from pyro_vmonf.experiments import EXPERIMENTS, Experiment
+from pyro_vmonf.recipes import Recipe
 from pyro_vmonf.running import run
 
 SAMPLE = Path(__file__).parent / "data" / "mnist"
@@ -26,6 +29,7 @@ SCORES = {
     "log_prob",
     "log_prob_test",
     "seconds",
+    "seconds_clustering",
 }
 
 
@@ -62,13 +66,14 @@ def test_run_writes_metrics_figures_and_animation(
     ]
 
 
+@pytest.mark.parametrize("recipe", ["thesis", "best"])
 def test_images_come_with_a_table_a_grid_and_bits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch)
     small = Experiment("small images", small_digits, EXPERIMENTS["mnist-04"].recipes)
     monkeypatch.setitem(EXPERIMENTS, "mnist-04", small)
-    arguments = ["run", "mnist-04", "--recipe", "thesis", "--quick", "--data", str(SAMPLE)]
+    arguments = ["run", "mnist-04", "--recipe", recipe, "--quick", "--data", str(SAMPLE)]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     folder = tmp_path / "mnist-04" / "seed-0"
     scores = json.loads((folder / "metrics.json").read_text())
@@ -94,9 +99,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make quick runs quicker still."""
     for name, experiment in EXPERIMENTS.items():
         recipes = {
-            key: Recipe(
-                r.build, r.options, {**r.quick, "steps" if "steps" in r.quick else "epochs": 2}
-            )
+            key: replace(r, quick={**r.quick, "steps" if "steps" in r.quick else "epochs": 2})
             for key, r in experiment.recipes.items()
         }
         monkeypatch.setitem(
@@ -114,6 +117,19 @@ def test_every_toy_experiment_runs(name: str, recipe: str, monkeypatch: pytest.M
     result = run(data, experiment.recipes[recipe], settings, progress=False)
     assert result.scores.keys() >= SCORES
     assert all(value == value for value in result.scores.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("pinwheel", 0.97), ("circles", 0.99), ("circles-semi", 0.99)]
+)
+def test_a_tenth_of_a_recipe_finds_the_clusters(name: str, wanted: float, seed: int) -> None:
+    settings = Settings(seed=seed, quick=True)
+    experiment = EXPERIMENTS[name]
+    data = experiment.draw(settings)
+    result = run(data, experiment.recipes["best"], settings, progress=False)
+    assert result.scores["accuracy"] >= wanted
+    assert result.scores["accuracy_test"] >= wanted - 0.01
 
 
 def test_the_settings_of_the_thesis() -> None:

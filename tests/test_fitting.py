@@ -77,9 +77,7 @@ def test_every_parameter_trains_and_the_elbo_rises(weights: str, guided: bool) -
 def test_fit_is_the_loop_a_user_would_write() -> None:
     x, _ = data()
     fitted, written = pair(), pair()
-    fitted.fit(
-        x, epochs=4, batch_size=len(x), lr=1e-2, temperature=1.0, seed=0, progress=False
-    )
+    fitted.fit(x, epochs=4, batch_size=len(x), lr=1e-2, temperature=1.0, seed=0, progress=False)
     written.model.standardize_(x)
     loss = TraceEnum_ELBO(max_plate_nesting=1)(written.model, written.guide)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
