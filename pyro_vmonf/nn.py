@@ -187,6 +187,16 @@ class MLP(nn.Module):
         return last(x)
 
 
+def hidden_degrees(features: int, width: int) -> Tensor:
+    """Return how many features, in their order, each unit of a hidden layer sees: ascending.
+
+    Example:
+        >>> hidden_degrees(4, 6)
+        tensor([1, 1, 2, 2, 3, 3])
+    """
+    return 1 + torch.arange(width) * max(features - 1, 1) // max(width, 1)
+
+
 class MaskedMLP(nn.Module):
     r"""MADE: a perceptron whose outputs for feature *i* depend only on the features before *i*.
 
@@ -228,12 +238,12 @@ class MaskedMLP(nn.Module):
         self.parameters_per_feature = parameters
         self.hidden = tuple(hidden)
         self.batch_shape = torch.Size(batch_shape)
-        self._activate = activation_named(activation)
+        self.activate = activation_named(activation)
         rank = torch.empty(features, dtype=torch.long)
         rank[torch.as_tensor(range(features) if order is None else order)] = torch.arange(features)
         degrees = [rank + 1]
         for width in self.hidden:
-            degrees.append(1 + torch.arange(width) * max(features - 1, 1) // max(width, 1))
+            degrees.append(hidden_degrees(features, width))
         masks = [b[:, None] >= a for a, b in pairwise(degrees)]
         masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
         widths = (features, *self.hidden, features * parameters)
@@ -250,13 +260,13 @@ class MaskedMLP(nn.Module):
             for i, layer in enumerate(self.layers)
         ]
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
-        """Return the parameters ``(*, D, P)``; pass ``weights`` to mask once for many calls."""
-        weights = self.masked_weights() if weights is None else weights
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the parameters ``(*, D, P)``."""
+        weights = self.masked_weights()
         last = len(weights) - 1
         for i, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
             x = linear(x, weight, layer.bias)  # type: ignore[arg-type]
-            x = x if i == last else self._activate(x)
+            x = x if i == last else self.activate(x)
         return x.unflatten(-1, (self.features, self.parameters_per_feature))
 
 

@@ -176,12 +176,6 @@ def test_a_single_feature_sees_nothing() -> None:
     torch.testing.assert_close(out, made.layers[-1].bias.reshape(1, K, 1, 3).expand_as(out))
 
 
-def test_weights_masked_beforehand_change_nothing() -> None:
-    made = MaskedMLP(D, 2, hidden=(6, 6), batch_shape=(K,))
-    x = torch.randn(N, 1, D)
-    assert made(x, made.masked_weights()).equal(made(x))
-
-
 IMAGES: dict[str, tuple[int, int, int]] = {
     "square": (1, 8, 8),
     "odd": (2, 7, 5),

@@ -226,13 +226,14 @@ def test_every_parameter_of_every_component_receives_a_gradient(
     value, log_det = getattr(transform, side)(points(transform, 50, 1))
     ((value * torch.randn_like(value)).sum() + log_det.sum()).backward()
     for parameter_name, parameter in transform.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        reached = parameter.grad.reshape(transform.batch_shape.numel(), -1).any(-1)
         # A single feature has none before it: only the last layer's bias says anything.
         silent = "autoregressive-one" in name and not parameter_name.endswith("1.bias")
         # One feature leaves the triangles of an affine map empty.
         silent |= name == "affine-one" and parameter_name in ("lower", "upper")
-        assert reached.all() or silent, parameter_name
+        if not silent:
+            assert parameter.grad is not None, parameter_name
+            reached = parameter.grad.reshape(transform.batch_shape.numel(), -1).any(-1)
+            assert reached.all(), parameter_name
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import Activation, MaskedMLP, start_near_zero
+from pyro_vmonf.nn import Activation, MaskedMLP, start_near_zero, to_groups
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
+from pyro_vmonf.unrolled import unroll
 
 
 class Autoregressive(FlowTransform):
@@ -19,7 +20,7 @@ class Autoregressive(FlowTransform):
     .. math::
         x_i = h(z_i; \theta_i(x_{1:i-1})), \qquad \log|\det| = \sum_i \log h'(z_i)
 
-    From data to base is one pass through the network; from base to data is one pass per feature.
+    Either way costs one pass through the network; towards data it is taken a feature at a time.
 
     Arguments:
         features: number of features *D*.
@@ -72,12 +73,14 @@ class Autoregressive(FlowTransform):
         return z, log_slope.sum(-1)
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        weights = self.network.masked_weights()
-        z = z.expand(torch.broadcast_shapes(z.shape, (*self.batch_shape, self.features)))
-        columns = list(torch.zeros_like(z).unbind(-1))
-        log_slope = z.new_zeros(z.shape[:-1])
-        for i in self.order.tolist():
-            theta = self.network(torch.stack(columns, -1), weights)[..., i, :]
-            columns[i], slope = self.univariate.forward(z[..., i], theta)
-            log_slope = log_slope + slope
-        return torch.stack(columns, -1), log_slope
+        flat, restore = to_groups(z, self.batch_shape)
+        slopes: list[Tensor] = []
+
+        def emit(column: Tensor, theta: Tensor) -> Tensor:
+            value, slope = self.univariate.forward(column, theta)
+            slopes.append(slope)
+            return value
+
+        x = unroll(self.network, self.order, flat, emit)
+        log_slope = torch.stack(slopes, -1).sum(-1, keepdim=True)
+        return restore(x), restore(log_slope).squeeze(-1)
