@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from pyro_vmonf.nn import MaskedMLP, hidden_degrees
+from pyro_vmonf.nn import Linear, MaskedMLP, hidden_degrees
 
 
 class _Columns:
@@ -58,9 +59,9 @@ def unroll(
         The values ``(G, N, D)``.
     """
     features, per_feature = network.features, network.parameters_per_feature
-    layers = [(layer.weight, layer.bias) for layer in network.layers]
-    weights = [weight.reshape(-1, *weight.shape[-2:]) for weight, _ in layers]  # type: ignore[union-attr,operator,arg-type]
-    biases = [bias.reshape(-1, 1, bias.shape[-1]) for _, bias in layers]  # type: ignore[union-attr,operator,arg-type]
+    layers = cast("list[Linear]", list(network.layers))
+    weights = [layer.weight.reshape(-1, *layer.weight.shape[-2:]) for layer in layers]
+    biases = [layer.bias.reshape(-1, 1, layer.bias.shape[-1]) for layer in layers]
     weights[0] = weights[0].index_select(-1, order)  # inputs in the order in which they come
     out = weights[-1].unflatten(-2, (features, per_feature))
     out_bias = biases[-1].unflatten(-1, (features, per_feature))
