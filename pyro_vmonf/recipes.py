@@ -133,7 +133,7 @@ def neighbourly_pair(length: int, last: float) -> Callable[[Data], VMoNF]:
             Consistency(RandomWalk(data.x, length=length), weight=weight),
             Balance(weight=2.0),
         ]
-        bank = RealNVP(features, components, blocks=8, hidden=(16,))
+        bank = RealNVP(features, components, blocks=8, hidden=(8,))
         guide = SoftmaxGuide(MLP(features, components, hidden=(64, 64)), terms)
         return VMoNF(FlowMixture(bank, weights="uniform"), guide)
 

@@ -256,6 +256,8 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "in_features": 4,
         "out_features": 2,
         "image_shape": (1, 2, 2),
+        "event_shape": (4,),
+        "index": torch.tensor([1, 0]),
         "num_components": 2,
         "probs": torch.tensor([0.5, 0.5]),
         "concentration": torch.ones(2),
