@@ -14,6 +14,14 @@ from torch.distributions import Distribution, Transform, constraints
 from pyro_vmonf.transforms.base import FlowTransform
 
 
+def _broadcast(*shapes: Sequence[int]) -> Size:
+    """Return what shapes broadcast to; mostly they are one and the same, which is fast."""
+    distinct = {tuple(shape) for shape in shapes if len(shape)}
+    if len(distinct) > 1:
+        return torch.broadcast_shapes(*distinct)
+    return Size(distinct.pop() if distinct else ())
+
+
 def _sum_to(value: Tensor, batch_dim: int) -> Tensor:
     return value.flatten(batch_dim).sum(-1) if value.dim() > batch_dim else value
 
@@ -46,7 +54,7 @@ class FlowDistribution(TorchDistribution):
         self.base = base
         self.transforms = list(transforms)
         shapes = [getattr(t, "batch_shape", ()) for t in self.transforms]
-        batch_shape = torch.broadcast_shapes(base.batch_shape, *shapes)
+        batch_shape = _broadcast(base.batch_shape, *shapes)
         super().__init__(batch_shape, base.event_shape, validate_args=False)
 
     @property
@@ -130,7 +138,7 @@ class StackedDistribution(TorchDistribution):
                 f"components have event shapes {sorted(shapes)}; expected a single one"
             )
         self.sizes = [p.batch_shape[-1] if p.batch_shape else 1 for p in parts]
-        left = torch.broadcast_shapes(*(p.batch_shape[:-1] for p in parts))
+        left = _broadcast(*(p.batch_shape[:-1] for p in parts))
         wanted = [Size((*left, size)) for size in self.sizes]
         self.parts = [
             p if p.batch_shape == shape else p.expand(shape)
@@ -238,7 +246,7 @@ def pick(table: Tensor, c: Tensor) -> Tensor:
     count = table.shape[-1]
     if _enumerated(c, count) and c.dim() >= table.dim():
         return table[(None,) * (c.dim() - table.dim() + 1)].transpose(0, -1).squeeze(-1)
-    shape = torch.broadcast_shapes(table.shape[:-1], c.shape)
+    shape = _broadcast(table.shape[:-1], c.shape)
     return table.expand(*shape, count).gather(-1, c.expand(shape).unsqueeze(-1)).squeeze(-1)
 
 
@@ -253,7 +261,7 @@ class Selected(TorchDistribution):
         self.components = components
         self.c = c
         if batch_shape is None:
-            batch_shape = torch.broadcast_shapes(components.batch_shape[:-1], c.shape)
+            batch_shape = _broadcast(components.batch_shape[:-1], c.shape)
         super().__init__(Size(batch_shape), components.event_shape, validate_args=False)
 
     @property
@@ -269,7 +277,7 @@ class Selected(TorchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         batch_shape = x.shape[: x.dim() - self.event_dim]
-        shape = torch.broadcast_shapes(batch_shape, self.batch_shape)
+        shape = _broadcast(batch_shape, self.batch_shape)
         private = len(self.components.batch_shape) > 1
         if private or _enumerated(self.c, self.components.batch_shape[-1]):
             picked = pick(self.components.log_prob(x.unsqueeze(-1 - self.event_dim)), self.c)
@@ -343,9 +351,7 @@ class Marginal(TorchDistribution):
         self.log_weights = log_weights
         self.components = components
         if batch_shape is None:
-            batch_shape = torch.broadcast_shapes(
-                log_weights.shape[:-1], components.batch_shape[:-1]
-            )
+            batch_shape = _broadcast(log_weights.shape[:-1], components.batch_shape[:-1])
         super().__init__(Size(batch_shape), components.event_shape, validate_args=False)
 
     @constraints.dependent_property
@@ -361,7 +367,7 @@ class Marginal(TorchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_prob = self.joint_log_prob(x).logsumexp(-1)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob.expand(_broadcast(log_prob.shape, self.batch_shape))
 
     def sample_with_component(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw points ``(*, *event_shape)`` and the component ``(*)`` that each came from."""

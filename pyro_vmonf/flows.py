@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import MultivariateNormal, Normal
@@ -117,9 +119,45 @@ class Flow(nn.Module):
         super().__init__()
         self.base = as_bank(base)
         self.transforms = nn.ModuleList(transforms)
+        self.compiled = False
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
-        return FlowDistribution(self.base(context), list(self.transforms))  # type: ignore[arg-type]
+        flow = FlowDistribution(self.base(context), list(self.transforms))  # type: ignore[arg-type]
+        return _Compiled(flow, self) if self.compiled and context is None else flow
+
+    def compile(self, *_: object, **__: object) -> None:
+        """Let ``torch.compile`` take the log-density, forwards and backwards, from now on."""
+        self.compiled = True
+
+
+class _Compiled(FlowDistribution):
+    """The distribution of a flow whose log-density is compiled."""
+
+    def __init__(self, flow: FlowDistribution, module: Flow) -> None:
+        super().__init__(flow.base, flow.transforms)
+        self.module = module
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return _compiled_log_prob(self.module)(self.module.base, self.module.transforms, x)
+
+
+def _log_prob(base: nn.Module, transforms: nn.ModuleList, x: Tensor) -> Tensor:
+    return FlowDistribution(base(), list(transforms)).log_prob(x)  # type: ignore[arg-type]
+
+
+_COMPILED: WeakKeyDictionary[Flow, Callable[..., Tensor]] = WeakKeyDictionary()
+
+
+def _compiled_log_prob(flow: Flow) -> Callable[..., Tensor]:
+    """Return a flow's own compiled function, made at its first call.
+
+    The compiler keeps what it made with the function's code, and only so much of it: each flow has
+    a copy. The parameters are arguments, so copies of a flow share nothing.
+    """
+    if flow not in _COMPILED:
+        own = FunctionType(_log_prob.__code__.replace(), globals())
+        _COMPILED[flow] = torch.compile(own)
+    return _COMPILED[flow]
 
 
 class _LayeredFlow(Flow):

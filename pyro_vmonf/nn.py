@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus"]
 
+# A layer's output is nobody else's: activations whose gradient needs only their result write it
+# there, which spares a large tensor, and with it a good part of the time.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
     "silu": F.silu,
     "gelu": F.gelu,
     "elu": F.elu,
@@ -24,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_named(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the function behind an activation's name.
+    """Return the function behind an activation's name, which may overwrite its argument.
 
     Raises:
         ValueError: if the name is unknown.
@@ -34,19 +36,21 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-def to_groups(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Gather the rows of ``x`` that meet the same parameters, so that one ``bmm`` serves them all.
+def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Gather the rows of ``x`` that meet the same parameters, side by side as columns.
 
-    A dimension of ``x`` that lies over a parameter dimension larger than one is a *group*; every
-    other dimension holds *rows*. Nothing is copied when the groups already lie leftmost in memory,
-    which is how one batched layer leaves them for the next.
+    A dimension of ``x`` that lies over a parameter dimension larger than one is a *group*, of which
+    one batched product serves all; every other dimension holds *rows*. They come to lie along
+    memory, whatever the number of features: halves of the features, outputs of several networks
+    and parameters of one feature are then views. One layer leaves them as the next one wants them,
+    so nothing is copied in between.
 
     Arguments:
         x: tensor ``(*, in)`` whose ``*`` broadcasts with ``batch_shape``, aligned on the right.
         batch_shape: the batch shape of the parameters.
 
     Returns:
-        The tensor ``(groups, rows, in)`` and the function that takes ``(groups, rows, out)`` back
+        The tensor ``(groups, in, rows)`` and the function that takes ``(groups, out, rows)`` back
         to ``(*, out)``.
     """
     depth = max(x.dim() - 1, len(batch_shape))
@@ -60,11 +64,32 @@ def to_groups(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[
     inverse = [order.index(i) for i in range(depth)] + [depth]
 
     def restore(out: Tensor) -> Tensor:
-        return out.reshape(*shape, out.shape[-1]).permute(inverse)
+        return out.mT.reshape(*shape, out.shape[-2]).permute(inverse)
 
     count = math.prod(sizes)
     flat = x.permute(*order, depth).reshape(count, math.prod(shape) // max(count, 1), x.shape[-1])
-    return flat, restore
+    return flat.mT, restore
+
+
+def linear_of_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return :math:`W x + b` for columns, in one matrix product.
+
+    Arguments:
+        x: columns ``(groups, in, rows)``.
+        weight: matrices ``(*batch, out, in)``, as many as there are groups; or a multiple of it,
+            and consecutive ones then share a group's columns.
+        bias: vectors ``(*batch, out)``.
+
+    Returns:
+        Columns ``(matrices, out, rows)``.
+    """
+    groups, size, rows = x.shape
+    matrices, out = math.prod(weight.shape[:-2]), weight.shape[-2]
+    together = matrices // max(groups, 1) * out
+    moved = torch.baddbmm(
+        bias.reshape(groups, together, 1), weight.reshape(groups, together, size), x
+    )
+    return moved.view(matrices, out, rows)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -87,9 +112,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if math.prod(batch_shape) == 1:
         x = x[(None,) * (len(batch_shape) + 1 - x.dim())]
         return F.linear(x, weight.reshape(weight.shape[-2:]), bias.reshape(bias.shape[-1:]))
-    flat, restore = to_groups(x, batch_shape)
-    weight = weight.reshape(-1, *weight.shape[-2:])
-    return restore(torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), flat, weight.mT))
+    columns, restore = to_columns(x, batch_shape)
+    return restore(linear_of_columns(columns, weight, bias))
 
 
 @torch.no_grad()
@@ -137,6 +161,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def of_columns(self, x: Tensor) -> Tensor:
+        """Return columns ``(matrices, out, rows)``: see :func:`linear_of_columns`."""
+        return linear_of_columns(x, self.weight, self.bias)
+
     def extra_repr(self) -> str:
         batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
         return f"{self.in_features}, {self.out_features}{batch}"
@@ -181,93 +209,20 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if math.prod(self.batch_shape) > 1:
+            columns, restore = to_columns(x, self.batch_shape)
+            return restore(self.of_columns(columns))
         *hidden, last = self.layers
         for layer in hidden:
             x = self._activate(layer(x))
         return last(x)
 
-
-def hidden_degrees(features: int, width: int) -> Tensor:
-    """Return how many features, in their order, each unit of a hidden layer sees: ascending.
-
-    Example:
-        >>> hidden_degrees(4, 6)
-        tensor([1, 1, 2, 2, 3, 3])
-    """
-    return 1 + torch.arange(width) * max(features - 1, 1) // max(width, 1)
-
-
-class MaskedMLP(nn.Module):
-    r"""MADE: a perceptron whose outputs for feature *i* depend only on the features before *i*.
-
-    Each hidden unit has a degree *m* and sees the features whose rank is at most *m*; an output of
-    rank *i* sees the units of degree below *i*. Degrees are spread evenly and sorted, so any width
-    will do, also one narrower than the input.
-
-    Arguments:
-        features: number of features *D*.
-        parameters: outputs for each feature, *P*.
-        hidden: widths of the hidden layers.
-        order: permutation of ``range(D)``; ``order[i]`` is the feature that comes *i*-th.
-        activation: name of the activation between layers.
-        batch_shape: one network for each index of this shape.
-
-    References:
-        Germain, Gregor, Murray, Larochelle (2015), MADE: Masked Autoencoder for Distribution
-        Estimation, arXiv:1502.03509.
-
-    Example:
-        >>> MaskedMLP(3, 2, hidden=(2,), batch_shape=(5,))(torch.randn(7, 1, 3)).shape
-        torch.Size([7, 5, 3, 2])
-    """
-
-    masks: list[Tensor]
-
-    def __init__(
-        self,
-        features: int,
-        parameters: int,
-        *,
-        hidden: Sequence[int] = (64, 64),
-        order: Sequence[int] | None = None,
-        activation: Activation = "relu",
-        batch_shape: Sequence[int] = (),
-    ) -> None:
-        super().__init__()
-        self.features = features
-        self.parameters_per_feature = parameters
-        self.hidden = tuple(hidden)
-        self.batch_shape = torch.Size(batch_shape)
-        self.activate = activation_named(activation)
-        rank = torch.empty(features, dtype=torch.long)
-        rank[torch.as_tensor(range(features) if order is None else order)] = torch.arange(features)
-        degrees = [rank + 1]
-        for width in self.hidden:
-            degrees.append(hidden_degrees(features, width))
-        masks = [b[:, None] >= a for a, b in pairwise(degrees)]
-        masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
-        widths = (features, *self.hidden, features * parameters)
-        self.layers = nn.ModuleList(
-            Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
-        )
-        for i, mask in enumerate(masks):
-            self.register_buffer(f"mask_{i}", mask)
-
-    def masked_weights(self) -> list[Tensor]:
-        """Return each layer's weights ``(*batch, out, in)`` with the forbidden ones at zero."""
-        return [
-            layer.weight * getattr(self, f"mask_{i}")  # type: ignore[operator]
-            for i, layer in enumerate(self.layers)
-        ]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the parameters ``(*, D, P)``."""
-        weights = self.masked_weights()
-        last = len(weights) - 1
-        for i, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
-            x = linear(x, weight, layer.bias)  # type: ignore[arg-type]
-            x = x if i == last else self.activate(x)
-        return x.unflatten(-1, (self.features, self.parameters_per_feature))
+    def of_columns(self, x: Tensor) -> Tensor:
+        """Return columns ``(networks, out, rows)``: see :func:`linear_of_columns`."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self._activate(layer.of_columns(x))  # type: ignore[operator]
+        return last.of_columns(x)  # type: ignore[operator]
 
 
 class ConvEncoder(nn.Module):

@@ -21,10 +21,38 @@ class Program(PyroModule):
 
     Pyro refuses that, lest names change under a param store in use; here each run takes the names
     it goes by (:func:`claim_parameters`), so a fitted part can be wrapped, swapped or nested.
+
+    Pyro registers a part's parameters with its store whenever the part is looked up. Where an
+    optimiser holds them already, :func:`unregistered` spares that.
     """
+
+    _registers = True
+
+    def __getattr__(self, name: str) -> Any:
+        if not self._registers:
+            part = self.__dict__["_modules"].get(name)
+            if part is not None and not isinstance(part, PyroModule):
+                return part
+        return super().__getattr__(name)
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         rename(self, name, context)
+
+
+@contextmanager
+def unregistered(*programs: PyroModule) -> Iterator[None]:
+    """Run a block in which programs leave their parameters out of Pyro's store.
+
+    Gradients flow as ever, and random parameters stay sites; only ``SVI`` would find nothing to
+    train.
+    """
+    for program in programs:
+        program.__dict__["_registers"] = False
+    try:
+        yield
+    finally:
+        for program in programs:
+            del program.__dict__["_registers"]
 
 
 def rename(module: nn.Module, name: str, context: Any) -> None:
@@ -139,7 +167,7 @@ def claim_parameters(module: PyroModule) -> None:
     cell of a notebook silently does not train.
     """
     store = pyro.get_param_store()
-    if not len(store):
+    if not len(store) or not getattr(module, "_registers", True):
         return
     for name, parameter in _site_names(module):
         if name in store and store._params[name] is not parameter:

@@ -18,6 +18,7 @@ from pyro_vmonf.checks import listed
 from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.rows import Program, unregistered
 from pyro_vmonf.scopes import evaluating, local_seed
 from pyro_vmonf.sources import Arguments, TensorSource
 from pyro_vmonf.temperature import Schedule
@@ -97,17 +98,27 @@ def max_plate_nesting(
 
 
 class Safeguard:
-    """The state that a rejected step goes back to: buffers that the forward pass moves."""
+    """The state that a rejected step goes back to: buffers that the forward pass moves.
+
+    Parameters move only by finite gradients, so a copy of them every so often will do: it is for
+    the run that has to give up.
+    """
+
+    every = 20
 
     def __init__(self, module: nn.Module) -> None:
         self.buffers = [b for b in module.buffers() if b.is_floating_point()]
         self.copies = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
         self.parameters: list[Tensor] = []
+        self.calls = 0
 
     @torch.no_grad()
     def remember(self, parameters: list[Tensor]) -> None:
-        """Keep parameters whose loss is finite."""
+        """Keep parameters whose loss is finite, at the first call and every so often."""
+        self.calls += 1
+        if self.calls % self.every != 1:
+            return
         if self.parameters:
             torch._foreach_copy_(self.parameters, parameters)
         else:
@@ -115,7 +126,7 @@ class Safeguard:
 
     @torch.no_grad()
     def restore(self, parameters: list[Tensor]) -> None:
-        """Go back to the last parameters whose loss was finite."""
+        """Go back to parameters whose loss was finite."""
         if self.parameters:
             torch._foreach_copy_(parameters, self.parameters)
 
@@ -176,6 +187,7 @@ class Trainer:
         self.elbo = RecordingELBO(max_plate_nesting=nesting)
         self.loss = self.elbo(model, guide)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.programs = [p for p in self.loss.modules() if isinstance(p, Program)]
         self.safeguard = Safeguard(self.loss)
         self.steps = 0
         self.scheduled_steps = 0
@@ -194,13 +206,17 @@ class Trainer:
         """Take one step; return the terms of the ELBO, or ``None`` if it was rolled back."""
         self.optimizer.zero_grad(set_to_none=True)
         size = arguments["size"]
-        loss = self.loss(**arguments) / size
+        with unregistered(*self.programs):
+            loss = self.loss(**arguments) / size
         finite = bool(loss.isfinite())
         if finite:
             self.safeguard.remember(self.parameters)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
             finite = bool(norm.isfinite())
+            if finite and norm > self.clip_norm:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         terms = {name: value / size for name, value in self.elbo.terms().items()}
         self.steps += 1
         if finite:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmonf.nn import MLP, ConvEncoder, Linear, MaskedMLP
+from pyro_vmonf.made import MaskedMLP
+from pyro_vmonf.nn import MLP, ConvEncoder, Linear
 
 R, N, K, D = 2, 5, 3, 4
 

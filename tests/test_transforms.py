@@ -501,15 +501,15 @@ def test_running_statistics_approach_those_of_the_data() -> None:
 
 def spline_parameters(bins: int, spread: float, dtype: torch.dtype) -> Tensor:
     """Parameters of fifty splines."""
-    return torch.randn(50, 1, 3 * bins - 1, dtype=dtype) * spread
+    return torch.randn(50, 3 * bins - 1, 1, dtype=dtype) * spread
 
 
 def steepest_slope(theta: Tensor, bins: int) -> Tensor:
     """An upper bound of each spline's slope: twice that of a chord, or that of a knot."""
-    widths, heights, slopes = theta.double().split((bins, bins, bins - 1), -1)
-    width, height = (1e-3 + (1 - 1e-3 * bins) * raw.softmax(-1) for raw in (widths, heights))
+    widths, heights, slopes = theta.double().split((bins, bins, bins - 1), -2)
+    width, height = (1e-3 + (1 - 1e-3 * bins) * raw.softmax(-2) for raw in (widths, heights))
     knots = torch.nn.functional.softplus(slopes + 1)
-    return torch.maximum(2 * (height / width).amax(-1), knots.amax(-1))
+    return torch.maximum(2 * (height / width).amax(-2), knots.amax(-2))
 
 
 SPREADS = [0.0, 1.0, 10.0, 100.0, 1e4]
@@ -542,8 +542,8 @@ def test_splines_and_their_slopes_are_continuous_at_the_edge(spread: float) -> N
 
 def test_a_spline_starts_as_the_identity() -> None:
     spline = RationalQuadratic(8, 3.0)
-    z = torch.linspace(-4, 4, 101)[:, None]
-    x, log_slope = spline.forward(z, torch.zeros(23))
+    z = torch.linspace(-4, 4, 101)
+    x, log_slope = spline.forward(z, torch.zeros(23, 1))
     torch.testing.assert_close(x, z)
     torch.testing.assert_close(log_slope, torch.zeros_like(z), rtol=0, atol=1e-6)
 
@@ -568,8 +568,8 @@ def test_extreme_splines_stay_finite_and_monotone(spread: float, dtype: torch.dt
 @pytest.mark.parametrize("spread", [1.0, 3.0, 10.0, 100.0])
 def test_extreme_splines_stay_finite_next_to_their_knots(spread: float) -> None:
     spline = RationalQuadratic(8, 5.0)
-    theta = torch.randn(5000, 1, 23) * spread
-    share = 1e-3 + (1 - 8e-3) * theta[:, 0, 8:16].softmax(-1)
+    theta = torch.randn(5000, 23, 1) * spread
+    share = 1e-3 + (1 - 8e-3) * theta[:, 8:16, 0].softmax(-1)
     knots = 10 * share.cumsum(-1) - 5
     near = torch.cat([knots + step * 2.0**-22 for step in range(-4, 5)], -1)
     for go in (spline.forward, spline.inverse):
@@ -595,7 +595,7 @@ def test_extreme_splines_return_to_the_data(spread: float, dtype: torch.dtype) -
 @pytest.mark.parametrize("bound", [0.5, 5.0])
 def test_the_log_scale_stays_within_its_bound(bound: float) -> None:
     raw = torch.tensor([-1e6, -1.0, 0.0, 1.0, 1e6])
-    theta = torch.stack((raw, torch.randn(5)), -1)
+    theta = torch.stack((raw, torch.randn(5)))
     univariate = ShiftAndScale(bound)
     x, log_slope = univariate.forward(torch.randn(5), theta)
     torch.testing.assert_close(log_slope, bound * torch.tanh(raw / bound))

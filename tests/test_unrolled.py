@@ -20,7 +20,7 @@ def naive(transform: Autoregressive, z: Tensor) -> tuple[Tensor, Tensor]:
     slopes = []
     for i in transform.order.tolist():
         theta = transform.network(x)[..., i, :]
-        value, slope = transform.univariate.forward(z[..., i].expand(x.shape[:-1]), theta)
+        value, slope = transform.univariate.forward(z[..., i].expand(x.shape[:-1]), theta.mT)
         x = torch.stack([value if j == i else x[..., j] for j in range(D)], -1)
         slopes.append(slope)
     return x, torch.stack(slopes).sum(0)
@@ -61,7 +61,7 @@ def test_each_hidden_unit_is_computed_once(bank: type) -> None:
     activate, columns = network.activate, []
 
     def counting(x: Tensor) -> Tensor:
-        columns.append(x.shape[-1])
+        columns.append(x.shape[1])
         return activate(x)
 
     network.activate = counting

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import to_groups
+from pyro_vmonf.nn import to_columns
 from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
 
@@ -79,16 +79,16 @@ class Affine(FlowTransform):
         return torch.take_along_dim(lower @ upper, self.permutation.unsqueeze(-1), -2)
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        flat, restore = to_groups(z, self.batch_shape)
+        columns, restore = to_columns(z, self.batch_shape)
         matrix = self.matrix().reshape(-1, self.features, self.features)
-        x = restore(flat @ matrix.mT) + self.shift
+        x = restore(matrix @ columns) + self.shift
         return x, constant_log_det(self.log_scale.sum(-1), x)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        flat, restore = to_groups(x - self.shift, self.batch_shape)
-        back = self.permutation.argsort(-1).reshape(-1, 1, self.features)
-        flat = torch.take_along_dim(flat, back, -1)
+        columns, restore = to_columns(x - self.shift, self.batch_shape)
+        back = self.permutation.argsort(-1).reshape(-1, self.features, 1)
+        columns = torch.take_along_dim(columns, back, 1)
         lower, upper = (f.reshape(-1, self.features, self.features) for f in self._factors())
-        flat = torch.linalg.solve_triangular(lower, flat.mT, upper=False, unitriangular=True)
-        z = restore(torch.linalg.solve_triangular(upper, flat, upper=True).mT)
+        columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+        z = restore(torch.linalg.solve_triangular(upper, columns, upper=True))
         return z, constant_log_det(-self.log_scale.sum(-1), z)

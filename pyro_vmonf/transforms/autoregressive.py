@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import Activation, MaskedMLP, start_near_zero, to_groups
+from pyro_vmonf.made import MaskedMLP
+from pyro_vmonf.nn import Activation, start_near_zero, to_columns
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
 from pyro_vmonf.unrolled import unroll
@@ -69,11 +70,12 @@ class Autoregressive(FlowTransform):
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_slope = self.univariate.inverse(x, self.network(x))
-        return z, log_slope.sum(-1)
+        columns, restore = to_columns(x, self.batch_shape)
+        z, log_slope = self.univariate.inverse(columns, self.network.of_columns(columns))
+        return restore(z), restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        flat, restore = to_groups(z, self.batch_shape)
+        columns, restore = to_columns(z, self.batch_shape)
         slopes: list[Tensor] = []
 
         def emit(column: Tensor, theta: Tensor) -> Tensor:
@@ -81,6 +83,6 @@ class Autoregressive(FlowTransform):
             slopes.append(slope)
             return value
 
-        x = unroll(self.network, self.order, flat, emit)
-        log_slope = torch.stack(slopes, -1).sum(-1, keepdim=True)
+        x = unroll(self.network, self.order, columns, emit)
+        log_slope = torch.stack(slopes, 1).sum(1, keepdim=True)
         return restore(x), restore(log_slope).squeeze(-1)

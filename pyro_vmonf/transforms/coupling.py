@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import MLP, Activation, start_near_zero
+from pyro_vmonf.nn import MLP, Activation, start_near_zero, to_columns
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
 
@@ -58,6 +58,7 @@ class Coupling(FlowTransform):
     passive: Tensor
     active: Tensor
     order: Tensor
+    first_passes: bool | None
 
     def __init__(
         self,
@@ -84,6 +85,8 @@ class Coupling(FlowTransform):
         self.register_buffer("passive", passive)
         self.register_buffer("active", active)
         self.register_buffer("order", torch.cat((passive, active)).argsort())
+        _see_mask(self)
+        self.register_load_state_dict_post_hook(_see_mask)
         # Separate networks (s and t) are one more batch dimension of the same products.
         self.network = MLP(
             len(passive),
@@ -100,23 +103,42 @@ class Coupling(FlowTransform):
             layer.reset_parameters()  # type: ignore[operator]
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
-    def _parameters_from(self, passive: Tensor) -> Tensor:
-        """Compute θ of shape ``(*, active, P)``."""
-        out = self.network(passive.unsqueeze(-2))
-        return out.unflatten(-1, (len(self.active), -1)).transpose(-3, -2).flatten(-2)
+    def _split(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the passive and the active features."""
+        if self.first_passes is None:
+            return columns.index_select(1, self.passive), columns.index_select(1, self.active)
+        even, odd = columns[:, 0::2], columns[:, 1::2]
+        return (even, odd) if self.first_passes else (odd, even)
 
     def _join(self, passive: Tensor, active: Tensor) -> Tensor:
-        passive = passive.expand(*active.shape[:-1], -1)
-        return torch.cat((passive, active), -1).index_select(-1, self.order)
+        if self.first_passes is None:
+            return torch.cat((passive, active), 1).index_select(1, self.order)
+        halves = (passive, active) if self.first_passes else (active, passive)
+        return torch.stack(halves, 2).flatten(1, 2)
+
+    def _parameters_from(self, passive: Tensor) -> Tensor:
+        """Compute θ of shape ``(groups, active, P, rows)``."""
+        out = self.network.of_columns(passive).unflatten(0, (passive.shape[0], -1))
+        return out.unflatten(2, (len(self.active), -1)).transpose(1, 2).flatten(2, 3)
+
+    def _moved(
+        self, rows: Tensor, move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        columns, restore = to_columns(rows, self.batch_shape)
+        passive, active = self._split(columns)
+        moved, log_slope = move(active, self._parameters_from(passive))
+        log_det = restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
+        return restore(self._join(passive, moved)), log_det
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        passive = z.index_select(-1, self.passive)
-        theta = self._parameters_from(passive)
-        moved, log_slope = self.univariate.forward(z.index_select(-1, self.active), theta)
-        return self._join(passive, moved), log_slope.sum(-1)
+        return self._moved(z, self.univariate.forward)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        passive = x.index_select(-1, self.passive)
-        theta = self._parameters_from(passive)
-        moved, log_slope = self.univariate.inverse(x.index_select(-1, self.active), theta)
-        return self._join(passive, moved), log_slope.sum(-1)
+        return self._moved(x, self.univariate.inverse)
+
+
+def _see_mask(coupling: Coupling, _: object = None) -> None:
+    # Where every second feature passes, the halves are views, and are joined without an index.
+    features, first = coupling.features, bool(coupling.mask[0])
+    alternating = torch.equal(coupling.mask.cpu(), alternating_mask(features, flip=not first))
+    coupling.first_passes = first if alternating and features % 2 == 0 else None

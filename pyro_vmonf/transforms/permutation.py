@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import to_groups
+from pyro_vmonf.nn import to_columns
 from pyro_vmonf.transforms.base import FlowTransform
 
 
@@ -54,8 +54,8 @@ class Permutation(FlowTransform):
         self.register_buffer("order", chosen.expand(shape).clone())
 
     def _permuted(self, x: Tensor, order: Tensor) -> Tensor:
-        flat, restore = to_groups(x, self.batch_shape)
-        return restore(torch.take_along_dim(flat, order.reshape(-1, 1, self.features), -1))
+        columns, restore = to_columns(x, self.batch_shape)
+        return restore(torch.take_along_dim(columns, order.reshape(-1, self.features, 1), 1))
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x = self._permuted(z, self.order)

@@ -13,11 +13,13 @@ from pyro_vmonf.checks import check_positive
 
 
 class Univariate(Protocol):
-    """A monotone map of each feature, given its parameters ``(*, D, P)``.
+    """A monotone map of numbers ``(*, N)``, given their parameters ``(*, P, N)``.
+
+    The parameters stand before the rows, so that whatever is done to one of them runs along memory.
 
     To implement one, state ``parameters`` (*P*) and ``networks`` (how many separate networks share
     the work of producing them in a coupling), and write both directions; each returns the value
-    and the log-derivative, ``(*, D)``.
+    and the log-derivative, ``(*, N)``.
     """
 
     parameters: int
@@ -47,7 +49,7 @@ class ShiftAndScale:
         self.bound = bound
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = theta.unbind(-1)
+        raw, shift = theta.unbind(-2)
         return self.bound * torch.tanh(raw / self.bound), shift
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,53 +89,55 @@ class RationalQuadratic:
         self.bound = bound
         self.parameters = 3 * bins - 1
 
-    def _knots(self, raw: Tensor) -> Tensor:
-        """Positions ``(*, bins + 1)`` of the knots, from -B to B."""
-        share = self.smallest_bin + (1 - self.smallest_bin * self.bins) * raw.softmax(-1)
-        inner = 2 * self.bound * share[..., :-1].cumsum(-1) - self.bound
-        return F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
-
     def _pieces(
         self, theta: Tensor, value: Tensor, by_height: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Left and right knot (z, x) and slopes of the piece that each value falls in."""
-        theta = theta.expand(*value.shape, theta.shape[-1])
-        widths, heights, slopes = theta.split((self.bins, self.bins, self.bins - 1), -1)
-        z, x = self._knots(widths), self._knots(heights)
+        """Lower knot (z, x), width, height and both slopes of the piece that a value falls in."""
+        widths, heights, slopes = theta.split((self.bins, self.bins, self.bins - 1), -2)
+        room = 1 - self.smallest_bin * self.bins
+        widths, heights = (
+            2 * self.bound * (self.smallest_bin + room * raw.softmax(-2))
+            for raw in (widths, heights)
+        )
         # softplus(raw + offset) is 1 at raw = 0, as is the slope of the tails
         offset = math.log(math.expm1(1 - self.smallest_slope))
-        slope = F.pad(self.smallest_slope + F.softplus(slopes + offset), (1, 1), value=1.0)
-        edges = (x if by_height else z)[..., 1:-1].detach()
-        left = (value.unsqueeze(-1) >= edges).sum(-1, keepdim=True)
-        pair = torch.cat((left, left + 1), -1)
-        z0, z1 = z.gather(-1, pair).unbind(-1)
-        x0, x1 = x.gather(-1, pair).unbind(-1)
-        d0, d1 = slope.gather(-1, pair).unbind(-1)
-        return z0, z1, x0, x1, d0, d1
+        slopes = self.smallest_slope + F.softplus(slopes + offset)
+        with torch.no_grad():  # which piece it is does not move with the parameters
+            edges = (heights if by_height else widths)[..., :-1, :].cumsum(-2) - self.bound
+            past = value.unsqueeze(-2) >= edges
+            here = F.pad(past, (0, 0, 1, 0), value=True) & ~F.pad(past, (0, 0, 0, 1), value=False)
+            past, here = past.to(theta.dtype), here.to(theta.dtype)
+        # Masked sums, where an index would be gathered: their gradient is a product, not a scatter.
+        z0 = (widths[..., :-1, :] * past).sum(-2) - self.bound
+        x0 = (heights[..., :-1, :] * past).sum(-2) - self.bound
+        width, height = (widths * here).sum(-2), (heights * here).sum(-2)
+        d0 = (slopes * here[..., 1:, :]).sum(-2) + here[..., 0, :]
+        d1 = (slopes * here[..., :-1, :]).sum(-2) + here[..., -1, :]
+        return z0, x0, width, height, d0, d1
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        z, _ = torch.broadcast_tensors(z, theta[..., 0])
+        z, _ = torch.broadcast_tensors(z, theta[..., 0, :])
         inside = z.abs() < self.bound
         safe = z.clamp(-self.bound, self.bound)
-        z0, z1, x0, x1, d0, d1 = self._pieces(theta, safe, by_height=False)
-        mean_slope = (x1 - x0) / (z1 - z0)
-        t = (safe - z0) / (z1 - z0)
-        x = x0 + (x1 - x0) * (mean_slope * t * t + d0 * t * (1 - t)) / self._denominator(
+        z0, x0, width, height, d0, d1 = self._pieces(theta, safe, by_height=False)
+        mean_slope = height / width
+        t = ((safe - z0) / width).clamp(0, 1)
+        x = x0 + height * (mean_slope * t * t + d0 * t * (1 - t)) / self._denominator(
             t, mean_slope, d0, d1
         )
         log_slope = self._log_slope(t, mean_slope, d0, d1)
         return torch.where(inside, x, z), torch.where(inside, log_slope, torch.zeros_like(z))
 
     def inverse(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        x, _ = torch.broadcast_tensors(x, theta[..., 0])
+        x, _ = torch.broadcast_tensors(x, theta[..., 0, :])
         inside = x.abs() < self.bound
         safe = x.clamp(-self.bound, self.bound)
-        z0, z1, x0, x1, d0, d1 = self._pieces(theta, safe, by_height=True)
-        mean_slope = (x1 - x0) / (z1 - z0)
+        z0, x0, width, height, d0, d1 = self._pieces(theta, safe, by_height=True)
+        mean_slope = height / width
         rise = safe - x0
         bend = rise * (d0 + d1 - 2 * mean_slope)
-        a = (x1 - x0) * (mean_slope - d0) + bend
-        b = (x1 - x0) * d0 - bend
+        a = height * (mean_slope - d0) + bend
+        b = height * d0 - bend
         c = -mean_slope * rise
         # The root in [0, 1] of a t² + b t + c, in the form that subtracts nothing: a is above zero
         # where b is below. Rounding alone can take the discriminant or the root out of range.
@@ -142,7 +146,7 @@ class RationalQuadratic:
         falling = b < 0
         t = torch.where(falling, root - b, -2 * c) / torch.where(falling, 2 * a, b + root)
         t = t.clamp(0, 1)
-        z = z0 + t * (z1 - z0)
+        z = z0 + t * width
         log_slope = self._log_slope(t, mean_slope, d0, d1)
         return torch.where(inside, z, x), torch.where(inside, -log_slope, torch.zeros_like(x))
 

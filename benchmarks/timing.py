@@ -1,0 +1,58 @@
+"""Medians of interleaved repeats, and the memory that a function takes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def wait(device: str) -> None:
+    """Let the device finish."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int = 50,
+    warm_up: int = 3,
+    seconds: float = 120.0,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Return the median time of each function in ms, all of them taken in turn.
+
+    Arguments:
+        functions: what is timed.
+        repeats: rounds, fewer if they take longer than ``seconds``.
+        warm_up: rounds that do not count.
+        seconds: limit of the whole; five rounds are always taken.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    for _ in range(warm_up):
+        for function in functions.values():
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    begun = time.perf_counter()
+    for done in range(repeats):
+        if done >= 5 and time.perf_counter() - begun > seconds:
+            break
+        for name, function in functions.items():
+            wait(device)
+            start = time.perf_counter()
+            function()
+            wait(device)
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * median(values) for name, values in times.items()}
+
+
+def peak_megabytes(device: str) -> float:
+    """Return the most memory that the process has held."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
