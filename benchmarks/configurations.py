@@ -39,8 +39,8 @@ class Configuration:
             width = size
         return nn.Sequential(*layers, nn.Linear(width, self.components))
 
-    def pair(self) -> VMoNF:
-        """Return this library's mixture."""
+    def pair(self, top: int | None = None) -> VMoNF:
+        """Return this library's mixture, with a guide over the ``top`` components of each row."""
         bank = {"affine": RealNVP, "spline": NSF, "maf": MAF}[self.family](
             self.features,
             self.components,
@@ -48,8 +48,21 @@ class Configuration:
             hidden=(self.hidden,),
             activation="relu",
         )
-        network = MLP(self.features, self.components, hidden=self.guide_hidden)
-        return VMoNF(FlowMixture(bank), SoftmaxGuide(network, terms=[]))
+        network: nn.Module = MLP(self.features, self.components, hidden=self.guide_hidden)
+        if top is not None:
+            network = Centres(self.batch()[: self.components])
+        return VMoNF(FlowMixture(bank), SoftmaxGuide(network, terms=[], top=top))
+
+
+class Centres(nn.Module):
+    """A guide's network that knows K clusters of about the same size, as a trained one does."""
+
+    def __init__(self, centres: Tensor) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(centres.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x, self.centres).square()
 
 
 CONFIGURATIONS = {

@@ -26,9 +26,11 @@ def adam(parameters: Any) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=1e-4, fused=True)
 
 
-def library(c: Configuration, device: str, compile: bool = False) -> Step:
+def library(
+    c: Configuration, device: str, *, compile: bool = False, top: int | None = None
+) -> Step:
     """Return a step of ``fit``: TraceEnum_ELBO, its safeguards and its record."""
-    pair = c.pair().to(device)
+    pair = c.pair(top).to(device)
     x = c.batch().to(device)
     arguments: dict[str, Any] = {
         "x": x,

@@ -46,26 +46,30 @@ def unroll(
 ) -> Tensor:
     """Compute features one after the other, each from the network's outputs for those before it.
 
-    Hidden units are sorted by degree, so those that a new feature completes are a slice, and each
-    is computed once, as soon as its inputs exist: the D steps together cost one pass.
+    Hidden units are sorted by degree, so those that new features complete are a slice, and each is
+    computed once, as soon as its inputs exist: all steps together cost one pass. Features that no
+    new unit of the last hidden layer comes between do not see each other, and make one step.
 
     Arguments:
         network: the network, with its parameters ``(*batch, out, in)``.
         order: the feature ``(D,)`` that comes first, second, and so on.
         z: columns ``(G, D, N)`` in as many groups as the network has parameters for.
-        emit: function from a feature ``(G, N)`` of ``z`` and its parameters ``(G, P, N)`` to its
-            value ``(G, N)``; called in the order of the features.
+        emit: function from some features ``(G, n, N)`` of ``z`` and their parameters
+            ``(G, n, P, N)`` to their values ``(G, n, N)``; called in the order of the features.
 
     Returns:
         The values ``(G, D, N)``.
     """
     features, per_feature = network.features, network.parameters_per_feature
     layers = cast("list[Linear]", list(network.layers))
-    weights = [layer.weight.reshape(-1, *layer.weight.shape[-2:]) for layer in layers]
+    # What a step completes may have several degrees, so the masks are needed here as well.
+    weights = [weight.reshape(-1, *weight.shape[-2:]) for weight in network.masked_weights()]
     biases = [layer.bias.reshape(-1, layer.bias.shape[-1], 1) for layer in layers]
     weights[0] = weights[0].index_select(-1, order)  # inputs in the order in which they come
-    out = weights[-1].unflatten(-2, (features, per_feature))
-    out_bias = biases[-1].unflatten(-2, (features, per_feature))
+    out, out_bias = (
+        last[-1].unflatten(1, (features, per_feature)).index_select(1, order).flatten(1, 2)
+        for last in (weights, biases)
+    )
     # How many units of each layer are complete once so many features are known.
     known = torch.arange(features + 1)
     complete = [
@@ -74,19 +78,22 @@ def unroll(
     ]
     inputs = _Known(z, features)
     hidden = [_Known(z, width) for width in network.hidden]
+    z = z.index_select(1, order)
+    seen = complete[-1] if hidden else known.tolist()
+    steps = [i for i in range(features) if i == 0 or seen[i] != seen[i - 1]]
     values: list[Tensor] = []
-    for step, feature in enumerate(order.tolist()):
+    for start, stop in pairwise((*steps, features)):
         last = hidden[-1]() if hidden else inputs()
-        weight = out[:, feature, :, : last.shape[1]]
-        theta = torch.baddbmm(out_bias[:, feature], weight, last)
-        value = emit(z[:, feature], theta)
+        rows = slice(start * per_feature, stop * per_feature)
+        theta = torch.baddbmm(out_bias[:, rows], out[:, rows, : last.shape[1]], last)
+        value = emit(z[:, start:stop], theta.unflatten(1, (stop - start, per_feature)))
         values.append(value)
-        inputs.add(value.unsqueeze(1))
+        inputs.add(value)
         for i, (below, above) in enumerate(pairwise((inputs, *hidden))):
-            first, end = complete[i][step], complete[i][step + 1]
+            first, end = complete[i][start], complete[i][stop]
             if first < end:
                 incoming = below()
                 weight = weights[i][:, first:end, : incoming.shape[1]]
                 bias = biases[i][:, first:end]
                 above.add(network.activate(torch.baddbmm(bias, weight, incoming)))
-    return torch.stack(values, 1).index_select(1, order.argsort())
+    return torch.cat(values, 1).index_select(1, order.argsort())

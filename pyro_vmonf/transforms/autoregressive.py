@@ -78,11 +78,11 @@ class Autoregressive(FlowTransform):
         columns, restore = to_columns(z, self.batch_shape)
         slopes: list[Tensor] = []
 
-        def emit(column: Tensor, theta: Tensor) -> Tensor:
-            value, slope = self.univariate.forward(column, theta)
+        def emit(features: Tensor, theta: Tensor) -> Tensor:
+            value, slope = self.univariate.forward(features, theta)
             slopes.append(slope)
             return value
 
         x = unroll(self.network, self.order, columns, emit)
-        log_slope = torch.stack(slopes, 1).sum(1, keepdim=True)
+        log_slope = torch.cat(slopes, 1).sum(1, keepdim=True)
         return restore(x), restore(log_slope).squeeze(-1)

@@ -1,0 +1,60 @@
+"""``python -m benchmarks NAME``: speed and quality, side by side in one process."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import warnings
+from pathlib import Path
+
+import pyro
+import torch
+
+from benchmarks import quality, sample, scaling, score, step
+from benchmarks.tables import Options, table, write
+
+BENCHMARKS = {
+    "step": step.run,
+    "sample": sample.run,
+    "score": score.run,
+    "scaling": scaling.run,
+    "quality": quality.run,
+}
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def main() -> None:
+    """Run one benchmark, print its tables, and write its rows where they are wanted."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--config", help="one configuration; all by default")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="file to which rows are added, one a line")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    options = Options(given.config, given.threads, given.device, given.repeats)
+    name = torch.cuda.get_device_name() if given.device == "cuda" else processor()
+    print(
+        f"{given.name}: {datetime.date.today()}, {name}, {given.threads} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, pyro {pyro.__version__}\n"
+    )
+    for rows in BENCHMARKS[given.name](options):
+        print(table(rows) + "\n", flush=True)
+        if given.json is not None:
+            write(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()
