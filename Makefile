@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test bench lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -14,6 +14,12 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/bench  ## every benchmark of speed; rows in out/benchmarks.jsonl
+	mkdir -p out
+	for name in step sample score scaling quality; do \
+		$(BIN)/python -m benchmarks $$name --json out/benchmarks.jsonl || exit 1; \
+	done
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
@@ -33,6 +39,10 @@ install: .venv/dev
 
 .venv/dev: .venv/torch pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@ .venv/runtime
+
+.venv/bench: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	touch $@ .venv/runtime
 
 clean:

@@ -85,14 +85,19 @@ class VMoNF(PyroModule):
         """Run the model."""
         return self.model(*args, **kwargs)
 
-    def fit(self, x: Any, y: Any = None, *, n_init: int = 1, **options: Any) -> History:
+    def fit(
+        self, x: Any, y: Any = None, *, n_init: int = 1, compile: bool = False, **options: Any
+    ) -> History:
         """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.fitting.fit`.
 
         Arguments:
             x, y, options: as there.
             n_init: runs from different starts, of which the one with the best held-out objective
                 stays: see :func:`pyro_vmonf.restarts.fit_best`.
+            compile: call :meth:`compile` first.
         """
+        if compile:
+            self.compile()
         if check_positive("n_init", n_init) == 1:
             return fitting.fit(self.model, self.guide, x, y, **options)
         return restarts.fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
@@ -166,7 +171,12 @@ class VMoNF(PyroModule):
         return self._over_chunks(elbo, x, chunk_size)
 
     def sample(
-        self, num_samples: int, *, component: int | None = None, seed: int | None = None
+        self,
+        num_samples: int,
+        *,
+        component: int | None = None,
+        seed: int | None = None,
+        chunk_size: int = 65536,
     ) -> tuple[Tensor, Tensor]:
         """Draw points ``(num_samples, *event_shape)`` and the component ``(num_samples,)`` of each.
 
@@ -174,20 +184,29 @@ class VMoNF(PyroModule):
             num_samples: how many.
             component: draw from this one only.
             seed: seed of the draws; the global state is then left alone.
+            chunk_size: points drawn at once.
 
         Raises:
-            ValueError: if the number is below one, or the component is out of range.
+            ValueError: if a number is below one, or the component is out of range.
         """
         check_positive("num_samples", num_samples)
+        check_positive("chunk_size", chunk_size)
         count = self.model.num_components
         if component is not None and not 0 <= component < count:
             raise ValueError(f"component is {component}; expected 0 to {count - 1}")
         with local_seed(seed), evaluating(self), torch.no_grad():
             mixture = self.model.mixture()
-            if component is None:
-                return mixture.sample_with_component((num_samples,))
-            c = torch.full((num_samples,), component, device=mixture.log_weights.device)
-            return select(mixture.components, c).sample(), c
+
+            def draw(count: int) -> tuple[Tensor, Tensor]:
+                if component is None:
+                    return mixture.sample_with_component((count,))
+                c = torch.full((count,), component, device=mixture.log_weights.device)
+                return select(mixture.components, c).sample(), c
+
+            counts = [chunk_size] * (num_samples // chunk_size)
+            counts += [num_samples % chunk_size] * (num_samples % chunk_size > 0)
+            points, components = zip(*map(draw, counts), strict=True)
+            return torch.cat(points), torch.cat(components)
 
     def report(self, x: Any) -> ComponentReport:
         """Say what became of each component: see :func:`pyro_vmonf.report.component_report`."""
