@@ -24,6 +24,7 @@ from pyro_vmonf.checks import (
     check_sample_weight,
     floating_buffer,
 )
+from pyro_vmonf.elbo import max_plate_nesting
 from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
@@ -31,7 +32,7 @@ from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import LoaderSource, Source, TensorSource
 from pyro_vmonf.temperature import Cooling, Schedule, as_schedule, check_temperature
-from pyro_vmonf.training import Guide, Trainer, max_plate_nesting
+from pyro_vmonf.training import Guide, Trainer
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def fit(
         )
         trainer.anneal()  # pretraining stays at the schedules' start
         history = trainer.history
-        best = Best(trainer.loss, keep == "best")
+        best = Best(trainer.objective, keep == "best")
         total = None if epochs is None else pretrain_epochs + epochs
         epoch = -pretrain_epochs
 

@@ -4,97 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf.checks import listed
+from pyro_vmonf.elbo import Objective
 from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.rows import Program, unregistered
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.scopes import evaluating
 from pyro_vmonf.sources import Arguments, TensorSource
 from pyro_vmonf.temperature import Schedule
 
 Guide = SoftmaxGuide | MarginalGuide
-
-
-class RecordingELBO(TraceEnum_ELBO):
-    """``TraceEnum_ELBO`` that keeps the traces of its last loss, to tell the terms apart."""
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        self.traces = super()._get_trace(model, guide, args, kwargs)
-        return self.traces
-
-    @torch.no_grad()
-    def terms(self) -> dict[str, Tensor]:
-        """Return the terms whose sum is the last ELBO, by name."""
-        model_trace, guide_trace = self.traces
-        sites = [
-            (name.rsplit(".", 1)[-1], site, sign)
-            for trace, sign in ((model_trace, 1), (guide_trace, -1))
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not _is_plate(site)
-        ]
-        # The guide's c if it has one, else the model's.
-        c = [s for _, s, _ in sites if s["infer"].get("_enumerate_dim") is not None][-1]
-        dim = c["infer"]["_enumerate_dim"]
-
-        def depends(site: dict[str, Any]) -> bool:
-            return site["log_prob"].dim() >= -dim
-
-        if any(c is site for _, site, sign in sites if sign < 0):
-            log_q = c["unscaled_log_prob"]
-        else:  # summed out: the exact posterior takes the place of q
-            parts = [s["unscaled_log_prob"] for _, s, _ in sites if depends(s)]
-            log_q = torch.stack(torch.broadcast_tensors(*parts)).sum(0).log_softmax(dim)
-        q = log_q.exp()
-
-        def expected(value: Tensor) -> Tensor:
-            return torch.where(q > 0, q * value, torch.zeros_like(q)).sum()
-
-        names = {"x": "log_likelihood", "c": "log_prior"}
-        terms: dict[str, Tensor] = {}
-        for name, site, sign in sites:
-            if site is c and sign < 0:
-                continue
-            value = expected(site["log_prob"]) if depends(site) else site["log_prob"].sum()
-            key = names.get(name, name) if sign > 0 else name
-            terms[key] = terms.get(key, 0.0) + sign * value
-        mask = 1.0 if c["mask"] is None else c["mask"]
-        terms["entropy"] = -expected(log_q * c["scale"] * mask)
-        return terms
-
-
-def _is_plate(site: dict[str, Any]) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
-def max_plate_nesting(
-    model: Callable[..., Any], guide: Callable[..., Any], **arguments: Any
-) -> int:
-    """Return how deep the plates nest, from one run of each that draws nothing global."""
-    with local_seed(0), torch.no_grad(), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(**arguments)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(**arguments)
-        for trace in (guide_trace, model_trace):
-            trace.compute_log_prob()  # the shape of every site is checked here, once
-    return max(
-        -frame.dim  # type: ignore[operator]
-        for trace in (guide_trace, model_trace)
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    )
 
 
 class Safeguard:
@@ -184,11 +111,10 @@ class Trainer:
         self.max_rejected = max_rejected
         self.temperature = temperature
         self.history = History()
-        self.elbo = RecordingELBO(max_plate_nesting=nesting)
-        self.loss = self.elbo(model, guide)
+        self.objective = Objective(model, guide, nesting)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.programs = [p for p in self.loss.modules() if isinstance(p, Program)]
-        self.safeguard = Safeguard(self.loss)
+        self.programs = [p for p in self.objective.modules() if isinstance(p, Program)]
+        self.safeguard = Safeguard(self.objective)
         self.steps = 0
         self.scheduled_steps = 0
         self.rejected_in_a_row = 0
@@ -207,7 +133,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         size = arguments["size"]
         with unregistered(*self.programs):
-            loss = self.loss(**arguments) / size
+            terms = {name: value / size for name, value in self.objective(**arguments).items()}
+        loss = -torch.stack(list(terms.values())).sum()
+        terms = {name: value.detach() for name, value in terms.items()}
         finite = bool(loss.isfinite())
         if finite:
             self.safeguard.remember(self.parameters)
@@ -217,7 +145,6 @@ class Trainer:
             finite = bool(norm.isfinite())
             if finite and norm > self.clip_norm:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        terms = {name: value / size for name, value in self.elbo.terms().items()}
         self.steps += 1
         if finite:
             self.optimizer.step()
@@ -284,11 +211,10 @@ class Trainer:
     def score(self, source: TensorSource) -> None:
         """Record ELBO and objective per row of a source, in ``eval()``."""
         totals: dict[str, float] = {}
-        with evaluating(self.loss):
+        with evaluating(self.objective):
             rows = torch.arange(source.size, device=source.x.device)
             for chosen in rows.split(source.batch_size):
-                self.elbo.loss(self.model, self.guide, **source.arguments(chosen))
-                for name, value in self.elbo.terms().items():
+                for name, value in self.objective(**source.arguments(chosen)).items():
                     share = len(chosen) / source.size**2  # of a batch scaled to the whole
                     totals[name] = totals.get(name, 0.0) + float(value) * share
         self.history.held_out.append(sum(totals.values()))

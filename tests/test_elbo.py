@@ -13,10 +13,10 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vmonf import FlowMixture, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.elbo import EnumeratedELBO
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.terms import Batch, Classification, Term
-from pyro_vmonf.training import RecordingELBO
 
 K, N, B, D = 3, 11, 7, 2
 
@@ -180,14 +180,23 @@ def test_a_callable_is_a_term() -> None:
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("evidence", ["unlabelled", "mixed", "noisy"])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_recorded_terms_add_up_to_the_elbo(weights: str, evidence: str, guided: bool) -> None:
+def test_the_terms_are_those_of_the_enumerated_elbo(
+    weights: str, evidence: str, guided: bool
+) -> None:
+    """Value and gradient of ``TraceEnum_ELBO``, whose random weights are drawn alike."""
     vmonf = make(WEIGHTS[weights]())
     guide = vmonf.guide if guided else MarginalGuide(vmonf.model)
     x, y, index = torch.randn(B, D), EVIDENCE[evidence](), torch.randperm(N)[:B]
-    elbo = RecordingELBO(max_plate_nesting=1)
-    loss = elbo(vmonf.model, guide)(x, y, index=index, size=N)
-    terms = elbo.terms()
-    torch.testing.assert_close(sum(terms.values()), -loss.detach(), rtol=1e-9, atol=1e-9)
+    options = {"y": y, "index": index, "size": N}
+    found, wanted = [], []
+    for kind, results in ((EnumeratedELBO, found), (TraceEnum_ELBO, wanted)):
+        module = kind(max_plate_nesting=1)(vmonf.model, guide)
+        with local_seed(3):
+            loss = module(x, **options)
+        parameters = list(dict.fromkeys(module.parameters()))
+        results += [loss, *torch.autograd.grad(loss, parameters, allow_unused=True)]
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    terms = EnumeratedELBO(max_plate_nesting=1).terms(vmonf.model, guide, x, **options)
     assert {"log_likelihood", "log_prior", "entropy"} <= terms.keys()
 
 
