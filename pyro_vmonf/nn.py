@@ -74,22 +74,23 @@ def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[
 def linear_of_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return :math:`W x + b` for columns, in one matrix product.
 
+    With several matrices for each group of columns, consecutive ones share it, and their outputs
+    lie side by side in its place. The next layer, which has as many, takes them apart again.
+
     Arguments:
-        x: columns ``(groups, in, rows)``.
-        weight: matrices ``(*batch, out, in)``, as many as there are groups; or a multiple of it,
-            and consecutive ones then share a group's columns.
+        x: columns ``(groups, in, rows)``, or the side by side ones of a layer before.
+        weight: matrices ``(*batch, out, in)``, as many as there are groups or a multiple of it.
         bias: vectors ``(*batch, out)``.
 
     Returns:
-        Columns ``(matrices, out, rows)``.
+        Columns ``(groups, matrices / groups * out, rows)``, a tensor of their own.
     """
-    groups, size, rows = x.shape
-    matrices, out = math.prod(weight.shape[:-2]), weight.shape[-2]
-    together = matrices // max(groups, 1) * out
-    moved = torch.baddbmm(
-        bias.reshape(groups, together, 1), weight.reshape(groups, together, size), x
+    x = x.reshape(x.shape[0] * x.shape[1] // weight.shape[-1], weight.shape[-1], x.shape[2])
+    groups = x.shape[0]
+    together = math.prod(weight.shape[:-1]) // max(groups, 1)
+    return torch.baddbmm(
+        bias.reshape(groups, together, 1), weight.reshape(groups, together, -1), x
     )
-    return moved.view(matrices, out, rows)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
     def of_columns(self, x: Tensor) -> Tensor:
-        """Return columns ``(matrices, out, rows)``: see :func:`linear_of_columns`."""
+        """Return columns: see :func:`linear_of_columns`."""
         return linear_of_columns(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -218,7 +219,7 @@ class MLP(nn.Module):
         return last(x)
 
     def of_columns(self, x: Tensor) -> Tensor:
-        """Return columns ``(networks, out, rows)``: see :func:`linear_of_columns`."""
+        """Return columns, side by side for networks that share them: :func:`linear_of_columns`."""
         *hidden, last = self.layers
         for layer in hidden:
             x = self._activate(layer.of_columns(x))  # type: ignore[operator]

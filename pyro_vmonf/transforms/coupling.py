@@ -118,8 +118,11 @@ class Coupling(FlowTransform):
 
     def _parameters_from(self, passive: Tensor) -> Tensor:
         """Compute θ of shape ``(groups, active, P, rows)``."""
-        out = self.network.of_columns(passive).unflatten(0, (passive.shape[0], -1))
-        return out.unflatten(2, (len(self.active), -1)).transpose(1, 2).flatten(2, 3)
+        out = self.network.of_columns(passive)
+        networks = self.univariate.networks
+        each = self.univariate.parameters // networks
+        shape = (passive.shape[0], networks, len(self.active), each, out.shape[-1])
+        return out.reshape(shape).transpose(1, 2).flatten(2, 3)
 
     def _moved(
         self, rows: Tensor, move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
