@@ -17,7 +17,7 @@ lint: .venv/dev
 
 bench: .venv/bench  ## every benchmark of speed; rows in out/benchmarks.jsonl
 	mkdir -p out
-	for name in step sample score scaling quality; do \
+	for name in step sample score scaling restarts quality; do \
 		$(BIN)/python -m benchmarks $$name --json out/benchmarks.jsonl || exit 1; \
 	done
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyro
 import torch
 
-from benchmarks import quality, sample, scaling, score, step
+from benchmarks import quality, restarts, sample, scaling, score, step
 from benchmarks.tables import Options, table, write
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "sample": sample.run,
     "score": score.run,
     "scaling": scaling.run,
+    "restarts": restarts.run,
     "quality": quality.run,
 }
 

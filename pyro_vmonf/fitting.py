@@ -155,35 +155,20 @@ def fit(
         >>> len(history.elbo)
         2
     """
-    if epochs is not None and steps is not None:
-        raise ValueError(f"epochs={epochs} and steps={steps} were both given; pass one of them")
-    if epochs is None and steps is None:
-        epochs = 100
-    check_positive("epochs", 1 if epochs is None else epochs)
-    check_positive("steps", 1 if steps is None else steps)
-    check_positive("batch_size", batch_size)
-    if keep not in ("last", "best"):
-        raise ValueError(f"keep is {keep!r}; expected 'last' or 'best'")
-    if patience is not None and held_out == 0:
-        raise ValueError("patience was given without held_out; pass the fraction to hold out")
-    if temperature is not None and not isinstance(guide, SoftmaxGuide):
-        raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
-    if not isinstance(temperature, (Cooling, NoneType)):
-        check_temperature(as_schedule(temperature)(0))
-    if sample_weight is not None and isinstance(guide, MarginalGuide):
-        raise ValueError(
-            "sample_weight needs a guide with its own c; Pyro sums c out of the model only under "
-            "one common weight: use a SoftmaxGuide"
-        )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm is {clip_norm}; it must be above zero")
-    if pretrain_epochs < 0 or (patience is not None and patience < 1):
-        raise ValueError(
-            f"pretrain_epochs is {pretrain_epochs} and patience is {patience}; expected at least 0 "
-            "and 1"
-        )
-    if guide.model is not None and guide.model is not model:
-        raise ValueError("the guide is bound to another model; pass that one, or a new guide")
+    epochs = check_options(
+        model,
+        guide,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        temperature=temperature,
+        sample_weight=sample_weight,
+        pretrain_epochs=pretrain_epochs,
+        held_out=held_out,
+        patience=patience,
+        keep=keep,
+    )
     callbacks = [callbacks] if callable(callbacks) else callbacks
     generator = torch.Generator().manual_seed(
         int(torch.randint(2**62, ())) if seed is None else seed
@@ -288,6 +273,58 @@ def fit(
         trainer.report_rejected()
     history.seconds = time.perf_counter() - start
     return history
+
+
+def check_options(
+    model: FlowMixture,
+    guide: Guide,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int,
+    clip_norm: float | None,
+    temperature: float | Schedule | Cooling | None,
+    sample_weight: Any,
+    pretrain_epochs: int,
+    held_out: float,
+    patience: int | None,
+    keep: str,
+) -> int | None:
+    """Refuse what cannot be fitted; return the epochs, of which there are none if steps count.
+
+    Raises:
+        ValueError: if options do not fit one another.
+    """
+    if epochs is not None and steps is not None:
+        raise ValueError(f"epochs={epochs} and steps={steps} were both given; pass one of them")
+    if epochs is None and steps is None:
+        epochs = 100
+    check_positive("epochs", 1 if epochs is None else epochs)
+    check_positive("steps", 1 if steps is None else steps)
+    check_positive("batch_size", batch_size)
+    if keep not in ("last", "best"):
+        raise ValueError(f"keep is {keep!r}; expected 'last' or 'best'")
+    if patience is not None and held_out == 0:
+        raise ValueError("patience was given without held_out; pass the fraction to hold out")
+    if temperature is not None and not isinstance(guide, SoftmaxGuide):
+        raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
+    if not isinstance(temperature, (Cooling, NoneType)):
+        check_temperature(as_schedule(temperature)(0))
+    if sample_weight is not None and isinstance(guide, MarginalGuide):
+        raise ValueError(
+            "sample_weight needs a guide with its own c; Pyro sums c out of the model only under "
+            "one common weight: use a SoftmaxGuide"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is {clip_norm}; it must be above zero")
+    if pretrain_epochs < 0 or (patience is not None and patience < 1):
+        raise ValueError(
+            f"pretrain_epochs is {pretrain_epochs} and patience is {patience}; expected at least 0 "
+            "and 1"
+        )
+    if guide.model is not None and guide.model is not model:
+        raise ValueError("the guide is bound to another model; pass that one, or a new guide")
+    return epochs
 
 
 def _sources(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -37,6 +38,24 @@ class History:
     rejected: int = 0
     seconds: float = 0.0
     stopped: str = ""
+
+    def record(
+        self,
+        epoch: int,
+        step: int,
+        means: dict[str, float],
+        temperature: float,
+        objective: float,
+    ) -> None:
+        """Close an epoch, of whose steps the terms' means are given; none if all were rejected."""
+        for name in dict.fromkeys((*self.terms, *means)):  # in a fixed order
+            past = self.terms.setdefault(name, [0.0] * len(self.epoch))
+            past.append(means.get(name, 0.0))
+        self.epoch.append(epoch)
+        self.step.append(step)
+        self.elbo.append(sum(means.values()) if means else math.nan)
+        self.objective.append(objective if means else math.nan)
+        self.temperature.append(temperature)
 
     def __repr__(self) -> str:
         last = f", elbo={self.elbo[-1]:.4f}" if self.elbo else ""

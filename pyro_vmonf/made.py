@@ -51,7 +51,7 @@ class _BlockwiseProduct(torch.autograd.Function):
     ) -> Tensor:
         out = bias.unsqueeze(-1).expand(-1, -1, x.shape[2]).clone()
         for o1, o2, i1, i2 in blocks:
-            out[:, o1:o2].baddbmm_(weight[:, o1:o2, i1:i2] * mask[o1:o2, i1:i2], x[:, i1:i2])
+            out[:, o1:o2] += (weight[:, o1:o2, i1:i2] * mask[o1:o2, i1:i2]) @ x[:, i1:i2]
         return out
 
     @staticmethod
@@ -69,8 +69,8 @@ class _BlockwiseProduct(torch.autograd.Function):
         by_weight = grad.new_zeros(weight.shape)
         for o1, o2, i1, i2 in ctx.blocks:
             allowed, part = mask[o1:o2, i1:i2], grad[:, o1:o2]
-            by_x[:, i1:i2].baddbmm_((weight[:, o1:o2, i1:i2] * allowed).mT, part)
-            torch.mul(part @ x[:, i1:i2].mT, allowed, out=by_weight[:, o1:o2, i1:i2])
+            by_x[:, i1:i2] += (weight[:, o1:o2, i1:i2] * allowed).mT @ part
+            by_weight[:, o1:o2, i1:i2] = (part @ x[:, i1:i2].mT) * allowed
         return by_x, by_weight, grad.sum(2), None, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from pyro_vmonf import together
 from pyro_vmonf.fitting import fit
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
@@ -107,7 +110,9 @@ def fit_best(
 ) -> History:
     """Fit from several starts and keep the run with the best objective on held-out rows.
 
-    The objective is :attr:`History.objective`: what the guide is trained on.
+    The objective is :attr:`History.objective`: what the guide is trained on. The runs go on side by
+    side in one batch (:mod:`pyro_vmonf.together`); with an optimiser of your own, callbacks, a
+    ``DataLoader``, or a network that ``torch.vmap`` does not take, they come one after the other.
 
     Arguments:
         model, guide: the pair; the first run begins with their parameters as they are.
@@ -124,6 +129,9 @@ def fit_best(
         ValueError: if a part cannot be started anew. Whatever is raised, the pair is as it was.
     """
     first = int(torch.randint(2**31, ())) if seed is None else seed
+    if options.keys() <= together.OPTIONS and not isinstance(x, DataLoader):
+        with contextlib.suppress(together.NotTogether):
+            return _best_together(model, guide, x, y, n_init, first, held_out, options)
     histories: list[History] = []
     failures: list[FloatingPointError] = []
 
@@ -142,3 +150,40 @@ def fit_best(
     history = max(histories, key=lambda history: history.objective[-1])
     history.restarts = objectives
     return history
+
+
+def _best_together(
+    model: FlowMixture,
+    guide: Guide,
+    x: Any,
+    y: Any,
+    n_init: int,
+    first: int,
+    held_out: float,
+    options: dict[str, Any],
+) -> History:
+    starts = [copy.deepcopy(nn.ModuleList([model, guide])) for _ in range(n_init)]
+    for i, (own, own_guide) in enumerate(starts):
+        own_guide.bind_(own)  # type: ignore[operator]
+        if i:
+            with local_seed(first + i):
+                reset_parameters_(starts[i])
+    histories = together.fit_together(
+        [tuple(pair) for pair in starts],  # type: ignore[misc]
+        x,
+        y,
+        [first + i for i in range(n_init)],
+        held_out=held_out,
+        **options,
+    )
+    objectives = [history.objective[-1] for history in histories]
+    best = max(range(n_init), key=lambda i: (math.isfinite(objectives[i]), objectives[i]))
+    if not math.isfinite(objectives[best]):
+        raise FloatingPointError(
+            f"the runs' objectives are {objectives}: none of {n_init} stayed finite. "
+            "Try a smaller lr, clip_norm, or a smaller bound of the flows"
+        )
+    nn.ModuleList([model, guide]).load_state_dict(starts[best].state_dict())
+    guide.bind_(model)
+    histories[best].restarts = objectives
+    return histories[best]

@@ -24,6 +24,14 @@ from pyro_vmonf.temperature import Schedule
 Guide = SoftmaxGuide | MarginalGuide
 
 
+def objective_of(guide: Guide, terms: dict[str, float]) -> float:
+    """Return what of the ELBO's terms the guide is trained on."""
+    if not isinstance(guide, SoftmaxGuide):
+        return sum(terms.values())
+    penalties = sum(terms.get(name, 0.0) for name, _ in guide.named_terms())
+    return guide.elbo_gradient * (sum(terms.values()) - penalties) + penalties
+
+
 class Safeguard:
     """The state that a rejected step goes back to: buffers that the forward pass moves.
 
@@ -190,21 +198,16 @@ class Trainer:
 
     def record(self, number: int) -> None:
         """Close the epoch."""
-        history, count = self.history, max(len(self.open), 1)
+        count = max(len(self.open), 1)
         totals: dict[str, Tensor | float] = {}
         for terms in self.open:
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value
         means = {name: float(value) / count for name, value in totals.items()}
-        for name in dict.fromkeys((*history.terms, *means)):  # in a fixed order
-            past = history.terms.setdefault(name, [0.0] * len(history.epoch))
-            past.append(means.get(name, 0.0))
-        history.epoch.append(number)
-        history.step.append(self.steps)
-        history.elbo.append(sum(means.values()) if means else math.nan)
-        history.objective.append(self._objective(means) if means else math.nan)
         temperature = self.guide.temperature if isinstance(self.guide, SoftmaxGuide) else 1.0
-        history.temperature.append(float(temperature))
+        self.history.record(
+            number, self.steps, means, float(temperature), objective_of(self.guide, means)
+        )
         self.open = []
 
     @torch.no_grad()
@@ -218,11 +221,4 @@ class Trainer:
                     share = len(chosen) / source.size**2  # of a batch scaled to the whole
                     totals[name] = totals.get(name, 0.0) + float(value) * share
         self.history.held_out.append(sum(totals.values()))
-        self.history.objective[-1] = self._objective(totals)
-
-    def _objective(self, terms: dict[str, float]) -> float:
-        """Return what of the ELBO's terms the guide is trained on."""
-        if not isinstance(self.guide, SoftmaxGuide):
-            return sum(terms.values())
-        penalties = sum(terms.get(name, 0.0) for name, _ in self.guide.named_terms())
-        return self.guide.elbo_gradient * (sum(terms.values()) - penalties) + penalties
+        self.history.objective[-1] = objective_of(self.guide, totals)

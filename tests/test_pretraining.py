@@ -237,7 +237,14 @@ def test_one_diverging_restart_is_left_out() -> None:
 
     vmonf = pair([bad_at_first])  # type: ignore[list-item]
     history = vmonf.fit(
-        x, n_init=2, epochs=4, batch_size=60, max_rejected=4, held_out=0.2, progress=False
+        x,
+        n_init=2,
+        epochs=4,
+        batch_size=60,
+        max_rejected=4,
+        held_out=0.2,
+        callbacks=[],  # one run after the other
+        progress=False,
     )
     assert history.restarts[0] == -math.inf
     assert math.isfinite(history.restarts[1])

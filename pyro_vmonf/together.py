@@ -1,0 +1,404 @@
+"""Restarts as one batch: R runs of the same fit, one program under ``torch.vmap``.
+
+A step of a small mixture is mostly Python; R of them at once cost hardly more than one. Nothing of
+the pair has to know: its parameters are stacked, and the program runs over the stack.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vmonf.checks import (
+    check_evidence,
+    check_rows,
+    check_sample_weight,
+    floating_buffer,
+)
+from pyro_vmonf.elbo import Objective, max_plate_nesting
+from pyro_vmonf.fitting import check_options
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.history import History
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.progress import progress_bar
+from pyro_vmonf.rows import Program, unregistered
+from pyro_vmonf.scopes import evaluating, local_seed, training
+from pyro_vmonf.sources import TensorSource
+from pyro_vmonf.temperature import Cooling, Schedule, as_schedule
+from pyro_vmonf.training import Guide, objective_of
+
+# What the runs share; with any other option of ``fit`` they have to be made one after the other.
+OPTIONS = {
+    "epochs", "steps", "batch_size", "lr", "weight_decay", "scheduler", "clip_norm", "temperature",
+    "sample_weight", "held_out", "patience", "keep", "standardize", "max_rejected", "progress",
+}  # fmt: skip
+
+
+class NotTogether(RuntimeError):
+    """The pair cannot run under ``torch.vmap``."""
+
+
+@dataclass
+class Run:
+    """One of the runs: its order of the rows, and what became of it."""
+
+    generator: torch.Generator
+    train: TensorSource
+    held_out: TensorSource | None
+    history: History
+    best: float = -math.inf
+    best_epoch: int = 0
+    rejected_in_a_row: int = 0
+    going: bool = True
+
+
+class Runs:
+    """The stacked state of R pairs, and a training step of all of them.
+
+    Arguments:
+        objectives: the pairs, alike in everything but their state.
+        arrays: rows, evidence and weights of the whole data set, ``None`` where there are none.
+        size: rows that a run trains on.
+        lr, weight_decay: of Adam.
+        scheduler: function from the optimiser to its schedule.
+        clip_norm: largest norm of one run's gradient.
+    """
+
+    def __init__(
+        self,
+        objectives: list[Objective],
+        arrays: dict[str, Tensor | None],
+        size: int,
+        *,
+        lr: float,
+        weight_decay: float,
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        clip_norm: float | None,
+    ) -> None:
+        self.template = objectives[0]
+        self.arrays = arrays
+        self.size = size
+        self.clip_norm = clip_norm
+        self.programs = [p for p in self.template.modules() if isinstance(p, Program)]
+        self.parameters, buffers = stack_module_state(objectives)  # type: ignore[arg-type]
+        # Masks and orders are common: each tensor that is passed on costs its share of a step.
+        self.buffers = {
+            name: value
+            for name, value in buffers.items()
+            if value.is_floating_point() or bool((value != value[:1]).any())
+        }
+        self.trained = [p for p in self.parameters.values() if p.requires_grad]
+        self.optimizer = Adam(self.trained, lr=lr, weight_decay=weight_decay, fused=True)
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """Return a copy of one run's parameters and buffers."""
+        own = {**self.parameters, **self.buffers}
+        return {
+            name: (own[name][run] if name in own else value).detach().clone()
+            for name, value in self.template.state_dict().items()
+        }
+
+    def set_temperature_(self, value: float) -> None:
+        """Set every guide's temperature."""
+        if "guide.temperature" in self.buffers:
+            tiny = torch.finfo(self.buffers["guide.temperature"].dtype).tiny
+            self.buffers["guide.temperature"].fill_(max(value, tiny))
+
+    def terms(self, index: Tensor, size: int) -> dict[str, Tensor]:
+        """Return each run's terms ``(R,)``, per row, for the rows ``index`` ``(R, B)``."""
+        arrays = {name: None if a is None else a[index] for name, a in self.arrays.items()}
+        given = {name: a for name, a in arrays.items() if a is not None}
+        missing = dict.fromkeys(set(arrays) - set(given))
+
+        def one(parameters: Any, buffers: Any, index: Tensor, given: Any) -> dict[str, Tensor]:
+            arguments = {**given, **missing, "index": index, "size": size}
+            terms: dict[str, Tensor] = functional_call(
+                self.template, (parameters, buffers), kwargs=arguments
+            )
+            return {name: value / size for name, value in terms.items()}
+
+        with unregistered(*self.programs):
+            every = torch.vmap(one, randomness="different")
+            found: dict[str, Tensor] = every(self.parameters, self.buffers, index, given)
+        return found
+
+    def step(self, index: Tensor, going: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Take one step; return the terms, and which runs took it.
+
+        A run whose loss or gradient is not finite, and one that is over, stays as it is; only the
+        optimiser's count and schedule, which are common, move on.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        floating = [b for b in self.buffers.values() if b.is_floating_point()]
+        before = [b.clone() for b in floating]
+        terms = self.terms(index, self.size)
+        loss = -torch.stack(list(terms.values())).sum(0)
+        loss.sum().backward()
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        taken = going & loss.detach().isfinite() & norm.isfinite()
+        if self.clip_norm is not None:
+            scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1)
+            for g in gradients:
+                g.mul_(scale.reshape(-1, *(1,) * (g.dim() - 1)))
+        left = (~taken).nonzero().squeeze(1)
+        with torch.no_grad():
+            for g in gradients if len(left) else []:
+                g[left] = 0.0
+            moving = self._moving() if len(left) else []
+            kept = [value[left].clone() for value in moving]
+            self.optimizer.step()
+            for value, old in zip(moving, kept, strict=True):
+                value[left] = old
+            for buffer, old in zip(floating, before, strict=True) if len(left) else []:
+                buffer[left] = old[left]
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return {name: value.detach() for name, value in terms.items()}, taken
+
+    def _moving(self) -> list[Tensor]:
+        """Return what a step of the optimiser changes, run by run."""
+        states = [self.optimizer.state[p] for p in self.trained if p in self.optimizer.state]
+        moments = [v for s in states for v in s.values() if torch.is_tensor(v) and v.dim()]
+        return [*self.trained, *moments]
+
+
+def fit_together(
+    pairs: list[tuple[FlowMixture, Guide]],
+    x: Any,
+    y: Any,
+    seeds: list[int],
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 512,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    clip_norm: float | None = None,
+    temperature: float | Schedule | Cooling | None = None,
+    sample_weight: Any = None,
+    held_out: float = 0.0,
+    patience: int | None = None,
+    keep: Literal["last", "best"] = "last",
+    standardize: bool = True,
+    max_rejected: int = 20,
+    progress: bool = True,
+) -> list[History]:
+    """Fit pairs that differ in their state alone, as :func:`~pyro_vmonf.fitting.fit` would each.
+
+    Batches, held-out rows, clipping, rejected steps and early stopping are each run's own; what
+    terms and random weights draw comes from one stream, and differs between the runs.
+
+    Arguments:
+        pairs: models and guides, which are left in the state that their run ended in.
+        x, y: rows and their evidence.
+        seeds: one for each run, as ``fit`` takes it.
+        epochs, steps, batch_size, lr, weight_decay, scheduler, clip_norm, temperature,
+            sample_weight, held_out, patience, keep, standardize, max_rejected, progress: as there.
+
+    Returns:
+        The history of each; the objective of a run that was given up is minus infinity.
+
+    Raises:
+        NotTogether: if the program does not run under ``torch.vmap``; no pair has then changed.
+        ValueError: if data or options do not fit.
+    """
+    model, guide = pairs[0]
+    epochs = check_options(
+        model,
+        guide,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        temperature=temperature,
+        sample_weight=sample_weight,
+        pretrain_epochs=0,
+        held_out=held_out,
+        patience=patience,
+        keep=keep,
+    )
+    like = floating_buffer(model)
+    x = check_rows(x, model.event_shape, like)
+    if y is not None:
+        y = check_evidence(y, len(x), model.num_components, like)
+    if sample_weight is not None:
+        sample_weight = check_sample_weight(sample_weight, len(x), like)
+    numbers = torch.arange(len(x), device=x.device)
+    runs = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        # A source of the rows' numbers: the rows themselves are there once.
+        train, held = TensorSource(numbers, None, None, batch_size, numbers).split(
+            held_out, generator
+        )
+        draws = int(torch.randint(2**62, (), generator=generator))
+        runs.append((Run(generator, train, held, History()), draws))
+    train = runs[0][0].train
+    total = steps or (epochs or 0) * train.batches
+    schedule: Schedule | None = None
+    if isinstance(guide, SoftmaxGuide):
+        schedule = as_schedule(
+            Cooling() if temperature is None else temperature,
+            steps=total,
+            initial=float(guide.temperature),
+        )
+    copies: list[tuple[FlowMixture, Guide]] = []
+    for (own, own_guide), (run, _) in zip(pairs, runs, strict=True):
+        both = copy.deepcopy(nn.ModuleList([own, own_guide]))
+        copied, copied_guide = both
+        assert isinstance(copied, FlowMixture)
+        copied_guide.bind_(copied)  # type: ignore[operator]
+        if standardize and not copied.bounded and not copied.standardizer.fitted:
+            copied.standardize_(x[run.train.positions])
+        copied.standardizer.fitted.fill_(True)
+        copies.append((copied, copied_guide))  # type: ignore[arg-type]
+    start = time.perf_counter()
+    with (
+        pyro.get_param_store().scope(),
+        local_seed(runs[0][1]),
+        warnings.catch_warnings(),
+        pyro.validation_enabled(False),
+    ):
+        warnings.filterwarnings("ignore", ".*requires_grad=False")
+        warnings.filterwarnings("ignore", "There is a performance drop")  # vmap goes through some
+        first = torch.stack([run.train.positions[:batch_size] for run, _ in runs])
+        some = first[0]
+        probe = {"x": x[some], "y": None if y is None else y[some], "size": len(some)}
+        with evaluating(copies[0][0]), evaluating(copies[0][1]):
+            nesting = max_plate_nesting(*copies[0], **probe)
+        objectives = [Objective(*pair, nesting) for pair in copies]
+        every = Runs(
+            objectives,
+            {"x": x, "y": y, "sample_weight": sample_weight},
+            train.size,
+            lr=lr,
+            weight_decay=weight_decay,
+            scheduler=scheduler,
+            clip_norm=clip_norm,
+        )
+        try:
+            with torch.no_grad(), evaluating(every.template), local_seed(0):
+                every.terms(first, train.size)
+        except RuntimeError as error:
+            raise NotTogether(str(error)) from error
+        with training(every.template):
+            histories, states = _course(
+                every,
+                [run for run, _ in runs],
+                steps=steps,
+                epochs=epochs,
+                schedule=schedule,
+                patience=patience,
+                keep=keep == "best",
+                max_rejected=max_rejected,
+                progress=progress,
+            )
+    for (own, own_guide), state, history in zip(pairs, states, histories, strict=True):
+        own_guide.bind_(own)
+        Objective(own, own_guide, nesting).load_state_dict(state)
+        history.seconds = time.perf_counter() - start
+    return histories
+
+
+def _course(
+    every: Runs,
+    runs: list[Run],
+    *,
+    steps: int | None,
+    epochs: int | None,
+    schedule: Schedule | None,
+    patience: int | None,
+    keep: bool,
+    max_rejected: int,
+    progress: bool,
+) -> tuple[list[History], list[dict[str, Tensor]]]:
+    """Go through the epochs; return the histories and the states that the runs end in."""
+    guide = every.template.guide
+    done, epoch = 0, 0
+    states: list[dict[str, Tensor]] = [{} for _ in runs]
+    with progress_bar(epochs, progress, f"fit {len(runs)} starts") as bar:
+        while any(run.going for run in runs) and (
+            epoch < (epochs or 0) if steps is None else done < steps
+        ):
+            taken_in_all = torch.zeros(len(runs))
+            totals: dict[str, Tensor] = {}
+            batches = [run.train.epoch(run.generator) for run in runs]
+            temperature = 1.0
+            for arguments in zip(*batches, strict=True):
+                if steps is not None and done >= steps:
+                    break
+                if schedule is not None:
+                    guide.set_step_(done)  # type: ignore[operator]
+                    temperature = schedule(done)
+                    every.set_temperature_(temperature)
+                going = torch.tensor([run.going for run in runs])
+                index = torch.stack([a["index"] for a in arguments])
+                terms, taken = every.step(index, going.to(index.device))
+                done += 1
+                for run, ok in zip(runs, taken.tolist(), strict=True):
+                    run.rejected_in_a_row = 0 if ok else run.rejected_in_a_row + 1
+                    run.history.rejected += run.going and not ok
+                    if run.going and run.rejected_in_a_row >= max_rejected:
+                        run.going = False
+                        run.history.stopped = f"{max_rejected} steps in a row were not finite"
+                taken_in_all += taken.cpu()
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + value.where(taken, 0.0).cpu()
+            held = _held_out(every, runs)
+            for i, run in enumerate(runs):
+                if run.history.stopped:
+                    continue
+                count = float(taken_in_all[i])
+                means = {name: float(v[i]) / count for name, v in totals.items()} if count else {}
+                objective = objective_of(guide, means)  # type: ignore[arg-type]
+                run.history.record(epoch, done, means, temperature, objective)
+                if held is not None:
+                    scores = {name: float(v[i]) for name, v in held.items()}
+                    run.history.held_out.append(sum(scores.values()))
+                    run.history.objective[-1] = objective_of(guide, scores)  # type: ignore[arg-type]
+                score = (run.history.held_out or run.history.elbo)[-1]
+                if score > run.best:
+                    run.best, run.best_epoch = score, epoch
+                    states[i] = every.state(i) if keep else {}
+                if patience is not None and epoch - run.best_epoch >= patience:
+                    run.going = False
+                    run.history.stopped = f"no better held-out ELBO for {patience} epochs"
+                    states[i] = states[i] or every.state(i)  # the temperature of the others goes on
+            bar.update()
+            epoch += 1
+    for run in runs:
+        if run.rejected_in_a_row >= max_rejected or not run.history.objective:
+            run.history.objective.append(-math.inf)
+    return [run.history for run in runs], [s or every.state(i) for i, s in enumerate(states)]
+
+
+@torch.no_grad()
+def _held_out(every: Runs, runs: list[Run]) -> dict[str, Tensor] | None:
+    """Return the terms of each run's held-out rows, per row, in ``eval()``."""
+    sources = [run.held_out for run in runs if run.held_out is not None]
+    if not sources:
+        return None
+    totals: dict[str, Tensor] = {}
+    size = sources[0].size
+    rows = torch.stack([source.positions for source in sources])
+    with evaluating(every.template):
+        for chosen in rows.split(sources[0].batch_size, -1):
+            for name, value in every.terms(chosen, size).items():
+                share = chosen.shape[1] / size
+                totals[name] = totals.get(name, 0.0) + value.cpu() * share
+    return totals
