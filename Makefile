@@ -15,10 +15,12 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/bench  ## every benchmark of speed; rows in out/benchmarks.jsonl
+bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in benchmarks/RESULTS.md
 	mkdir -p out
+	echo "# The last full run of \`make bench\`\n" > benchmarks/RESULTS.md
 	for name in step sample score scaling restarts quality; do \
-		$(BIN)/python -m benchmarks $$name --json out/benchmarks.jsonl || exit 1; \
+		$(BIN)/python -m benchmarks $$name --json out/benchmarks.jsonl > out/table || exit 1; \
+		cat out/table; cat out/table >> benchmarks/RESULTS.md; \
 	done
 
 format: .venv/dev

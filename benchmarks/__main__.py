@@ -14,13 +14,9 @@ import torch
 from benchmarks import quality, restarts, sample, scaling, score, step
 from benchmarks.tables import Options, table, write
 
-BENCHMARKS = {
-    "step": step.run,
-    "sample": sample.run,
-    "score": score.run,
-    "scaling": scaling.run,
-    "restarts": restarts.run,
-    "quality": quality.run,
+MODULES = {
+    module.__name__.rsplit(".", 1)[-1]: module
+    for module in (step, sample, score, scaling, restarts, quality)
 }
 
 
@@ -36,7 +32,7 @@ def processor() -> str:
 def main() -> None:
     """Run one benchmark, print its tables, and write its rows where they are wanted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("name", choices=MODULES)
     parser.add_argument("--config", help="one configuration; all by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -48,10 +44,11 @@ def main() -> None:
     options = Options(given.config, given.threads, given.device, given.repeats)
     name = torch.cuda.get_device_name() if given.device == "cuda" else processor()
     print(
-        f"{given.name}: {datetime.date.today()}, {name}, {given.threads} threads, "
+        f"## {given.name}\n\n{MODULES[given.name].__doc__}\n\n"
+        f"{datetime.date.today()}, {name}, threads: {given.threads}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, pyro {pyro.__version__}\n"
     )
-    for rows in BENCHMARKS[given.name](options):
+    for rows in MODULES[given.name].run(options):
         print(table(rows) + "\n", flush=True)
         if given.json is not None:
             write(rows, given.json)
