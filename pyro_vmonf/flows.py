@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import FunctionType
-from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import MultivariateNormal, Normal
@@ -13,6 +11,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf.banks import as_bank
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.compiled import Compiled
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.nn import Activation
 from pyro_vmonf.transforms import (
@@ -123,41 +122,11 @@ class Flow(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         flow = FlowDistribution(self.base(context), list(self.transforms))  # type: ignore[arg-type]
-        return _Compiled(flow, self) if self.compiled and context is None else flow
+        return Compiled(flow, self) if self.compiled and context is None else flow
 
     def compile(self, *_: object, **__: object) -> None:
         """Let ``torch.compile`` take the log-density, forwards and backwards, from now on."""
         self.compiled = True
-
-
-class _Compiled(FlowDistribution):
-    """The distribution of a flow whose log-density is compiled."""
-
-    def __init__(self, flow: FlowDistribution, module: Flow) -> None:
-        super().__init__(flow.base, flow.transforms)
-        self.module = module
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return _compiled_log_prob(self.module)(self.module.base, self.module.transforms, x)
-
-
-def _log_prob(base: nn.Module, transforms: nn.ModuleList, x: Tensor) -> Tensor:
-    return FlowDistribution(base(), list(transforms)).log_prob(x)  # type: ignore[arg-type]
-
-
-_COMPILED: WeakKeyDictionary[Flow, Callable[..., Tensor]] = WeakKeyDictionary()
-
-
-def _compiled_log_prob(flow: Flow) -> Callable[..., Tensor]:
-    """Return a flow's own compiled function, made at its first call.
-
-    The compiler keeps what it made with the function's code, and only so much of it: each flow has
-    a copy. The parameters are arguments, so copies of a flow share nothing.
-    """
-    if flow not in _COMPILED:
-        own = FunctionType(_log_prob.__code__.replace(), globals())
-        _COMPILED[flow] = torch.compile(own)
-    return _COMPILED[flow]
 
 
 class _LayeredFlow(Flow):

@@ -345,3 +345,19 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
         VMoNF.load(tmp_path / "none.pt")
     with pytest.raises(FileNotFoundError):
         pair().save(tmp_path / "none" / "pair.pt")
+
+
+def test_draws_in_chunks_are_draws_of_the_mixture() -> None:
+    vmonf = pair(torch.tensor([0.2, 0.3, 0.5]))
+    x, c = vmonf.sample(5000, seed=1, chunk_size=700)
+    assert x.shape == (5000, D)
+    torch.testing.assert_close(
+        c.bincount(minlength=3) / 5000, torch.tensor([0.2, 0.3, 0.5]), rtol=0, atol=0.03
+    )
+    again, _ = vmonf.sample(5000, seed=1, chunk_size=700)
+    assert torch.equal(again, x)
+    one, components = vmonf.sample(9, component=2, chunk_size=4)
+    assert one.shape == (9, D)
+    assert (components == 2).all()
+    with pytest.raises(ValueError, match="chunk_size"):
+        vmonf.sample(3, chunk_size=0)
