@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.banks import Stack
+from pyro_vmonf.banks import FixedBank, Stack
 from pyro_vmonf.guides import SoftmaxGuide
 
 if TYPE_CHECKING:
@@ -53,14 +53,15 @@ def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
     """
     found: list[tuple[nn.Module, str]] = []
     for name, part in module.named_modules():
-        if isinstance(part, Stack):
-            raise ValueError("a Stack holds different components, which cannot change places")
+        if isinstance(part, (FixedBank, Stack)):
+            raise ValueError(f"the components of a {type(part).__name__} cannot change places")
         own = [key for key, _ in part.named_parameters(recurse=False)]
+        held = own + [key for key, _ in part.named_buffers(recurse=False)]
         batch_shape = getattr(part, "batch_shape", None)
         size = getattr(part, "components", getattr(part, "num_components", None))
-        if own and batch_shape is None and size is None:
+        if held and batch_shape is None and size is None:
             raise ValueError(
-                f"{name or 'the module'} is a {type(part).__name__}, which has parameters but no "
+                f"{name or 'the module'} is a {type(part).__name__}, which has tensors but no "
                 "batch_shape: it cannot be known which of them belong to which component"
             )
         if size == count or (batch_shape and batch_shape[0] == count):

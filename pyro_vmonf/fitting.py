@@ -98,7 +98,7 @@ def fit(
     sample_weight: Any = None,
     pretrain_epochs: int = 0,
     interleave: bool = False,
-    held_out: float = 0.0,
+    held_out: float | Tensor = 0.0,
     patience: int | None = None,
     keep: Literal["last", "best"] = "last",
     standardize: bool = True,
@@ -130,7 +130,7 @@ def fit(
         sample_weight: weights of the rows ``(N,)``, at least zero.
         pretrain_epochs: passes through the labelled rows alone, before anything else.
         interleave: each epoch goes through the labelled rows and then through the others.
-        held_out: fraction of the rows kept for the held-out ELBO.
+        held_out: fraction of the rows kept for the held-out ELBO, or their positions.
         patience: epochs without a better held-out ELBO before the run stops.
         keep: which parameters stay, the last or those with the best ELBO (held out, if any is).
         standardize: standardise at the first fit; later ones keep what the first one found, and
@@ -193,6 +193,7 @@ def fit(
             steps=total_steps,
             initial=float(guide.temperature),
         )
+        check_temperature(schedule(total_steps))
     # dict.fromkeys: a parameter that both own counts once, in a fixed order.
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
     parameters = [parameter for parameter in shared if parameter.requires_grad]
@@ -269,6 +270,8 @@ def fit(
                     break
                 epoch += 1
         best.restore()
+        if best.state:
+            history.kept = history.epoch.index(best.epoch)
     if history.rejected:
         trainer.report_rejected()
     history.seconds = time.perf_counter() - start
@@ -286,7 +289,7 @@ def check_options(
     temperature: float | Schedule | Cooling | None,
     sample_weight: Any,
     pretrain_epochs: int,
-    held_out: float,
+    held_out: float | Tensor,
     patience: int | None,
     keep: str,
 ) -> int | None:
@@ -304,7 +307,8 @@ def check_options(
     check_positive("batch_size", batch_size)
     if keep not in ("last", "best"):
         raise ValueError(f"keep is {keep!r}; expected 'last' or 'best'")
-    if patience is not None and held_out == 0:
+    nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
+    if patience is not None and nothing_held_out:
         raise ValueError("patience was given without held_out; pass the fraction to hold out")
     if temperature is not None and not isinstance(guide, SoftmaxGuide):
         raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
@@ -334,7 +338,7 @@ def _sources(
     sample_weight: Any,
     *,
     batch_size: int,
-    held_out: float,
+    held_out: float | Tensor,
     by_label: bool,
     interleave: bool,
     generator: torch.Generator,
@@ -342,7 +346,8 @@ def _sources(
     """Check the data and say where the rows of training, supervision and validation come from."""
     like = floating_buffer(model)
     if isinstance(x, DataLoader):
-        if y is not None or sample_weight is not None or held_out or by_label:
+        nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
+        if y is not None or sample_weight is not None or not nothing_held_out or by_label:
             raise ValueError(
                 "y, sample_weight, held_out, pretrain_epochs and interleave go with rows in "
                 "memory; a DataLoader yields its labels as (x, y)"

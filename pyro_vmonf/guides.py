@@ -76,7 +76,8 @@ class SoftmaxGuide(BoundGuide):
             terms alone decide on the clusters, and the flows fit what they find.
         top: how many components, the most probable of each row, the ELBO is taken over; all by
             default. The flows then compute no other densities, which at K components and m kept
-            costs about m/K; the ELBO stays a bound, and the terms see all of q.
+            costs about m/K; the ELBO stays a bound, and the terms see all of q. At 1 the kept
+            component is certain, and the network learns from the terms alone.
         event_dim: dimensions of one row, for a guide that is bound to no model.
         model: the mixture whose posterior this is.
 
@@ -187,7 +188,9 @@ class SoftmaxGuide(BoundGuide):
             pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
             # Rows of a larger whole whose positions nobody gave have none.
             known = index is not None or size is None or size == x.shape[dim - event_dim]
-            batch = Batch(self, x, log_q, evidence, positions if known else None, dim)
+            batch = Batch(
+                self, x, log_q, evidence, positions if known else None, dim, sample_weight
+            )
             for name, term in self.named_terms():
                 penalty = term(batch)
                 # A guide's factor is subtracted from the ELBO, and is differentiated as it is only

@@ -20,8 +20,9 @@ class History:
         held_out: ELBO of the held-out rows in ``eval()``, empty without any.
         objective: what the guide is trained on, larger is better: the share ``elbo_gradient`` of
             the ELBO, less its terms; of the held-out rows if there are any. Restarts are compared
-            by its last entry, since the likelihood alone prefers wrong splits.
-        restarts: the last objective of each restart, empty without any.
+            by it, since the likelihood alone prefers wrong splits.
+        kept: position of the epoch whose parameters stayed, the last one as a rule.
+        restarts: the objective that each restart ended with, empty without any.
         rejected: steps whose loss or gradient was not finite and that were rolled back.
         seconds: wall-clock time of the run.
         stopped: why the run ended before its last epoch, or empty.
@@ -34,10 +35,16 @@ class History:
     temperature: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
+    kept: int = -1
     restarts: list[float] = field(default_factory=list)
     rejected: int = 0
     seconds: float = 0.0
     stopped: str = ""
+
+    @property
+    def final_objective(self) -> float:
+        """The objective of the parameters that stayed; minus infinity if nothing was recorded."""
+        return self.objective[self.kept] if self.objective else -math.inf
 
     def record(
         self,

@@ -11,7 +11,8 @@ from pyro_vmonf.checks import check_positive
 def nearest_neighbors(x: Tensor, neighbors: int, chunk_size: int = 1024) -> Tensor:
     """Return the positions ``(N, neighbors)`` of each row's nearest rows, itself left out.
 
-    Each feature is divided by its standard deviation before distances are taken.
+    Each feature is divided by its standard deviation before distances are taken; constant features
+    count nothing.
 
     Raises:
         ValueError: if there are not more rows than neighbours.
@@ -26,10 +27,15 @@ def nearest_neighbors(x: Tensor, neighbors: int, chunk_size: int = 1024) -> Tens
     if len(x) <= neighbors:
         raise ValueError(f"x has {len(x)} rows; {neighbors} neighbours need more rows than that")
     rows = x.flatten(1)
-    rows = rows / rows.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).tiny)
+    rows = rows - rows.mean(0)
+    spread = rows.square().mean(0).sqrt()
+    rows = rows / spread.where(spread > 0, torch.ones_like(spread))
     found = []
     for start in range(0, len(rows), chunk_size):
-        distance = torch.cdist(rows[start : start + chunk_size], rows)
+        # By products, distances of rows that lie close together would be rounding errors.
+        distance = torch.cdist(
+            rows[start : start + chunk_size], rows, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         own = torch.arange(len(distance), device=x.device)
         distance[own, start + own] = torch.inf  # equal rows are neighbours, a row is not its own
         found.append(distance.topk(neighbors, largest=False).indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.restarts import best_of_
 from pyro_vmonf.rows import log_evidence
 from pyro_vmonf.scopes import evaluating, local_seed, training
-from pyro_vmonf.terms import Batch, Term
+from pyro_vmonf.terms import Batch, CustomTerm, Term
 
 JUDGED = 8192  # rows on which starts are compared
 
@@ -25,7 +26,7 @@ def pretrain_(
     x: Any,
     y: Any = None,
     *,
-    terms: Sequence[Term] | None = None,
+    terms: Sequence[Term | Callable[[Batch], Tensor]] | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
     steps: int = 3000,
     batch_size: int = 256,
@@ -39,9 +40,10 @@ def pretrain_(
     r"""Let terms alone decide on the clusters, before any flow is trained.
 
     It minimises the mean of :math:`\sum_t w_t\, \mathrm{penalty}_t` over batches, by Adam with a
-    cosine: what ``fit`` gives the network at ``elbo_gradient=0``, without the cost of the flows.
-    The sum says which of several starts found clusters: it is zero for clusters that are balanced,
-    certain, and left alone by every distortion, and their likelihood does not enter.
+    cosine: what ``fit`` gives the network at ``elbo_gradient=0``, without the cost of the flows and
+    with labelled rows in every batch. The sum says which of several starts found clusters: it is
+    zero for clusters that are balanced, certain, and left alone by every distortion, and their
+    likelihood does not enter.
 
     Arguments:
         guide: a guide that is bound to its model.
@@ -63,17 +65,28 @@ def pretrain_(
 
     Raises:
         ValueError: if the guide is bound to no model, there are no terms, data do not fit, or the
-            network cannot be started anew.
+            network cannot be trained, or started anew.
         FloatingPointError: if the sum is not finite; the network is then as it was.
     """
     model = guide.model
     if model is None:
         raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
-    terms = list(guide.terms) if terms is None else list(terms)  # type: ignore[arg-type]
-    if not terms:
+    wanted: list[Term] = [
+        term if isinstance(term, Term) else CustomTerm(term)  # type: ignore[arg-type]
+        for term in (guide.terms if terms is None else terms)
+    ]
+    if not wanted:
         raise ValueError("there are no terms to learn from; pass terms, or give the guide some")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("n_init", n_init)):
+    for name, value in {
+        "steps": steps,
+        "batch_size": batch_size,
+        "n_init": n_init,
+        "trial_steps": trial_steps,
+    }.items():
         check_positive(name, value)
+    check_positive("labelled", labelled, minimum=0)
+    if not any(parameter.requires_grad for parameter in guide.network.parameters()):
+        raise ValueError("the guide's network has no parameter that can be trained")
     like = floating_buffer(guide)
     x = check_rows(x, model.event_shape, like)
     evidence, known = None, torch.zeros(0, dtype=torch.long, device=x.device)
@@ -81,6 +94,7 @@ def pretrain_(
         y = check_evidence(y, len(x), model.num_components, like)
         evidence = log_evidence(y, model.num_components, like.dtype)
         known = (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
+    units = copy.deepcopy(model.standardizer.state_dict())
     if not model.bounded and not model.standardizer.fitted:
         model.standardize_(x)
 
@@ -88,9 +102,9 @@ def pretrain_(
         rows = x[index]
         log_q = guide.log_q(rows if augment is None else augment(rows))
         batch = Batch(guide, rows, log_q, None if evidence is None else evidence[index], index)
-        for term in terms:
+        for term in wanted:
             term.set_step_(step)
-        return torch.stack([t.current_weight * t(batch).mean() for t in terms]).sum()
+        return torch.stack([t.current_weight * t(batch).mean() for t in wanted]).sum()
 
     def train(count: int, title: str) -> None:
         optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr, fused=True)
@@ -123,8 +137,12 @@ def pretrain_(
         train(steps, "pretrain")
         return 0.0
 
-    with local_seed(seed):
-        first = int(torch.randint(2**31, ()))
-        trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
-        best_of_([guide.network], whole, 1, first)
+    try:
+        with local_seed(seed):
+            first = int(torch.randint(2**31, ()))
+            trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
+            best_of_([guide.network], whole, 1, first)
+    except BaseException:
+        model.standardizer.load_state_dict(units)
+        raise
     return trials

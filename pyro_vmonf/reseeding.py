@@ -81,7 +81,7 @@ class Reseed:
         self.below = below
         self.every = check_positive("every", every)
         self.until = until
-        self.steps = steps
+        self.steps = check_positive("steps", steps)
         self.seed = seed
         self.reseeded: list[tuple[int, int, int]] = []
 
@@ -102,7 +102,7 @@ class Reseed:
             largest = int(clusters.bincount(minlength=model.num_components).argmax())
             members = (clusters == largest).nonzero().squeeze(1)
             if len(members) < 2:
-                return
+                continue
             clusters[clusters == c] = largest
             clusters[members[split_in_two(units[members]) == 1]] = c
             copy_component_(model, largest, c)

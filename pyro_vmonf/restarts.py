@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pyro_vmonf import together
 from pyro_vmonf.fitting import fit
+from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.scopes import local_seed
@@ -105,21 +107,24 @@ def fit_best(
     *,
     n_init: int,
     seed: int | None = None,
-    held_out: float = 0.1,
+    held_out: float | Tensor | None = None,
     **options: Any,
 ) -> History:
     """Fit from several starts and keep the run with the best objective on held-out rows.
 
     The objective is :attr:`History.objective`: what the guide is trained on. The runs go on side by
     side in one batch (:mod:`pyro_vmonf.together`); with an optimiser of your own, callbacks, a
-    ``DataLoader``, or a network that ``torch.vmap`` does not take, they come one after the other.
+    ``DataLoader``, or something that ``torch.vmap`` does not take (``top``, random weights, an
+    ``Adversarial`` distortion, a network that looks at values), they come one after the other.
 
     Arguments:
         model, guide: the pair; the first run begins with their parameters as they are.
         x, y, options: as for :func:`~pyro_vmonf.fitting.fit`.
         n_init: number of runs.
         seed: seed of the runs and of their starts.
-        held_out: fraction of the rows that the runs are compared on.
+        held_out: fraction of the rows that the runs are compared on, or their positions, the same
+            for all runs; a tenth by default. A ``DataLoader`` has none to hold out, and its runs
+            are compared on what they were trained on.
 
     Returns:
         The history of the run that was kept; ``restarts`` holds the objectives of all.
@@ -129,6 +134,7 @@ def fit_best(
         ValueError: if a part cannot be started anew. Whatever is raised, the pair is as it was.
     """
     first = int(torch.randint(2**31, ())) if seed is None else seed
+    held_out = _common_rows(x, held_out, first)
     if options.keys() <= together.OPTIONS and not isinstance(x, DataLoader):
         with contextlib.suppress(together.NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, options)
@@ -144,10 +150,10 @@ def fit_best(
                 raise
             return -math.inf
         histories.append(history)
-        return history.objective[-1]
+        return history.final_objective
 
     objectives = best_of_([model, guide], run, n_init, first)
-    history = max(histories, key=lambda history: history.objective[-1])
+    history = max(histories, key=lambda history: history.final_objective)
     history.restarts = objectives
     return history
 
@@ -159,7 +165,7 @@ def _best_together(
     y: Any,
     n_init: int,
     first: int,
-    held_out: float,
+    held_out: float | Tensor,
     options: dict[str, Any],
 ) -> History:
     starts = [copy.deepcopy(nn.ModuleList([model, guide])) for _ in range(n_init)]
@@ -176,7 +182,7 @@ def _best_together(
         held_out=held_out,
         **options,
     )
-    objectives = [history.objective[-1] for history in histories]
+    objectives = [history.final_objective for history in histories]
     best = max(range(n_init), key=lambda i: (math.isfinite(objectives[i]), objectives[i]))
     if not math.isfinite(objectives[best]):
         raise FloatingPointError(
@@ -185,5 +191,27 @@ def _best_together(
         )
     nn.ModuleList([model, guide]).load_state_dict(starts[best].state_dict())
     guide.bind_(model)
-    histories[best].restarts = objectives
-    return histories[best]
+    history = histories[best]
+    if isinstance(guide, SoftmaxGuide):
+        guide.set_step_(history.step[-1] - 1)  # where the terms' weights are is no part of a state
+    history.restarts = objectives
+    if history.rejected:
+        warnings.warn(
+            f"{history.rejected} of {history.step[-1]} steps had a loss or gradient that is not "
+            "finite and were rolled back",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return history
+
+
+def _common_rows(x: Any, held_out: float | Tensor | None, seed: int) -> float | Tensor:
+    """Return the rows that all runs are compared on; what cannot be held out is left to ``fit``."""
+    if held_out is None:
+        held_out = 0.0 if isinstance(x, DataLoader) else 0.1
+    if isinstance(held_out, Tensor) or isinstance(x, DataLoader) or not hasattr(x, "__len__"):
+        return held_out
+    count = round(len(x) * held_out)
+    if not 0 < count < len(x):
+        return held_out
+    return torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]

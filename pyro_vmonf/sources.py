@@ -91,13 +91,32 @@ class TensorSource:
             yield self.arguments(chosen)
 
     def split(
-        self, fraction: float, generator: torch.Generator
+        self, fraction: float | Tensor, generator: torch.Generator
     ) -> tuple[TensorSource, TensorSource | None]:
         """Return training and held-out rows; the latter are ``None`` if the fraction is zero.
 
+        Arguments:
+            fraction: of the rows that are held out, or their positions.
+            generator: of the choice.
+
         Raises:
-            ValueError: if the fraction leaves either side empty.
+            ValueError: if the fraction leaves either side empty, or there are no such positions.
         """
+        if isinstance(fraction, Tensor):
+            held = torch.zeros(self.size, dtype=torch.bool, device=self.x.device)
+            numbers = fraction.to(self.x.device)
+            if (
+                numbers.dim() != 1
+                or numbers.is_floating_point()
+                or not 0 < len(numbers.unique()) == len(numbers) < self.size
+                or not bool(((numbers >= 0) & (numbers < self.size)).all())
+            ):
+                raise ValueError(
+                    f"held_out has shape {tuple(fraction.shape)} and dtype {fraction.dtype}; "
+                    f"expected a fraction, or distinct positions among the {self.size} rows"
+                )
+            held[numbers] = True
+            return self.rows((~held).nonzero().squeeze(1)), self.rows(numbers)
         if fraction == 0:
             return self, None
         count = round(self.size * fraction)

@@ -33,10 +33,10 @@ class Runs:
         arrays: dict[str, Tensor | None],
         size: int,
         *,
-        lr: float,
-        weight_decay: float,
-        scheduler: Callable[[Optimizer], LRScheduler] | None,
-        clip_norm: float | None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         self.template = objectives[0]
         self.arrays = arrays
@@ -50,15 +50,21 @@ class Runs:
             for name, value in buffers.items()
             if value.is_floating_point() or bool((value != value[:1]).any())
         }
+        first: dict[int, str] = {}  # a tensor of several names is trained under the first of them
+        self.names = {
+            name: first.setdefault(id(value), name)
+            for name, value in self.template.state_dict(keep_vars=True).items()
+        }
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.optimizer = Adam(self.trained, lr=lr, weight_decay=weight_decay, fused=True)
         self.scheduler = scheduler(self.optimizer) if scheduler else None
 
+    @torch.no_grad()
     def state(self, run: int) -> dict[str, Tensor]:
         """Return a copy of one run's parameters and buffers."""
         own = {**self.parameters, **self.buffers}
         return {
-            name: (own[name][run] if name in own else value).detach().clone()
+            name: (own[self.names[name]][run] if self.names[name] in own else value).clone()
             for name, value in self.template.state_dict().items()
         }
 

@@ -10,7 +10,7 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
+from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.neighbors import nearest_neighbors
@@ -128,25 +128,37 @@ def warm_start_(
         guide: a guide that is bound to its model.
         x: rows ``(N, *event_shape)``.
         clusters: cluster ``(N,)`` of each row; by default :func:`spectral_clusters`.
-        y: labels ``(N,)``, −1 for unlabelled; clusters take the numbers that agree best with them.
+        y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods ``(N, K)``; clusters take the
+            numbers that agree best with them.
         steps, batch_size, lr: of Adam, on the cross-entropy.
         seed: seed of the order of the rows.
 
     Raises:
-        ValueError: if the guide is bound to no model.
+        ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
+            nothing has then changed.
     """
     model = guide.model
     if model is None:
         raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
-    x = check_rows(x, model.event_shape, floating_buffer(guide))
-    if not model.standardizer.fitted:
-        model.standardize_(x)
+    like = floating_buffer(guide)
+    x = check_rows(x, model.event_shape, like)
+    check_positive("steps", steps)
     if clusters is None:
         clusters = spectral_clusters(x, model.num_components)
+    else:
+        clusters = check_evidence(clusters, len(x), model.num_components, like)
+        if clusters.dim() > 1 or (clusters < 0).any():
+            raise ValueError("clusters hold something else than one number from 0 for each row")
     if y is not None:
+        y = check_evidence(y, len(x), model.num_components, like)
+        if y.dim() > 1:  # a row that one component suits best counts as labelled by it
+            y = y.argmax(-1).where((y != y[:, :1]).any(-1), -1)
         known = y >= 0
-        labels_of = match(y[known], clusters[known], model.num_components)
-        clusters = labels_of.to(clusters.device)[clusters]
+        if known.any():
+            labels_of = match(y[known], clusters[known], model.num_components)
+            clusters = labels_of.to(clusters.device)[clusters]
+    if not model.bounded and not model.standardizer.fitted:
+        model.standardize_(x)
     optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
     with local_seed(seed), training(guide):
         for _ in range(steps):

@@ -62,8 +62,10 @@ class Linear:
     final: float = 0.1
 
     def __post_init__(self) -> None:
-        check_temperature(self.initial)
-        check_temperature(self.final)
+        for name in ("initial", "final"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):  # a term's weight may well be zero
+                raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
 
@@ -106,7 +108,7 @@ def linear_decay(steps: int, *, initial: float = 1.0, final: float = 0.1) -> Lin
     """Return the straight line from ``initial`` to ``final`` over ``steps`` steps, flat afterwards.
 
     Raises:
-        ValueError: if a temperature is not positive, or there are no steps.
+        ValueError: if a value is negative, or there are no steps.
 
     Example:
         >>> schedule = linear_decay(steps=100, final=0.5)

@@ -27,6 +27,8 @@ class Batch:
         index: positions ``(B,)`` of the rows in the whole data set; ``None`` where they are unknown
             (a ``DataLoader``'s batches).
         dim: dimension of ``*`` that holds the rows, counted from the right.
+        sample_weight: weights of the rows that broadcast with ``*``, or ``None``. The program
+            scales each row's penalty by them; a term that averages over the rows does so itself.
     """
 
     guide: SoftmaxGuide
@@ -35,6 +37,7 @@ class Batch:
     log_evidence: Tensor | None
     index: Tensor | None
     dim: int = -1
+    sample_weight: Tensor | None = None
 
 
 class Term(nn.Module):
@@ -147,7 +150,8 @@ class Balance(Term):
     r"""The batch's aggregated posterior is close to the weights: :math:`KL(\bar q \,\|\, \pi)`.
 
     With :math:`\bar q_c` the mean of :math:`q(c|x)` over the rows of the batch; for uniform weights
-    it is :math:`\log K - H(\bar q)`. It keeps components alive. The ELBO asks for the same through
+    it is :math:`\log K - H(\bar q)`. With fixed weights it keeps components alive; learned ones
+    move towards :math:`\bar q` as well. The ELBO asks for the same through
     :math:`E_q[\log\pi_c]`, but no more strongly than for likelihood.
 
     Arguments:
@@ -162,13 +166,16 @@ class Balance(Term):
     """
 
     def forward(self, batch: Batch) -> Tensor:
-        count = batch.log_q.shape[-1]
-        rows = batch.log_q.shape[batch.dim - 1]
-        log_mean = batch.log_q.logsumexp(batch.dim - 1, keepdim=True) - torch.log(
-            torch.as_tensor(float(rows), dtype=batch.log_q.dtype, device=batch.log_q.device)
-        )
-        model = batch.guide.model
-        uniform = batch.log_q.new_full((count,), 1 / count).log()
+        # A component that is ruled out everywhere has a mean of zero, and no gradient.
+        log_q, dim = batch.log_q.clamp_min(torch.finfo(batch.log_q.dtype).min / 2), batch.dim - 1
+        log_rows = log_q.new_zeros(log_q.shape[:-1])
+        if batch.sample_weight is not None:
+            log_rows = batch.sample_weight.expand(log_rows.shape).log()
+        log_rows = log_rows.unsqueeze(-1)
+        log_mean = (log_q + log_rows).logsumexp(dim, keepdim=True)
+        log_mean = log_mean - log_rows.logsumexp(dim, keepdim=True)
+        model, count = batch.guide.model, log_q.shape[-1]
+        uniform = log_q.new_full((count,), 1 / count).log()
         log_weights = uniform if model is None else model.weights.log_mean()
         return (log_mean.exp() * (log_mean - log_weights)).sum(-1)
 
@@ -193,4 +200,4 @@ class Confidence(Term):
 
     def forward(self, batch: Batch) -> Tensor:
         log_q = batch.log_q
-        return -torch.where(log_q > -torch.inf, log_q.exp() * log_q, 0.0).sum(-1)
+        return -(log_q.exp() * torch.where(log_q > -torch.inf, log_q, 0.0)).sum(-1)

@@ -35,7 +35,7 @@ from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import TensorSource
 from pyro_vmonf.stacked import Runs
-from pyro_vmonf.temperature import Cooling, Schedule, as_schedule
+from pyro_vmonf.temperature import Cooling, Schedule, as_schedule, check_temperature
 from pyro_vmonf.training import Guide, objective_of
 
 # What the runs share; with any other option of ``fit`` they have to be made one after the other.
@@ -78,7 +78,7 @@ def fit_together(
     clip_norm: float | None = None,
     temperature: float | Schedule | Cooling | None = None,
     sample_weight: Any = None,
-    held_out: float = 0.0,
+    held_out: float | Tensor = 0.0,
     patience: int | None = None,
     keep: Literal["last", "best"] = "last",
     standardize: bool = True,
@@ -144,6 +144,7 @@ def fit_together(
             steps=total,
             initial=float(guide.temperature),
         )
+        check_temperature(schedule(total))
     copies: list[tuple[FlowMixture, Guide]] = []
     for (own, own_guide), (run, _) in zip(pairs, runs, strict=True):
         both = copy.deepcopy(nn.ModuleList([own, own_guide]))
@@ -169,20 +170,17 @@ def fit_together(
         with evaluating(copies[0][0]), evaluating(copies[0][1]):
             nesting = max_plate_nesting(*copies[0], **probe)
         objectives = [Objective(*pair, nesting) for pair in copies]
+        arrays = {"x": x, "y": y, "sample_weight": sample_weight}
+        _try(Runs(copy.deepcopy(objectives), arrays, train.size), first)
         every = Runs(
             objectives,
-            {"x": x, "y": y, "sample_weight": sample_weight},
+            arrays,
             train.size,
             lr=lr,
             weight_decay=weight_decay,
             scheduler=scheduler,
             clip_norm=clip_norm,
         )
-        try:
-            with torch.no_grad(), evaluating(every.template), local_seed(0):
-                every.terms(first, train.size)
-        except RuntimeError as error:
-            raise NotTogether(str(error)) from error
         with training(every.template):
             histories, states = _course(
                 every,
@@ -200,6 +198,17 @@ def fit_together(
         Objective(own, own_guide, nesting).load_state_dict(state)
         history.seconds = time.perf_counter() - start
     return histories
+
+
+@torch.no_grad()
+def _try(runs: Runs, index: Tensor) -> None:
+    """Run the program once in either mode, on a copy that is thrown away."""
+    for mode in (evaluating, training):
+        try:
+            with mode(runs.template), local_seed(0):
+                runs.terms(index, runs.size)
+        except RuntimeError as error:
+            raise NotTogether(str(error)) from error
 
 
 def _course(
@@ -261,7 +270,8 @@ def _course(
                 score = (run.history.held_out or run.history.elbo)[-1]
                 if score > run.best:
                     run.best, run.best_epoch = score, epoch
-                    states[i] = every.state(i) if keep else {}
+                    if keep:
+                        states[i], run.history.kept = every.state(i), epoch
                 if patience is not None and epoch - run.best_epoch >= patience:
                     run.going = False
                     run.history.stopped = f"no better held-out ELBO for {patience} epochs"
@@ -269,8 +279,10 @@ def _course(
             bar.update()
             epoch += 1
     for run in runs:
-        if run.rejected_in_a_row >= max_rejected or not run.history.objective:
+        given_up = run.rejected_in_a_row >= max_rejected or run.history.rejected == done
+        if given_up or not run.history.objective:
             run.history.objective.append(-math.inf)
+            run.history.kept = -1
     return [run.history for run in runs], [s or every.state(i) for i, s in enumerate(states)]
 
 

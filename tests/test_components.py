@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pyro.distributions import Dirichlet
+from pyro.distributions import Dirichlet, Normal
 from torch import nn
 
 from pyro_vmonf import (
@@ -104,7 +104,7 @@ def test_banks_of_unknown_layout_are_refused() -> None:
         take_components_(mixed, torch.tensor([1, 0, 2, 3]))
     bank = Flow([Affine(2, batch_shape=(3,))], base=StandardNormal(2, 3))
     bank.extra = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="extra is a Linear, which has parameters but no"):
+    with pytest.raises(ValueError, match="extra is a Linear, which has tensors but no"):
         take_components_(VMoNF(FlowMixture(bank)), torch.tensor([1, 0]))
 
 
@@ -234,3 +234,26 @@ def test_pruning_leaves_the_living() -> None:
     assert vmonf.prune_(x).tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="index is \\[\\]"):
         vmonf.prune_(x, below=0.9)
+
+
+def test_a_distribution_as_a_bank_cannot_be_pruned() -> None:
+    loc = torch.tensor([[0.0, 0.0], [50.0, 50.0], [3.0, 3.0]])
+    vmonf = VMoNF(FlowMixture(torch.distributions.Independent(Normal(loc, 1.0), 1)))
+    x = torch.randn(50, 2)
+    before = vmonf.component_log_prob(x)
+    with pytest.raises(ValueError, match="FixedBank cannot change places"):
+        vmonf.prune_(x)
+    assert torch.equal(vmonf.component_log_prob(x), before)
+    assert vmonf.model.num_components == 3
+
+
+def test_bounded_components_are_reported() -> None:
+    class Boxes(nn.Module):
+        def forward(self) -> torch.distributions.Distribution:
+            low = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+            box = torch.distributions.Uniform(low, low + 1, validate_args=False)
+            return torch.distributions.Independent(box, 1, validate_args=False)
+
+    vmonf = VMoNF(FlowMixture(Boxes()))
+    x = torch.rand(40, 2) + 2.0 * (torch.arange(40) % 2)[:, None]
+    torch.testing.assert_close(vmonf.report(x).log_prob, torch.zeros(2))

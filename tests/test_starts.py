@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from pyro_vmonf.datasets import pinwheel, two_circles
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.neighbors import nearest_neighbors
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.starts import spectral_clusters, warm_start_
 
 
@@ -77,3 +80,58 @@ def test_starts_that_cannot_be() -> None:
         spectral_clusters(torch.randn(10, 2), 2)
     with pytest.raises(ValueError, match="bound to no model"):
         warm_start_(SoftmaxGuide(MLP(2, 2)), torch.randn(40, 2))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3, 1e4])
+def test_neighbours_do_not_depend_on_where_the_data_are(shift: float) -> None:
+    with local_seed(0):
+        x = torch.randn(200, 2)
+    found = nearest_neighbors(x + shift, 5)
+    exact = (x + shift).double()
+    exact = (exact - exact.mean(0)) / exact.std(0)
+    wanted = (exact[:, None] - exact).norm(dim=-1).fill_diagonal_(torch.inf).topk(5, largest=False)
+    agree = (found.unsqueeze(-1) == wanted.indices.unsqueeze(1)).any(-1).double().mean()
+    assert agree > 0.99  # float32 itself moves the rows
+
+
+def test_a_constant_feature_counts_nothing() -> None:
+    with local_seed(0):
+        x = torch.randn(100, 2)
+    more = torch.cat((x, torch.full((100, 1), 5.0)), 1)
+    assert torch.equal(nearest_neighbors(more, 5), nearest_neighbors(x, 5))
+
+
+BAD_STARTS: dict[str, tuple[dict[str, object], type[Exception], str]] = {
+    "too large": ({"clusters": torch.full((50,), 7)}, ValueError, "7"),
+    "floats": ({"clusters": torch.rand(50)}, TypeError, "integer"),
+    "too short": ({"clusters": torch.zeros(49).long()}, ValueError, "50 rows"),
+    "too long": ({"clusters": torch.zeros(51).long()}, ValueError, "50 rows"),
+    "unlabelled": ({"clusters": torch.full((50,), -1)}, ValueError, "from 0"),
+    "labels": ({"y": [0, 1]}, ValueError, "50 rows"),
+    "steps": ({"steps": 0}, ValueError, "steps is 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STARTS)
+def test_a_refused_start_changes_nothing(case: str) -> None:
+    options, error, message = BAD_STARTS[case]
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=1)), SoftmaxGuide(MLP(2, 3)))
+    state = copy.deepcopy(vmonf.state_dict())
+    with local_seed(0):
+        x = torch.randn(50, 2)
+    with pytest.raises(error, match=message):
+        warm_start_(vmonf.guide, x, **options)  # type: ignore[arg-type]
+    assert all(torch.equal(v, state[k]) for k, v in vmonf.state_dict().items())
+
+
+def test_evidence_of_any_kind_numbers_the_clusters() -> None:
+    with local_seed(0):
+        x = torch.randn(60, 2) + 20 * torch.eye(3)[torch.arange(60) % 3, :2]
+    truth = torch.arange(60) % 3
+    evidence = torch.zeros(60, 3)
+    evidence[:6] = torch.nn.functional.one_hot(truth[:6], 3).float().log().clamp_min(-9)
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=1)), SoftmaxGuide(MLP(2, 3)))
+    warm_start_(vmonf.guide, x, truth.roll(1), y=evidence, seed=0)
+    unlabelled = torch.full((60,), -1)
+    warm_start_(vmonf.guide, x, truth, y=unlabelled, seed=0)
+    assert (vmonf.predict(x) == truth).double().mean() > 0.95

@@ -77,8 +77,8 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "floor-negative": (lambda: exponential_decay(0.1, floor=-0.1), "floor is -0.1"),
     "floor-above": (lambda: exponential_decay(0.1, floor=2.0), "expected 0 <= floor <= 1.0"),
     "floor-nan": (lambda: exponential_decay(0.1, floor=math.nan), "floor is nan"),
-    "linear-initial": (lambda: linear_decay(5, initial=-1.0), "temperature is -1.0"),
-    "linear-final": (lambda: linear_decay(5, final=0.0), "temperature is 0.0"),
+    "linear-initial": (lambda: linear_decay(5, initial=-1.0), "initial is -1.0"),
+    "linear-final": (lambda: linear_decay(5, final=math.nan), "final is nan"),
     "linear-steps": (lambda: linear_decay(0), "steps is 0"),
 }
 

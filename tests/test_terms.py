@@ -258,3 +258,26 @@ def test_images_are_moved_by_the_map_that_was_asked_for() -> None:
     assert angles.max() > 3.5
     assert angles.min() < 1.5
     assert math.isclose(float(turned.sum((1, 2, 3)).mean()), 5.0, rel_tol=0.05)
+
+
+@pytest.mark.usefixtures("float64")
+def test_balance_counts_rows_by_their_weights() -> None:
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3), [Balance()]))
+    x, weight = torch.randn(8, 2), torch.tensor([1.0, 2.0, 0.0, 0.5, 0.0, 1.0, 3.0, 0.0])
+    q = vmonf.guide.log_q(x).exp()
+    mean = (weight[:, None] * q).sum(0) / weight.sum()
+    wanted = (mean * (mean * 3).log()).sum()
+    batch = Batch(vmonf.guide, x, q.log(), None, None, sample_weight=weight)
+    torch.testing.assert_close(Balance()(batch), wanted.expand(1))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("term", [Balance(), Confidence()])
+def test_components_that_are_ruled_out_leave_finite_gradients(term: Term) -> None:
+    logits = torch.randn(6, 3, requires_grad=True)
+    log_q = (logits + torch.tensor([0.0, -torch.inf, 0.0])).log_softmax(-1)
+    guide = SoftmaxGuide(MLP(2, 3))
+    penalty = term(Batch(guide, torch.randn(6, 2), log_q, None, None)).sum()
+    (gradient,) = torch.autograd.grad(penalty, logits)
+    assert penalty.isfinite()
+    assert gradient.isfinite().all()

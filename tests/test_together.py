@@ -185,3 +185,105 @@ def test_no_guide_restarts_too() -> None:
     history = vmonf.fit(x, n_init=3, epochs=2, seed=0, progress=False)
     assert history.objective[-1] == max(history.restarts)
     assert len(set(history.restarts)) == 3
+
+
+class Tied(nn.Module):
+    """A network that uses one matrix twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, K)
+        self.again.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.again(torch.tanh(self.first(x))))
+
+
+def test_a_matrix_that_is_used_twice_is_trained() -> None:
+    x, _ = data()
+
+    def make() -> VMoNF:
+        return VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), SoftmaxGuide(Tied()))
+
+    alone, together = starts(make), starts(make)
+    options: dict[str, Any] = {"epochs": 3, "lr": 0.02, "batch_size": 40, "progress": False}
+    fit_together([(v.model, v.guide) for v in together], x, None, list(range(R)), **options)
+    for seed, (one, other) in enumerate(zip(alone, together, strict=True)):
+        one.fit(x, seed=seed, **options)
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("option", [{}, {"callbacks": []}])
+def test_restarts_are_compared_on_the_same_rows_by_what_stayed(option: dict[str, Any]) -> None:
+    x, _ = data()
+
+    class Same(nn.Linear):
+        def reset_parameters(self) -> None:
+            nn.init.constant_(self.weight, 0.1)
+            nn.init.constant_(self.bias, 0.0)
+
+    class Fixed(nn.Module):
+        def forward(self) -> torch.distributions.Distribution:
+            loc = torch.arange(2.0 * K).reshape(K, D)
+            return torch.distributions.Independent(torch.distributions.Normal(loc, 1.0), 1)
+
+    vmonf = VMoNF(FlowMixture(Fixed()), SoftmaxGuide(Same(D, K))).double()
+    history = vmonf.fit(x, n_init=4, epochs=1, lr=0.0, seed=0, progress=False, **option)
+    assert history.restarts == pytest.approx([history.restarts[0]] * 4)
+    pair = PAIRS["realnvp"]().double()
+    kept = pair.fit(
+        x, n_init=2, epochs=12, lr=0.3, keep="best", batch_size=30, seed=0, progress=False, **option
+    )
+    assert kept.final_objective == max(kept.restarts)
+    best = max(kept.held_out)
+    assert kept.held_out[kept.kept] == best
+
+
+def test_rejected_steps_are_reported() -> None:
+    x, _ = data()
+
+    def broken(batch: Batch) -> Tensor:
+        return batch.log_q.sum(-1) * (torch.nan if batch.guide.training else 0.0)
+
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), SoftmaxGuide(MLP(D, K), [broken])).double()
+    state = copy.deepcopy(vmonf.state_dict())
+    with pytest.raises(FloatingPointError, match="none of 2 stayed finite"):
+        vmonf.fit(x, n_init=2, steps=3, seed=0, progress=False)
+    assert all(torch.equal(v, state[k]) for k, v in vmonf.state_dict().items())
+
+    def sometimes(batch: Batch) -> Tensor:
+        assert batch.index is not None
+        return batch.log_q.sum(-1) * torch.where((batch.index == 5).any(), torch.nan, 0.0)
+
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), SoftmaxGuide(MLP(D, K), [sometimes]))
+    with pytest.warns(RuntimeWarning, match=r"2 of \d+ steps"):
+        vmonf.double().fit(
+            x, n_init=2, epochs=2, batch_size=30, held_out=torch.arange(60, 90), progress=False
+        )
+
+
+def test_a_loader_is_compared_on_what_it_trained_on() -> None:
+    x, _ = data()
+    loader = torch.utils.data.DataLoader(x, batch_size=30)
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), SoftmaxGuide(MLP(D, K))).double()
+    assert len(vmonf.fit(loader, n_init=2, epochs=1, seed=0, progress=False).restarts) == 2
+
+
+def test_the_terms_weights_stay_at_the_last_step() -> None:
+    x, _ = data()
+    weights = []
+    for n_init in (1, 2):
+        term = Confidence(weight=linear_decay(10, initial=2.0, final=0.0))
+        vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), SoftmaxGuide(MLP(D, K), [term]))
+        vmonf.double().fit(x, n_init=n_init, steps=8, progress=False)
+        weights.append(term.current_weight)
+    assert weights == pytest.approx([0.6, 0.6])
+
+
+@pytest.mark.parametrize("positions", [[0.5], [[1]], [1, 1], [90], list(range(90)), []])
+def test_held_out_positions_are_checked(positions: list[Any]) -> None:
+    x, _ = data()
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1))).double()
+    with pytest.raises(ValueError, match="held_out has shape"):
+        vmonf.fit(x, epochs=1, held_out=torch.tensor(positions), progress=False)
