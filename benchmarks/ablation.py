@@ -30,6 +30,7 @@ from pyro_vmonf.pretraining import pretrain_
 from pyro_vmonf.recipes import Recipe
 from pyro_vmonf.running import run
 from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.temperature import Linear
 from pyro_vmonf.terms import Balance, Consistency, Term
 
 STEPS, GUIDE_STEPS = 1500, 800
@@ -61,13 +62,23 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
 def toy(name: str, variant: str, seed: int) -> dict[str, Any]:
     """Run a variant of a toy experiment's recipe."""
     recipe = VARIANTS[variant](EXPERIMENTS[name].recipes["best"])
+
+    def build(data: Data) -> VMoNF:
+        vmonf = recipe.build(data)
+        assert isinstance(vmonf.guide, SoftmaxGuide)
+        for term in vmonf.guide.terms:
+            if isinstance(term.weight, Linear):  # the weights' schedules are shortened as well
+                term.weight = replace(term.weight, steps=STEPS)
+        return vmonf
+
     shorter = {
         "steps": STEPS,
         "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, STEPS),
     }
     settings = Settings(seed)
     data = EXPERIMENTS[name].draw(settings)
-    result = run(data, replace(recipe, options={**recipe.options, **shorter}), settings)
+    shortened = replace(recipe, build=build, options={**recipe.options, **shorter})
+    result = run(data, shortened, settings)
     return {key: result.scores[key] for key in ("accuracy", "kl_to_truth")}
 
 

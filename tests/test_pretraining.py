@@ -17,7 +17,7 @@ from pyro_vmonf.pretraining import pretrain_
 from pyro_vmonf.restarts import best_of_, reset_parameters_
 from pyro_vmonf.starts import merge_linked, spectral_clusters
 from pyro_vmonf.temperature import cooling
-from pyro_vmonf.terms import Balance, Batch, Classification, Consistency, Term
+from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, Consistency, Term
 from pyro_vmonf.transforms import Affine, AffineCoupling, BatchNorm, PReLU
 
 
@@ -334,3 +334,22 @@ def test_noisy_labels_are_outvoted(seed: int) -> None:
     y[:60] = noise.log()[:, said].T
     vmonf = semi_supervised(y, x, 3, seed)
     assert (vmonf.predict(x) == clusters).double().mean() > 0.98
+
+
+@pytest.mark.usefixtures("float64")
+def test_its_gradient_is_that_of_the_terms_on_the_distorted_rows() -> None:
+    row = torch.tensor([0.3, -0.7])
+    x = row.expand(16, 2)  # every batch is the same
+    terms = [Confidence(weight=0.5), Consistency(lambda batch: batch.x - 0.2, weight=2.0)]
+    vmonf = pair([]).double()
+    vmonf.model.standardizer.fitted.fill_(True)
+    log_q = vmonf.guide.log_q(row + 0.1)
+    q, other = log_q.exp(), vmonf.guide.log_q(row - 0.2).exp()
+    loss = -0.5 * (q * log_q).sum() - 2.0 * (q * other).sum().log()
+    wanted = torch.autograd.grad(loss, list(vmonf.guide.network.parameters()))
+    found: list[torch.Tensor] = []
+    for parameter in vmonf.guide.network.parameters():
+        parameter.register_hook(lambda g: found.append(g.clone()))
+    pretrain_(vmonf.guide, x, terms=terms, augment=lambda rows: rows + 0.1, steps=1)
+    for one in wanted:
+        assert any(one.shape == g.shape and torch.allclose(one, g, rtol=1e-9) for g in found)
