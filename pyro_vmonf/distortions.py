@@ -171,7 +171,19 @@ class AffineImages(nn.Module):
         self.shift = shift
 
     def distorted(self, x: Tensor) -> Tensor:
-        """Distort rows ``(*, *event_shape)``, each in its own way."""
+        """Distort rows ``(*, *event_shape)``, each in its own way.
+
+        Raises:
+            ValueError: if rows are no images of the shape that was given.
+        """
+        depth, *plane = self.image_shape
+        pixels = math.prod(self.image_shape)
+        fits = x.shape[-1:] == (pixels,) or tuple(x.shape[-3:]) == self.image_shape
+        if not fits and not (depth == 1 and list(x.shape[-2:]) == plane):
+            raise ValueError(
+                f"rows have shape {tuple(x.shape)}; expected images {self.image_shape}, or flat "
+                f"ones of {pixels} pixels"
+            )
         images = x.reshape(-1, *self.image_shape)
         count = len(images)
 

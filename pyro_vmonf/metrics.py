@@ -74,11 +74,11 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     return labels_of[: table.shape[1]]
 
 
-def match_components(reference: Tensor, posterior: Tensor) -> Tensor:
+def match_components(reference: Any, posterior: Any) -> Tensor:
     """Return the order of components under which a posterior agrees best with another fit's.
 
     Arguments:
-        reference: responsibilities ``(N, K)`` or clusters ``(N,)`` of the other fit.
+        reference: responsibilities ``(N, K)`` or clusters ``(N,)`` of the other fit, −1 for none.
         posterior: responsibilities ``(N, K)`` of the same rows.
 
     Returns:
@@ -86,22 +86,28 @@ def match_components(reference: Tensor, posterior: Tensor) -> Tensor:
         are such, in their places.
 
     Raises:
-        ValueError: if the rows differ in number, or the reference has more components.
+        TypeError: if clusters are not integers.
+        ValueError: if the rows differ in number, the reference has more components, or a number is
+            not finite.
 
     Example:
         >>> match_components(torch.tensor([1, 1, 0]), torch.eye(3)[[2, 2, 0]])
         tensor([0, 2, 1])
     """
-    count = posterior.shape[-1]
+    reference, posterior = torch.as_tensor(reference), torch.as_tensor(posterior)
     if reference.dim() == 1:
-        width = max(int(reference.max()) + 1, count)
-        reference = torch.nn.functional.one_hot(reference, width)
+        if reference.is_floating_point():
+            raise TypeError(f"clusters have dtype {reference.dtype}; expected integers")
+        width = max([*(reference + 1).tolist(), posterior.shape[-1]])
+        reference = torch.nn.functional.one_hot(reference + 1, width + 1)[:, 1:]
     if reference.shape != posterior.shape:
         raise ValueError(
             f"the reference has shape {tuple(reference.shape)} and the posterior "
             f"{tuple(posterior.shape)}; expected the same rows and components"
         )
     together = reference.to(posterior).mT @ posterior
+    if not together.isfinite().all():
+        raise ValueError("reference or posterior holds numbers that are not finite")
     _, order = linear_sum_assignment(together.cpu().numpy(), maximize=True)
     return torch.as_tensor(order)
 

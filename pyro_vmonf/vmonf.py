@@ -219,14 +219,16 @@ class VMoNF(PyroModule):
             The numbers that the components that stay had.
 
         Raises:
-            ValueError: if none would stay, or the bank does not say which parameters belong to
-                which component.
+            ValueError: if none would stay, ``below`` is no share, or the bank does not say which
+                parameters belong to which component.
         """
+        if not 0 <= below < 1:
+            raise ValueError(f"below is {below}; expected a share of the rows, in [0, 1)")
         kept = (self.predict_proba(x).mean(0) >= below).nonzero().squeeze(1)
         take_components_(self, kept)
         return kept
 
-    def align_(self, reference: Tensor, x: Any) -> None:
+    def align_(self, reference: Any, x: Any) -> None:
         """Put the components in the order that agrees best with a posterior of the same rows.
 
         Arguments:

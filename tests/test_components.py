@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from pyro.distributions import Dirichlet, Normal
@@ -257,3 +258,18 @@ def test_bounded_components_are_reported() -> None:
     vmonf = VMoNF(FlowMixture(Boxes()))
     x = torch.rand(40, 2) + 2.0 * (torch.arange(40) % 2)[:, None]
     torch.testing.assert_close(vmonf.report(x).log_prob, torch.zeros(2))
+
+
+def test_matching_takes_arrays_and_refuses_what_it_cannot_use() -> None:
+    q = torch.eye(3)[[2, 2, 0, 1]]
+    order = match_components(np.array([1, 1, 0, -1]), q.numpy())
+    assert order.tolist() == [0, 2, 1]
+    with pytest.raises(TypeError, match="integers"):
+        match_components(torch.rand(4), q)
+    with pytest.raises(ValueError, match="not finite"):
+        match_components(torch.full((4, 3), torch.nan), q)
+    with pytest.raises(ValueError, match="shape"):
+        match_components(torch.tensor([0, 1]), q)
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
+    with pytest.raises(ValueError, match="below is nan"):
+        vmonf.prune_(torch.randn(5, 2), below=float("nan"))

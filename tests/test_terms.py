@@ -281,3 +281,14 @@ def test_components_that_are_ruled_out_leave_finite_gradients(term: Term) -> Non
     (gradient,) = torch.autograd.grad(penalty, logits)
     assert penalty.isfinite()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(7, 784), (7, 28, 14)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="flat ones of 196 pixels"):
+        AffineImages((14, 14)).distorted(torch.rand(shape))
+
+
+@pytest.mark.parametrize("shape", [(7, 196), (7, 14, 14), (2, 7, 1, 14, 14)])
+def test_images_of_their_shape_keep_it(shape: tuple[int, ...]) -> None:
+    assert AffineImages((14, 14)).distorted(torch.rand(shape)).shape == shape
