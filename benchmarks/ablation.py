@@ -160,7 +160,8 @@ def main() -> None:
         for variant in GUIDES:
             for seed in seeds:
                 keep("mnist", variant, seed, lambda v=variant, s=seed: digits(data, v, s))
-    order = {name: i for i, name in enumerate([*VARIANTS, *GUIDES])}
+    names = dict.fromkeys([*VARIANTS, *GUIDES])
+    order = {name: i for i, name in enumerate(names)}
     print(table(sorted(rows, key=lambda r: (r["experiment"], order[r["variant"]]))))
 
 

@@ -320,5 +320,5 @@ def steps_of(name: str, device: str, peers: list[str]) -> dict[str, Step]:
             try:
                 steps[peer] = PEERS[peer](CONFIGURATIONS[name], device)
             except NotImplementedError as reason:
-                print(f"{name}: no {peer}: {reason}")
+                print(f"{name}: no {peer}: {reason}\n")
     return steps

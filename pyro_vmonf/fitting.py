@@ -331,6 +331,29 @@ def check_options(
     return epochs
 
 
+def check_data(
+    model: FlowMixture, x: Any, y: Any, sample_weight: Any
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return rows, evidence and weights as tensors of the model's kind.
+
+    Raises:
+        TypeError: if they have the wrong kind of numbers.
+        ValueError: if they do not fit, or there are fewer rows than components.
+    """
+    like = floating_buffer(model)
+    x = check_rows(x, model.event_shape, like)
+    if len(x) < model.num_components:
+        raise ValueError(
+            f"x has {len(x)} rows but the mixture has {model.num_components} components; "
+            "pass at least one row for each component"
+        )
+    if y is not None:
+        y = check_evidence(y, len(x), model.num_components, like)
+    if sample_weight is not None:
+        sample_weight = check_sample_weight(sample_weight, len(x), like)
+    return x, y, sample_weight
+
+
 def _sources(
     model: FlowMixture,
     x: Any,
@@ -353,16 +376,7 @@ def _sources(
                 "memory; a DataLoader yields its labels as (x, y)"
             )
         return Sources(LoaderSource(x, model, like), None, None)
-    x = check_rows(x, model.event_shape, like)
-    if len(x) < model.num_components:
-        raise ValueError(
-            f"x has {len(x)} rows but the mixture has {model.num_components} components; "
-            "pass at least one row for each component"
-        )
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
-    if sample_weight is not None:
-        sample_weight = check_sample_weight(sample_weight, len(x), like)
+    x, y, sample_weight = check_data(model, x, y, sample_weight)
     positions = torch.arange(len(x), device=x.device)
     rows = TensorSource(x, y, sample_weight, batch_size, positions)
     train, held = rows.split(held_out, generator)

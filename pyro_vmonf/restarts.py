@@ -169,11 +169,9 @@ def _best_together(
     options: dict[str, Any],
 ) -> History:
     starts = [copy.deepcopy(nn.ModuleList([model, guide])) for _ in range(n_init)]
-    for i, (own, own_guide) in enumerate(starts):
-        own_guide.bind_(own)  # type: ignore[operator]
-        if i:
-            with local_seed(first + i):
-                reset_parameters_(starts[i])
+    for i, start in enumerate(starts[1:], 1):
+        with local_seed(first + i):
+            reset_parameters_(start)
     histories = together.fit_together(
         [tuple(pair) for pair in starts],  # type: ignore[misc]
         x,

@@ -20,14 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vmonf.checks import (
-    check_evidence,
-    check_rows,
-    check_sample_weight,
-    floating_buffer,
-)
 from pyro_vmonf.elbo import Objective, max_plate_nesting
-from pyro_vmonf.fitting import check_options
+from pyro_vmonf.fitting import check_data, check_options
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
@@ -119,12 +113,7 @@ def fit_together(
         patience=patience,
         keep=keep,
     )
-    like = floating_buffer(model)
-    x = check_rows(x, model.event_shape, like)
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
-    if sample_weight is not None:
-        sample_weight = check_sample_weight(sample_weight, len(x), like)
+    x, y, sample_weight = check_data(model, x, y, sample_weight)
     numbers = torch.arange(len(x), device=x.device)
     runs = []
     for seed in seeds:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from pyro_vmonf import MAF, NSF, FlowMixture, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.flows import Flow, StandardNormal
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.restarts import fit_best
 from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.temperature import exponential_decay, linear_decay
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency
@@ -287,3 +288,14 @@ def test_held_out_positions_are_checked(positions: list[Any]) -> None:
     vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1))).double()
     with pytest.raises(ValueError, match="held_out has shape"):
         vmonf.fit(x, epochs=1, held_out=torch.tensor(positions), progress=False)
+
+
+@pytest.mark.parametrize("option", [{}, {"callbacks": []}])
+def test_what_cannot_be_fitted_is_refused_as_ever(option: dict[str, Any]) -> None:
+    x, _ = data()
+    one, other = PAIRS["realnvp"]().double(), PAIRS["realnvp"]().double()
+    with pytest.raises(ValueError, match="2 rows but the mixture has 3 components"):
+        one.fit(x[:2], n_init=2, epochs=1, held_out=0.0, progress=False, **option)
+    with pytest.raises(ValueError, match="bound to another model"):
+        fit_best(one.model, other.guide, x, n_init=2, epochs=1, progress=False, **option)
+    assert other.guide.model is other.model
