@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -51,7 +52,7 @@ def run(options: Options) -> Iterator[list[Row]]:
                 {
                     "config": f"pinwheel, seed {seed}",
                     "peer": f"recipe {name}",
-                    "seconds": round(reached, 1),
+                    "seconds": "not reached" if math.isnan(reached) else round(reached, 1),
                     "lowest_kl": round(lowest, 3),
                     "threads": options.threads,
                     "device": options.device,
