@@ -116,4 +116,7 @@ def take_components_(vmonf: VMoNF, index: Tensor) -> None:
                 setattr(part, name, len(index))
     model.num_components = len(index)
     if isinstance(guide, SoftmaxGuide):
-        guide.network = Picked(guide.network, index.to(guide.temperature.device))
+        network, index = guide.network, index.to(guide.temperature.device)
+        if isinstance(network, Picked):
+            network, index = network.network, network.index[index]
+        guide.network = Picked(network, index)

@@ -273,3 +273,14 @@ def test_matching_takes_arrays_and_refuses_what_it_cannot_use() -> None:
     vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
     with pytest.raises(ValueError, match="below is nan"):
         vmonf.prune_(torch.randn(5, 2), below=float("nan"))
+
+
+def test_one_choice_after_the_other_is_one_choice() -> None:
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 4)), SoftmaxGuide(MLP(2, 4)))
+    x = torch.randn(20, 2)
+    before = vmonf.predict_proba(x)
+    take_components_(vmonf, torch.tensor([3, 1, 0, 2]))
+    take_components_(vmonf, torch.tensor([2, 0]))
+    wanted = before[:, [0, 3]]
+    torch.testing.assert_close(vmonf.predict_proba(x), wanted / wanted.sum(-1, keepdim=True))
+    assert isinstance(vmonf.guide.network.network, MLP)
