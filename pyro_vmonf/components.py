@@ -118,5 +118,6 @@ def take_components_(vmonf: VMoNF, index: Tensor) -> None:
     if isinstance(guide, SoftmaxGuide):
         network, index = guide.network, index.to(guide.temperature.device)
         if isinstance(network, Picked):
-            network, index = network.network, network.index[index]
+            index = network.get_buffer("index")[index]
+            network = network.get_submodule("network")
         guide.network = Picked(network, index)

@@ -96,8 +96,10 @@ class RandomWalk(nn.Module):
                 "a random walk starts from the row's position in the data; pass index and size to "
                 "the guide, or rows in memory to fit (a DataLoader gives no positions)"
             )
-        which = torch.randint(self.walks, batch.index.shape, device=batch.index.device)
-        return self.x[self.ends[batch.index, which]].to(batch.x.dtype)
+        shape = batch.x.shape[: batch.x.dim() - self.x.dim() + 1]  # with the plates around the rows
+        index = batch.index.reshape(-1, *(1,) * (-1 - batch.dim)).expand(shape)
+        which = torch.randint(self.walks, shape, device=index.device)
+        return self.x[self.ends[index, which]].to(batch.x.dtype)
 
 
 class Adversarial(nn.Module):

@@ -292,3 +292,17 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(7, 196), (7, 14, 14), (2, 7, 1, 14, 14)])
 def test_images_of_their_shape_keep_it(shape: tuple[int, ...]) -> None:
     assert AffineImages((14, 14)).distorted(torch.rand(shape)).shape == shape
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((20,), -1), ((4, 20), -1), ((20, 4), -2)])
+def test_walks_start_from_their_rows_also_inside_other_plates(
+    shape: tuple[int, ...], dim: int
+) -> None:
+    x = torch.cat((torch.randn(30, 2), torch.randn(30, 2) + 50))  # two islands
+    walk = RandomWalk(x, neighbors=4)
+    index = torch.randperm(60)[:20]
+    rows = x[index].reshape(*((20, 1) if dim == -2 else (20,)), 2).expand(*shape, 2)
+    guide = SoftmaxGuide(MLP(2, 2))
+    ends = walk(Batch(guide, rows, torch.zeros(*shape, 2), None, index, dim))
+    assert ends.shape == rows.shape
+    assert ((ends > 25) == (rows > 25)).all()
