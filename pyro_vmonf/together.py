@@ -149,7 +149,7 @@ def fit_together(
         pyro.get_param_store().scope(),
         local_seed(runs[0][1]),
         warnings.catch_warnings(),
-        pyro.validation_enabled(False),
+        pyro.validation_enabled(False),  # a row that is not finite is the runs' own affair
     ):
         warnings.filterwarnings("ignore", ".*requires_grad=False")
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap goes through some
@@ -236,9 +236,11 @@ def _course(
                 terms, taken = every.step(index, going.to(index.device))
                 done += 1
                 for run, ok in zip(runs, taken.tolist(), strict=True):
+                    if not run.going:
+                        continue
                     run.rejected_in_a_row = 0 if ok else run.rejected_in_a_row + 1
-                    run.history.rejected += run.going and not ok
-                    if run.going and run.rejected_in_a_row >= max_rejected:
+                    run.history.rejected += not ok
+                    if run.rejected_in_a_row >= max_rejected:
                         run.going = False
                         run.history.stopped = f"{max_rejected} steps in a row were not finite"
                 taken_in_all += taken.cpu()

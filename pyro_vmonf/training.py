@@ -33,27 +33,17 @@ def objective_of(guide: Guide, terms: dict[str, float]) -> float:
 
 
 class Safeguard:
-    """The state that a rejected step goes back to: buffers that the forward pass moves.
-
-    Parameters move only by finite gradients, so a copy of them every so often will do: it is for
-    the run that has to give up.
-    """
-
-    every = 20
+    """The state that a rejected step goes back to: buffers that the forward pass moves."""
 
     def __init__(self, module: nn.Module) -> None:
         self.buffers = [b for b in module.buffers() if b.is_floating_point()]
         self.copies = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
         self.parameters: list[Tensor] = []
-        self.calls = 0
 
     @torch.no_grad()
     def remember(self, parameters: list[Tensor]) -> None:
-        """Keep parameters whose loss is finite, at the first call and every so often."""
-        self.calls += 1
-        if self.calls % self.every != 1:
-            return
+        """Keep parameters whose loss is finite."""
         if self.parameters:
             torch._foreach_copy_(self.parameters, parameters)
         else:
@@ -61,7 +51,7 @@ class Safeguard:
 
     @torch.no_grad()
     def restore(self, parameters: list[Tensor]) -> None:
-        """Go back to parameters whose loss was finite."""
+        """Go back to the last parameters whose loss was finite."""
         if self.parameters:
             torch._foreach_copy_(parameters, self.parameters)
 

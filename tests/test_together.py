@@ -299,3 +299,24 @@ def test_what_cannot_be_fitted_is_refused_as_ever(option: dict[str, Any]) -> Non
     with pytest.raises(ValueError, match="bound to another model"):
         fit_best(one.model, other.guide, x, n_init=2, epochs=1, progress=False, **option)
     assert other.guide.model is other.model
+
+
+def test_a_run_that_stopped_early_is_not_given_up() -> None:
+    """Others go on for longer than a run of rejected steps may last."""
+    x, _ = data()
+    make = PAIRS["realnvp"]
+    options: dict[str, Any] = {
+        "epochs": 15,
+        "batch_size": 40,
+        "held_out": 0.2,
+        "patience": 1,
+        "lr": 0.3,
+        "max_rejected": 2,
+        "progress": False,
+    }
+    together = starts(make)
+    found = fit_together([(v.model, v.guide) for v in together], x, None, list(range(R)), **options)
+    assert len({len(history.epoch) for history in found}) > 1
+    for history in found:
+        assert history.rejected == 0
+        assert math.isfinite(history.final_objective)
