@@ -1,5 +1,6 @@
 # The first two targets need nothing but Python 3.11 or later.
 PYTHON ?= python3
+THREADS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test bench lint format install clean
@@ -19,7 +20,7 @@ bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in 
 	mkdir -p out
 	echo "# The last full run of \`make bench\`\n" > benchmarks/RESULTS.md
 	for name in step sample score scaling restarts quality; do \
-		$(BIN)/python -m benchmarks $$name --json out/benchmarks.jsonl > out/table || exit 1; \
+		$(BIN)/python -m benchmarks $$name --threads $(THREADS) --json out/benchmarks.jsonl > out/table || exit 1; \
 		cat out/table; cat out/table >> benchmarks/RESULTS.md; \
 	done
 

@@ -185,15 +185,8 @@ def fit(
         generator=generator,
     )
 
-    schedule: Schedule | None = None
-    if isinstance(guide, SoftmaxGuide):
-        total_steps = steps or (epochs or 0) * sources.train.batches
-        schedule = as_schedule(
-            Cooling() if temperature is None else temperature,
-            steps=total_steps,
-            initial=float(guide.temperature),
-        )
-        check_temperature(schedule(total_steps))
+    total_steps = steps or (epochs or 0) * sources.train.batches
+    schedule = schedule_of(guide, temperature, total_steps)
     # dict.fromkeys: a parameter that both own counts once, in a fixed order.
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
     parameters = [parameter for parameter in shared if parameter.requires_grad]
@@ -329,6 +322,25 @@ def check_options(
     if guide.model is not None and guide.model is not model:
         raise ValueError("the guide is bound to another model; pass that one, or a new guide")
     return epochs
+
+
+def schedule_of(
+    guide: Guide, temperature: float | Schedule | Cooling | None, steps: int
+) -> Schedule | None:
+    """Return the temperature's schedule over a run; ``None`` if the guide has no temperature.
+
+    Raises:
+        ValueError: if it ends at no temperature.
+    """
+    if not isinstance(guide, SoftmaxGuide):
+        return None
+    schedule = as_schedule(
+        Cooling() if temperature is None else temperature,
+        steps=steps,
+        initial=float(guide.temperature),
+    )
+    check_temperature(schedule(steps))
+    return schedule
 
 
 def check_data(

@@ -21,15 +21,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf.elbo import Objective, max_plate_nesting
-from pyro_vmonf.fitting import check_data, check_options
-from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.fitting import check_data, check_options, schedule_of
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import TensorSource
 from pyro_vmonf.stacked import Runs
-from pyro_vmonf.temperature import Cooling, Schedule, as_schedule, check_temperature
+from pyro_vmonf.temperature import Cooling, Schedule
 from pyro_vmonf.training import Guide, objective_of
 
 # What the runs share; with any other option of ``fit`` they have to be made one after the other.
@@ -125,15 +124,7 @@ def fit_together(
         draws = int(torch.randint(2**62, (), generator=generator))
         runs.append((Run(generator, train, held, History()), draws))
     train = runs[0][0].train
-    total = steps or (epochs or 0) * train.batches
-    schedule: Schedule | None = None
-    if isinstance(guide, SoftmaxGuide):
-        schedule = as_schedule(
-            Cooling() if temperature is None else temperature,
-            steps=total,
-            initial=float(guide.temperature),
-        )
-        check_temperature(schedule(total))
+    schedule = schedule_of(guide, temperature, steps or (epochs or 0) * train.batches)
     copies: list[tuple[FlowMixture, Guide]] = []
     for (own, own_guide), (run, _) in zip(pairs, runs, strict=True):
         both = copy.deepcopy(nn.ModuleList([own, own_guide]))
