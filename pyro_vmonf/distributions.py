@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,12 @@ def _broadcast(*shapes: Sequence[int]) -> Size:
     if len(distinct) > 1:
         return torch.broadcast_shapes(*distinct)
     return Size(distinct.pop() if distinct else ())
+
+
+def _layout(transform: Transform) -> Hashable:
+    """Return a key that transforms share where they are inverted together."""
+    layout = getattr(transform, "layout", None)
+    return id(transform) if layout is None else layout
 
 
 def _sum_to(value: Tensor, batch_dim: int) -> Tensor:
@@ -82,9 +89,10 @@ class FlowDistribution(TorchDistribution):
     def _pull(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the base's value and the log-determinant on the way to it."""
         total: Tensor | float = 0.0
-        for transform in reversed(self.transforms):
+        for _, run in groupby(reversed(self.transforms), key=_layout):
+            transform, *others = run
             if isinstance(transform, FlowTransform):
-                x, log_det = transform.inverse_and_log_det(x)
+                x, log_det = transform.inverse_of_run([transform, *others], x)
             else:
                 z = transform.inv(x)
                 log_det = -transform.log_abs_det_jacobian(z, x)

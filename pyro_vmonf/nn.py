@@ -58,17 +58,15 @@ def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[
     x = x[(None,) * (depth + 1 - x.dim())]
     groups = [i for i in range(depth) if sizes[i] > 1]
     rows = [i for i in range(depth) if sizes[i] <= 1]
-    x = x.expand(*(sizes[i] if sizes[i] > 1 else x.shape[i] for i in range(depth)), x.shape[-1])
-    order = groups + rows
-    shape = [x.shape[i] for i in order]
-    inverse = [order.index(i) for i in range(depth)] + [depth]
+    shape = [sizes[i] for i in groups] + [x.shape[i] for i in rows]
+    inverse = [(groups + rows).index(i) for i in range(depth)] + [depth]
 
     def restore(out: Tensor) -> Tensor:
         return out.mT.reshape(*shape, out.shape[-2]).permute(inverse)
 
-    count = math.prod(sizes)
-    flat = x.permute(*order, depth).reshape(count, math.prod(shape) // max(count, 1), x.shape[-1])
-    return flat.mT, restore
+    x = x.permute(*groups, depth, *rows).contiguous()  # before it is expanded: one copy, not K
+    x = x.expand(*shape[: len(groups)], *x.shape[len(groups) :])
+    return x.reshape(math.prod(sizes), x.shape[len(groups)], math.prod(shape[len(groups) :])), restore
 
 
 def linear_of_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -177,14 +177,14 @@ def test_a_flow_that_does_not_invert_is_found_out() -> None:
     vmonf = pair()
     x = torch.randn(64, D)
     assert vmonf.report(x).inversion_error.nan_to_num().max() < 1e-4
-    transform = vmonf.model.bank.transforms[0]
-    inverse = transform.inverse_and_log_det
+    univariate = vmonf.model.bank.transforms[0].univariate
+    inverse = univariate.inverse
 
-    def wrong(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z, log_det = inverse(rows)
-        return z + 0.1, log_det
+    def wrong(x: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z, log_slope = inverse(x, theta)
+        return z + 0.1, log_slope
 
-    transform.inverse_and_log_det = wrong
+    univariate.inverse = wrong
     assert vmonf.report(x).inversion_error.nan_to_num().max() > 1e-2
 
 

@@ -579,3 +579,53 @@ def test_supports_are_those_of_the_components(name: str, kind: str) -> None:
     torch.testing.assert_close(value, biject_to(expected)(free))
     assert distribution.support.check(value).all()
     torch.testing.assert_close(biject_to(distribution.support).inv(value), free)
+
+
+def _chain(*masks: list[int]) -> list[AffineCoupling]:
+    layers = [
+        AffineCoupling(4, mask=[bool(m) for m in mask], hidden=(5,), batch_shape=(3,))
+        for mask in masks
+    ]
+    for layer in layers:
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+    return layers
+
+
+COUPLINGS = {
+    "one mask and its complement": _chain([1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]),
+    "halves that change": _chain([1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1]),
+    "halves of other sizes": _chain([1, 1, 1, 0], [0, 0, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_couplings_that_hand_on_their_halves_are_those_one_by_one(name: str) -> None:
+    layers = [layer.double() for layer in COUPLINGS[name]]
+    base = Independent(Normal(torch.zeros(3, 4).double(), 1.0), 1)
+    x = torch.randn(7, 1, 4, dtype=torch.float64)
+    z, log_det = x, torch.zeros(7, 3, dtype=torch.float64)
+    for layer in reversed(layers):
+        z, more = layer.inverse_and_log_det(z)
+        log_det = log_det + more
+    expected = base.log_prob(z) + log_det
+    flow = FlowDistribution(base, layers)
+    torch.testing.assert_close(flow.log_prob(x), expected, rtol=1e-12, atol=1e-12)
+    grown = x.expand(7, 3, 4).reshape(1, 7, 3, 4)
+    torch.testing.assert_close(flow.log_prob(grown)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_coupling_with_an_inverse_of_its_own_keeps_it() -> None:
+    class Shifted(AffineCoupling):
+        def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            z, log_det = super().inverse_and_log_det(x)
+            return z + 1, log_det
+
+    own = Shifted(4, batch_shape=(3,))
+    plain = AffineCoupling(4, batch_shape=(3,), mask=[False, True, False, True])
+    base = Independent(Normal(torch.zeros(3, 4), 1.0), 1)
+    x = torch.randn(7, 1, 4)
+    z, first = own.inverse_and_log_det(x)
+    z, second = plain.inverse_and_log_det(z)
+    expected = base.log_prob(z) + first + second
+    torch.testing.assert_close(FlowDistribution(base, [plain, own]).log_prob(x), expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,9 @@ class FlowTransform(TransformModule):
     Buffers that also have it are named in ``batched_buffers``; where restarts are wanted,
     :meth:`reset_parameters` draws the transform's own parameters anew.
 
+    Neighbours in a chain with the same ``layout`` are inverted by one call of
+    :meth:`inverse_of_run`, so that they can hand on their values in a form of their own.
+
     Nothing is cached, so no value outlives an optimiser's step.
 
     Arguments:
@@ -30,6 +33,7 @@ class FlowTransform(TransformModule):
 
     bijective = True
     batched_buffers: ClassVar[tuple[str, ...]] = ()
+    layout: Hashable | None = None
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
@@ -46,6 +50,14 @@ class FlowTransform(TransformModule):
         r"""Return :math:`h^{-1}(x)` of shape ``(*, D)`` and :math:`\log|\det\partial h^{-1}|` of
         shape ``(*)``."""
         raise NotImplementedError
+
+    def inverse_of_run(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert transforms of this one's layout, from data to base, this one first."""
+        total: Tensor | float = 0.0
+        for transform in run:
+            x, log_det = transform.inverse_and_log_det(x)
+            total = total + log_det
+        return x, total  # type: ignore[return-value]
 
     def _call(self, z: Tensor) -> Tensor:
         return self.forward_and_log_det(z)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from pyro_vmonf.checks import check_positive
 from pyro_vmonf.nn import MLP, Activation, start_near_zero, to_columns
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
+
+
+Halves = tuple[Tensor, Tensor]
 
 
 def alternating_mask(features: int, flip: bool = False) -> Tensor:
@@ -58,7 +61,8 @@ class Coupling(FlowTransform):
     passive: Tensor
     active: Tensor
     order: Tensor
-    first_passes: bool | None
+    first_passes: bool
+    alternates: bool
 
     def __init__(
         self,
@@ -103,18 +107,38 @@ class Coupling(FlowTransform):
             layer.reset_parameters()  # type: ignore[operator]
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
-    def _split(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the passive and the active features."""
-        if self.first_passes is None:
-            return columns.index_select(1, self.passive), columns.index_select(1, self.active)
-        even, odd = columns[:, 0::2], columns[:, 1::2]
-        return (even, odd) if self.first_passes else (odd, even)
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return _through([self], z, inverse=False)
 
-    def _join(self, passive: Tensor, active: Tensor) -> Tensor:
-        if self.first_passes is None:
-            return torch.cat((passive, active), 1).index_select(1, self.order)
-        halves = (passive, active) if self.first_passes else (active, passive)
-        return torch.stack(halves, 2).flatten(1, 2)
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _through([self], x, inverse=True)
+
+    def inverse_of_run(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.layout is None:
+            return super().inverse_of_run(run, x)
+        return _through(run, x, inverse=True)  # type: ignore[arg-type]
+
+    def moved(self, halves: Halves, *, inverse: bool) -> tuple[Halves, Tensor]:
+        """Move one half, and return both with the log-slopes ``(groups, active, rows)``."""
+        passive, active = halves if self.first_passes else halves[::-1]
+        move = self.univariate.inverse if inverse else self.univariate.forward
+        active, log_slope = move(active, self._parameters_from(passive))
+        return ((passive, active) if self.first_passes else (active, passive)), log_slope
+
+    def split(self, columns: Tensor) -> Halves:
+        """Take columns apart: the half that holds the first feature, and the other."""
+        if self.alternates:  # one view, whose gradient is one tensor; two slices have two to add
+            even, odd = columns.unflatten(1, (-1, 2)).unbind(2)
+            return even, odd
+        passive, active = (columns.index_select(1, i) for i in (self.passive, self.active))
+        return (passive, active) if self.first_passes else (active, passive)
+
+    def join(self, halves: Halves) -> Tensor:
+        """Put the halves together again."""
+        if self.alternates:
+            return torch.stack(halves, 2).flatten(1, 2)
+        passive, active = halves if self.first_passes else halves[::-1]
+        return torch.cat((passive, active), 1).index_select(1, self.order)
 
     def _parameters_from(self, passive: Tensor) -> Tensor:
         """Compute θ of shape ``(groups, active, P, rows)``."""
@@ -124,24 +148,23 @@ class Coupling(FlowTransform):
         shape = (passive.shape[0], networks, len(self.active), each, out.shape[-1])
         return out.reshape(shape).transpose(1, 2).flatten(2, 3)
 
-    def _moved(
-        self, rows: Tensor, move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        columns, restore = to_columns(rows, self.batch_shape)
-        passive, active = self._split(columns)
-        moved, log_slope = move(active, self._parameters_from(passive))
-        log_det = restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
-        return restore(self._join(passive, moved)), log_det
 
-    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._moved(z, self.univariate.forward)
-
-    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._moved(x, self.univariate.inverse)
+def _through(run: Sequence[Coupling], rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Send rows through couplings of the same halves, which meet again behind the last one."""
+    columns, restore = to_columns(rows, run[0].batch_shape)
+    halves = run[0].split(columns)
+    total: Tensor | float = 0.0
+    for coupling in run:
+        halves, log_slope = coupling.moved(halves, inverse=inverse)
+        total = total + log_slope.sum(1, keepdim=True)
+    return restore(run[0].join(halves)), restore(total).squeeze(-1)  # type: ignore[arg-type]
 
 
 def _see_mask(coupling: Coupling, _: object = None) -> None:
-    # Where every second feature passes, the halves are views, and are joined without an index.
-    features, first = coupling.features, bool(coupling.mask[0])
-    alternating = torch.equal(coupling.mask.cpu(), alternating_mask(features, flip=not first))
-    coupling.first_passes = first if alternating and features % 2 == 0 else None
+    mask = coupling.mask.tolist()
+    coupling.first_passes = mask[0]
+    halves = tuple(passes == mask[0] for passes in mask)
+    coupling.alternates = len(mask) % 2 == 0 and halves == (True, False) * (len(mask) // 2)
+    # A subclass with an inverse of its own stays by itself.
+    own = type(coupling).inverse_and_log_det is not Coupling.inverse_and_log_det
+    coupling.layout = None if own else (Coupling, coupling.batch_shape, halves)
