@@ -6,30 +6,47 @@ from pyro_vmonf.distributions import FlowDistribution, Marginal, select, stacked
 from pyro_vmonf.em import fit_em, information_criteria
 from pyro_vmonf.fitting import fit
 from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, RealNVP
-from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
+from pyro_vmonf.foreign import Replicated
+from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.random_bank import RandomBank
+from pyro_vmonf.rotated import RotatedRealNVP
+from pyro_vmonf.simplex import StickBreaking
 from pyro_vmonf.temperature import constant, exponential_decay, linear_decay
 from pyro_vmonf.vmonf import VMoNF
-from pyro_vmonf.weights import FixedWeights, LearnedWeights, RandomWeights
+from pyro_vmonf.weights import (
+    FixedWeights,
+    GatedWeights,
+    LearnedWeights,
+    RandomWeights,
+    UpdatedWeights,
+)
 
 __all__ = [
     "MAF",
     "NSF",
     "AutoregressiveNSF",
+    "ExactGuide",
     "FixedWeights",
     "Flow",
     "FlowDistribution",
     "FlowMixture",
+    "GatedWeights",
     "Gaussian",
     "History",
     "LearnedWeights",
     "Marginal",
     "MarginalGuide",
+    "RandomBank",
     "RandomWeights",
     "RealNVP",
+    "Replicated",
+    "RotatedRealNVP",
     "SoftmaxGuide",
     "Stack",
+    "StickBreaking",
+    "UpdatedWeights",
     "VMoNF",
     "__version__",
     "constant",

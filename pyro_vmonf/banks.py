@@ -7,27 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vmonf.constants import ConstantDistribution
 from pyro_vmonf.distributions import StackedDistribution
-
-
-class FixedBank(nn.Module):
-    """The bank of a distribution that is there already, which nothing trains or moves.
-
-    Arguments:
-        distribution: of ``batch_shape`` ``(*, K)``, or ``()`` where one component is meant.
-
-    Example:
-        >>> FixedBank(torch.distributions.Normal(torch.zeros(5, 1), 1.0))().batch_shape
-        torch.Size([5, 1])
-    """
-
-    def __init__(self, distribution: Distribution) -> None:
-        super().__init__()
-        self.distribution = distribution
-
-    def forward(self, context: Tensor | None = None) -> Distribution:
-        return self.distribution
-
 
 Bank = nn.Module | Distribution | Sequence[nn.Module | Distribution]
 
@@ -50,7 +31,7 @@ def as_bank(bank: Bank) -> nn.Module:
     if isinstance(bank, nn.Module):
         return bank
     if isinstance(bank, Distribution):
-        return FixedBank(bank)
+        return ConstantDistribution(bank)
     if isinstance(bank, (list, tuple)):
         return Stack(bank)
     raise TypeError(

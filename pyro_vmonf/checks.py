@@ -143,3 +143,46 @@ def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}")
     return int(value)
+
+
+def check_context(context: Tensor | None, features: int) -> None:
+    """Refuse a context where none is taken, the lack of one where one is, and other sizes.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    if context is None and not features:
+        return
+    if context is None:
+        raise ValueError(
+            f"the mixture depends on a context of {features} features; pass given=, of shape "
+            f"(N, {features})"
+        )
+    if not features:
+        raise ValueError(
+            f"a context of shape {tuple(context.shape)} was given, but the mixture takes none; "
+            "build it with FlowMixture(..., context_features=H)"
+        )
+    if context.shape[-1:] != (features,):
+        raise ValueError(f"the context has shape {tuple(context.shape)}; expected (N, {features})")
+
+
+def check_context_rows(
+    context: Any, rows: int | None, features: int, like: Tensor
+) -> Tensor | None:
+    """Return the rows' context ``(N, H)`` as a tensor of the model's kind; ``None`` if none is due.
+
+    Raises:
+        TypeError: if it is no array of real floating numbers.
+        ValueError: if it does not fit, or has values that are not finite.
+    """
+    if context is None or not features:
+        check_context(context, features)
+        return None
+    try:
+        context = check_rows(context, (features,), like)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the context does not fit: {error}") from error
+    if rows is not None and len(context) != rows:
+        raise ValueError(f"the context has {len(context)} rows but x has {rows}; pass one a row")
+    return context

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.banks import FixedBank, Stack
+from pyro_vmonf.banks import Stack
+from pyro_vmonf.constants import ConstantDistribution
 from pyro_vmonf.guides import SoftmaxGuide
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
     """
     found: list[tuple[nn.Module, str]] = []
     for name, part in module.named_modules():
-        if isinstance(part, (FixedBank, Stack)):
+        if isinstance(part, (ConstantDistribution, Stack)):
             raise ValueError(f"the components of a {type(part).__name__} cannot change places")
         own = [key for key, _ in part.named_parameters(recurse=False)]
         held = own + [key for key, _ in part.named_buffers(recurse=False)]

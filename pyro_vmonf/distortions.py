@@ -132,7 +132,7 @@ class Adversarial(nn.Module):
         for _ in range(self.iterations):
             with torch.enable_grad():  # also where a loss is only evaluated
                 direction = direction.detach().requires_grad_()
-                moved = batch.guide.log_q(batch.x + self.probe * units * direction)
+                moved = batch.guide.log_q(batch.x + self.probe * units * direction, batch.given)
                 gap = (log_q.exp() * (log_q - moved)).sum()
                 (gradient,) = torch.autograd.grad(gap, direction)
             direction = unit(gradient)

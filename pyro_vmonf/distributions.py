@@ -29,10 +29,6 @@ def _layout(transform: Transform) -> Hashable:
     return id(transform) if layout is None else layout
 
 
-def _sum_to(value: Tensor, batch_dim: int) -> Tensor:
-    return value.flatten(batch_dim).sum(-1) if value.dim() > batch_dim else value
-
-
 class FlowDistribution(TorchDistribution):
     r"""The distribution of :math:`x = h_L \circ \dots \circ h_1(z)` for z drawn from a base.
 
@@ -92,11 +88,12 @@ class FlowDistribution(TorchDistribution):
         for _, run in groupby(reversed(self.transforms), key=_layout):
             transform, *others = run
             if isinstance(transform, FlowTransform):
-                x, log_det = transform.inverse_of_run([transform, *others], x)
+                x, log_det = transform.inverse_of_run([transform, *others], x)  # type: ignore[list-item]
             else:
                 z = transform.inv(x)
                 log_det = -transform.log_abs_det_jacobian(z, x)
-                log_det = _sum_to(log_det, z.dim() - len(self.event_shape))
+                inner = len(self.event_shape) - transform.domain.event_dim
+                log_det = log_det.flatten(-inner).sum(-1) if inner else log_det
                 x = z
             total = total + log_det
         return x, total

@@ -114,7 +114,7 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
         if site is c and sign < 0:
             continue
         value = expected(site["log_prob"]) if depends(site) else site["log_prob"].sum()
-        key = names.get(name, name) if sign > 0 else name
+        key = site["infer"].get("term", names.get(name, name) if sign > 0 else name)
         terms[key] = terms.get(key, 0.0) + sign * value
     mask = 1.0 if c["mask"] is None else c["mask"]
     terms["entropy"] = -expected(log_q * c["scale"] * mask)

@@ -18,6 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from pyro_vmonf.checks import (
+    check_context,
+    check_context_rows,
     check_evidence,
     check_positive,
     check_rows,
@@ -96,6 +98,7 @@ def fit(
     clip_norm: float | None = None,
     temperature: float | Schedule | Cooling | None = None,
     sample_weight: Any = None,
+    given: Any = None,
     pretrain_epochs: int = 0,
     interleave: bool = False,
     held_out: float | Tensor = 0.0,
@@ -128,6 +131,7 @@ def fit(
         temperature: a number, or a schedule over the steps, whose last value stays; by default
             :func:`~pyro_vmonf.temperature.cooling`, from where the guide is to 0.1 in half the run.
         sample_weight: weights of the rows ``(N,)``, at least zero.
+        given: the rows' context ``(N, H)``, where the mixture depends on one.
         pretrain_epochs: passes through the labelled rows alone, before anything else.
         interleave: each epoch goes through the labelled rows and then through the others.
         held_out: fraction of the rows kept for the held-out ELBO, or their positions.
@@ -178,6 +182,7 @@ def fit(
         x,
         y,
         sample_weight,
+        given,
         batch_size=batch_size,
         held_out=held_out,
         by_label=pretrain_epochs > 0 or interleave,
@@ -344,9 +349,9 @@ def schedule_of(
 
 
 def check_data(
-    model: FlowMixture, x: Any, y: Any, sample_weight: Any
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return rows, evidence and weights as tensors of the model's kind.
+    model: FlowMixture, x: Any, y: Any, sample_weight: Any, given: Any
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return rows, evidence, weights and context as tensors of the model's kind.
 
     Raises:
         TypeError: if they have the wrong kind of numbers.
@@ -363,7 +368,8 @@ def check_data(
         y = check_evidence(y, len(x), model.num_components, like)
     if sample_weight is not None:
         sample_weight = check_sample_weight(sample_weight, len(x), like)
-    return x, y, sample_weight
+    given = check_context_rows(given, len(x), model.context_features, like)
+    return x, y, sample_weight, given
 
 
 def _sources(
@@ -371,6 +377,7 @@ def _sources(
     x: Any,
     y: Any,
     sample_weight: Any,
+    given: Any,
     *,
     batch_size: int,
     held_out: float | Tensor,
@@ -382,15 +389,17 @@ def _sources(
     like = floating_buffer(model)
     if isinstance(x, DataLoader):
         nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
-        if y is not None or sample_weight is not None or not nothing_held_out or by_label:
+        in_memory = (y, sample_weight, given)
+        if any(v is not None for v in in_memory) or not nothing_held_out or by_label:
             raise ValueError(
-                "y, sample_weight, held_out, pretrain_epochs and interleave go with rows in "
-                "memory; a DataLoader yields its labels as (x, y)"
+                "y, sample_weight, given, held_out, pretrain_epochs and interleave go with rows "
+                "in memory; a DataLoader yields its labels as (x, y)"
             )
+        check_context(None, model.context_features)
         return Sources(LoaderSource(x, model, like), None, None)
-    x, y, sample_weight = check_data(model, x, y, sample_weight)
+    x, y, sample_weight, given = check_data(model, x, y, sample_weight, given)
     positions = torch.arange(len(x), device=x.device)
-    rows = TensorSource(x, y, sample_weight, batch_size, positions)
+    rows = TensorSource(x, y, sample_weight, batch_size, positions, given)
     train, held = rows.split(held_out, generator)
     if not by_label:
         return Sources(train, None, held)

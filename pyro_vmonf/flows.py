@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from pyro.distributions import MultivariateNormal, Normal
@@ -22,6 +23,8 @@ from pyro_vmonf.transforms import (
     SplineCoupling,
     alternating_mask,
 )
+
+End = Literal["data", "base"]
 
 
 class StandardNormal(nn.Module):
@@ -121,7 +124,15 @@ class Flow(nn.Module):
         self.compiled = False
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
-        flow = FlowDistribution(self.base(context), list(self.transforms))  # type: ignore[arg-type]
+        base, transforms = self.base(context), list(self.transforms)
+        if context is not None:  # the rows' context lies over the components
+            base = base.expand(torch.broadcast_shapes((*context.shape[:-1], 1), base.batch_shape))
+            context = context.unsqueeze(-2)
+            transforms = [
+                t.condition(context) if hasattr(t, "condition") else t  # type: ignore[operator]
+                for t in transforms
+            ]
+        flow = FlowDistribution(base, transforms)  # type: ignore[arg-type]
         return Compiled(flow, self) if self.compiled and context is None else flow
 
     def compile(self, *_: object, **__: object) -> None:
@@ -142,10 +153,18 @@ class _LayeredFlow(Flow):
         activation: Activation,
         bound: float,
         base: nn.Module | Distribution | None,
-        make: Callable[[int], FlowTransform],
+        context_features: int,
+        shared: int,
+        shared_at: End,
+        make: Callable[[int, tuple[int, ...]], FlowTransform],
     ) -> None:
         components = check_positive("components", components)
         check_positive("blocks", blocks, minimum=0)
+        if not 0 <= shared <= blocks or shared_at not in ("data", "base"):
+            raise ValueError(
+                f"shared is {shared} of {blocks} blocks and shared_at is {shared_at!r}; expected "
+                "at most as many as there are, at 'data' or 'base'"
+            )
         base = as_bank(StandardNormal(features, components) if base is None else base)
         found = base()
         if found.event_shape != (features,) or found.batch_shape not in ((), (1,), (components,)):
@@ -153,13 +172,18 @@ class _LayeredFlow(Flow):
                 f"base has batch_shape {tuple(found.batch_shape)} and event_shape "
                 f"{tuple(found.event_shape)}; expected ({components},) and ({features},)"
             )
-        super().__init__([make(i) for i in range(blocks)], base=base)
+        common = range(shared) if shared_at == "base" else range(blocks - shared, blocks)
+        shapes = [() if i in common else (components,) for i in range(blocks)]
+        super().__init__([make(i, shape) for i, shape in enumerate(shapes)], base=base)
         self.features = features
         self.components = components
         self.blocks = blocks
         self.hidden = tuple(hidden)
         self.activation = activation
         self.bound = bound
+        self.context_features = context_features
+        self.shared = shared
+        self.shared_at = shared_at
 
 
 class RealNVP(_LayeredFlow):
@@ -173,6 +197,9 @@ class RealNVP(_LayeredFlow):
         activation: their activation.
         bound: the largest log-scale of a coupling.
         base: bank or distribution at the start of the chain; K standard normals by default.
+        context_features: features *H* of a context that every density depends on.
+        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
+            at which end, ``"data"`` or ``"base"``.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
@@ -192,6 +219,9 @@ class RealNVP(_LayeredFlow):
         activation: Activation = "tanh",
         bound: float = 5.0,
         base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
     ) -> None:
         super().__init__(
             features,
@@ -201,13 +231,17 @@ class RealNVP(_LayeredFlow):
             activation=activation,
             bound=bound,
             base=base,
-            make=lambda i: AffineCoupling(
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: AffineCoupling(
                 features,
                 mask=alternating_mask(features, flip=i % 2 == 1),
                 hidden=hidden,
                 activation=activation,
                 bound=bound,
-                batch_shape=(components,),
+                context_features=context_features,
+                batch_shape=batch_shape,
             ),
         )
 
@@ -233,6 +267,9 @@ class MAF(_LayeredFlow):
         activation: their activation.
         bound: the largest log-scale of a layer.
         base: bank or distribution at the start of the chain; K standard normals by default.
+        context_features: features *H* of a context that every density depends on.
+        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
+            at which end, ``"data"`` or ``"base"``.
 
     References:
         Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
@@ -253,6 +290,9 @@ class MAF(_LayeredFlow):
         activation: Activation = "relu",
         bound: float = 5.0,
         base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
     ) -> None:
         super().__init__(
             features,
@@ -262,13 +302,17 @@ class MAF(_LayeredFlow):
             activation=activation,
             bound=bound,
             base=base,
-            make=lambda i: AffineAutoregressive(
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: AffineAutoregressive(
                 features,
                 order=alternating_order(features, i),
                 hidden=hidden,
                 activation=activation,
                 bound=bound,
-                batch_shape=(components,),
+                context_features=context_features,
+                batch_shape=batch_shape,
             ),
         )
 
@@ -288,6 +332,9 @@ class NSF(_LayeredFlow):
         activation: activation of the networks.
         bound: half the width of the box.
         base: bank or distribution at the start of the chain; K standard normals by default.
+        context_features: features *H* of a context that every density depends on.
+        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
+            at which end, ``"data"`` or ``"base"``.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -308,6 +355,9 @@ class NSF(_LayeredFlow):
         activation: Activation = "relu",
         bound: float = 5.0,
         base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
     ) -> None:
         super().__init__(
             features,
@@ -317,14 +367,18 @@ class NSF(_LayeredFlow):
             activation=activation,
             bound=bound,
             base=base,
-            make=lambda i: SplineCoupling(
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: SplineCoupling(
                 features,
                 mask=alternating_mask(features, flip=i % 2 == 1),
                 hidden=hidden,
                 activation=activation,
                 bins=bins,
                 bound=bound,
-                batch_shape=(components,),
+                context_features=context_features,
+                batch_shape=batch_shape,
             ),
         )
         self.bins = bins
@@ -334,7 +388,8 @@ class AutoregressiveNSF(_LayeredFlow):
     """The bank of K neural spline flows with autoregressive layers, for any number of features.
 
     Arguments:
-        features, components, blocks, hidden, bins, activation, bound, base: as for :class:`NSF`.
+        features, components, blocks, hidden, bins, activation, bound, base, context_features,
+            shared, shared_at: as for :class:`NSF`.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -355,6 +410,9 @@ class AutoregressiveNSF(_LayeredFlow):
         activation: Activation = "relu",
         bound: float = 5.0,
         base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
     ) -> None:
         super().__init__(
             features,
@@ -364,14 +422,18 @@ class AutoregressiveNSF(_LayeredFlow):
             activation=activation,
             bound=bound,
             base=base,
-            make=lambda i: SplineAutoregressive(
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: SplineAutoregressive(
                 features,
                 order=alternating_order(features, i),
                 hidden=hidden,
                 activation=activation,
                 bins=bins,
                 bound=bound,
-                batch_shape=(components,),
+                context_features=context_features,
+                batch_shape=batch_shape,
             ),
         )
         self.bins = bins

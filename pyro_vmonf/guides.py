@@ -44,12 +44,42 @@ class BoundGuide(Program):
         """The model that the guide is bound to."""
         return self._bound[0]
 
+    def log_posterior(
+        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """Return log q(c|x, y) ``(*, K)``: here, the model's exact posterior.
+
+        Raises:
+            ValueError: if the guide is bound to no model.
+        """
+        return self._bound_model().log_posterior(x, y, given)
+
+    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence."""
+        return self.log_posterior(x, None, given)
+
+    def _bound_model(self) -> FlowMixture:
+        if self.model is None:
+            raise ValueError(
+                f"the {type(self).__name__} is bound to no model; pass model=, or put both in a "
+                "VMoNF"
+            )
+        return self.model
+
     def _begin(self) -> None:
-        """Run what every guide begins with: the posterior of the weights, where they are random."""
+        """Run what every guide begins with: the posteriors of the model's random parts."""
         claim_parameters(self)
         if self.model is not None:
             claim_parameters(self.model.weights)
             self.model.weights.guide()
+            getattr(self.model.bank, "guide", lambda: None)()  # where its parameters are random
+
+    def _observe(
+        self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None = None
+    ) -> None:
+        """Let weights in closed form learn from the rows' posterior."""
+        if self.model is not None:
+            self.model.weights.observe(log_posterior, sample_weight)
 
     def _fullname(self, name: str) -> str:
         prefix = self._pyro_name if self.model is None else self.model._pyro_name
@@ -137,15 +167,22 @@ class SoftmaxGuide(BoundGuide):
         for term in self.terms:
             term.set_step_(step)  # type: ignore[operator]
 
-    def log_q(self, x: Tensor) -> Tensor:
-        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence."""
+    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence.
+
+        With a context the network sees ``(*, D + H)``, the row and then its context.
+        """
         if self.model is not None:
             x = self.model.standardizer.inv(x)
+        if given is not None:
+            x = torch.cat((x, given.expand(*x.shape[:-1], given.shape[-1])), -1)
         return (self.network(x) / self.temperature).log_softmax(-1)
 
-    def log_posterior(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def log_posterior(
+        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
         """Return log q(c|x, y) ``(*, K)``."""
-        log_q = self.log_q(x)
+        log_q = self.log_q(x, given)
         if y is None:
             return log_q
         return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
@@ -158,6 +195,7 @@ class SoftmaxGuide(BoundGuide):
         index: Tensor | None = None,
         size: int | None = None,
         sample_weight: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> None:
         self._begin()
         if x is None:  # nothing to infer from: c keeps its prior
@@ -174,12 +212,13 @@ class SoftmaxGuide(BoundGuide):
             sample_weight=sample_weight,
         )
         with plate as positions:
-            log_q = self.log_q(x)
+            log_q = self.log_q(x, given)
             evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
             # The same value, with a share of the gradient.
             share = self.elbo_gradient
             logits = log_q if share == 1 else share * log_q + (1 - share) * log_q.detach()
             logits = logits if evidence is None else logits + evidence
+            self._observe(lambda: logits.log_softmax(-1), sample_weight)
             count = logits.shape[-1]
             if self.top is None or self.top >= count:
                 q = Categorical(logits=logits, validate_args=False)
@@ -189,7 +228,7 @@ class SoftmaxGuide(BoundGuide):
             # Rows of a larger whole whose positions nobody gave have none.
             known = index is not None or size is None or size == x.shape[dim - event_dim]
             batch = Batch(
-                self, x, log_q, evidence, positions if known else None, dim, sample_weight
+                self, x, log_q, evidence, positions if known else None, dim, sample_weight, given
             )
             for name, term in self.named_terms():
                 penalty = term(batch)
@@ -208,6 +247,62 @@ class SoftmaxGuide(BoundGuide):
             suffix = f"_{names[name]}" if names[name] > 1 else ""
             result.append((name + suffix, term))
         return result  # type: ignore[return-value]
+
+
+class ExactGuide(BoundGuide):
+    r"""The exact posterior :math:`p(c|x, y)` as the guide: EM, with a gradient step for its M-step.
+
+    The posterior is computed from the components and held fixed, so the ELBO is the log-likelihood
+    and its gradient that of the log-likelihood. It has no network to train, and costs a second
+    evaluation of the densities; unlike :class:`MarginalGuide` it keeps ``c`` in the guide, which
+    row weights need.
+
+    Sites: ``c`` in plate ``data``, and the sites of the model's random parts.
+
+    Arguments:
+        model: the mixture.
+
+    References:
+        Neal, Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and
+        other variants.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> model = FlowMixture(RealNVP(2, 5))
+        >>> x = torch.zeros(7, 2)
+        >>> loss = pyro.infer.TraceEnum_ELBO()(model, ExactGuide(model))(x)
+        >>> bool(torch.isclose(-loss, model.marginal().log_prob(x).sum()))
+        True
+    """
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        size: int | None = None,
+        sample_weight: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> None:
+        self._begin()
+        if x is None:
+            return
+        model = self._bound_model()
+        plate = data_plate(
+            self._fullname("data"),
+            x,
+            model.event_shape,
+            index=index,
+            size=size,
+            sample_weight=sample_weight,
+        )
+        with plate:
+            with torch.no_grad():
+                logits = self.log_posterior(x, y, given)
+            self._observe(lambda: logits, sample_weight)
+            q = Categorical(logits=logits, validate_args=False)
+            pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
 
 
 class MarginalGuide(BoundGuide):
@@ -234,5 +329,8 @@ class MarginalGuide(BoundGuide):
         index: Tensor | None = None,
         size: int | None = None,
         sample_weight: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> None:
         self._begin()
+        if x is not None:
+            self._observe(lambda: self.log_posterior(x, y, given), sample_weight)

@@ -95,14 +95,19 @@ def masked_linear(
     return _BlockwiseProduct.apply(x, weight, bias, mask, blocks)  # type: ignore[no-any-return]
 
 
-def hidden_degrees(features: int, width: int) -> Tensor:
+def hidden_degrees(features: int, width: int, first: int = 1) -> Tensor:
     """Return how many features, in their order, each unit of a hidden layer sees: ascending.
+
+    Arguments:
+        features: number of features *D*.
+        width: number of units.
+        first: how many the first unit sees; 0 where there is a context for it to see.
 
     Example:
         >>> hidden_degrees(4, 6)
         tensor([1, 1, 2, 2, 3, 3])
     """
-    return 1 + torch.arange(width) * max(features - 1, 1) // max(width, 1)
+    return first + torch.arange(width) * max(features - first, 1) // max(width, 1)
 
 
 class MaskedMLP(nn.Module):
@@ -118,6 +123,7 @@ class MaskedMLP(nn.Module):
         hidden: widths of the hidden layers.
         order: permutation of ``range(D)``; ``order[i]`` is the feature that comes *i*-th.
         activation: name of the activation between layers.
+        context_features: inputs *H* beside the features, which every output may depend on.
         batch_shape: one network for each index of this shape.
 
     References:
@@ -139,22 +145,23 @@ class MaskedMLP(nn.Module):
         hidden: Sequence[int] = (64, 64),
         order: Sequence[int] | None = None,
         activation: Activation = "relu",
+        context_features: int = 0,
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.features = features
+        self.context_features = context_features
         self.parameters_per_feature = parameters
         self.hidden = tuple(hidden)
         self.batch_shape = torch.Size(batch_shape)
         self.activate = activation_named(activation)
         rank = torch.empty(features, dtype=torch.long)
         rank[torch.as_tensor(range(features) if order is None else order)] = torch.arange(features)
-        degrees = [rank + 1]
-        for width in self.hidden:
-            degrees.append(hidden_degrees(features, width))
+        degrees = [torch.cat((torch.zeros(context_features, dtype=torch.long), rank + 1))]
+        degrees += [hidden_degrees(features, width, self.first_degree) for width in self.hidden]
         masks = [b[:, None] >= a for a, b in pairwise(degrees)]
         masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
-        widths = (features, *self.hidden, features * parameters)
+        widths = (context_features + features, *self.hidden, features * parameters)
         self.layers = nn.ModuleList(
             Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
         )
@@ -162,6 +169,11 @@ class MaskedMLP(nn.Module):
             self.register_buffer(f"mask_{i}", mask)
         _see_masks(self)
         self.register_load_state_dict_post_hook(_see_masks)
+
+    @property
+    def first_degree(self) -> int:
+        """The number of features that the first hidden units see."""
+        return 0 if self.context_features else 1
 
     def masked_weights(self) -> list[Tensor]:
         """Return each layer's weights ``(*batch, out, in)`` with the forbidden ones at zero."""
@@ -171,13 +183,16 @@ class MaskedMLP(nn.Module):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the parameters ``(*, D, P)``."""
+        """Return the parameters ``(*, D, P)`` for inputs ``(*, H + D)``."""
         columns, restore = to_columns(x, self.batch_shape)
-        out = restore(self.of_columns(columns).flatten(1, 2))
+        out = restore(self._of_inputs(columns).flatten(1, 2))
         return out.unflatten(-1, (self.features, self.parameters_per_feature))
 
-    def of_columns(self, x: Tensor) -> Tensor:
+    def of_columns(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the parameters ``(groups, D, P, rows)`` for columns ``(groups, D, rows)``."""
+        return self._of_inputs(x if context is None else torch.cat((context, x), 1))
+
+    def _of_inputs(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
             x = self.activate(x) if i else x
             mask: Tensor = getattr(self, f"mask_{i}").to(x.dtype)

@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf.banks import Bank, as_bank
-from pyro_vmonf.checks import check_rows, floating_buffer
+from pyro_vmonf.checks import check_context, check_positive, check_rows, floating_buffer
 from pyro_vmonf.distributions import FlowDistribution, Marginal, pick, select
-from pyro_vmonf.rows import Program, claim_parameters, data_plate, log_evidence, rename
+from pyro_vmonf.rows import (
+    Program,
+    claim_parameters,
+    data_plate,
+    free_dim,
+    log_evidence,
+    rename,
+)
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
 
@@ -27,8 +34,9 @@ class FlowMixture(Program):
     Arguments:
         bank: module whose call returns a distribution of ``batch_shape`` ``(*, K)``; a distribution
             of that shape, or a list of different ones, stand for themselves.
-        weights: ``"uniform"``, ``"learned"``, probabilities ``(K,)``, a ``Dirichlet`` prior, or a
-            :class:`~pyro_vmonf.weights.Weights` module.
+        weights: ``"uniform"``, ``"learned"``, ``"updated"``, probabilities ``(K,)``, a prior on the
+            simplex such as a ``Dirichlet``, or a :class:`~pyro_vmonf.weights.Weights` module.
+        context_features: features *H* of the rows' context, where bank or weights depend on one.
 
     Raises:
         ValueError: if the bank has no batch dimension for K, or the weights do not fit it.
@@ -46,11 +54,18 @@ class FlowMixture(Program):
     weights: Weights
 
     def __init__(
-        self, bank: Bank, weights: str | Tensor | Distribution | Weights = "uniform"
+        self,
+        bank: Bank,
+        weights: str | Tensor | Distribution | Weights = "uniform",
+        *,
+        context_features: int = 0,
     ) -> None:
         super().__init__()
         self.bank = as_bank(bank)
-        components = self.bank()
+        self.context_features = check_positive("context_features", context_features, minimum=0)
+        like = floating_buffer(self.bank)
+        probe = like.new_zeros(1, context_features) if context_features else None
+        components = self.components_of(probe)
         if not components.batch_shape:
             raise ValueError(
                 f"the bank's distribution has batch_shape () and event_shape "
@@ -62,9 +77,19 @@ class FlowMixture(Program):
         self.standardizer = Standardize(self.event_shape)
         self.bounded = not _is_real(components)
 
-    def components(self) -> Distribution:
-        """Return the K components in raw units: the bank behind the standardisation."""
-        bank = self.bank()
+    def components_of(self, given: Tensor | None) -> Distribution:
+        """Call the bank, with a context where there is one."""
+        return self.bank() if given is None else self.bank(given)
+
+    def components(self, given: Tensor | None = None) -> Distribution:
+        """Return the K components in raw units: the bank behind the standardisation.
+
+        Arguments:
+            given: the rows' context ``(*, H)``.
+        """
+        return self._in_raw_units(self.components_of(given))
+
+    def _in_raw_units(self, bank: Distribution) -> Distribution:
         return bank if self.bounded else FlowDistribution(bank, [self.standardizer])
 
     def standardize_(self, x: Tensor) -> None:
@@ -86,6 +111,7 @@ class FlowMixture(Program):
         index: Tensor | None = None,
         size: int | None = None,
         sample_weight: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
         """Draw the rows, or score those given.
 
@@ -95,13 +121,18 @@ class FlowMixture(Program):
             index: positions ``(B,)`` of the rows in the whole data set.
             size: rows of the whole data set, N; the loss is then scaled by N/B.
             sample_weight: weights of the rows, non-negative.
+            given: the rows' context ``(*, H)``, where bank or weights depend on one.
 
         Returns:
             The rows.
         """
         claim_parameters(self)
-        log_weights = self.weights()
-        components = self.components()
+        check_context(given, self.context_features)
+        log_weights = self.weights(given)
+        draw = getattr(self.bank, "draw", self.components_of)  # a random bank draws its parameters
+        components = self._in_raw_units(draw(given))
+        if size is None and x is None and given is not None:
+            size = given.shape[free_dim() - 1]
         plate = data_plate(
             self._pyro_get_fullname("data"),
             x,
@@ -121,32 +152,36 @@ class FlowMixture(Program):
                 pyro.factor(self._pyro_get_fullname("evidence"), pick(evidence, c))
             return pyro.sample(self._pyro_get_fullname("x"), select(components, c), obs=x)
 
-    def marginal(self, *, frozen: bool = False) -> Marginal:
+    def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture with c summed out, as a distribution for any Pyro model.
 
         Random weights count with their mean, which is the exact average.
 
         Arguments:
+            given: the rows' context ``(*, H)``; the distribution then has batch shape ``(*)``.
             frozen: use a copy of the parameters as they are now, which no training changes.
         """
         if not frozen:
-            return self._registered_mixture()
+            return self._registered_mixture(given)
         model = copy.deepcopy(self).requires_grad_(False).eval()
         rename(model, "", PyroModule()._pyro_context)  # out of the program that is running
-        return model.mixture()
+        return model.mixture(given)
 
     @pyro_method
-    def _registered_mixture(self) -> Marginal:
+    def _registered_mixture(self, given: Tensor | None) -> Marginal:
         claim_parameters(self)
-        return self.mixture()
+        return self.mixture(given)
 
-    def mixture(self) -> Marginal:
+    def mixture(self, given: Tensor | None = None) -> Marginal:
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
-        return Marginal(self.weights.log_mean(), self.components())
+        check_context(given, self.context_features)
+        return Marginal(self.weights.log_mean(given), self.components(given))
 
-    def log_posterior(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def log_posterior(
+        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
-        joint = self.mixture().joint_log_prob(x)
+        joint = self.mixture(given).joint_log_prob(x)
         if y is not None:
             joint = joint + log_evidence(y, self.num_components, joint.dtype)
         return joint.log_softmax(-1)

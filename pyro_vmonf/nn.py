@@ -66,7 +66,8 @@ def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[
 
     x = x.permute(*groups, depth, *rows).contiguous()  # before it is expanded: one copy, not K
     x = x.expand(*shape[: len(groups)], *x.shape[len(groups) :])
-    return x.reshape(math.prod(sizes), x.shape[len(groups)], math.prod(shape[len(groups) :])), restore
+    count = math.prod(shape[len(groups) :])
+    return x.reshape(math.prod(sizes), x.shape[len(groups)], count), restore
 
 
 def linear_of_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

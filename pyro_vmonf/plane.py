@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive, floating_buffer
-from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
+from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.palette import component_colors, tint
 from pyro_vmonf.scopes import evaluating
@@ -24,15 +24,14 @@ Extent = tuple[float, float, float, float]
 @torch.no_grad()
 def regions_of(
     model: FlowMixture,
-    guide: SoftmaxGuide | MarginalGuide,
+    guide: BoundGuide,
     extent: Extent,
     resolution: int,
     *,
     exact: bool = False,
 ) -> Array:
     """Return the most probable component of each point of a grid, ``(resolution, resolution)``."""
-    by_guide = isinstance(guide, SoftmaxGuide) and not exact
-    log_posterior = guide.log_posterior if by_guide else model.log_posterior
+    log_posterior = model.log_posterior if exact else guide.log_posterior
     rows = grid(extent, resolution).flatten(0, 1).to(floating_buffer(model))
     with evaluating(model), evaluating(guide):
         best = torch.cat([log_posterior(part).argmax(-1) for part in rows.split(8192)])

@@ -10,16 +10,22 @@ import tempfile
 import warnings
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vmonf import (
     banks,
     components,
+    constants,
     distortions,
     flows,
     guides,
     model,
+    random_bank,
+    rotated,
+    simplex,
     temperature,
     terms,
     transforms,
@@ -43,6 +49,9 @@ PARTS: dict[str, type] = {
         banks.Stack,
         components.Picked,
         flows.StandardNormal,
+        random_bank.RandomBank,
+        rotated.RotatedRealNVP,
+        guides.ExactGuide,
         guides.MarginalGuide,
         guides.SoftmaxGuide,
         model.FlowMixture,
@@ -63,15 +72,39 @@ PARTS: dict[str, type] = {
         transforms.AffineAutoregressive,
         transforms.AffineCoupling,
         transforms.BatchNorm,
+        transforms.ContextAffine,
         transforms.Logit,
         transforms.PReLU,
         transforms.Permutation,
+        transforms.Rotation,
         transforms.SplineAutoregressive,
         transforms.SplineCoupling,
         transforms.Standardize,
         weights.FixedWeights,
         weights.LearnedWeights,
         weights.RandomWeights,
+        weights.UpdatedWeights,
+        weights.GatedWeights,
+        simplex.DirichletPosterior,
+        simplex.SticksPosterior,
+        simplex.PointPosterior,
+        simplex.NormalPosterior,
+        simplex.DirichletPrior,
+        constants.ConstantDistribution,
+    )
+}
+# Distributions that a file may hold, with their arguments and the attributes that keep those.
+DISTRIBUTIONS: dict[str, tuple[type[Distribution], dict[str, str]]] = {
+    part.__name__: (part, {name.split("=")[0]: name.split("=")[-1] for name in names.split()})
+    for part, names in (
+        (dist.Dirichlet, "concentration"),
+        (dist.Independent, "base_distribution=base_dist reinterpreted_batch_ndims"),
+        (dist.Laplace, "loc scale"),
+        (dist.MultivariateNormal, "loc covariance_matrix"),
+        (dist.Normal, "loc scale"),
+        (dist.StudentT, "df loc scale"),
+        (dist.Uniform, "low high"),
+        (simplex.StickBreaking, "a b"),
     )
 }
 _REBOUND = {"model"}  # the guide's reference to its model, which the pair makes
@@ -92,6 +125,10 @@ def describe(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     part = type(value)
+    if isinstance(value, Distribution) and part.__name__ in DISTRIBUTIONS:
+        _, kept = DISTRIBUTIONS[part.__name__]
+        arguments = {key: describe(getattr(value, name)) for key, name in kept.items()}
+        return {"distribution": part.__name__, "arguments": arguments}
     if PARTS.get(part.__name__) is not part:
         raise TypeError(f"{part.__module__}.{part.__qualname__} is not a part of pyro_vmonf")
     names = [n for n in inspect.signature(part).parameters if n not in _REBOUND]
@@ -108,6 +145,9 @@ def build(description: Any) -> Any:
         return [build(item) for item in description]
     if not isinstance(description, dict):
         return description
+    if description.get("distribution") in DISTRIBUTIONS:
+        made, _ = DISTRIBUTIONS[description["distribution"]]
+        return made(**{k: build(v) for k, v in description["arguments"].items()})
     name = description.get("part")
     if name not in PARTS:
         raise ValueError(f"the file names the part {name!r}, which this version does not have")

@@ -40,6 +40,7 @@ class TensorSource:
         sample_weight: weights ``(N,)`` or ``None``.
         batch_size: rows of one step.
         positions: numbers of the rows in the user's data, which terms see as ``index``.
+        given: the rows' context ``(N, H)`` or ``None``.
     """
 
     x: Tensor
@@ -47,6 +48,7 @@ class TensorSource:
     sample_weight: Tensor | None
     batch_size: int
     positions: Tensor
+    given: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -66,20 +68,22 @@ class TensorSource:
         """Return the source of the rows at ``chosen``."""
         return TensorSource(
             self.x[chosen],
-            None if self.y is None else self.y[chosen],
-            None if self.sample_weight is None else self.sample_weight[chosen],
+            _at(self.y, chosen),
+            _at(self.sample_weight, chosen),
             self.batch_size,
             self.positions[chosen],
+            _at(self.given, chosen),
         )
 
     def arguments(self, chosen: Tensor) -> Arguments:
         """Return one step's arguments for the rows at ``chosen``."""
         return {
             "x": self.x[chosen],
-            "y": None if self.y is None else self.y[chosen],
+            "y": _at(self.y, chosen),
             "index": self.positions[chosen],
             "size": self.size,
-            "sample_weight": None if self.sample_weight is None else self.sample_weight[chosen],
+            "sample_weight": _at(self.sample_weight, chosen),
+            "given": _at(self.given, chosen),
         }
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
@@ -143,6 +147,10 @@ class TensorSource:
         if not labelled.any():
             raise ValueError("no row is labelled; pass y with at least one label of 0 or more")
         return self.rows(labelled.nonzero().squeeze(1)), self.rows((~labelled).nonzero().squeeze(1))
+
+
+def _at(rows: Tensor | None, chosen: Tensor) -> Tensor | None:
+    return None if rows is None else rows[chosen]
 
 
 class LoaderSource:

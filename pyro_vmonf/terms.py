@@ -29,6 +29,7 @@ class Batch:
         dim: dimension of ``*`` that holds the rows, counted from the right.
         sample_weight: weights of the rows that broadcast with ``*``, or ``None``. The program
             scales each row's penalty by them; a term that averages over the rows does so itself.
+        given: the rows' context ``(*, H)``, or ``None``.
     """
 
     guide: SoftmaxGuide
@@ -38,6 +39,7 @@ class Batch:
     index: Tensor | None
     dim: int = -1
     sample_weight: Tensor | None = None
+    given: Tensor | None = None
 
 
 class Term(nn.Module):
@@ -142,7 +144,7 @@ class Consistency(Term):
         self.distort = distort
 
     def forward(self, batch: Batch) -> Tensor:
-        distorted = batch.guide.log_q(self.distort(batch))
+        distorted = batch.guide.log_q(self.distort(batch), batch.given)
         return -(batch.log_q + distorted).logsumexp(-1)
 
 
@@ -176,7 +178,12 @@ class Balance(Term):
         log_mean = log_mean - log_rows.logsumexp(dim, keepdim=True)
         model, count = batch.guide.model, log_q.shape[-1]
         uniform = log_q.new_full((count,), 1 / count).log()
-        log_weights = uniform if model is None else model.weights.log_mean()
+        log_weights = uniform
+        if model is not None:  # gated weights: what they are on average, as the posterior is
+            log_weights = model.weights.log_mean(batch.given)
+            if batch.given is not None and log_weights.dim() > 1:
+                log_rows = log_rows - log_rows.logsumexp(dim, keepdim=True)
+                log_weights = (log_weights + log_rows).logsumexp(dim, keepdim=True)
         return (log_mean.exp() * (log_mean - log_weights)).sum(-1)
 
 

@@ -34,7 +34,8 @@ from pyro_vmonf.training import Guide, objective_of
 # What the runs share; with any other option of ``fit`` they have to be made one after the other.
 OPTIONS = {
     "epochs", "steps", "batch_size", "lr", "weight_decay", "scheduler", "clip_norm", "temperature",
-    "sample_weight", "held_out", "patience", "keep", "standardize", "max_rejected", "progress",
+    "sample_weight", "given", "held_out", "patience", "keep", "standardize", "max_rejected",
+    "progress",
 }  # fmt: skip
 
 
@@ -71,6 +72,7 @@ def fit_together(
     clip_norm: float | None = None,
     temperature: float | Schedule | Cooling | None = None,
     sample_weight: Any = None,
+    given: Any = None,
     held_out: float | Tensor = 0.0,
     patience: int | None = None,
     keep: Literal["last", "best"] = "last",
@@ -88,7 +90,8 @@ def fit_together(
         x, y: rows and their evidence.
         seeds: one for each run, as ``fit`` takes it.
         epochs, steps, batch_size, lr, weight_decay, scheduler, clip_norm, temperature,
-            sample_weight, held_out, patience, keep, standardize, max_rejected, progress: as there.
+            sample_weight, given, held_out, patience, keep, standardize, max_rejected, progress: as
+            there.
 
     Returns:
         The history of each; the objective of a run that was given up is minus infinity.
@@ -112,7 +115,7 @@ def fit_together(
         patience=patience,
         keep=keep,
     )
-    x, y, sample_weight = check_data(model, x, y, sample_weight)
+    x, y, sample_weight, given = check_data(model, x, y, sample_weight, given)
     numbers = torch.arange(len(x), device=x.device)
     runs = []
     for seed in seeds:
@@ -146,11 +149,16 @@ def fit_together(
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap goes through some
         first = torch.stack([run.train.positions[:batch_size] for run, _ in runs])
         some = first[0]
-        probe = {"x": x[some], "y": None if y is None else y[some], "size": len(some)}
+        probe = {
+            "x": x[some],
+            "y": None if y is None else y[some],
+            "size": len(some),
+            "given": None if given is None else given[some],
+        }
         with evaluating(copies[0][0]), evaluating(copies[0][1]):
             nesting = max_plate_nesting(*copies[0], **probe)
         objectives = [Objective(*pair, nesting) for pair in copies]
-        arrays = {"x": x, "y": y, "sample_weight": sample_weight}
+        arrays = {"x": x, "y": y, "sample_weight": sample_weight, "given": given}
         _try(Runs(copy.deepcopy(objectives), arrays, train.size), first)
         every = Runs(
             objectives,

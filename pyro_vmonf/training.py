@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf.checks import listed
 from pyro_vmonf.elbo import Objective
-from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
+from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.rows import Program, unregistered
@@ -21,7 +21,7 @@ from pyro_vmonf.scopes import evaluating
 from pyro_vmonf.sources import Arguments, TensorSource
 from pyro_vmonf.temperature import Schedule
 
-Guide = SoftmaxGuide | MarginalGuide
+Guide = SoftmaxGuide | ExactGuide | MarginalGuide
 
 
 def objective_of(guide: Guide, terms: dict[str, float]) -> float:
@@ -76,7 +76,8 @@ def _culprit(model: FlowMixture, terms: dict[str, Tensor], arguments: Arguments)
     said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
     with torch.no_grad(), evaluating(model):
         x = arguments["x"]
-        log_probs = model.components().log_prob(x.unsqueeze(-1 - len(model.event_shape)))
+        components = model.components(arguments.get("given"))
+        log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
     bad = ~log_probs.isfinite()
     if bad.any():
         said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")

@@ -42,7 +42,11 @@ class _Known:
 
 
 def unroll(
-    network: MaskedMLP, order: Tensor, z: Tensor, emit: Callable[[Tensor, Tensor], Tensor]
+    network: MaskedMLP,
+    order: Tensor,
+    z: Tensor,
+    emit: Callable[[Tensor, Tensor], Tensor],
+    context: Tensor | None = None,
 ) -> Tensor:
     """Compute features one after the other, each from the network's outputs for those before it.
 
@@ -56,6 +60,7 @@ def unroll(
         z: columns ``(G, D, N)`` in as many groups as the network has parameters for.
         emit: function from some features ``(G, n, N)`` of ``z`` and their parameters
             ``(G, n, P, N)`` to their values ``(G, n, N)``; called in the order of the features.
+        context: what the network sees of the rows beside their features, ``(G, H, N)``.
 
     Returns:
         The values ``(G, D, N)``.
@@ -65,7 +70,9 @@ def unroll(
     # What a step completes may have several degrees, so the masks are needed here as well.
     weights = [weight.reshape(-1, *weight.shape[-2:]) for weight in network.masked_weights()]
     biases = [layer.bias.reshape(-1, layer.bias.shape[-1], 1) for layer in layers]
-    weights[0] = weights[0].index_select(-1, order)  # inputs in the order in which they come
+    beside = network.context_features
+    come = torch.cat((torch.arange(beside, device=order.device), beside + order))
+    weights[0] = weights[0].index_select(-1, come)  # inputs in the order in which they come
     out, out_bias = (
         last[-1].unflatten(1, (features, per_feature)).index_select(1, order).flatten(1, 2)
         for last in (weights, biases)
@@ -73,14 +80,29 @@ def unroll(
     # How many units of each layer are complete once so many features are known.
     known = torch.arange(features + 1)
     complete = [
-        torch.searchsorted(hidden_degrees(features, width), known, right=True).tolist()
+        torch.searchsorted(
+            hidden_degrees(features, width, network.first_degree), known, right=True
+        ).tolist()
         for width in network.hidden
     ]
-    inputs = _Known(z, features)
+    inputs = _Known(z, beside + features)
     hidden = [_Known(z, width) for width in network.hidden]
     z = z.index_select(1, order)
     seen = complete[-1] if hidden else known.tolist()
     steps = [i for i in range(features) if i == 0 or seen[i] != seen[i - 1]]
+
+    def complete_units(before: list[int], after: list[int]) -> None:
+        for i, (below, above) in enumerate(pairwise((inputs, *hidden))):
+            first, end = before[i], after[i]
+            if first < end:
+                incoming = below()
+                weight = weights[i][:, first:end, : incoming.shape[1]]
+                bias = biases[i][:, first:end]
+                above.add(network.activate(torch.baddbmm(bias, weight, incoming)))
+
+    if context is not None:
+        inputs.add(context)
+    complete_units([0] * len(hidden), [units[0] for units in complete])
     values: list[Tensor] = []
     for start, stop in pairwise((*steps, features)):
         last = hidden[-1]() if hidden else inputs()
@@ -89,11 +111,5 @@ def unroll(
         value = emit(z[:, start:stop], theta.unflatten(1, (stop - start, per_feature)))
         values.append(value)
         inputs.add(value)
-        for i, (below, above) in enumerate(pairwise((inputs, *hidden))):
-            first, end = complete[i][start], complete[i][stop]
-            if first < end:
-                incoming = below()
-                weight = weights[i][:, first:end, : incoming.shape[1]]
-                bias = biases[i][:, first:end]
-                above.add(network.activate(torch.baddbmm(bias, weight, incoming)))
+        complete_units([units[start] for units in complete], [units[stop] for units in complete])
     return torch.cat(values, 1).index_select(1, order.argsort())

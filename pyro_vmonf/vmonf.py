@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vmonf import fitting, restarts, saving
-from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf.checks import (
+    check_context_rows,
+    check_evidence,
+    check_positive,
+    check_rows,
+    floating_buffer,
+)
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions import Marginal, select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
@@ -21,6 +28,7 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.report import ComponentReport, component_report
 from pyro_vmonf.rows import rename
 from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.training import Guide
 
 
 class VMoNF(PyroModule):
@@ -49,11 +57,9 @@ class VMoNF(PyroModule):
     """
 
     model: FlowMixture
-    guide: SoftmaxGuide | MarginalGuide
+    guide: Guide
 
-    def __init__(
-        self, model: FlowMixture, guide: SoftmaxGuide | MarginalGuide | None = None
-    ) -> None:
+    def __init__(self, model: FlowMixture, guide: Guide | None = None) -> None:
         super().__init__()
         self.model = model
         self.guide = MarginalGuide() if guide is None else guide
@@ -111,69 +117,87 @@ class VMoNF(PyroModule):
         if isinstance(self.guide, SoftmaxGuide):
             self.guide.network.compile()
 
-    def predict(self, x: Any, *, exact: bool = False, chunk_size: int = 8192) -> Tensor:
+    def predict(
+        self, x: Any, *, given: Any = None, exact: bool = False, chunk_size: int = 8192
+    ) -> Tensor:
         """Return the most probable component of each row, ``(N,)``.
 
         Arguments:
             x: rows ``(N, *event_shape)``.
+            given: their context ``(N, H)``, where the mixture depends on one.
             exact: by Bayes' rule, in place of the guide.
             chunk_size: rows evaluated at once.
         """
-        return self.predict_proba(x, exact=exact, chunk_size=chunk_size).argmax(-1)
+        proba = self.predict_proba(x, given=given, exact=exact, chunk_size=chunk_size)
+        return proba.argmax(-1)
 
     def predict_proba(
-        self, x: Any, y: Any = None, *, exact: bool = False, chunk_size: int = 8192
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        given: Any = None,
+        exact: bool = False,
+        chunk_size: int = 8192,
     ) -> Tensor:
         r"""Return the posterior of the component of each row, ``(N, K)``.
 
         Arguments:
             x: rows ``(N, *event_shape)``.
             y: evidence of the rows, as in ``fit``.
-            exact: :math:`p(c|x) \\propto \\pi_c p(x|c)`, in place of the guide's :math:`q(c|x)`.
+            given: their context ``(N, H)``, where the mixture depends on one.
+            exact: :math:`p(c|x) \propto \pi_c p(x|c)`, in place of the guide's :math:`q(c|x)`.
             chunk_size: rows evaluated at once.
         """
-        posterior: Callable[..., Tensor] = self.model.log_posterior
-        if not exact and isinstance(self.guide, SoftmaxGuide):
-            posterior = self.guide.log_posterior
+        posterior = self.model.log_posterior if exact else self.guide.log_posterior
         if y is not None:
             like = floating_buffer(self)
             y = check_evidence(y, len(x), self.model.num_components, like)
-        return self._over_chunks(lambda rows, y: posterior(rows, y).exp(), x, chunk_size, y)
-
-    def log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
-        r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
-        return self._over_chunks(lambda rows, _: self.model.mixture().log_prob(rows), x, chunk_size)
-
-    def component_log_prob(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
-        """Return log p(x|c) of each row under each component, ``(N, K)``."""
-        axis = -1 - len(self.model.event_shape)
         return self._over_chunks(
-            lambda rows, _: self.model.components().log_prob(rows.unsqueeze(axis)), x, chunk_size
+            lambda rows, given, y: posterior(rows, y, given).exp(), x, given, chunk_size, y
         )
 
-    def elbo(self, x: Any, *, chunk_size: int = 8192) -> Tensor:
+    def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
+        r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
+        return self._over_chunks(
+            lambda rows, given, _: self.model.mixture(given).log_prob(rows),
+            x,
+            given,
+            chunk_size,
+        )
+
+    def component_log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
+        """Return log p(x|c) of each row under each component, ``(N, K)``."""
+        return self._over_chunks(
+            lambda rows, given, _: self._component_log_prob(rows, given), x, given, chunk_size
+        )
+
+    def _component_log_prob(self, rows: Tensor, given: Tensor | None) -> Tensor:
+        axis = -1 - len(self.model.event_shape)
+        return self.model.components(given).log_prob(rows.unsqueeze(axis))
+
+    def elbo(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return the plain ELBO of each row, ``(N,)``, without the guide's terms.
 
         Random weights count with :math:`E_q[\log\pi]`; their divergence from the prior belongs to
         the data as a whole and is left out.
         """
 
-        axis = -1 - len(self.model.event_shape)
-
-        def elbo(rows: Tensor, _: Tensor | None) -> Tensor:
-            components = self.model.components().log_prob(rows.unsqueeze(axis))
-            joint = self.model.weights.mean_log() + components
+        def elbo(rows: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
+            components = self._component_log_prob(rows, given)
+            joint = self.model.weights.mean_log(given) + components
             if isinstance(self.guide, MarginalGuide):
                 return joint.logsumexp(-1)
-            log_q = self.guide.log_q(rows)
+            log_q = self.guide.log_q(rows, given)
             return torch.where(log_q > -torch.inf, log_q.exp() * (joint - log_q), 0.0).sum(-1)
 
-        return self._over_chunks(elbo, x, chunk_size)
+        return self._over_chunks(elbo, x, given, chunk_size)
 
     def sample(
         self,
-        num_samples: int,
+        num_samples: int | None = None,
         *,
+        given: Any = None,
         component: int | None = None,
         seed: int | None = None,
         chunk_size: int = 65536,
@@ -182,6 +206,7 @@ class VMoNF(PyroModule):
 
         Arguments:
             num_samples: how many.
+            given: in place of a number, the context ``(N, H)`` of each point that is drawn.
             component: draw from this one only.
             seed: seed of the draws; the global state is then left alone.
             chunk_size: points drawn at once.
@@ -189,23 +214,30 @@ class VMoNF(PyroModule):
         Raises:
             ValueError: if a number is below one, or the component is out of range.
         """
-        check_positive("num_samples", num_samples)
         check_positive("chunk_size", chunk_size)
-        count = self.model.num_components
+        model = self.model
+        given = check_context_rows(given, None, model.context_features, floating_buffer(self))
+        if given is not None and num_samples not in (None, len(given)):
+            raise ValueError(
+                f"num_samples is {num_samples} but the context has {len(given)} rows; pass one of "
+                "them"
+            )
+        total = check_positive("num_samples", num_samples if given is None else len(given))
+        count = model.num_components
         if component is not None and not 0 <= component < count:
             raise ValueError(f"component is {component}; expected 0 to {count - 1}")
         with local_seed(seed), evaluating(self), torch.no_grad():
-            mixture = self.model.mixture()
-
-            def draw(count: int) -> tuple[Tensor, Tensor]:
+            points, components = [], []
+            for rows in torch.arange(total, device=floating_buffer(self).device).split(chunk_size):
+                mixture = model.mixture(None if given is None else given[rows])
+                shape = (len(rows),) if given is None else ()
                 if component is None:
-                    return mixture.sample_with_component((count,))
-                c = torch.full((count,), component, device=mixture.log_weights.device)
-                return select(mixture.components, c).sample(), c
-
-            counts = [chunk_size] * (num_samples // chunk_size)
-            counts += [num_samples % chunk_size] * (num_samples % chunk_size > 0)
-            points, components = zip(*map(draw, counts), strict=True)
+                    x, c = mixture.sample_with_component(shape)
+                else:
+                    c = torch.full_like(rows, component)
+                    x = select(mixture.components, c).sample()
+                points.append(x)
+                components.append(c)
             return torch.cat(points), torch.cat(components)
 
     def report(self, x: Any) -> ComponentReport:
@@ -240,9 +272,9 @@ class VMoNF(PyroModule):
         """
         take_components_(self, match_components(reference, self.predict_proba(x)))
 
-    def marginal(self, *, frozen: bool = False) -> Marginal:
+    def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""
-        return self.model.marginal(frozen=frozen)
+        return self.model.marginal(given=given, frozen=frozen)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and state to a file that loads with ``weights_only=True``."""
@@ -261,20 +293,24 @@ class VMoNF(PyroModule):
     @torch.no_grad()
     def _over_chunks(
         self,
-        function: Callable[[Tensor, Tensor | None], Tensor],
+        function: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
         x: Any,
+        given: Any,
         chunk_size: int,
         y: Tensor | None = None,
     ) -> Tensor:
+        """Join a function's results over chunks of rows, their context and their evidence."""
         check_positive("chunk_size", chunk_size)
-        rows = check_rows(x, self.model.event_shape, floating_buffer(self))
-        evidence = [None] * len(rows) if y is None else y.split(chunk_size)
+        like = floating_buffer(self)
+        rows = check_rows(x, self.model.event_shape, like)
+        given = check_context_rows(given, len(rows), self.model.context_features, like)
+
+        def chunks(values: Tensor | None) -> Iterable[Tensor | None]:
+            return itertools.repeat(None) if values is None else values.split(chunk_size)
+
         with evaluating(self):
-            parts = [
-                function(chunk, part)
-                for chunk, part in zip(rows.split(chunk_size), evidence)  # noqa: B905
-            ]
-        return torch.cat(parts)
+            parts = map(function, rows.split(chunk_size), chunks(given), chunks(y))
+            return torch.cat(list(parts))
 
 
 def _check_pair(model: Any, guide: Any) -> None:
@@ -289,14 +325,16 @@ def _check_pair(model: Any, guide: Any) -> None:
     if not isinstance(guide, SoftmaxGuide):
         return
     like = floating_buffer(model)
-    row = torch.zeros(1, *model.event_shape, dtype=like.dtype, device=like.device)
+    row_shape = list(model.event_shape)
+    row_shape[-1] += model.context_features
+    row = torch.zeros(1, *row_shape, dtype=like.dtype, device=like.device)
     with evaluating(guide), torch.no_grad():
         try:
             shape = tuple(guide.network(row).shape)
         except RuntimeError as error:
             raise ValueError(
-                "the guide's network does not take rows of shape "
-                f"{tuple(model.event_shape)}: {error}"
+                f"the guide's network does not take rows of shape {tuple(row_shape)} (features and "
+                f"context of a row): {error}"
             ) from error
     if shape != (1, model.num_components):
         raise ValueError(

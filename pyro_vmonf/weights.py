@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro import sample
-from pyro.distributions import Dirichlet
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.simplex import Posterior, as_prior, posterior_of
 
 
 class Weights(PyroModule):
     r"""What all weights share: a call that returns :math:`\log\pi` of shape ``(*, K)``.
 
     To implement one, write :meth:`forward`; if it draws from a prior, also :meth:`guide`, which
-    draws the same sites from the approximate posterior, and :meth:`log_mean`.
+    draws the same sites from the approximate posterior, and :meth:`log_mean`. Weights that learn
+    from responsibilities write :meth:`observe`. Those that depend on the rows' context take it;
+    the others leave it alone.
     """
 
     num_components: int
 
-    def forward(self) -> Tensor:
+    def forward(self, context: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
     def _parameter(self, name: str) -> Tensor:
@@ -31,13 +37,19 @@ class Weights(PyroModule):
     def guide(self) -> None:
         """Draw the sites of :meth:`forward` from their approximate posterior: here, none."""
 
-    def log_mean(self) -> Tensor:
-        r"""Return :math:`\log E[\pi]` of shape ``(K,)``, the weights that scores are exact for."""
-        return self.forward()
+    def observe(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
+        """Learn from log q(c|x, y) ``(*, K)`` of a batch's rows, which the function computes.
 
-    def mean_log(self) -> Tensor:
-        r"""Return :math:`E[\log\pi]` of shape ``(K,)``, the weights of the ELBO."""
-        return self.log_mean()
+        Guides call it at every step, before the model runs; here it does nothing.
+        """
+
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        r"""Return :math:`\log E[\pi]` ``(*, K)``, the weights that scores are exact for."""
+        return self.forward(context)
+
+    def mean_log(self, context: Tensor | None = None) -> Tensor:
+        r"""Return :math:`E[\log\pi]` of shape ``(*, K)``, the weights of the ELBO."""
+        return self.log_mean(context)
 
 
 class FixedWeights(Weights):
@@ -68,7 +80,7 @@ class FixedWeights(Weights):
         self.num_components = len(probs)
         self.register_buffer("probs", probs / probs.sum())
 
-    def forward(self) -> Tensor:
+    def forward(self, context: Tensor | None = None) -> Tensor:
         return self.probs.log().log_softmax(-1)
 
 
@@ -93,91 +105,194 @@ class LearnedWeights(Weights):
         """Start at equal weights."""
         self._parameters["logits"].zero_()  # type: ignore[union-attr]
 
-    def forward(self) -> Tensor:
+    def forward(self, context: Tensor | None = None) -> Tensor:
         return self._parameter("logits").log_softmax(-1)
 
 
-class RandomWeights(Weights):
-    r"""Weights with a Dirichlet prior, at the site ``weights``, and a Dirichlet posterior.
+class UpdatedWeights(Weights):
+    r"""Weights in closed form: the mean of the responsibilities, as EM has it.
 
-    The posterior's concentrations are parameters that start at the prior's.
+    .. math::
+        \pi_c \leftarrow (1 - \rho)\, \pi_c
+        + \rho\, \frac{\sum_n w_n\, q(c|x_n) + a}{\sum_n w_n + K a}
+
+    At every step in ``train()``, before the model runs. With all rows in one batch and
+    :math:`\rho = 1` that maximises the ELBO; with minibatches choose a smaller rate.
 
     Arguments:
-        concentration: the prior's concentrations ``(K,)``, positive.
+        num_components: number of components *K*.
+        rate: the share ρ of the batch, above 0 and at most 1.
+        pseudo_count: *a*, at least 0, as the mode under a Dirichlet prior of concentration *a* + 1;
+            above 0 no component's weight reaches zero.
 
     Raises:
-        ValueError: if they are not a vector of positive finite numbers.
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> weights = UpdatedWeights(2)
+        >>> weights.observe(lambda: torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), None)
+        >>> weights().exp()
+        tensor([0.8000, 0.2000])
+    """
+
+    probs: Tensor
+    batched_buffers = ("probs",)
+
+    def __init__(
+        self, num_components: int, *, rate: float = 1.0, pseudo_count: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_components = check_positive("num_components", num_components)
+        if not 0 < rate <= 1 or not pseudo_count >= 0:
+            raise ValueError(
+                f"rate is {rate} and pseudo_count is {pseudo_count}; expected a rate above 0 and "
+                "at most 1, and a count of at least 0"
+            )
+        self.rate = rate
+        self.pseudo_count = pseudo_count
+        self.register_buffer("probs", torch.full((num_components,), 1 / num_components))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at equal weights."""
+        self.probs.fill_(1 / self.num_components)
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        # A component that has no row at all keeps a density to come back by.
+        return self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log()
+
+    def observe(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
+        # Losses that are only evaluated, and those of ``eval()``, change nothing.
+        if not self.training or not torch.is_grad_enabled():
+            return
+        with torch.no_grad():
+            q = log_posterior().exp()
+            weight = q.new_ones(()) if sample_weight is None else sample_weight.unsqueeze(-1)
+            counts = (weight * q).reshape(-1, self.num_components).sum(0) + self.pseudo_count
+            self.probs.mul_(1 - self.rate).add_(self.rate * counts / counts.sum())
+
+
+class GatedWeights(Weights):
+    r"""Weights that a network computes from each row's context, :math:`\pi(\text{context})`.
+
+    Arguments:
+        network: module from contexts ``(*, H)`` to K logits.
+        num_components: number of components *K*.
+
+    References:
+        Jacobs, Jordan, Nowlan, Hinton (1991), Adaptive Mixtures of Local Experts.
+
+    Example:
+        >>> GatedWeights(torch.nn.Linear(3, 5), 5)(torch.zeros(7, 3)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, network: nn.Module, num_components: int) -> None:
+        super().__init__()
+        self.network = network
+        self.num_components = check_positive("num_components", num_components)
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        if context is None:
+            raise ValueError(
+                "the weights are gated, so they need the rows' context; pass given=, of shape "
+                "(N, H)"
+            )
+        logits = self.network(context)
+        if logits.shape[-1] != self.num_components:
+            raise ValueError(
+                f"the gate's network returns shape {tuple(logits.shape)}; expected (*, "
+                f"{self.num_components}), one logit for each component"
+            )
+        return logits.log_softmax(-1)
+
+
+class RandomWeights(Weights):
+    r"""Weights with a prior, at the site ``weights``, and an approximate posterior.
+
+    The posterior's parameters start at the prior: a Dirichlet's posterior is a Dirichlet, that of
+    :class:`~pyro_vmonf.simplex.StickBreaking` has sticks, and any other prior's is a normal behind
+    the stick-breaking map. NUTS needs none of them.
+
+    Arguments:
+        prior: distribution on the simplex, of ``event_shape`` ``(K,)`` and ``batch_shape`` ``()``;
+            a tensor stands for a Dirichlet's concentrations.
+        posterior: a :class:`~pyro_vmonf.simplex.Posterior`, such as
+            ``PointPosterior(prior)`` for the most probable weights.
+
+    Raises:
+        ValueError: if the prior is not on the simplex, or has a batch.
 
     Example:
         >>> RandomWeights(torch.ones(3)).log_mean().exp()
         tensor([0.3333, 0.3333, 0.3333], grad_fn=<ExpBackward0>)
     """
 
-    concentration: Tensor
-    batched_buffers = ("concentration",)
-
-    def __init__(self, concentration: Tensor) -> None:
+    def __init__(
+        self, prior: Tensor | Distribution | nn.Module, posterior: Posterior | None = None
+    ) -> None:
         super().__init__()
-        concentration = torch.as_tensor(concentration)
-        positive = concentration.isfinite().all() and (concentration > 0).all()
-        if concentration.dim() != 1 or not positive:
+        self.prior = as_prior(prior)
+        self.posterior = posterior_of(self.prior) if posterior is None else posterior
+        self.num_components = self.prior().event_shape[0]
+        if self.posterior.num_components != self.num_components:
             raise ValueError(
-                f"concentration is {concentration.tolist()}; "
-                "expected a vector of K positive finite numbers"
+                f"the posterior has {self.posterior.num_components} weights and the prior "
+                f"{self.num_components}; expected as many"
             )
-        self.num_components = len(concentration)
-        self.register_buffer("concentration", concentration.clone())
-        self.log_posterior_concentration = nn.Parameter(torch.empty_like(concentration))
-        self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start the posterior at the prior."""
-        self._parameters["log_posterior_concentration"].copy_(self.concentration.log())  # type: ignore[union-attr]
+        """Start the posterior anew."""
+        self.posterior.reset_parameters()  # type: ignore[operator]
 
     @property
     def _site(self) -> str:
         return self._pyro_name or "weights"
 
-    def forward(self) -> Tensor:
-        return sample(self._site, Dirichlet(self.concentration)).log()
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        drawn = sample(self._site, self.prior())
+        return drawn.clamp_min(torch.finfo(drawn.dtype).tiny).log()
 
     @pyro_method
     def guide(self) -> None:
-        sample(self._site, Dirichlet(self._parameter("log_posterior_concentration").exp()))
+        sample(self._site, self.posterior())
 
-    def log_mean(self) -> Tensor:
-        return self._parameter("log_posterior_concentration").log_softmax(-1)
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        return self.posterior.log_mean()
 
-    def mean_log(self) -> Tensor:
-        concentration = self._parameter("log_posterior_concentration").exp()
-        return concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
+    def mean_log(self, context: Tensor | None = None) -> Tensor:
+        return self.posterior.mean_log()
+
+
+_NAMED: dict[str, Callable[[int], Weights]] = {
+    "uniform": lambda count: FixedWeights(torch.full((count,), 1 / count)),
+    "learned": LearnedWeights,
+    "updated": UpdatedWeights,
+}
 
 
 def as_weights(weights: str | Tensor | Distribution | Weights, num_components: int) -> Weights:
     """Return the weights that a user's short form stands for.
 
     Arguments:
-        weights: ``"uniform"``, ``"learned"``, probabilities ``(K,)``, a ``Dirichlet``, or weights.
+        weights: ``"uniform"``, ``"learned"``, ``"updated"``, probabilities ``(K,)``, a prior on the
+            simplex, such as a ``Dirichlet``, or a :class:`Weights` module.
         num_components: number of components *K* of the bank.
 
     Raises:
         ValueError: if the form is unknown, or the number of weights is not that of the components.
     """
     if isinstance(weights, str):
-        if weights not in ("uniform", "learned"):
+        if weights not in _NAMED:
             raise ValueError(
-                f"weights is {weights!r}; expected 'uniform', 'learned', a tensor of "
-                "probabilities, a Dirichlet or a Weights module"
+                f"weights is {weights!r}; expected one of {', '.join(map(repr, _NAMED))}, a tensor "
+                "of probabilities, a distribution on the simplex or a Weights module"
             )
-        uniform = FixedWeights(torch.full((num_components,), 1 / num_components))
-        result: Weights = uniform if weights == "uniform" else LearnedWeights(num_components)
+        result = _NAMED[weights](num_components)
     elif isinstance(weights, Weights):
         result = weights
-    elif isinstance(weights, torch.distributions.Dirichlet):
-        result = RandomWeights(weights.concentration)
     elif isinstance(weights, Distribution):
-        raise ValueError(f"weights is a {type(weights).__name__}; expected a Dirichlet")
+        result = RandomWeights(weights)
     else:
         result = FixedWeights(torch.as_tensor(weights))
     if result.num_components != num_components:

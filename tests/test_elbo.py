@@ -12,7 +12,7 @@ from pyro.distributions import Dirichlet
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_vmonf import FlowMixture, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import FlowMixture, MarginalGuide, RandomWeights, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.elbo import EnumeratedELBO
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.scopes import local_seed
@@ -62,12 +62,12 @@ def evidence_of(y: Tensor | None) -> Tensor:
 def log_weights(vmonf: VMoNF, seed: int) -> tuple[Tensor, Tensor]:
     """Log π and what a random π adds to the ELBO: log p(π) − log q(π)."""
     weights = vmonf.model.weights
-    if not hasattr(weights, "concentration"):
+    if not isinstance(weights, RandomWeights):
         return weights(), torch.zeros(())
-    posterior = Dirichlet(weights.log_posterior_concentration.exp())
+    posterior = Dirichlet(weights.posterior.log_concentration.exp())
     with local_seed(seed):
         drawn = posterior.rsample()
-    prior = Dirichlet(weights.concentration)
+    prior = weights.prior()
     return drawn.log(), prior.log_prob(drawn) - posterior.log_prob(drawn)
 
 

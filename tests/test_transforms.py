@@ -594,10 +594,10 @@ def test_extreme_splines_return_to_the_data(spread: float, dtype: torch.dtype) -
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("bound", [0.5, 5.0])
 def test_the_log_scale_stays_within_its_bound(bound: float) -> None:
-    raw = torch.tensor([-1e6, -1.0, 0.0, 1.0, 1e6])
-    theta = torch.stack((raw, torch.randn(5)))
+    raw = torch.tensor([[-1e6, -1.0, 0.0, 1.0, 1e6]])
+    theta = torch.stack((raw, torch.randn(1, 5)), 1)
     univariate = ShiftAndScale(bound)
-    x, log_slope = univariate.forward(torch.randn(5), theta)
+    x, log_slope = univariate.forward(torch.randn(1, 5), theta)
     torch.testing.assert_close(log_slope, bound * torch.tanh(raw / bound))
     assert (log_slope.abs() <= bound).all()
     assert (univariate.inverse(x, theta)[1].abs() <= bound).all()

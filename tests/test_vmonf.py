@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pyro.distributions import Dirichlet
+from pyro.distributions import Dirichlet, Normal, StudentT
 from torch import Tensor, nn
 
 from pyro_vmonf import (
     MAF,
     NSF,
     AutoregressiveNSF,
+    ExactGuide,
     Flow,
     FlowMixture,
     Gaussian,
+    RandomWeights,
     RealNVP,
     SoftmaxGuide,
     Stack,
+    StickBreaking,
     VMoNF,
     constant,
     exponential_decay,
@@ -33,6 +36,7 @@ from pyro_vmonf import (
 from pyro_vmonf.distortions import Adversarial, AffineImages, Jitter, RandomWalk
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP, ConvEncoder
+from pyro_vmonf.simplex import PointPosterior
 from pyro_vmonf.terms import Balance, Confidence, Consistency
 from pyro_vmonf.transforms import Affine, BatchNorm, Logit, Permutation, PReLU
 
@@ -70,7 +74,7 @@ def test_verbs_agree_with_their_formulas(weights: str) -> None:
     torch.testing.assert_close(vmonf.predict(x, exact=True), joint.argmax(-1))
     torch.testing.assert_close(vmonf.marginal().log_prob(x), joint.logsumexp(-1))
     if weights == "random":
-        drawn = Dirichlet(vmonf.model.weights.log_posterior_concentration.exp()).sample((100_000,))
+        drawn = Dirichlet(vmonf.model.weights.posterior.log_concentration.exp()).sample((100_000,))
         mean_log = vmonf.model.weights.mean_log()
         torch.testing.assert_close(drawn.log().mean(0), mean_log, rtol=0.0, atol=0.03)
         joint = mean_log + components
@@ -81,7 +85,7 @@ def test_random_weights_count_with_their_mean() -> None:
     weights = Dirichlet(torch.tensor([0.5, 1.0, 4.0]))
     vmonf = pair(weights)
     with torch.no_grad():
-        vmonf.model.weights.log_posterior_concentration.copy_(weights.concentration.log())
+        vmonf.model.weights.posterior.log_concentration.copy_(weights.concentration.log())
     x = torch.randn(4, D)
     drawn = weights.sample((200_000,))
     average = (drawn[:, None] * vmonf.component_log_prob(x).exp()).sum(-1).mean(0)
@@ -196,6 +200,13 @@ SAVED: dict[str, Callable[[], VMoNF]] = {
     "realnvp": lambda: pair(),
     "fixed weights": lambda: pair(torch.tensor([0.2, 0.3, 0.5])),
     "random weights": lambda: pair(Dirichlet(torch.tensor([0.2, 0.3, 0.5]))),
+    "a point": lambda: pair(RandomWeights(torch.ones(K), PointPosterior(torch.ones(K)))),
+    "sticks": lambda: pair(StickBreaking.process(K)),
+    "updated weights": lambda: pair("updated"),
+    "an exact guide": lambda: VMoNF(FlowMixture(Gaussian(D, K)), ExactGuide()),
+    "a background": lambda: VMoNF(
+        FlowMixture([Gaussian(D, 2), StudentT(3.0, torch.zeros(D), 9.0).to_event(1)])
+    ),
     "no guide": lambda: pair(guided=False),
     "gaussian": lambda: VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K), [])),
     "maf on gaussians": lambda: VMoNF(FlowMixture(MAF(D, K, base=Gaussian(D, K)))),
@@ -271,6 +282,9 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "rate": 0.1,
         "initial": 1.0,
         "steps": 3,
+        "context_features": 2,
+        "prior": torch.ones(2),
+        "distribution": Normal(torch.zeros(2), 1.0),
     }
     if "transforms" in signature.parameters:
         examples["base"] = StandardNormal(4, 2)

@@ -4,6 +4,7 @@ from pyro_vmonf.transforms.affine import Affine
 from pyro_vmonf.transforms.autoregressive import Autoregressive
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.transforms.batch_norm import BatchNorm
+from pyro_vmonf.transforms.context_affine import ContextAffine
 from pyro_vmonf.transforms.coupling import Coupling, alternating_mask, checkerboard_mask
 from pyro_vmonf.transforms.logit import Logit
 from pyro_vmonf.transforms.named import (
@@ -14,6 +15,7 @@ from pyro_vmonf.transforms.named import (
 )
 from pyro_vmonf.transforms.permutation import Permutation
 from pyro_vmonf.transforms.prelu import PReLU
+from pyro_vmonf.transforms.rotation import Rotation
 from pyro_vmonf.transforms.standardize import Standardize
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
 
@@ -23,12 +25,14 @@ __all__ = [
     "AffineCoupling",
     "Autoregressive",
     "BatchNorm",
+    "ContextAffine",
     "Coupling",
     "FlowTransform",
     "Logit",
     "PReLU",
     "Permutation",
     "RationalQuadratic",
+    "Rotation",
     "ShiftAndScale",
     "SplineAutoregressive",
     "SplineCoupling",

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
 from pyro_vmonf.made import MaskedMLP
-from pyro_vmonf.nn import Activation, start_near_zero, to_columns
-from pyro_vmonf.transforms.base import FlowTransform
+from pyro_vmonf.nn import Activation, start_near_zero
+from pyro_vmonf.transforms.base import Conditional
 from pyro_vmonf.transforms.univariate import Univariate
 from pyro_vmonf.unrolled import unroll
 
 
-class Autoregressive(FlowTransform):
+class Autoregressive(Conditional):
     r"""A monotone map of each feature, with parameters computed from the data features before it.
 
     .. math::
@@ -29,6 +29,7 @@ class Autoregressive(FlowTransform):
         order: permutation of ``range(D)``, the order of the features; ascending by default.
         hidden: widths of the hidden layers, also below *D*.
         activation: their activation.
+        context_features: features *H* of a context that the network sees as well.
         batch_shape: one transform for each index of this shape.
     """
 
@@ -42,9 +43,10 @@ class Autoregressive(FlowTransform):
         order: Sequence[int] | Tensor | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        context_features: int = 0,
         batch_shape: Sequence[int] = (),
     ) -> None:
-        super().__init__(batch_shape=batch_shape)
+        super().__init__(context_features=context_features, batch_shape=batch_shape)
         self.features = check_positive("features", features)
         self.univariate = univariate
         self.hidden = tuple(hidden)
@@ -59,6 +61,7 @@ class Autoregressive(FlowTransform):
             hidden=hidden,
             order=chosen,
             activation=activation,
+            context_features=context_features,
             batch_shape=batch_shape,
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
@@ -70,12 +73,12 @@ class Autoregressive(FlowTransform):
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        columns, restore = to_columns(x, self.batch_shape)
-        z, log_slope = self.univariate.inverse(columns, self.network.of_columns(columns))
+        columns, context, restore = self.columns_of(x)
+        z, log_slope = self.univariate.inverse(columns, self.network.of_columns(columns, context))
         return restore(z), restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        columns, restore = to_columns(z, self.batch_shape)
+        columns, context, restore = self.columns_of(z)
         slopes: list[Tensor] = []
 
         def emit(features: Tensor, theta: Tensor) -> Tensor:
@@ -83,6 +86,6 @@ class Autoregressive(FlowTransform):
             slopes.append(slope)
             return value
 
-        x = unroll(self.network, self.order, columns, emit)
+        x = unroll(self.network, self.order, columns, emit, context)
         log_slope = torch.cat(slopes, 1).sum(1, keepdim=True)
         return restore(x), restore(log_slope).squeeze(-1)

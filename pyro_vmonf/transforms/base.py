@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
+
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.nn import to_columns
+
+Restore = Callable[[Tensor], Tensor]
 
 
 class FlowTransform(TransformModule):
@@ -40,6 +46,17 @@ class FlowTransform(TransformModule):
     def __init__(self, *, batch_shape: Sequence[int] = ()) -> None:
         super().__init__()
         self.batch_shape = torch.Size(batch_shape)
+
+    def condition(self, context: Tensor) -> FlowTransform:
+        """Return the transform for rows with a context ``(*, H)``; it stays itself if it has none.
+
+        Arguments:
+            context: tensor whose ``*`` broadcasts with that of the rows.
+
+        Raises:
+            ValueError: if the context has another number of features than the transform takes.
+        """
+        return self
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`h(z)` of shape ``(*, D)`` and :math:`\log|\det\partial h|` of shape
@@ -79,3 +96,50 @@ class FlowTransform(TransformModule):
 def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:
     """Give a log-determinant that does not depend on ``x`` the batch shape of ``x``."""
     return log_det.expand(torch.broadcast_shapes(log_det.shape, x.shape[: x.dim() - event_dim]))
+
+
+class Conditional(FlowTransform):
+    """A transform whose network may see a context of the rows beside their features.
+
+    Arguments:
+        context_features: number of features *H* of the context; 0 if there is none.
+        batch_shape: the batch shape of the parameters.
+    """
+
+    context: Tensor | None = None
+
+    def __init__(self, *, context_features: int, batch_shape: Sequence[int]) -> None:
+        super().__init__(batch_shape=batch_shape)
+        self.context_features = check_positive("context_features", context_features, minimum=0)
+
+    def condition(self, context: Tensor) -> FlowTransform:
+        if not self.context_features:
+            return self
+        if context.shape[-1:] != (self.context_features,):
+            raise ValueError(
+                f"the context has shape {tuple(context.shape)}; this {type(self).__name__} takes "
+                f"(*, {self.context_features})"
+            )
+        bound = copy.copy(self)  # of the same parameters
+        bound.__dict__["context"] = context
+        return bound
+
+    def columns_of(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Restore]:
+        """Return rows and context as columns, and the way back: see :func:`to_columns`.
+
+        Raises:
+            ValueError: if the transform takes a context and has been given none.
+        """
+        context = self.context
+        if not self.context_features:
+            columns, restore = to_columns(rows, self.batch_shape)
+            return columns, None, restore
+        if context is None:
+            raise ValueError(
+                f"this {type(self).__name__} takes a context of {self.context_features} features; "
+                "call the bank with it, or pass given= to the mixture"
+            )
+        shape = torch.broadcast_shapes(rows.shape[:-1], context.shape[:-1])
+        columns, restore = to_columns(rows.expand(*shape, rows.shape[-1]), self.batch_shape)
+        beside, _ = to_columns(context.expand(*shape, context.shape[-1]), self.batch_shape)
+        return columns, beside, restore

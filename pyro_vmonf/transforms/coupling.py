@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import MLP, Activation, start_near_zero, to_columns
-from pyro_vmonf.transforms.base import FlowTransform
+from pyro_vmonf.nn import MLP, Activation, start_near_zero
+from pyro_vmonf.transforms.base import Conditional, FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
-
 
 Halves = tuple[Tensor, Tensor]
 
@@ -37,7 +36,7 @@ def checkerboard_mask(height: int, width: int, flip: bool = False) -> Tensor:
     return (((rows + columns) % 2 == 0) ^ flip).flatten()
 
 
-class Coupling(FlowTransform):
+class Coupling(Conditional):
     r"""A monotone map of some features, with parameters computed from the others.
 
     .. math::
@@ -50,6 +49,7 @@ class Coupling(FlowTransform):
         mask: booleans ``(D,)``, true for the features that pass unchanged; every second by default.
         hidden: widths of the hidden layers of the networks that compute θ.
         activation: their activation.
+        context_features: features *H* of a context that the networks see as well.
         batch_shape: one transform for each index of this shape.
 
     Raises:
@@ -72,9 +72,10 @@ class Coupling(FlowTransform):
         mask: Tensor | Sequence[bool] | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        context_features: int = 0,
         batch_shape: Sequence[int] = (),
     ) -> None:
-        super().__init__(batch_shape=batch_shape)
+        super().__init__(context_features=context_features, batch_shape=batch_shape)
         self.features = check_positive("features", features, minimum=2)
         self.univariate = univariate
         self.hidden = tuple(hidden)
@@ -93,7 +94,7 @@ class Coupling(FlowTransform):
         self.register_load_state_dict_post_hook(_see_mask)
         # Separate networks (s and t) are one more batch dimension of the same products.
         self.network = MLP(
-            len(passive),
+            len(passive) + context_features,
             len(active) * univariate.parameters // univariate.networks,
             hidden=hidden,
             activation=activation,
@@ -118,11 +119,13 @@ class Coupling(FlowTransform):
             return super().inverse_of_run(run, x)
         return _through(run, x, inverse=True)  # type: ignore[arg-type]
 
-    def moved(self, halves: Halves, *, inverse: bool) -> tuple[Halves, Tensor]:
+    def moved(
+        self, halves: Halves, context: Tensor | None, *, inverse: bool
+    ) -> tuple[Halves, Tensor]:
         """Move one half, and return both with the log-slopes ``(groups, active, rows)``."""
         passive, active = halves if self.first_passes else halves[::-1]
         move = self.univariate.inverse if inverse else self.univariate.forward
-        active, log_slope = move(active, self._parameters_from(passive))
+        active, log_slope = move(active, self._parameters_from(passive, context))
         return ((passive, active) if self.first_passes else (active, passive)), log_slope
 
     def split(self, columns: Tensor) -> Halves:
@@ -140,9 +143,10 @@ class Coupling(FlowTransform):
         passive, active = halves if self.first_passes else halves[::-1]
         return torch.cat((passive, active), 1).index_select(1, self.order)
 
-    def _parameters_from(self, passive: Tensor) -> Tensor:
+    def _parameters_from(self, passive: Tensor, context: Tensor | None) -> Tensor:
         """Compute θ of shape ``(groups, active, P, rows)``."""
-        out = self.network.of_columns(passive)
+        seen = passive if context is None else torch.cat((passive, context), 1)
+        out = self.network.of_columns(seen)
         networks = self.univariate.networks
         each = self.univariate.parameters // networks
         shape = (passive.shape[0], networks, len(self.active), each, out.shape[-1])
@@ -151,11 +155,11 @@ class Coupling(FlowTransform):
 
 def _through(run: Sequence[Coupling], rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
     """Send rows through couplings of the same halves, which meet again behind the last one."""
-    columns, restore = to_columns(rows, run[0].batch_shape)
+    columns, context, restore = run[0].columns_of(rows)
     halves = run[0].split(columns)
     total: Tensor | float = 0.0
     for coupling in run:
-        halves, log_slope = coupling.moved(halves, inverse=inverse)
+        halves, log_slope = coupling.moved(halves, context, inverse=inverse)
         total = total + log_slope.sum(1, keepdim=True)
     return restore(run[0].join(halves)), restore(total).squeeze(-1)  # type: ignore[arg-type]
 
@@ -167,4 +171,5 @@ def _see_mask(coupling: Coupling, _: object = None) -> None:
     coupling.alternates = len(mask) % 2 == 0 and halves == (True, False) * (len(mask) // 2)
     # A subclass with an inverse of its own stays by itself.
     own = type(coupling).inverse_and_log_det is not Coupling.inverse_and_log_det
-    coupling.layout = None if own else (Coupling, coupling.batch_shape, halves)
+    layout = (Coupling, coupling.batch_shape, coupling.context_features, halves)
+    coupling.layout = None if own else layout

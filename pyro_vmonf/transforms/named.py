@@ -16,7 +16,8 @@ class AffineCoupling(Coupling):
     r"""The coupling :math:`x_1 = z_1 \odot e^{s(z_2)} + t(z_2)`, with two networks (thesis 3.4.4).
 
     Arguments:
-        features, mask, hidden, activation, batch_shape: as for :class:`Coupling`.
+        features, mask, hidden, activation, context_features, batch_shape: as for
+            :class:`Coupling`.
         bound: the largest log-scale.
 
     References:
@@ -36,6 +37,7 @@ class AffineCoupling(Coupling):
         mask: Tensor | Sequence[bool] | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        context_features: int = 0,
         bound: float = 5.0,
         batch_shape: Sequence[int] = (),
     ) -> None:
@@ -45,6 +47,7 @@ class AffineCoupling(Coupling):
             mask=mask,
             hidden=hidden,
             activation=activation,
+            context_features=context_features,
             batch_shape=batch_shape,
         )
         self.bound = bound
@@ -54,7 +57,8 @@ class SplineCoupling(Coupling):
     """A coupling by rational-quadratic splines, the identity outside ``[-bound, bound]``.
 
     Arguments:
-        features, mask, hidden, activation, batch_shape: as for :class:`Coupling`.
+        features, mask, hidden, activation, context_features, batch_shape: as for
+            :class:`Coupling`.
         bins: pieces of each spline.
         bound: half the width of the box.
 
@@ -73,6 +77,7 @@ class SplineCoupling(Coupling):
         mask: Tensor | Sequence[bool] | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        context_features: int = 0,
         bins: int = 8,
         bound: float = 5.0,
         batch_shape: Sequence[int] = (),
@@ -83,6 +88,7 @@ class SplineCoupling(Coupling):
             mask=mask,
             hidden=hidden,
             activation=activation,
+            context_features=context_features,
             batch_shape=batch_shape,
         )
         self.bins = bins
@@ -93,7 +99,8 @@ class AffineAutoregressive(Autoregressive):
     r"""The layer of a MAF, :math:`x_i = z_i e^{\alpha_i} + \mu_i` (thesis 3.4.5).
 
     Arguments:
-        features, order, hidden, activation, batch_shape: as for :class:`Autoregressive`.
+        features, order, hidden, activation, context_features, batch_shape: as for
+            :class:`Autoregressive`.
         bound: the largest log-scale.
 
     References:
@@ -112,6 +119,7 @@ class AffineAutoregressive(Autoregressive):
         order: Sequence[int] | Tensor | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        context_features: int = 0,
         bound: float = 5.0,
         batch_shape: Sequence[int] = (),
     ) -> None:
@@ -121,6 +129,7 @@ class AffineAutoregressive(Autoregressive):
             order=order,
             hidden=hidden,
             activation=activation,
+            context_features=context_features,
             batch_shape=batch_shape,
         )
         self.bound = bound
@@ -130,7 +139,8 @@ class SplineAutoregressive(Autoregressive):
     """An autoregressive layer whose map is a rational-quadratic spline.
 
     Arguments:
-        features, order, hidden, activation, batch_shape: as for :class:`Autoregressive`.
+        features, order, hidden, activation, context_features, batch_shape: as for
+            :class:`Autoregressive`.
         bins: pieces of each spline.
         bound: half the width of the box outside which the map is the identity.
 
@@ -149,6 +159,7 @@ class SplineAutoregressive(Autoregressive):
         order: Sequence[int] | Tensor | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        context_features: int = 0,
         bins: int = 8,
         bound: float = 5.0,
         batch_shape: Sequence[int] = (),
@@ -159,6 +170,7 @@ class SplineAutoregressive(Autoregressive):
             order=order,
             hidden=hidden,
             activation=activation,
+            context_features=context_features,
             batch_shape=batch_shape,
         )
         self.bins = bins

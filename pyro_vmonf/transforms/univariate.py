@@ -13,13 +13,13 @@ from pyro_vmonf.checks import check_positive
 
 
 class Univariate(Protocol):
-    """A monotone map of numbers ``(*, N)``, given their parameters ``(*, P, N)``.
+    """A monotone map of features ``(*, D, N)``, given their parameters ``(*, D, P, N)``.
 
     The parameters stand before the rows, so that whatever is done to one of them runs along memory.
 
     To implement one, state ``parameters`` (*P*) and ``networks`` (how many separate networks share
     the work of producing them in a coupling), and write both directions; each returns the value
-    and the log-derivative, ``(*, N)``.
+    and the log-derivative, ``(*, D, N)``.
     """
 
     parameters: int
@@ -49,7 +49,8 @@ class ShiftAndScale:
         self.bound = bound
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = theta.unbind(-2)
+        # In the order in which a coupling's networks leave them, so that no gradient is copied.
+        raw, shift = theta.transpose(-2, -3).unbind(-3)
         return self.bound * torch.tanh(raw / self.bound), shift
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

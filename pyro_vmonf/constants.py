@@ -1,0 +1,52 @@
+"""Distributions that are there already, as modules which move with the rest of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+
+class ConstantDistribution(nn.Module):
+    """The module whose call returns a given distribution, which nothing trains.
+
+    The distribution is copied, and its tensors go where the module goes: to another dtype, to
+    another device.
+
+    Arguments:
+        distribution: any distribution of torch's or Pyro's.
+
+    Example:
+        >>> ConstantDistribution(torch.distributions.Normal(0.0, 1.0)).double()().loc.dtype
+        torch.float64
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        self.distribution = mapped(distribution, lambda tensor: tensor.detach().clone())
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return self.distribution
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.distribution = mapped(self.distribution, function)
+        return super()._apply(function, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a distribution, or of what it holds, with a function applied to tensors."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        if not any(isinstance(item, (Tensor, Distribution, Transform)) for item in value):
+            return value
+        return type(value)([mapped(item, function) for item in value])
+    if isinstance(value, (Distribution, Transform)) and not isinstance(value, nn.Module):
+        result = copy.copy(value)
+        for name, part in list(vars(result).items()):
+            result.__dict__[name] = mapped(part, function)
+        return result
+    return value

@@ -1,0 +1,88 @@
+"""Whether two modules differ in nothing but the values of their parameters and buffers."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
+
+
+def difference(a: Any, b: Any) -> str | None:
+    """Say where two objects differ, or ``None`` if they do the same to equal tensors.
+
+    Parameters and buffers count by their shapes; whatever else is reachable counts by its value,
+    functions by their code and what they close over. What cannot be compared counts as different.
+
+    Example:
+        >>> difference(nn.Linear(2, 3), nn.Linear(2, 3)) is None
+        True
+        >>> difference(nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh()))
+        '_modules.0: ReLU and Tanh'
+    """
+    return _difference(a, b, "", set())
+
+
+def _difference(a: Any, b: Any, path: str, seen: set[tuple[int, int]]) -> str | None:
+    if a is b or (id(a), id(b)) in seen:
+        return None
+    seen.add((id(a), id(b)))
+    where = path.removeprefix(".")
+    if type(a) is not type(b):
+        return f"{where}: {type(a).__name__} and {type(b).__name__}"
+    if isinstance(a, Tensor):
+        held = path.split(".")[-2:-1] in (["_parameters"], ["_buffers"])
+        if a.shape != b.shape or a.dtype != b.dtype or (not held and not torch.equal(a, b)):
+            return f"{where}: tensors that differ"
+        return None
+    if isinstance(a, _PLAIN):
+        return None if a == b else f"{where}: {a!r} and {b!r}"
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return f"{where}: keys {sorted(map(str, set(a) ^ set(b)))}"
+        pairs: list[tuple[str, Any, Any]] = [(str(key), a[key], b[key]) for key in a]
+    elif isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return f"{where}: {len(a)} and {len(b)} entries"
+        pairs = [(str(i), one, other) for i, (one, other) in enumerate(zip(a, b, strict=True))]
+    else:
+        parts = _parts(a), _parts(b)
+        if parts[0] is None or parts[1] is None:
+            return f"{where}: a {type(a).__name__}, which cannot be compared"
+        return _difference(*parts, path, seen)
+    for name, one, other in pairs:
+        found = _difference(one, other, f"{path}.{name}", seen)
+        if found is not None:
+            return found
+    return None
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """Return what an object consists of, or ``None`` if nobody can say."""
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        code = (value.__code__.co_code, value.__code__.co_names)
+        constants = tuple(c for c in value.__code__.co_consts if isinstance(c, _PLAIN))
+        return {
+            "code": code,
+            "constants": constants,
+            "closure": cells,
+            "defaults": value.__defaults__,
+            "keywords": value.__kwdefaults__,
+        }
+    if isinstance(value, types.MethodType):
+        return {"function": value.__func__, "self": value.__self__}
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    if isinstance(value, nn.Module):
+        hooks = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+        return {k: v for k, v in vars(value).items() if not k.endswith(hooks)}
+    if isinstance(value, (set, frozenset)):
+        return {"entries": sorted(value, key=repr)}
+    if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
+        return vars(value)
+    return None

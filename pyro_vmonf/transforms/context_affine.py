@@ -1,0 +1,82 @@
+"""A shift and a scale that the rows' context chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.nn import MLP, Activation, start_near_zero
+from pyro_vmonf.transforms.base import Conditional
+from pyro_vmonf.transforms.univariate import ShiftAndScale
+
+
+class ContextAffine(Conditional):
+    r"""The map :math:`x = z \odot e^{s(h)} + t(h)` of a context *h*: a regression at the data end.
+
+    Behind a flow it makes an expert, whose mean and spread follow the context and whose residuals
+    have the flow's shape. With ``hidden=()`` the regression is linear.
+
+    Arguments:
+        features: number of features *D*.
+        context_features: features *H* of the context.
+        hidden: widths of the hidden layers of the network that computes *s* and *t*.
+        activation: their activation.
+        bound: the largest log-scale.
+        batch_shape: one map for each index of this shape.
+
+    Raises:
+        ValueError: if there is no context.
+
+    Example:
+        >>> transform = ContextAffine(2, 3, batch_shape=(5,)).condition(torch.randn(7, 1, 3))
+        >>> transform(torch.randn(7, 1, 2)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        *,
+        hidden: Sequence[int] = (),
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        check_positive("context_features", context_features)
+        super().__init__(context_features=context_features, batch_shape=batch_shape)
+        self.features = check_positive("features", features)
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        self.bound = bound
+        self.univariate = ShiftAndScale(bound)
+        self.network = MLP(
+            context_features,
+            2 * features,
+            hidden=hidden,
+            activation=activation,
+            batch_shape=self.batch_shape,
+        )
+        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
+
+    def reset_parameters(self) -> None:
+        """Draw the network anew, near the identity."""
+        for layer in self.network.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
+
+    def _moved(self, rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        columns, context, restore = self.columns_of(rows)
+        assert context is not None
+        theta = self.network.of_columns(context).unflatten(1, (self.features, 2))
+        move = self.univariate.inverse if inverse else self.univariate.forward
+        moved, log_slope = move(columns, theta)
+        return restore(moved), restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._moved(z, inverse=False)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._moved(x, inverse=True)
