@@ -9,7 +9,7 @@ from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, RealNV
 from pyro_vmonf.foreign import Replicated
 from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
-from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.model import FlowMixture, MixtureComponent
 from pyro_vmonf.random_bank import RandomBank
 from pyro_vmonf.rotated import RotatedRealNVP
 from pyro_vmonf.simplex import StickBreaking
@@ -38,6 +38,7 @@ __all__ = [
     "LearnedWeights",
     "Marginal",
     "MarginalGuide",
+    "MixtureComponent",
     "RandomBank",
     "RandomWeights",
     "RealNVP",

@@ -19,6 +19,9 @@ class ConstantDistribution(nn.Module):
     Arguments:
         distribution: any distribution of torch's or Pyro's.
 
+    Raises:
+        ValueError: if it holds tensors that require a gradient.
+
     Example:
         >>> ConstantDistribution(torch.distributions.Normal(0.0, 1.0)).double()().loc.dtype
         torch.float64
@@ -26,7 +29,7 @@ class ConstantDistribution(nn.Module):
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
-        self.distribution = mapped(distribution, lambda tensor: tensor.detach().clone())
+        self.distribution = mapped(distribution, _copied)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return self.distribution
@@ -34,6 +37,16 @@ class ConstantDistribution(nn.Module):
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.distribution = mapped(self.distribution, function)
         return super()._apply(function, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    if tensor.requires_grad:
+        raise ValueError(
+            f"the distribution holds tensors that require a gradient (one of shape "
+            f"{tuple(tensor.shape)}), which nothing would train; pass a module whose call returns "
+            "the distribution, or detach them"
+        )
+    return tensor.clone()
 
 
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import (
-    ComposeTransform,
     Distribution,
-    IndependentTransform,
     Normal,
     Transform,
     TransformedDistribution,
@@ -50,6 +49,7 @@ class Replicated(nn.Module):
             and its masked autoregressive ones take a pass for each feature; drawing is then what
             they cannot do, or not fast.
         vectorize: ``False`` for one call after the other, whatever could be proven.
+        context_features: features *H* of the rows' context, if the components take one.
         support: where the components live, if their distributions do not say; all of space by
             default.
 
@@ -72,16 +72,18 @@ class Replicated(nn.Module):
         features: int | None = None,
         reverse: bool = False,
         vectorize: bool = True,
+        context_features: int = 0,
         support: constraints.Constraint | None = None,
     ) -> None:
         super().__init__()
         self.support = support
         self.components = check_positive("components", components)
         parts = [_as_module(factory(), features, reverse) for _ in range(components)]
+        self.context_features = check_positive("context_features", context_features, minimum=0)
         for part in parts:
-            _check(part)
+            _check(part, context_features)
         self.parts = nn.ModuleList(parts)
-        self.why_not = _why_not(parts) if vectorize else "vectorize=False"
+        self.why_not = _why_not(parts, context_features) if vectorize else "vectorize=False"
 
     @property
     def vectorized(self) -> bool:
@@ -217,8 +219,9 @@ class TransformedFlow(nn.Module):
         self.base = ConstantDistribution(base)
         self.transforms = list(transforms)
         self.reverse = reverse
-        own = [t for part in transforms for t in _parts(part) if isinstance(t, nn.Module)]
-        self.networks = nn.ModuleList(dict.fromkeys(own))
+        # Conditional transforms are modules and no transforms.
+        own = [t for t in (*transforms, *_parts(*transforms)) if isinstance(t, nn.Module)]
+        self.networks = nn.ModuleList({id(t): t for t in own}.values())
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         transforms = [
@@ -255,26 +258,26 @@ class _Fresh(FlowDistribution):
             self._forget()
 
     def _forget(self) -> None:
-        for transform in (t for part in self.transforms for t in _parts(part)):
-            for name in vars(transform):
+        for transform in _parts(*self.transforms):
+            for name in list(vars(transform)):
                 if name == "_cached_x_y":
                     transform._cached_x_y = None, None
-                elif name.lower().startswith("_cached"):
+                elif name.startswith("_cache") and name != "_cache_size":
                     setattr(transform, name, None)
 
 
-def _parts(transform: Any) -> Iterator[Any]:
-    """Yield a transform and those it is made of."""
-    yield transform
-    inner: list[Any] = []
-    if isinstance(transform, ComposeTransform):
-        inner = list(transform.parts)
-    elif isinstance(transform, IndependentTransform):
-        inner = [transform.base_transform]
-    elif type(transform).__name__ == "_InverseTransform":
-        inner = [transform._inv]
-    for part in inner:
-        yield from _parts(part)
+def _parts(*transforms: Any) -> list[Any]:
+    """Return transforms and those they are made of, each once."""
+    found: dict[int, Any] = {}
+    waiting = list(transforms)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, (Transform, nn.Module)) and id(value) not in found:
+            found[id(value)] = value
+            waiting += [*vars(value).values(), *vars(value).get("_modules", {}).values()]
+    return [part for part in found.values() if isinstance(part, Transform)]
 
 
 def _as_module(component: Component, features: int | None, reverse: bool) -> nn.Module:
@@ -300,26 +303,35 @@ def _as_module(component: Component, features: int | None, reverse: bool) -> nn.
     return TransformedFlow(transforms, base, reverse=reverse)
 
 
-def _check(part: nn.Module) -> None:
+def _probe(part: nn.Module, context_features: int, rows: int) -> Tensor | None:
+    if not context_features:
+        return None
+    like = next(part.parameters(), torch.zeros(()))
+    with local_seed(0):
+        return torch.randn(rows, context_features).to(like)
+
+
+def _check(part: nn.Module, context_features: int) -> None:
     """Refuse a component that returns no distribution, has a batch, or cannot score data."""
-    try:
-        found = part()
-    except ValueError:  # it wants a context, which is not there yet
-        return
+    context = _probe(part, context_features, 2)
+    batch_shape = (2,) if context_features else ()
+    with evaluating(part), torch.no_grad():
+        found = Use(part)(lambda d: d, context)
     if not isinstance(found, Distribution):
         raise TypeError(
             f"a component's call returned a {type(found).__name__}; expected a distribution"
         )
-    if found.batch_shape:
+    if found.batch_shape != batch_shape:
         raise ValueError(
             f"a component has batch_shape {tuple(found.batch_shape)} and event_shape "
-            f"{tuple(found.event_shape)}; expected batch_shape (): K components come from K calls "
-            "of the factory, and a distribution of batch_shape (K,) is a bank as it is"
+            f"{tuple(found.event_shape)}; expected batch_shape {batch_shape}: K components come "
+            "from K calls of the factory, and a distribution of batch_shape (K,) is a bank as it is"
         )
     rows = torch.zeros(2, *found.event_shape)
+    rows = rows.to(next(part.parameters(), rows))
     try:
         with evaluating(part), torch.no_grad():
-            found.log_prob(rows.to(next(part.parameters(), rows)))
+            Use(part)(lambda d: d.log_prob(rows), context)
     except (KeyError, NotImplementedError) as error:
         names = [type(t).__name__ for t in getattr(part, "transforms", [found])]
         raise ValueError(
@@ -329,7 +341,7 @@ def _check(part: nn.Module) -> None:
         ) from error
 
 
-def _why_not(parts: Sequence[nn.Module]) -> str | None:
+def _why_not(parts: Sequence[nn.Module], context_features: int) -> str | None:
     """Say why K components cannot be one batched call, or ``None`` if that is proven to be so."""
     for other in parts[1:]:
         found = difference(parts[0], other)
@@ -337,31 +349,63 @@ def _why_not(parts: Sequence[nn.Module]) -> str | None:
             return f"they differ in {found}"
     if not any(True for _ in parts[0].parameters()):
         return "there are no parameters to stack"
-    with local_seed(0):
-        rows = [part().sample((3,)) for part in parts] if _draws(parts) else None
-    event_shape = parts[0]().event_shape
+    count = 3 * len(parts)
+    context = _probe(parts[0], context_features, count)
     for mode in (evaluating, training):
         trial = nn.ModuleList(copy.deepcopy(list(parts)))
         buffers = [b.clone() for b in trial.buffers()]
-        with local_seed(0), mode(trial):
-            x = torch.randn(6, 1, *event_shape) if rows is None else torch.cat(rows)[:, None]
-            x = x.detach().to(next(parts[0].parameters()))
-            try:
-                looped = _value_and_gradients(trial, x, vectorized=False)
-            except (RuntimeError, ValueError) as error:
-                return f"they could not be tried: {error}"
-            now = list(trial.buffers())
-            if not all(torch.equal(b, old) for b, old in zip(now, buffers, strict=True)):
-                return "their buffers change when they are called"
-            try:
-                together = _value_and_gradients(trial, x, vectorized=True)
-            except Exception as error:
-                said = str(error).strip().partition(". ")[0].splitlines() or [type(error).__name__]
-                return f"torch.vmap does not take them: {said[0]}"
+        try:
+            with local_seed(0), mode(trial):
+                x = _rows(trial, context, count)
+                looped = _value_and_gradients(trial, x, context, vectorized=False)
+        except (RuntimeError, ValueError) as error:
+            return f"they could not be tried: {_first_words(error)}"
+        now = list(trial.buffers())
+        if not all(torch.equal(b, old) for b, old in zip(now, buffers, strict=True)):
+            return "their buffers change when they are called"
+        try:
+            with local_seed(0), mode(trial), warnings.catch_warnings():
+                warnings.simplefilter("error")  # vmap warns of what it would only loop over
+                together = _value_and_gradients(trial, x, context, vectorized=True)
+        except Exception as error:
+            return f"torch.vmap does not take them: {_first_words(error)}"
         for value, batched in zip(looped, together, strict=True):
             if not torch.allclose(value, batched, rtol=1e-4, atol=1e-5, equal_nan=True):
                 return "one call of all gave other values than one call of each"
     return None
+
+
+def _first_words(error: Exception) -> str:
+    return (str(error).strip().partition(". ")[0].splitlines() or [type(error).__name__])[0]
+
+
+def _rows(parts: nn.ModuleList, context: Tensor | None, count: int) -> Tensor:
+    """Return rows ``(count, 1, *event_shape)`` inside the components' support, if they can draw."""
+    distribution = ReplicatedDistribution(list(parts), context, vectorized=False)
+    like = next(parts.parameters())
+    with torch.no_grad():
+        try:
+            draws = distribution.sample(() if context is not None else (3,))
+        except (NotImplementedError, RuntimeError, KeyError):
+            draws = torch.full((1,), torch.nan)
+        if not draws.isfinite().all():
+            return torch.randn(count, 1, *distribution.event_shape).to(like)
+        if context is not None:
+            return draws[:, :1].to(like)
+        return draws.flatten(0, 1).unsqueeze(1).to(like)
+
+
+def _value_and_gradients(
+    parts: nn.ModuleList, x: Tensor, context: Tensor | None, *, vectorized: bool
+) -> list[Tensor]:
+    log_prob = ReplicatedDistribution(list(parts), context, vectorized).log_prob(x)
+    parameters = [p for p in parts.parameters() if p.requires_grad]
+    if not parameters or not log_prob.requires_grad:
+        return [log_prob]
+    scale = torch.linspace(1, 2, log_prob.numel(), dtype=x.dtype, device=x.device)
+    total = (log_prob * scale.reshape(log_prob.shape)).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [log_prob, *(torch.zeros(()) if g is None else g for g in gradients)]
 
 
 def _support_of(found: Distribution) -> constraints.Constraint:
@@ -372,23 +416,3 @@ def _support_of(found: Distribution) -> constraints.Constraint:
     if support is None:
         return constraints.independent(constraints.real, len(found.event_shape))
     return support
-
-
-def _draws(parts: Sequence[nn.Module]) -> bool:
-    """Whether the components can be drawn from, so that rows inside their support can be had."""
-    try:
-        with local_seed(0), torch.no_grad():
-            return bool(parts[0]().sample((1,)).isfinite().all())
-    except (NotImplementedError, RuntimeError, KeyError):
-        return False
-
-
-def _value_and_gradients(parts: nn.ModuleList, x: Tensor, *, vectorized: bool) -> list[Tensor]:
-    log_prob = ReplicatedDistribution(list(parts), None, vectorized).log_prob(x)
-    parameters = [p for p in parts.parameters() if p.requires_grad]
-    if not parameters or not log_prob.requires_grad:
-        return [log_prob]
-    scale = torch.linspace(1, 2, log_prob.numel(), dtype=x.dtype, device=x.device)
-    total = (log_prob * scale.reshape(log_prob.shape)).sum()
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    return [log_prob, *(torch.zeros(()) if g is None else g for g in gradients)]

@@ -7,7 +7,7 @@ import copy
 import pyro
 from pyro.distributions import Categorical
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf.banks import Bank, as_bank
@@ -185,6 +185,28 @@ class FlowMixture(Program):
         if y is not None:
             joint = joint + log_evidence(y, self.num_components, joint.dtype)
         return joint.log_softmax(-1)
+
+
+class MixtureComponent(nn.Module):
+    """A mixture as one component of another: the bank whose call returns its marginal.
+
+    Arguments:
+        model: the inner mixture, which trains with the outer one.
+
+    Example:
+        >>> from pyro_vmonf import Gaussian, RealNVP
+        >>> inner = FlowMixture(Gaussian(2, 3), "learned")
+        >>> outer = FlowMixture([MixtureComponent(inner), RealNVP(2, 4)])
+        >>> outer.num_components
+        5
+    """
+
+    def __init__(self, model: FlowMixture) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, context: Tensor | None = None) -> Marginal:
+        return self.model.mixture(context)
 
 
 def _is_real(components: Distribution) -> bool:

@@ -10,6 +10,7 @@ import torch
 from pyro import sample
 from pyro.distributions import Delta, Normal
 from pyro.nn import pyro_method
+from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -93,6 +94,11 @@ class RandomBank(Program):
     @pyro_method
     def draw(self, context: Tensor | None = None) -> WithParameters:
         """Draw the parameters inside the model, and return the bank under them."""
+        if any(frame.vectorized for frame in get_plates()):
+            raise ValueError(
+                "a random bank draws its parameters once; inside a plate it would have to be once "
+                "a row: call the mixture outside, or take a bank with fixed parameters"
+            )
         drawn = {}
         for name, value in self._random():
             prior = self.prior() if isinstance(self.prior, nn.Module) else self.prior(name, value)

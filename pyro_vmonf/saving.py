@@ -55,6 +55,7 @@ PARTS: dict[str, type] = {
         guides.MarginalGuide,
         guides.SoftmaxGuide,
         model.FlowMixture,
+        model.MixtureComponent,
         networks.ConvEncoder,
         networks.MLP,
         distortions.Adversarial,

@@ -1,0 +1,366 @@
+"""Every bank with all weights, every guide and every verb: the table of ``docs/swapping.md``."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, TraceEnum_ELBO, infer_discrete
+from torch import Tensor, nn
+
+from pyro_vmonf import (
+    MAF,
+    NSF,
+    ExactGuide,
+    FlowMixture,
+    Gaussian,
+    MarginalGuide,
+    MixtureComponent,
+    RandomBank,
+    RandomWeights,
+    RealNVP,
+    Replicated,
+    RotatedRealNVP,
+    SoftmaxGuide,
+    StickBreaking,
+    VMoNF,
+)
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.simplex import PointPosterior
+
+K, D, N = 3, 2, 12
+X = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+Y = torch.tensor([0, 1, 2, *[-1] * (N - 3)])
+
+
+def zuko_flow() -> nn.Module:
+    import zuko
+
+    return zuko.flows.MAF(D, transforms=1, hidden_features=(4,))
+
+
+class OwnFlow(nn.Module):
+    """A user's module: one distribution, of batch shape ()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.randn(D))
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.StudentT(5.0, self.loc, torch.ones(D)).to_event(1)
+
+
+def background() -> dist.TorchDistribution:
+    wide = dist.StudentT(torch.tensor(2.0), torch.zeros(D), 5 * torch.ones(D), validate_args=False)
+    return wide.to_event(1)
+
+
+BANKS: dict[str, Callable[[], Any]] = {
+    "Gaussian": lambda: Gaussian(D, K),
+    "RealNVP": lambda: RealNVP(D, K, blocks=2, hidden=(4,)),
+    "MAF": lambda: MAF(D, K, blocks=1, hidden=(4,)),
+    "NSF": lambda: NSF(D, K, blocks=2, hidden=(4,), bins=3),
+    "shared trunk": lambda: RealNVP(D, K, blocks=2, hidden=(4,), shared=1),
+    "RotatedRealNVP": lambda: RotatedRealNVP(K, blocks=2, hidden=(4,)),
+    "zuko": lambda: Replicated(zuko_flow, K),
+    "Pyro": lambda: Replicated(lambda: T.affine_coupling(D, hidden_dims=[4]), K, features=D),
+    "own module": lambda: Replicated(OwnFlow, K),
+    "mixed list": lambda: [Gaussian(D, 1), RealNVP(D, 1, blocks=1), background()],
+    "mixture of mixtures": lambda: [
+        MixtureComponent(FlowMixture(Gaussian(D, 2), "learned")),
+        RealNVP(D, K - 1, blocks=1),
+    ],
+    "RandomBank": lambda: RandomBank(RealNVP(D, K, blocks=1, hidden=(3,))),
+}
+WEIGHTS: dict[str, Callable[[], Any]] = {
+    "uniform": lambda: "uniform",
+    "learned": lambda: "learned",
+    "updated": lambda: "updated",
+    "Dirichlet": lambda: dist.Dirichlet(torch.ones(K)),
+    "sparse Dirichlet": lambda: dist.Dirichlet(torch.full((K,), 0.1)),
+    "sticks": lambda: StickBreaking.process(K, 2.0),
+    "own prior": lambda: dist.LogisticNormal(torch.zeros(K - 1), torch.ones(K - 1)),
+    "point": lambda: RandomWeights(2 * torch.ones(K), posterior=PointPosterior(2 * torch.ones(K))),
+}
+GUIDES: dict[str, Callable[[], Any]] = {
+    "SoftmaxGuide": lambda: SoftmaxGuide(MLP(D, K, hidden=(4,))),
+    "SoftmaxGuide(top=2)": lambda: SoftmaxGuide(MLP(D, K, hidden=(4,)), top=2),
+    "ExactGuide": ExactGuide,
+    "none": lambda: None,
+}
+RANDOM = {"Dirichlet", "sparse Dirichlet", "sticks", "own prior", "point"}
+
+
+@functools.cache
+def fitted(bank: str, weights: str, guide: str) -> VMoNF:
+    with local_seed(0):
+        vmonf = VMoNF(FlowMixture(BANKS[bank](), WEIGHTS[weights]()), GUIDES[guide]())
+        vmonf.fit(X, epochs=1, progress=False, seed=0)
+    return vmonf
+
+
+def elbo(vmonf: VMoNF, nesting: int = 1) -> TraceEnum_ELBO:
+    return TraceEnum_ELBO(max_plate_nesting=nesting, num_particles=1)
+
+
+def trained(vmonf: VMoNF, step: Callable[[], object]) -> None:
+    before = [p.detach().clone() for p in vmonf.parameters()]
+    step()
+    moved = [not torch.equal(p, old) for p, old in zip(vmonf.parameters(), before, strict=True)]
+    assert any(moved)
+
+
+def fit(vmonf: VMoNF) -> None:
+    own = copy.deepcopy(vmonf)
+    history = None
+
+    def run() -> None:
+        nonlocal history
+        history = own.fit(X, Y, epochs=1, progress=False, seed=0)
+
+    trained(own, run)
+    assert history is not None
+    assert torch.tensor(history.elbo).isfinite().all()
+
+
+def by_svi(vmonf: VMoNF) -> None:
+    own = copy.deepcopy(vmonf)
+    svi = SVI(own.model, own.guide, pyro.optim.Adam({"lr": 0.01}), elbo(own))
+    trained(own, lambda: svi.step(X, Y))
+
+
+def by_module(vmonf: VMoNF) -> None:
+    own = copy.deepcopy(vmonf)
+    loss = elbo(own)(own.model, own.guide)
+    optimizer = torch.optim.Adam(own.parameters(), lr=0.01)
+
+    def step() -> None:
+        loss(X).backward()
+        optimizer.step()
+
+    trained(own, step)
+
+
+def formula(vmonf: VMoNF) -> None:
+    """The ELBO by the verb equals the sum over c written out."""
+    joint = vmonf.model.weights.mean_log() + vmonf.component_log_prob(X)
+    q = vmonf.predict_proba(X)
+    expected = (q * (joint - q.clamp_min(1e-38).log())).sum(-1)
+    if not isinstance(vmonf.guide, SoftmaxGuide):
+        assert q.allclose(vmonf.predict_proba(X, exact=True))
+    if isinstance(vmonf.guide, MarginalGuide):
+        expected = joint.logsumexp(-1)
+    if isinstance(vmonf.guide, ExactGuide):
+        expected = (q * (joint - q.clamp_min(1e-38).log())).sum(-1)
+    torch.testing.assert_close(vmonf.elbo(X), expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def scores(vmonf: VMoNF) -> None:
+    log_pi = vmonf.model.weights.log_mean().detach()
+    joint = log_pi + vmonf.component_log_prob(X)
+    torch.testing.assert_close(vmonf.log_prob(X), joint.logsumexp(-1))
+    torch.testing.assert_close(vmonf.predict_proba(X, exact=True), joint.softmax(-1))
+    assert torch.equal(vmonf.predict(X), vmonf.predict_proba(X).argmax(-1))
+    labelled = vmonf.predict_proba(X, Y)
+    assert labelled[:3].allclose(torch.eye(K))
+
+
+def draws(vmonf: VMoNF) -> None:
+    x, c = vmonf.sample(9, seed=0)
+    assert x.shape == (9, D)
+    assert c.shape == (9,)
+    assert x.isfinite().all()
+    assert (vmonf.sample(4, component=1)[1] == 1).all()
+
+
+def marginal(vmonf: VMoNF) -> None:
+    for frozen in (True, False):
+        mixture = vmonf.marginal(frozen=frozen)
+        torch.testing.assert_close(mixture.log_prob(X).detach(), vmonf.log_prob(X))
+        assert mixture.sample((5,)).shape == (5, D)
+
+
+def predictive(vmonf: VMoNF) -> None:
+    drawn = Predictive(vmonf.model, num_samples=2)(size=5)
+    assert drawn["x"].shape == (2, 5, D)
+    both = Predictive(vmonf.model, guide=vmonf.guide, num_samples=2, return_sites=("c",))(X)
+    assert both["c"].shape == (2, N)
+
+
+def conditioned(vmonf: VMoNF) -> None:
+    c = torch.arange(N) % K
+    trace = poutine.trace(poutine.condition(vmonf.model, {"c": c})).get_trace(X)
+    trace.compute_log_prob()
+    assert trace.nodes["x"]["log_prob"].shape == (N,)
+    if "weights" in trace.nodes:
+        probs = torch.tensor([0.1, 0.2, 0.7])
+        fixed = poutine.trace(poutine.condition(vmonf.model, {"weights": probs})).get_trace(X)
+        assert torch.equal(fixed.nodes["weights"]["value"], probs)
+
+
+def discrete(vmonf: VMoNF) -> None:
+    """Plates that hold nothing but c and x: its most probable values are the exact posterior's."""
+    log_pi = vmonf.model.weights.log_mean().detach().exp()
+    centre = vmonf.guide
+    values = {"weights": log_pi} | {
+        name: site["value"]
+        for name, site in poutine.trace(centre).get_trace(X).nodes.items()
+        if name.startswith("bank") and site["type"] == "sample"
+    }
+    model = poutine.condition(vmonf.model, values)
+    found = poutine.trace(infer_discrete(model, first_available_dim=-2, temperature=0)).get_trace(X)
+    trace = poutine.trace(poutine.condition(model, {"c": found.nodes["c"]["value"]})).get_trace(X)
+    trace.compute_log_prob()
+    best = trace.nodes["x"]["log_prob"] + trace.nodes["c"]["log_prob"]
+    for c in range(K):
+        fixed = poutine.condition(model, {"c": torch.full((N,), c)})
+        other = poutine.trace(fixed).get_trace(X)
+        other.compute_log_prob()
+        assert (best >= other.nodes["x"]["log_prob"] + other.nodes["c"]["log_prob"] - 1e-4).all()
+
+
+def rendered(vmonf: VMoNF) -> None:
+    source = pyro.render_model(vmonf.model, (X,)).source
+    assert "data" in source
+    assert "x" in source
+
+
+def named(vmonf: VMoNF) -> None:
+    """Nested twice, sites and parameters have full names of their own."""
+    two = nn.ModuleList([copy.deepcopy(vmonf), copy.deepcopy(vmonf)])
+
+    class Two(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = two
+
+        def forward(self, x: Tensor) -> None:
+            self.first.model(x)
+            self.second.model(x)
+
+    larger = Two()
+    trace = poutine.trace(larger).get_trace(X)
+    sites = [n for n, s in trace.nodes.items() if s["type"] == "sample"]
+    assert {"first.c", "first.x", "second.c", "second.x"} <= set(sites)
+    assert all(name.startswith(("first", "second")) for name in sites)
+    trace.compute_log_prob()
+    shapes = [" ".join(line.split()) for line in trace.format_shapes().splitlines()]
+    assert f"first.c dist {N} |" in shapes
+    assert f"value {N} | {D}" in shapes
+    names = [n for n, _ in two[0].named_parameters()]
+    assert len(names) == len(set(names))
+
+
+def outer(vmonf: VMoNF, dim: int) -> None:
+    """Two data sets side by side cost what they cost one by one."""
+    x = torch.randn(2, N, D, generator=torch.Generator().manual_seed(2))
+    if isinstance(vmonf.model.bank, RandomBank):
+        with pytest.raises(ValueError, match="draws its parameters once"), pyro.plate("outer", 2):
+            vmonf.model(x)
+        return
+    values = fixed_values(vmonf)
+
+    def inside(program: Any) -> Callable[[Tensor], None]:
+        def run(rows: Tensor) -> None:
+            with pyro.plate("outer", 2, dim=dim):
+                program(rows)
+
+        return run
+
+    model, guide = poutine.condition(vmonf.model, values), poutine.block(vmonf.guide, hide=values)
+    rows = x if dim == -2 else x.transpose(0, 1)
+    whole = elbo(vmonf, 2).loss(inside(model), inside(guide), rows)
+    parts = [elbo(vmonf).loss(model, guide, one) for one in x]
+    # The weights' prior counts once in each of the two.
+    assert whole == pytest.approx(sum(parts), rel=1e-3, abs=1e-2)
+
+
+def fixed_values(vmonf: VMoNF) -> dict[str, Tensor]:
+    random = isinstance(vmonf.model.weights, RandomWeights)
+    return {"weights": vmonf.model.weights.log_mean().detach().exp()} if random else {}
+
+
+def moved(vmonf: VMoNF) -> None:
+    double = copy.deepcopy(vmonf).double()
+    x = X.double()
+    assert double.log_prob(x).dtype == torch.float64
+    assert double.predict_proba(x).dtype == torch.float64
+    assert double.sample(3)[0].dtype == torch.float64
+    torch.testing.assert_close(double.log_prob(x).float(), vmonf.log_prob(X), rtol=1e-3, atol=1e-3)
+    double.fit(x, epochs=1, progress=False)
+
+
+def elsewhere(vmonf: VMoNF) -> None:
+    """Whatever a forward pass reads is on the device that the pair was sent to."""
+    there = copy.deepcopy(vmonf).to("meta")
+    assert {t.device.type for t in (*there.parameters(), *there.buffers())} == {"meta"}
+    if not isinstance(there.model.bank, Replicated):  # foreign code may ask for values
+        rows = torch.zeros(N, 1, D, device="meta")
+        assert there.model.components().log_prob(rows).device.type == "meta"
+    assert there.model.weights.log_mean().device.type == "meta"
+
+
+def copied(vmonf: VMoNF) -> None:
+    twin = copy.deepcopy(vmonf)
+    assert torch.equal(twin.log_prob(X), vmonf.log_prob(X))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(twin.log_prob(X), vmonf.log_prob(X))
+
+
+def pickled(vmonf: VMoNF) -> None:
+    twin = pickle.loads(pickle.dumps(vmonf))
+    assert torch.equal(twin.log_prob(X), vmonf.log_prob(X))
+    assert torch.equal(twin.predict_proba(X), vmonf.predict_proba(X))
+
+
+def weighted(vmonf: VMoNF) -> None:
+    own = copy.deepcopy(vmonf)
+    weight = torch.rand(N)
+    if isinstance(own.guide, MarginalGuide):
+        with pytest.raises(ValueError, match="sample_weight needs a guide with its own c"):
+            own.fit(X, epochs=1, sample_weight=weight, progress=False)
+        return
+    trained(own, lambda: own.fit(X, epochs=1, sample_weight=weight, progress=False))
+
+
+VERBS: dict[str, Callable[[VMoNF], None]] = {
+    "fit": fit,
+    "SVI": by_svi,
+    "ELBO module": by_module,
+    "elbo": formula,
+    "predict, log_prob": scores,
+    "sample": draws,
+    "marginal": marginal,
+    "Predictive": predictive,
+    "condition": conditioned,
+    "infer_discrete": discrete,
+    "render_model": rendered,
+    "nested names": named,
+    "plate on the left": lambda vmonf: outer(vmonf, -2),
+    "plate on the right": lambda vmonf: outer(vmonf, -1),
+    "float64": moved,
+    "device": elsewhere,
+    "deepcopy": copied,
+    "pickle": pickled,
+    "sample_weight": weighted,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("bank", BANKS)
+def test_cell(bank: str, weights: str, guide: str, verb: str) -> None:
+    VERBS[verb](fitted(bank, weights, guide))
