@@ -41,7 +41,8 @@ class Rotation(FlowTransform):
     def reset_parameters(self) -> None:
         """Spread the angles evenly."""
         count = self.angle.numel()
-        self.angle.copy_(2 * math.pi / count * torch.arange(count).reshape(self.batch_shape))
+        spread = torch.arange(count, dtype=self.angle.dtype).reshape(self.batch_shape)
+        self.angle.copy_(2 * math.pi / count * spread)
 
     def _turned(self, x: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x[..., 0], x[..., 1]
