@@ -3,7 +3,7 @@ PYTHON ?= python3
 THREADS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test bench lint format install clean
+.PHONY: demo test examples bench lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -15,6 +15,9 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+examples: .venv/dev  ## the six larger programs in full, and their numbers
+	$(BIN)/python -m examples
 
 bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in benchmarks/RESULTS.md
 	mkdir -p out

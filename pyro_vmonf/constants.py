@@ -49,17 +49,22 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def mapped(
+    value: Any, function: Callable[[Tensor], Tensor], seen: dict[int, Any] | None = None
+) -> Any:
     """Return a copy of a distribution, or of what it holds, with a function applied to tensors."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)]
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         if not any(isinstance(item, (Tensor, Distribution, Transform)) for item in value):
             return value
-        return type(value)([mapped(item, function) for item in value])
+        return type(value)([mapped(item, function, seen) for item in value])
     if isinstance(value, (Distribution, Transform)) and not isinstance(value, nn.Module):
-        result = copy.copy(value)
+        result = seen[id(value)] = copy.copy(value)
         for name, part in list(vars(result).items()):
-            result.__dict__[name] = mapped(part, function)
+            result.__dict__[name] = mapped(part, function, seen)
         return result
     return value

@@ -9,22 +9,31 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+# The README's snippets stand alone; a page of the docs is read from its beginning.
 SNIPPETS = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-]
+    pytest.param([code], id=f"README.md-{number}")
+    for number, code in enumerate(snippets(ROOT / "README.md"))
+] + [pytest.param(snippets(page), id=page.name) for page in PAGES[1:] if snippets(page)]
 
 
 def test_the_readme_has_snippets() -> None:
     assert sum("README" in str(snippet.id) for snippet in SNIPPETS) >= 2
 
 
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_snippets_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+@pytest.mark.parametrize("codes", SNIPPETS)
+def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # the length of the training, and nothing else, is shortened
-    exec(re.sub(r"epochs=\d+", "epochs=2", code), {"__name__": "snippet"})
+    names: dict[str, object] = {"__name__": "snippet"}
+    for code in codes:
+        exec(re.sub(r"epochs=\d+", "epochs=2", code), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

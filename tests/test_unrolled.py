@@ -20,7 +20,9 @@ def naive(transform: Autoregressive, z: Tensor) -> tuple[Tensor, Tensor]:
     slopes = []
     for i in transform.order.tolist():
         theta = transform.network(x)[..., i, :]
-        value, slope = transform.univariate.forward(z[..., i].expand(x.shape[:-1]), theta.mT)
+        rows = z[..., i].expand(x.shape[:-1]).unsqueeze(-2)
+        moved = transform.univariate.forward(rows, theta.mT.unsqueeze(-3))
+        value, slope = (part.squeeze(-2) for part in moved)
         x = torch.stack([value if j == i else x[..., j] for j in range(D)], -1)
         slopes.append(slope)
     return x, torch.stack(slopes).sum(0)

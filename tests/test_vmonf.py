@@ -285,6 +285,7 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "context_features": 2,
         "prior": torch.ones(2),
         "distribution": Normal(torch.zeros(2), 1.0),
+        "model": FlowMixture(Gaussian(4, 2)),
     }
     if "transforms" in signature.parameters:
         examples["base"] = StandardNormal(4, 2)

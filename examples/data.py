@@ -1,0 +1,63 @@
+"""Data for the examples, each drawn from a seed of its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Dirichlet
+
+from pyro_vmonf.datasets import pinwheel
+from pyro_vmonf.scopes import local_seed
+
+WINGS = 5
+
+
+def bananas(sequences: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return points ``(sequences, steps, 2)`` and states: three arcs that hug one another."""
+    with local_seed(seed):
+        state = torch.randint(3, (sequences,))
+        states = []
+        for _ in range(steps):
+            jump = torch.rand(sequences) < 0.3
+            state = torch.where(jump, torch.randint(3, (sequences,)), state)
+            states.append(state)
+        c = torch.stack(states, 1)
+        angle = math.pi * torch.rand(c.shape)
+        arc = torch.stack((angle.cos(), angle.sin() * (1 - 2 * (c % 2))), -1)
+        centre = torch.stack((1.0 * c, 0.4 * (c % 2)), -1)
+        return arc + centre + 0.08 * torch.randn(arc.shape), c
+
+
+def branches(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and responses: two branches that cross, with skewed noise, one ever rarer."""
+    with local_seed(seed):
+        h = 4 * torch.rand(count, 1) - 2
+        upper = torch.rand(count, 1) < torch.sigmoid(2 * h)
+        y = torch.where(upper, torch.sin(2 * h), -torch.sin(2 * h) - 0.5)
+        return h, y + 0.2 * torch.empty(count, 1).exponential_(1)
+
+
+def constellations(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return points and constellation: two rings of five spots each."""
+    with local_seed(seed):
+        ring = torch.arange(count) % 2
+        angle = 2 * math.pi * torch.randint(5, (count,)) / 5
+        spots = torch.stack((angle.cos() + 4 * ring, angle.sin()), -1)
+        return spots + 0.08 * torch.randn(count, 2), ring
+
+
+def documents(
+    *, groups: int, few: int, further: int, seed: int
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Return a labelled pinwheel, and a few and further points of groups with their own shares."""
+    wheel, wing = pinwheel(wings=WINGS, per_wing=400, rate=0.25, seed=seed)
+    with local_seed(seed):
+        shares = Dirichlet(torch.tensor([2.0, 1.0, 0.5, 0.3, 0.2])).sample((groups,))
+        c = Categorical(shares.unsqueeze(1)).expand((groups, few + further)).sample()
+        points = torch.empty(*c.shape, 2)
+        for k in range(WINGS):
+            own = wheel[wing == k]
+            points[c == k] = own[torch.randint(len(own), (int((c == k).sum()),))]
+    return (wheel, wing), points[:, :few], points[:, few:]
