@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
-from pyro_vmonf.checks import (
-    check_context,
-    check_context_rows,
-    check_evidence,
-    check_positive,
-    check_rows,
-    check_sample_weight,
-    floating_buffer,
-)
+from pyro_vmonf import checkpoints, files
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.elbo import max_plate_nesting
-from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.preparing import check_options, fingerprint, make_sources, schedule_of
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
-from pyro_vmonf.sources import LoaderSource, Source, TensorSource
-from pyro_vmonf.temperature import Cooling, Schedule, as_schedule, check_temperature
+from pyro_vmonf.temperature import Cooling, Schedule
 from pyro_vmonf.training import Guide, Trainer
 
 
@@ -74,14 +65,6 @@ class Best:
             self.module.load_state_dict(self.state)
 
 
-class Sources(NamedTuple):
-    """Where the rows of a run come from."""
-
-    train: Source
-    labelled: TensorSource | None
-    held_out: TensorSource | None
-
-
 def fit(
     model: FlowMixture,
     guide: Guide,
@@ -107,6 +90,9 @@ def fit(
     standardize: bool = True,
     callbacks: Callback | Sequence[Callback] = (),
     max_rejected: int = 20,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int | None = None,
 ) -> History:
@@ -141,6 +127,11 @@ def fit(
             components on a bounded set (pixels behind a logit) are left as they are.
         callbacks: called after each epoch with :class:`Progress`; returning ``True`` stops the run.
         max_rejected: steps in a row with a non-finite loss before the run gives up.
+        checkpoint: file that the run's state is written to, so that it can be resumed.
+        every: epochs between two checkpoints; the last epoch always leaves one.
+        resume: checkpoint of a run with the same options and data, which goes on from there. On
+            the CPU it ends where it would have ended, to the bit. Where it is the ``checkpoint``
+            too and is not there yet, the run begins, so one call starts and resumes.
         progress: show a progress bar.
         seed: seed of the order of the rows and of every draw; the global state is left alone.
 
@@ -149,7 +140,9 @@ def fit(
 
     Raises:
         TypeError: if ``x`` or ``y`` have the wrong kind of numbers.
-        ValueError: if data or options do not fit; the model is then as it was.
+        ValueError: if data, options or checkpoint do not fit; the model is then as it was.
+        FileNotFoundError: if there is no checkpoint to resume.
+        OSError: if a checkpoint cannot be written; the former one is then still whole.
         FloatingPointError: if the loss stays non-finite; the model is then in its last good state.
 
     Example:
@@ -174,10 +167,17 @@ def fit(
         keep=keep,
     )
     callbacks = [callbacks] if callable(callbacks) else callbacks
-    generator = torch.Generator().manual_seed(
-        int(torch.randint(2**62, ())) if seed is None else seed
-    )
-    sources = _sources(
+    check_positive("every", every)
+    if checkpoint is not None:
+        files.check_writable(checkpoint)
+    past = None
+    begins = resume is not None and resume == checkpoint and not os.path.exists(resume)
+    if resume is not None and not begins:
+        past = checkpoints.read(resume, seed)
+        seed = past["seed"]
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    generator = torch.Generator().manual_seed(seed)
+    sources = make_sources(
         model,
         x,
         y,
@@ -189,6 +189,18 @@ def fit(
         interleave=interleave,
         generator=generator,
     )
+    run = fingerprint(
+        sources,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        pretrain_epochs=pretrain_epochs,
+        interleave=interleave,
+        patience=patience,
+        keep=keep,
+    )
+    if past is not None:
+        checkpoints.check_same(past, run)
 
     total_steps = steps or (epochs or 0) * sources.train.batches
     schedule = schedule_of(guide, temperature, total_steps)
@@ -228,10 +240,13 @@ def fit(
             nesting=nesting,
         )
         trainer.anneal()  # pretraining stays at the schedules' start
-        history = trainer.history
         best = Best(trainer.objective, keep == "best")
         total = None if epochs is None else pretrain_epochs + epochs
         epoch = -pretrain_epochs
+        if past is not None:
+            epoch = checkpoints.restore(past, trainer, best, generator)
+            start -= past["seconds"]
+        history = trainer.history
 
         def done(epoch: int) -> bool:
             return epoch >= (epochs or 0) if steps is None else trainer.scheduled_steps >= steps
@@ -242,7 +257,8 @@ def fit(
             pyro.validation_enabled(False),  # the probe has paid for it; bad steps are caught below
             progress_bar(total, progress, "fit") as bar,
         ):
-            while not done(epoch):
+            bar.update(epoch + pretrain_epochs)
+            while not history.stopped and not done(epoch):
                 if sources.labelled and (epoch < 0 or interleave):
                     trainer.epoch(sources.labelled.epoch(generator), steps, scheduled=False)
                 if epoch >= 0:
@@ -262,11 +278,21 @@ def fit(
                 stops = [callback(view) for callback in callbacks]  # all of them see every epoch
                 if any(stops):
                     history.stopped = "a callback returned True"
-                    break
-                if patience is not None and epoch - best.epoch >= patience:
+                elif patience is not None and epoch - best.epoch >= patience:
                     history.stopped = f"no better held-out ELBO for {patience} epochs"
-                    break
                 epoch += 1
+                due = epoch % every == 0 or history.stopped or done(epoch)
+                if checkpoint is not None and due:
+                    checkpoints.save(
+                        checkpoint,
+                        trainer,
+                        best,
+                        generator,
+                        seed=seed,
+                        epoch=epoch,
+                        run=run,
+                        seconds=time.perf_counter() - start,
+                    )
         best.restore()
         if best.state:
             history.kept = history.epoch.index(best.epoch)
@@ -274,134 +300,3 @@ def fit(
         trainer.report_rejected()
     history.seconds = time.perf_counter() - start
     return history
-
-
-def check_options(
-    model: FlowMixture,
-    guide: Guide,
-    *,
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int,
-    clip_norm: float | None,
-    temperature: float | Schedule | Cooling | None,
-    sample_weight: Any,
-    pretrain_epochs: int,
-    held_out: float | Tensor,
-    patience: int | None,
-    keep: str,
-) -> int | None:
-    """Refuse what cannot be fitted; return the epochs, of which there are none if steps count.
-
-    Raises:
-        ValueError: if options do not fit one another.
-    """
-    if epochs is not None and steps is not None:
-        raise ValueError(f"epochs={epochs} and steps={steps} were both given; pass one of them")
-    if epochs is None and steps is None:
-        epochs = 100
-    check_positive("epochs", 1 if epochs is None else epochs)
-    check_positive("steps", 1 if steps is None else steps)
-    check_positive("batch_size", batch_size)
-    if keep not in ("last", "best"):
-        raise ValueError(f"keep is {keep!r}; expected 'last' or 'best'")
-    nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
-    if patience is not None and nothing_held_out:
-        raise ValueError("patience was given without held_out; pass the fraction to hold out")
-    if temperature is not None and not isinstance(guide, SoftmaxGuide):
-        raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
-    if not isinstance(temperature, (Cooling, NoneType)):
-        check_temperature(as_schedule(temperature)(0))
-    if sample_weight is not None and isinstance(guide, MarginalGuide):
-        raise ValueError(
-            "sample_weight needs a guide with its own c; Pyro sums c out of the model only under "
-            "one common weight: use a SoftmaxGuide"
-        )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm is {clip_norm}; it must be above zero")
-    if pretrain_epochs < 0 or (patience is not None and patience < 1):
-        raise ValueError(
-            f"pretrain_epochs is {pretrain_epochs} and patience is {patience}; expected at least 0 "
-            "and 1"
-        )
-    if guide.model is not None and guide.model is not model:
-        raise ValueError("the guide is bound to another model; pass that one, or a new guide")
-    return epochs
-
-
-def schedule_of(
-    guide: Guide, temperature: float | Schedule | Cooling | None, steps: int
-) -> Schedule | None:
-    """Return the temperature's schedule over a run; ``None`` if the guide has no temperature.
-
-    Raises:
-        ValueError: if it ends at no temperature.
-    """
-    if not isinstance(guide, SoftmaxGuide):
-        return None
-    schedule = as_schedule(
-        Cooling() if temperature is None else temperature,
-        steps=steps,
-        initial=float(guide.temperature),
-    )
-    check_temperature(schedule(steps))
-    return schedule
-
-
-def check_data(
-    model: FlowMixture, x: Any, y: Any, sample_weight: Any, given: Any
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return rows, evidence, weights and context as tensors of the model's kind.
-
-    Raises:
-        TypeError: if they have the wrong kind of numbers.
-        ValueError: if they do not fit, or there are fewer rows than components.
-    """
-    like = floating_buffer(model)
-    x = check_rows(x, model.event_shape, like)
-    if len(x) < model.num_components:
-        raise ValueError(
-            f"x has {len(x)} rows but the mixture has {model.num_components} components; "
-            "pass at least one row for each component"
-        )
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
-    if sample_weight is not None:
-        sample_weight = check_sample_weight(sample_weight, len(x), like)
-    given = check_context_rows(given, len(x), model.context_features, like)
-    return x, y, sample_weight, given
-
-
-def _sources(
-    model: FlowMixture,
-    x: Any,
-    y: Any,
-    sample_weight: Any,
-    given: Any,
-    *,
-    batch_size: int,
-    held_out: float | Tensor,
-    by_label: bool,
-    interleave: bool,
-    generator: torch.Generator,
-) -> Sources:
-    """Check the data and say where the rows of training, supervision and validation come from."""
-    like = floating_buffer(model)
-    if isinstance(x, DataLoader):
-        nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
-        in_memory = (y, sample_weight, given)
-        if any(v is not None for v in in_memory) or not nothing_held_out or by_label:
-            raise ValueError(
-                "y, sample_weight, given, held_out, pretrain_epochs and interleave go with rows "
-                "in memory; a DataLoader yields its labels as (x, y)"
-            )
-        check_context(None, model.context_features)
-        return Sources(LoaderSource(x, model, like), None, None)
-    x, y, sample_weight, given = check_data(model, x, y, sample_weight, given)
-    positions = torch.arange(len(x), device=x.device)
-    rows = TensorSource(x, y, sample_weight, batch_size, positions, given)
-    train, held = rows.split(held_out, generator)
-    if not by_label:
-        return Sources(train, None, held)
-    labelled, others = train.split_by_label()
-    return Sources(others if interleave and others.size else train, labelled, held)

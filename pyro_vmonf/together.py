@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf.elbo import Objective, max_plate_nesting
-from pyro_vmonf.fitting import check_data, check_options, schedule_of
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.preparing import check_data, check_options, schedule_of
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import TensorSource

@@ -119,6 +119,12 @@ class Trainer:
         self.rejected_in_a_row = 0
         self.open: list[dict[str, Tensor]] = []
 
+    def start_guarding(self, last_finite: list[Tensor]) -> None:
+        """Take the state as it is now for one to go back to, and parameters that were good."""
+        self.safeguard = Safeguard(self.objective)
+        if last_finite:
+            self.safeguard.remember(last_finite)
+
     def anneal(self) -> None:
         """Move temperature and terms along their schedules."""
         if isinstance(self.guide, SoftmaxGuide):
