@@ -185,6 +185,9 @@ MNIST_FILES = {
 }
 
 
+LARGEST = 2**31  # bytes of one file of images; MNIST's have 47 million
+
+
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """Read a file of bytes in MNIST's format, plain or gzipped, as a ``uint8`` tensor.
 
@@ -199,13 +202,15 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
             if len(header) < 4 or header[:3] != b"\x00\x00\x08":
                 raise ValueError(f"{path} does not begin like a file of bytes in MNIST's format")
             sizes = file.read(4 * header[3])
-            content = file.read()
+            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+            count = math.prod(shape)
+            if count > LARGEST:
+                raise ValueError(f"{path} promises {shape} bytes; at most {LARGEST} are read")
+            content = file.read(count + 1)  # what a small file unpacks to has no bound
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is damaged or truncated: {error}") from error
-    shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
-    count = math.prod(shape)
     if len(sizes) != 4 * header[3] or len(content) != count:
         raise ValueError(
             f"{path} promises {shape} bytes and holds {'more' if len(content) > count else 'fewer'}"

@@ -155,16 +155,16 @@ class MaskedMLP(nn.Module):
         self.hidden = tuple(hidden)
         self.batch_shape = torch.Size(batch_shape)
         self.activate = activation_named(activation)
+        widths = (context_features + features, *self.hidden, features * parameters)
+        self.layers = nn.ModuleList(
+            Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
+        )
         rank = torch.empty(features, dtype=torch.long)
         rank[torch.as_tensor(range(features) if order is None else order)] = torch.arange(features)
         degrees = [torch.cat((torch.zeros(context_features, dtype=torch.long), rank + 1))]
         degrees += [hidden_degrees(features, width, self.first_degree) for width in self.hidden]
         masks = [b[:, None] >= a for a, b in pairwise(degrees)]
         masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
-        widths = (context_features + features, *self.hidden, features * parameters)
-        self.layers = nn.ModuleList(
-            Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
-        )
         for i, mask in enumerate(masks):
             self.register_buffer(f"mask_{i}", mask)
         _see_masks(self)

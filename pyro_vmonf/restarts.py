@@ -133,6 +133,8 @@ def fit_best(
         FloatingPointError: if every run ends with losses that are not finite.
         ValueError: if a part cannot be started anew. Whatever is raised, the pair is as it was.
     """
+    if not options.keys().isdisjoint(("checkpoint", "resume")):
+        raise ValueError("checkpoint and resume go with one run; pass n_init=1")
     first = int(torch.randint(2**31, ())) if seed is None else seed
     held_out = _common_rows(x, held_out, first)
     if options.keys() <= together.OPTIONS and not isinstance(x, DataLoader):

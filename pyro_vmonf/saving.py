@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 import numbers
 import os
-import pickle
-import tempfile
 import warnings
 from typing import Any
 
@@ -14,12 +14,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vmonf import (
     banks,
     components,
     constants,
     distortions,
+    files,
     flows,
     guides,
     model,
@@ -32,8 +34,11 @@ from pyro_vmonf import (
     weights,
 )
 from pyro_vmonf import nn as networks
+from pyro_vmonf._version import __version__
+from pyro_vmonf.history import History
 
-FORMAT = 1
+KIND = "fitted mixture"
+FORMAT = 2
 
 # Every part keeps its constructor's arguments as attributes of the same names, so that what is
 # described is what stands there now.
@@ -156,24 +161,26 @@ def build(description: Any) -> Any:
 
 
 def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
-    """Write a pair to ``path``, all or nothing."""
+    """Write a pair, with the history of its last fit, to ``path``, all or nothing.
+
+    Raises:
+        ValueError: if there is no such folder, or it cannot be written to.
+        OSError: if the file cannot be written; one that was there before is then untouched.
+    """
     try:
         description: Any = {"model": describe(vmonf.model), "guide": describe(vmonf.guide)}
     except TypeError as error:
         description = None  # the state alone, to be loaded into a built pair
         warnings.warn(f"{error}; load the file with VMoNF.load(path, into=vmonf)", stacklevel=3)
-    content = {"format": FORMAT, "description": description, "state": vmonf.state_dict()}
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    content = {
+        "kind": KIND,
+        "format": FORMAT,
+        "version": __version__,
+        "description": description,
+        "state": vmonf.state_dict(),
+        "history": None if vmonf.history is None else dataclasses.asdict(vmonf.history),
+    }
+    files.write(content, path)
 
 
 def load(path: str | os.PathLike[str], *, into: Any = None) -> Any:
@@ -181,35 +188,85 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, not such a file, or does not fit ``into``.
+        ValueError: if it is damaged, not such a file, or does not fit ``into``, which is then as it
+            was.
     """
     from pyro_vmonf.vmonf import VMoNF
 
+    content, name = files.read(path, KIND), os.fspath(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{name} has format {content.get('format')!r} (pyro_vmonf {content.get('version')}); "
+            f"this version reads format {FORMAT}"
+        )
+    if into is None and content.get("description") is None:
+        raise ValueError(
+            f"{name} holds modules that are not pyro_vmonf's; build the pair and pass it: "
+            "VMoNF.load(path, into=vmonf)"
+        )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read as a saved VMoNF: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{os.fspath(path)} has format {found!r}; expected {FORMAT}")
-    if into is None:
-        if content["description"] is None:
-            raise ValueError(
-                f"{os.fspath(path)} holds modules that are not pyro_vmonf's; build the pair and "
-                "pass it: VMoNF.load(path, into=vmonf)"
-            )
-        with torch.random.fork_rng(devices=[]):
-            into = VMoNF(
-                build(content["description"]["model"]), build(content["description"]["guide"])
-            )
-    for value in content["state"].values():
-        if value.is_floating_point():
-            into.to(value.dtype)
-            break
+        state = content["state"]
+        dtype = next((v.dtype for v in state.values() if v.is_floating_point()), None)
+        if into is None:
+            description = content["description"]
+            room = 64 + sum(value.numel() for value in state.values())
+            with torch.random.fork_rng(devices=[]), Bounded(room):
+                check_sizes(description, room)
+                into = VMoNF(build(description["model"]), build(description["guide"]))
+            into.to(dtype)
+        past = content["history"]
+        history = None if past is None else History(**past)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{name} describes no pair that could be built: {error}") from error
+    before = {key: value.clone() for key, value in into.state_dict().items()}
     try:
-        into.load_state_dict(content["state"])
-    except RuntimeError as error:
-        raise ValueError(f"{os.fspath(path)} does not fit the pair: {error}") from error
+        into.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        into.load_state_dict(before)
+        raise ValueError(f"{name} does not fit the pair: {error}") from error
+    into.to(dtype)
+    into.history = history
     return into
+
+
+# Arguments that are sizes: none of them can exceed the numbers that the file holds.
+SIZES = {
+    "bins", "blocks", "channels", "components", "context_features", "event_shape", "features",
+    "hidden", "image_shape", "in_features", "num_components", "out_features", "draws", "top",
+}  # fmt: skip
+
+
+def check_sizes(description: Any, room: int) -> None:
+    """Refuse a description with sizes that the file's own state could not fill.
+
+    Raises:
+        ValueError: if there are such.
+    """
+    if isinstance(description, list):
+        for item in description:
+            check_sizes(item, room)
+    if not isinstance(description, dict):
+        return
+    for name, value in description.items():
+        numbers_in = value if isinstance(value, list) else [value]
+        if name in SIZES and any(isinstance(n, int) and abs(n) > room for n in numbers_in):
+            raise ValueError(f"it declares {name}={value}, and holds {room} numbers")
+        check_sizes(value, room)
+
+
+class Bounded(TorchDispatchMode):
+    """A block in which no tensor may be made that is larger than the file's whole state.
+
+    Arguments:
+        room: the largest number of elements.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = 16 * room + 2**20
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sizes = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+        if all(isinstance(n, int) for n in sizes) and math.prod(sizes) > self.room:
+            raise ValueError(f"it declares a tensor of shape {list(sizes)}")
+        return func(*args, **(kwargs or {}))

@@ -38,6 +38,8 @@ class VMoNF(PyroModule):
     ``poutine`` and NUTS. Their sites carry the name of the pair and not those of its two halves:
     ``c`` and ``x`` alone, ``prior.c`` and ``prior.x`` when the pair is the attribute ``prior``.
 
+    The history of the last fit is ``vmonf.history``.
+
     Arguments:
         model: the mixture.
         guide: its guide; ``None`` sums c out in the model, and every verb is then exact.
@@ -63,6 +65,7 @@ class VMoNF(PyroModule):
         super().__init__()
         self.model = model
         self.guide = MarginalGuide() if guide is None else guide
+        self.history: History | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("model", "guide"):
@@ -105,8 +108,10 @@ class VMoNF(PyroModule):
         if compile:
             self.compile()
         if check_positive("n_init", n_init) == 1:
-            return fitting.fit(self.model, self.guide, x, y, **options)
-        return restarts.fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
+            self.history = fitting.fit(self.model, self.guide, x, y, **options)
+        else:
+            self.history = restarts.fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
+        return self.history
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Let ``torch.compile`` take the components' density and the guide's network from now on.

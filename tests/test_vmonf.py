@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,48 +317,6 @@ def test_own_modules_load_into_a_built_pair(tmp_path: Path) -> None:
     assert torch.equal(loaded.predict_proba(x), vmonf.predict_proba(x))
     with pytest.raises(ValueError, match="does not fit"):
         VMoNF.load(path, into=pair())
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (pytest.fail, ("code in a file was run",))
-
-
-FILES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"",
-    "truncated": lambda content: content[: len(content) // 2],
-    "text": lambda content: b"not a model at all",
-    "malicious": lambda content: pickle.dumps(Malicious(), protocol=2),
-    "list": lambda content: _saved([1, 2]),
-    "another format": lambda content: _saved({"format": 99}),
-    "unknown part": lambda content: _saved(
-        {"format": 1, "description": {"model": {"part": "Nope", "arguments": {}}}, "state": {}}
-    ),
-}
-
-
-def _saved(content: object) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("case", FILES)
-def test_other_files_are_refused(case: str, tmp_path: Path) -> None:
-    path = tmp_path / "pair.pt"
-    pair().save(path)
-    path.write_bytes(FILES[case](path.read_bytes()))
-    with pytest.raises(ValueError, match=r"pair\.pt|names the part"):
-        VMoNF.load(path)
-
-
-def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        VMoNF.load(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError):
-        pair().save(tmp_path / "none" / "pair.pt")
 
 
 def test_draws_in_chunks_are_draws_of_the_mixture() -> None:
