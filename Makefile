@@ -1,9 +1,10 @@
 # The first two targets need nothing but Python 3.11 or later.
 PYTHON ?= python3
 THREADS ?= 2
+MINUTES ?= 5
 BIN := .venv/bin
 
-.PHONY: demo test examples bench lint format install clean
+.PHONY: demo test examples bench soak fuzz lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -26,6 +27,12 @@ bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in 
 		$(BIN)/python -m benchmarks $$name --threads $(THREADS) --json out/benchmarks.jsonl > out/table || exit 1; \
 		cat out/table; cat out/table >> benchmarks/RESULTS.md; \
 	done
+
+soak: .venv/dev  ## the same round for minutes: memory, files, param store, results
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+fuzz: .venv/dev  ## the tests of faults, files and bad input, many times longer
+	EXAMPLES=300 FAULTS=40 KILLS=20 $(BIN)/python -m pytest -n 2 tests/test_bad_input.py tests/test_faults.py tests/test_files.py
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,34 @@ def listed(positions: Tensor, limit: int = 5) -> str:
     return shown + (f" and {len(positions) - limit} more" if len(positions) > limit else "")
 
 
+def _to_tensor(values: Any) -> Tensor:
+    """Return an array as a tensor; one that is read-only is copied, which torch would warn of."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError("it is a masked array with masked entries; remove or impute them")
+    array = np.asarray(values)
+    if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
+        array = array.copy()
+    return torch.as_tensor(array)
+
+
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return a user's numbers as a tensor.
+
+    Raises:
+        TypeError: if they are no array of real numbers.
+    """
+    try:
+        values = values.detach() if isinstance(values, Tensor) else _to_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is a {type(values).__name__} that is no numeric array; pass a tensor or numpy "
+            f"array ({error})"
+        ) from error
+    if values.is_complex():
+        raise TypeError(f"{name} has dtype {values.dtype}; expected real numbers")
+    return values
+
+
 def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
     """Return the rows ``(N, *event_shape)`` as a tensor with the dtype and device of ``like``.
 
@@ -32,13 +61,7 @@ def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
         TypeError: if ``x`` is no array of real floating numbers.
         ValueError: if it is empty, has the wrong shape, or has rows that are not finite.
     """
-    if not isinstance(x, Tensor):
-        try:
-            x = torch.as_tensor(np.asarray(x))
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"x is a {type(x).__name__} that is no numeric array; pass a tensor or numpy array"
-            ) from error
+    x = as_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(
             f"x has dtype {x.dtype}; the flows are densities of real numbers: pass floating-point "
@@ -78,12 +101,7 @@ def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tens
         TypeError: if labels are not integers.
         ValueError: if the length or a label is out of range, or a row rules out every component.
     """
-    if not isinstance(y, Tensor):
-        try:
-            y = torch.as_tensor(np.asarray(y))
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"y is a {type(y).__name__} that is no numeric array") from error
-    y = y.detach().to(like.device)
+    y = as_tensor("y", y).to(like.device)
     if y.dim() == 2 and y.is_floating_point():
         if tuple(y.shape) != (rows, num_components):
             raise ValueError(
@@ -124,7 +142,7 @@ def check_sample_weight(weight: Any, rows: int, like: Tensor) -> Tensor:
     Raises:
         ValueError: if the length is wrong, or a weight is negative or not finite.
     """
-    weight = torch.as_tensor(weight).to(dtype=like.dtype, device=like.device)
+    weight = as_tensor("sample_weight", weight).to(dtype=like.dtype, device=like.device)
     if tuple(weight.shape) != (rows,):
         raise ValueError(
             f"sample_weight has shape {tuple(weight.shape)} but x has {rows} rows; pass one a row"
@@ -186,3 +204,16 @@ def check_context_rows(
     if rows is not None and len(context) != rows:
         raise ValueError(f"the context has {len(context)} rows but x has {rows}; pass one a row")
     return context
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> float:
+    """Return ``value`` if it is a finite number above zero, or at least zero.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        wanted = "at least" if zero else "above"
+        raise ValueError(f"{name} is {value!r}; it must be a finite number {wanted} zero")
+    return float(value)

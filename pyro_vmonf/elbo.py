@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
@@ -128,13 +129,31 @@ def _is_plate(site: Site) -> bool:
 def max_plate_nesting(
     model: Callable[..., Any], guide: Callable[..., Any], **arguments: Any
 ) -> int:
-    """Return how deep the plates nest, from one run of each that draws nothing global."""
+    """Return how deep the plates nest, from one run of each that draws nothing global.
+
+    With Pyro's validation on, the shape of every site is checked here, once. Values that are not
+    finite are no matter of shapes, and are the training loop's affair.
+    """
+    try:
+        return _nesting(model, guide, arguments)
+    except ValueError as error:
+        if "found invalid values" not in str(error) and "to be within the support" not in str(
+            error
+        ):
+            raise
+    with pyro.validation_enabled(False):
+        return _nesting(model, guide, arguments)
+
+
+def _nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+) -> int:
     with local_seed(0), torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(**arguments)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(**arguments)
         for trace in (guide_trace, model_trace):
-            trace.compute_log_prob()  # the shape of every site is checked here, once
+            trace.compute_log_prob()
     return max(
         -frame.dim  # type: ignore[operator]
         for trace in (guide_trace, model_trace)

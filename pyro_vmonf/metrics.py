@@ -10,6 +10,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pyro_vmonf.checks import as_tensor
+
+LARGEST_TABLE = 2**24  # entries; the number of labels times that of clusters
+
 
 def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     """Return how many rows have each label (row) and each cluster (column).
@@ -28,7 +32,7 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
         tensor([[0, 2],
                 [1, 0]])
     """
-    labels, clusters = torch.as_tensor(labels).cpu(), torch.as_tensor(clusters).cpu()
+    labels, clusters = as_tensor("labels", labels).cpu(), as_tensor("clusters", clusters).cpu()
     if labels.shape != clusters.shape or labels.dim() != 1 or not len(labels):
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} and clusters {tuple(clusters.shape)}; "
@@ -44,6 +48,11 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
             )
     labels, clusters = labels.long(), clusters.long()
     rows, columns = int(labels.max()) + 1, max(int(clusters.max()) + 1, num_clusters)
+    if rows * columns > LARGEST_TABLE:
+        raise ValueError(
+            f"labels reach {rows - 1} and clusters {columns - 1}; expected numbers that count from "
+            "0: torch.unique(labels, return_inverse=True)[1] renumbers them"
+        )
     counts = torch.bincount(labels * columns + clusters, minlength=rows * columns)
     return counts.reshape(rows, columns)
 
@@ -94,11 +103,17 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
         >>> match_components(torch.tensor([1, 1, 0]), torch.eye(3)[[2, 2, 0]])
         tensor([0, 2, 1])
     """
-    reference, posterior = torch.as_tensor(reference), torch.as_tensor(posterior)
+    reference = as_tensor("the reference", reference)
+    posterior = as_tensor("the posterior", posterior)
     if reference.dim() == 1:
         if reference.is_floating_point():
             raise TypeError(f"clusters have dtype {reference.dtype}; expected integers")
-        width = max([*(reference + 1).tolist(), posterior.shape[-1]])
+        reference, width = reference.long(), posterior.shape[-1]
+        if len(reference) and not (reference.min() >= -1 and reference.max() < width):
+            raise ValueError(
+                f"clusters go from {int(reference.min())} to {int(reference.max())}; expected -1 "
+                f"(none) or 0 to {width - 1}, the components of the posterior"
+            )
         reference = torch.nn.functional.one_hot(reference + 1, width + 1)[:, 1:]
     if reference.shape != posterior.shape:
         raise ValueError(

@@ -13,6 +13,7 @@ from pyro_vmonf.checks import (
     check_context,
     check_context_rows,
     check_evidence,
+    check_number,
     check_positive,
     check_rows,
     check_sample_weight,
@@ -40,6 +41,9 @@ def check_options(
     epochs: int | None,
     steps: int | None,
     batch_size: int,
+    lr: float,
+    weight_decay: float,
+    max_rejected: int,
     clip_norm: float | None,
     temperature: float | Schedule | Cooling | None,
     sample_weight: Any,
@@ -60,6 +64,9 @@ def check_options(
     check_positive("epochs", 1 if epochs is None else epochs)
     check_positive("steps", 1 if steps is None else steps)
     check_positive("batch_size", batch_size)
+    check_positive("max_rejected", max_rejected)
+    check_number("lr", lr, zero=True)
+    check_number("weight_decay", weight_decay, zero=True)
     if keep not in ("last", "best"):
         raise ValueError(f"keep is {keep!r}; expected 'last' or 'best'")
     nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
@@ -74,13 +81,12 @@ def check_options(
             "sample_weight needs a guide with its own c; Pyro sums c out of the model only under "
             "one common weight: use a SoftmaxGuide"
         )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm is {clip_norm}; it must be above zero")
-    if pretrain_epochs < 0 or (patience is not None and patience < 1):
-        raise ValueError(
-            f"pretrain_epochs is {pretrain_epochs} and patience is {patience}; expected at least 0 "
-            "and 1"
-        )
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm)
+    check_positive("pretrain_epochs", pretrain_epochs, minimum=0)
+    check_positive("patience", 1 if patience is None else patience)
+    if not isinstance(held_out, Tensor):
+        check_number("held_out", held_out, zero=True)
     if guide.model is not None and guide.model is not model:
         raise ValueError("the guide is bound to another model; pass that one, or a new guide")
     return epochs

@@ -131,7 +131,7 @@ def _inversion_error(vmonf: VMoNF, x: Tensor, clusters: Tensor, rows: int) -> Te
     wanted = torch.zeros(places, count, dtype=torch.long, device=x.device)
     for c, chosen in enumerate(members):
         wanted[: len(chosen), c] = chosen
-    scale = x.std(0).clamp_min(torch.finfo(x.dtype).eps)
+    scale = x.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).eps)
     with evaluating(vmonf):
         found = components.reconstruct(x[wanted])
     error = ((found - x[wanted]) / scale).abs().flatten(2 if event_dim else 1)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -211,7 +212,8 @@ def _common_rows(x: Any, held_out: float | Tensor | None, seed: int) -> float | 
         held_out = 0.0 if isinstance(x, DataLoader) else 0.1
     if isinstance(held_out, Tensor) or isinstance(x, DataLoader) or not hasattr(x, "__len__"):
         return held_out
-    count = round(len(x) * held_out)
-    if not 0 < count < len(x):
+    rows = np.shape(x)[0] if np.shape(x) else 0  # sparse matrices have no length
+    count = round(rows * held_out)
+    if not 0 < count < rows:
         return held_out
-    return torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:count]

@@ -10,7 +10,7 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from pyro_vmonf.checks import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf.checks import as_tensor, check_evidence, check_positive, check_rows, floating_buffer
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.neighbors import nearest_neighbors
@@ -46,6 +46,12 @@ def spectral_clusters(
         (torch.Size([1]), tensor([50, 50]))
     """
     check_positive("num_clusters", num_clusters)
+    x = as_tensor("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected rows (N, *event_shape)")
+    x = check_rows(x, tuple(x.shape[1:]), torch.empty(0, dtype=x.dtype, device=x.device))
+    if len(x) < num_clusters:
+        raise ValueError(f"x has {len(x)} rows; expected at least {num_clusters}, one a cluster")
     if num_clusters == 1:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
     near = nearest_neighbors(x, neighbors).cpu().numpy()

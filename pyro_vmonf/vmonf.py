@@ -157,6 +157,7 @@ class VMoNF(PyroModule):
         posterior = self.model.log_posterior if exact else self.guide.log_posterior
         if y is not None:
             like = floating_buffer(self)
+            x = check_rows(x, self.model.event_shape, like)
             y = check_evidence(y, len(x), self.model.num_components, like)
         return self._over_chunks(
             lambda rows, given, y: posterior(rows, y, given).exp(), x, given, chunk_size, y

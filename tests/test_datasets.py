@@ -285,7 +285,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "no-content": (idx(5, content=b""), "holds fewer"),
     "truncated": (idx(5, 4)[:-1], r"promises \[5, 4\] bytes and holds fewer"),
     "extra": (idx(5, 4) + b"\x00", "holds more"),
-    "absurd-size": (idx(2**32 - 1, 2**32 - 1, 2**32 - 1, content=b"abc"), "holds fewer"),
+    "absurd-size": (idx(2**32 - 1, 2**32 - 1, 2**32 - 1, content=b"abc"), "at most"),
 }
 
 

@@ -137,7 +137,7 @@ ERRORS: dict[str, tuple[object, object, type[Exception], str]] = {
     "table": ([[0, 1]], [[0, 1]], ValueError, r"expected the same \(N,\)"),
     "negative-label": ([0, -1], [0, 1], ValueError, "labels contain -1"),
     "negative-cluster": ([1, 1], [2, -1], ValueError, "clusters contain -1"),
-    "fraction": ([0.0, 1.0], [0, 1], TypeError, "labels have dtype torch.float32"),
+    "fraction": ([0.0, 1.0], [0, 1], TypeError, "labels have dtype torch.float"),
 }
 
 

@@ -272,17 +272,18 @@ def outer(vmonf: VMoNF, dim: int) -> None:
     values = fixed_values(vmonf)
     vmonf = copy.deepcopy(vmonf).eval()  # a loss in train() moves weights in closed form
 
-    def inside(program: Any) -> Callable[[Tensor], None]:
-        def run(rows: Tensor) -> None:
+    def inside(program: Any) -> Callable[[Tensor, Tensor], None]:
+        def run(rows: Tensor, y: Tensor) -> None:
             with pyro.plate("outer", 2, dim=dim):
-                program(rows)
+                program(rows, y)
 
         return run
 
     model, guide = poutine.condition(vmonf.model, values), poutine.block(vmonf.guide, hide=values)
-    rows = x if dim == -2 else x.transpose(0, 1)
-    whole = elbo(vmonf, 2).loss(inside(model), inside(guide), rows)
-    parts = [elbo(vmonf).loss(model, guide, one) for one in x]
+    y = torch.stack((Y, Y.flip(0)))  # few of the rows are labelled
+    rows = (x, y) if dim == -2 else (x.transpose(0, 1), y.T)
+    whole = elbo(vmonf, 2).loss(inside(model), inside(guide), *rows)
+    parts = [elbo(vmonf).loss(model, guide, *one) for one in zip(x, y, strict=True)]
     # The weights' prior counts once in each of the two.
     assert whole == pytest.approx(sum(parts), rel=1e-3, abs=1e-2)
 
@@ -368,11 +369,68 @@ def test_cell(bank: str, weights: str, guide: str, verb: str) -> None:
     VERBS[verb](fitted(bank, weights, guide))
 
 
+def random_inside_a_plate() -> None:
+    with pyro.plate("outer", 2):
+        FlowMixture(RandomBank(RealNVP(D, K)))(torch.zeros(4, 2, D))
+
+
+def reversed_planar() -> Replicated:
+    return Replicated(lambda: T.planar(D), K, features=D, reverse=True)
+
+
+def conditional() -> FlowMixture:
+    return FlowMixture(RealNVP(D, K, context_features=1), context_features=1)
+
+
+CANNOT: dict[str, Callable[[], object]] = {
+    "row weights without a guide's own `c`": lambda: VMoNF(FlowMixture(Gaussian(D, K))).fit(
+        X, sample_weight=torch.ones(N), progress=False
+    ),
+    "a random bank inside a plate": random_inside_a_plate,
+    "transforms that cannot score data": lambda: Replicated(lambda: T.planar(D), K, features=D),
+    "drawing from reversed transforms without an inverse": lambda: reversed_planar()().sample(),
+    "standardising components of bounded support": lambda: FlowMixture(
+        dist.Beta(torch.ones(K, D), torch.ones(K, D)).to_event(1)
+    ).standardize_(X),
+    "components of different event shapes in a list": lambda: FlowMixture(
+        [Gaussian(D, 1), Gaussian(D + 1, 1)]
+    ),
+    "a distribution with parameters as a component": lambda: FlowMixture(
+        dist.Normal(nn.Parameter(torch.zeros(K, D)), 1.0).to_event(1)
+    ),
+    "a prior that is not on the simplex": lambda: FlowMixture(
+        Gaussian(D, K), dist.Normal(torch.zeros(K), 1.0)
+    ),
+    "conditional components without a context": lambda: conditional()(X),
+    "a context that nothing takes": lambda: FlowMixture(Gaussian(D, K))(X, given=torch.ones(N, 1)),
+    "a guide's network without one logit for each component": lambda: VMoNF(
+        FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K + 1))
+    ),
+    "an exact guide bound to no model": lambda: ExactGuide()(X),
+    "weights of another K than the bank": lambda: FlowMixture(Gaussian(D, K), torch.ones(K + 1)),
+    "rows of another shape than the components": lambda: FlowMixture(Gaussian(D, K))(
+        torch.zeros(N, D + 1)
+    ),
+}
+PAGE = (Path(__file__).parent.parent / "docs" / "swapping.md").read_text()
+SAID = dict(
+    row.removeprefix("| ").removesuffix("` |").split(" | `", 1)
+    for row in PAGE.partition("| what | error |\n|---|---|\n")[2].strip().splitlines()
+)
+
+
+@pytest.mark.parametrize("what", CANNOT)
+def test_what_cannot_be_says_so(what: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError)) as error:
+        CANNOT[what]()
+    assert SAID[what] in str(error.value)
+
+
 def test_the_docs_list_what_is_tested() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "swapping.md").read_text()
+    assert list(SAID) == list(CANNOT)
     count = f"{len(BANKS)} × {len(WEIGHTS)} × {len(GUIDES)} × {len(VERBS)} cells"
-    assert count in page
-    rows = page.partition("| bank | weights | guide | verb |")[2].partition("\n\n")[0]
+    assert count in PAGE
+    rows = PAGE.partition("| bank | weights | guide | verb |")[2].partition("\n\n")[0]
     cells = [[c.strip() for c in row.split("|")[1:-1]] for row in rows.strip().splitlines()[1:]]
     columns = [[cell for cell in column if cell] for column in zip(*cells, strict=True)]
     for named, tested in zip(columns, (BANKS, WEIGHTS, GUIDES, VERBS), strict=True):

@@ -1,0 +1,138 @@
+"""The scikit-learn façade: its own checks, pipelines, searches, pandas."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from pyro_vmonf import Gaussian
+from pyro_vmonf.datasets import pinwheel
+from pyro_vmonf.estimator import FlowMixtureClustering
+
+EXPECTED = {
+    "check_clustering": "it asks for an adjusted Rand index on blobs of few epochs' worth of "
+    "training; test_it_finds_blobs trains for as long as it takes",
+    "check_sample_weight_equivalence_on_dense_data": "a weight of two is two rows in the loss, but "
+    "not in how rows fall into shuffled minibatches: stochastic training is not equal to the bit",
+}
+
+
+@parametrize_with_checks(
+    [FlowMixtureClustering(max_iter=2, random_state=0)],
+    expected_failed_checks=lambda estimator: EXPECTED,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_sklearns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def blobs(dtype: Any = np.float64) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    draw = np.random.default_rng(0)
+    c = np.arange(300) % 3
+    centres = np.array([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
+    return (centres[c] + draw.normal(size=(300, 2))).astype(dtype), c
+
+
+def agreement(one: Any, other: Any) -> float:
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(one, other))
+
+
+def test_it_finds_blobs_as_a_gaussian_mixture_does() -> None:
+    X, c = blobs()
+    found = FlowMixtureClustering(
+        3, flow="gaussian", batch_size=64, max_iter=100, learning_rate=0.02, random_state=0
+    )
+    other = GaussianMixture(3, random_state=0).fit(X)
+    found.fit(X)
+    assert agreement(found.labels_, c) > 0.95
+    assert found.score(X) == pytest.approx(other.score(X), abs=0.05)
+    assert found.bic(X) == pytest.approx(other.bic(X), rel=0.03)
+    assert found.aic(X) == pytest.approx(other.aic(X), rel=0.03)
+    np.testing.assert_allclose(found.weights_.sum(), 1)
+    x, component = found.sample(50)
+    assert x.shape == (50, 2)
+    assert component.shape == (50,)
+
+
+def test_a_few_labels_name_the_clusters() -> None:
+    x, wing = pinwheel(wings=3, per_wing=100, rate=0.25, seed=0)
+    names = np.array([10, 20, 30])[wing.numpy()]
+    y = np.where(np.arange(300) % 10 == 0, names, -1)
+    found = FlowMixtureClustering(3, max_iter=60, random_state=0).fit(x.numpy(), y)
+    assert list(found.classes_) == [10, 20, 30]
+    assert (found.classes_[found.predict(x.numpy())] == names).mean() > 0.9
+    ignored = FlowMixtureClustering(3, max_iter=1, random_state=0).fit(x.numpy(), names)
+    assert not hasattr(ignored, "classes_")
+    with pytest.raises(ValueError, match="3 classes and the mixture 2"):
+        FlowMixtureClustering(2, max_iter=1).fit(x.numpy(), y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_keep_their_kind(dtype: Any) -> None:
+    X, _ = blobs(dtype)
+    found = FlowMixtureClustering(3, max_iter=1, random_state=0).fit(X)
+    assert found.score_samples(X).dtype == dtype
+    twin = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(twin.score_samples(X), found.score_samples(X))
+
+
+def test_the_same_seed_gives_the_same_fit_and_global_state_is_left_alone() -> None:
+    X, _ = blobs()
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    one = FlowMixtureClustering(3, max_iter=2, random_state=4).fit(X)
+    other = clone(one).fit(X)
+    np.testing.assert_array_equal(one.score_samples(X), other.score_samples(X))
+    np.testing.assert_array_equal(one.sample(5)[0], other.sample(5)[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+
+
+def test_pipelines_searches_and_frames() -> None:
+    X, _ = blobs()
+    frame = pd.DataFrame(X, columns=["height", "weight"])
+    pipe = make_pipeline(StandardScaler(), FlowMixtureClustering(3, max_iter=1, random_state=0))
+    assert pipe.fit(frame).predict(frame).shape == (300,)
+    found = FlowMixtureClustering(3, max_iter=1, random_state=0).fit(frame)
+    assert list(found.feature_names_in_) == ["height", "weight"]
+    search = GridSearchCV(
+        FlowMixtureClustering(max_iter=1, random_state=0), {"n_components": [1, 3]}, cv=2
+    )
+    search.fit(X)
+    assert search.best_params_["n_components"] in (1, 3)
+
+
+def test_weights_of_rows_and_banks_of_ones_own() -> None:
+    X, c = blobs()
+    bank = lambda features, components: Gaussian(features, components)  # noqa: E731
+    found = FlowMixtureClustering(1, flow=bank, max_iter=150, learning_rate=0.05, random_state=0)
+    found.fit(X, sample_weight=(c == 1).astype(float))
+    assert np.abs(found.sample(2000)[0].mean(0) - [6, 0]).max() < 1.0
+    one = FlowMixtureClustering(2, max_iter=1, random_state=0).fit(X[:, :1])
+    assert one.sample(3)[0].shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flow": "nope"}, "flow is 'nope'"),
+        ({"n_components": 400}, "n_samples=300 is below n_components=400"),
+        ({"max_iter": 0}, "epochs"),
+        ({"n_init": 0}, "n_init"),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlowMixtureClustering(**options).fit(blobs()[0])
