@@ -2,6 +2,7 @@
 
 from pyro_vmonf._version import __version__
 from pyro_vmonf.banks import Stack
+from pyro_vmonf.distributed import TrainingLoss
 from pyro_vmonf.distributions import FlowDistribution, Marginal, select, stacked
 from pyro_vmonf.em import fit_em, information_criteria
 from pyro_vmonf.fitting import fit
@@ -47,6 +48,7 @@ __all__ = [
     "SoftmaxGuide",
     "Stack",
     "StickBreaking",
+    "TrainingLoss",
     "UpdatedWeights",
     "VMoNF",
     "__version__",

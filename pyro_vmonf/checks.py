@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,13 +28,21 @@ def listed(positions: Tensor, limit: int = 5) -> str:
 
 
 def _to_tensor(values: Any) -> Tensor:
-    """Return an array as a tensor; one that is read-only is copied, which torch would warn of."""
+    """Return an array as a tensor, of the same memory where that can be (a memory-mapped file)."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError("it is a masked array with masked entries; remove or impute them")
     array = np.asarray(values)
-    if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
+    if any(stride < 0 for stride in array.strides):
         array = array.copy()
-    return torch.as_tensor(array)
+    with warnings.catch_warnings():  # of arrays that are read-only: nothing here writes to them
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array)
+
+
+def _bad_rows(x: Tensor, chunk_size: int = 2**18) -> Tensor:
+    """Return the positions of rows that are not finite, without a mask of the whole array."""
+    bad = [(~part.isfinite()).flatten(1).any(1) for part in x.split(chunk_size)]
+    return torch.cat(bad).nonzero().squeeze(1)
 
 
 def as_tensor(name: str, values: Any) -> Tensor:
@@ -79,14 +88,14 @@ def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
     if len(x) == 0:
         raise ValueError(f"x has no rows (shape {tuple(x.shape)}); pass at least one")
     x = x.detach().to(like.device)
-    bad = (~x.isfinite()).flatten(1).any(1).nonzero().squeeze(1)
+    bad = _bad_rows(x)
     if len(bad):
         raise ValueError(
             f"x has NaN or infinite values in {len(bad)} of {len(x)} rows: {listed(bad)}; "
             "remove or impute them"
         )
     converted = x.to(like.dtype)
-    bad = (~converted.isfinite()).flatten(1).any(1).nonzero().squeeze(1)
+    bad = bad if converted is x else _bad_rows(converted)
     if len(bad):
         raise ValueError(
             f"rows {listed(bad)} of x overflow {like.dtype}; rescale them, or use model.double()"

@@ -218,7 +218,7 @@ def fit(
     # Nothing was refused: from here on the pair may change.
     guide.bind_(model)
     if standardize and not model.bounded and not model.standardizer.fitted:
-        model.standardize_(sources.train.all_rows())
+        sources.train.standardize(model)
     model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
     start = time.perf_counter()
     with (

@@ -27,7 +27,7 @@ class Source(Protocol):
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
-    def all_rows(self) -> Tensor: ...
+    def standardize(self, model: FlowMixture) -> None: ...
 
 
 @dataclass
@@ -60,9 +60,9 @@ class TensorSource:
         whole, rest = divmod(self.size, self.batch_size)
         return max(whole + (rest > 1), 1)
 
-    def all_rows(self) -> Tensor:
-        """Return every row, for the standardisation."""
-        return self.x
+    def standardize(self, model: FlowMixture) -> None:
+        """Let the model take the rows' units."""
+        model.standardize_(self.x)
 
     def rows(self, chosen: Tensor) -> TensorSource:
         """Return the source of the rows at ``chosen``."""
@@ -154,14 +154,24 @@ def _at(rows: Tensor | None, chosen: Tensor) -> Tensor | None:
 
 
 class LoaderSource:
-    """A ``DataLoader`` that yields ``x`` or ``(x, y)``; order and batch size are its own."""
+    """A ``DataLoader`` that yields ``x`` or ``(x, y)``; order and batch size are its own.
+
+    Its rows need not fit in memory. One that does not know how many there are is gone through once
+    to count them.
+    """
 
     def __init__(self, loader: DataLoader[Any], model: FlowMixture, like: Tensor) -> None:
         self.loader = loader
         self.model = model
         self.like = like
-        self.size = len(loader.dataset)  # type: ignore[arg-type]
-        self.batches = len(loader)
+        self.size = self.batches = 0
+        try:
+            self.size, self.batches = len(loader.dataset), len(loader)  # type: ignore[arg-type]
+        except TypeError:  # an iterable data set
+            lengths = [len(batch["x"]) for batch in self.epoch(torch.Generator())]
+            self.size, self.batches = sum(lengths), len(lengths)
+        if not self.batches:
+            raise ValueError("the DataLoader yields no batch; pass one with rows")
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
         for batch in self.loader:
@@ -172,6 +182,6 @@ class LoaderSource:
                 y = check_evidence(y, len(x), self.model.num_components, self.like)
             yield {"x": x, "y": y, "size": self.size}
 
-    def all_rows(self) -> Tensor:
-        """Return every row, for the standardisation."""
-        return torch.cat([batch["x"] for batch in self.epoch(torch.Generator())])
+    def standardize(self, model: FlowMixture) -> None:
+        """Let the model take the rows' units, in one pass."""
+        model.standardizer.fit_batches_(batch["x"] for batch in self.epoch(torch.Generator()))

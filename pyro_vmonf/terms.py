@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf.distributed import several_processes, sum_over_processes
 from pyro_vmonf.temperature import Schedule
 
 if TYPE_CHECKING:
@@ -174,17 +175,23 @@ class Balance(Term):
         if batch.sample_weight is not None:
             log_rows = batch.sample_weight.expand(log_rows.shape).log()
         log_rows = log_rows.unsqueeze(-1)
-        log_mean = (log_q + log_rows).logsumexp(dim, keepdim=True)
-        log_mean = log_mean - log_rows.logsumexp(dim, keepdim=True)
+        log_mean = _log_sum(log_q + log_rows, dim) - _log_sum(log_rows, dim)
         model, count = batch.guide.model, log_q.shape[-1]
         uniform = log_q.new_full((count,), 1 / count).log()
         log_weights = uniform
         if model is not None:  # gated weights: what they are on average, as the posterior is
             log_weights = model.weights.log_mean(batch.given)
             if batch.given is not None and log_weights.dim() > 1:
-                log_rows = log_rows - log_rows.logsumexp(dim, keepdim=True)
-                log_weights = (log_weights + log_rows).logsumexp(dim, keepdim=True)
+                log_weights = _log_sum(log_weights + log_rows, dim) - _log_sum(log_rows, dim)
         return (log_mean.exp() * (log_mean - log_weights)).sum(-1)
+
+
+def _log_sum(values: Tensor, dim: int) -> Tensor:
+    """Return the log of a sum of exponentials over the rows, of all processes if there are more."""
+    own = values.logsumexp(dim, keepdim=True)
+    if not several_processes():
+        return own
+    return sum_over_processes(own.exp()).log()
 
 
 class Confidence(Term):

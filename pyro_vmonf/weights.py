@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.distributed import sum_over_processes
 from pyro_vmonf.simplex import Posterior, as_prior, posterior_of
 
 
@@ -168,7 +169,8 @@ class UpdatedWeights(Weights):
         with torch.no_grad():
             q = log_posterior().exp()
             weight = q.new_ones(()) if sample_weight is None else sample_weight.unsqueeze(-1)
-            counts = (weight * q).reshape(-1, self.num_components).sum(0) + self.pseudo_count
+            counts = (weight * q).reshape(-1, self.num_components).sum(0)
+            counts = sum_over_processes(counts) + self.pseudo_count
             self.probs.mul_(1 - self.rate).add_(self.rate * counts / counts.sum())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,10 +46,34 @@ class Standardize(FlowTransform):
     def fit_(self, x: Tensor) -> None:
         """Take mean and standard deviation of the rows ``(N, *event_shape)``, each feature."""
         rows = x.reshape(-1, *self.event_shape)
-        scale = rows.std(0, unbiased=False)
+        largest = torch.maximum(rows.amax(0).abs(), rows.amin(0).abs())
+        self._take(rows.mean(0), rows.std(0, unbiased=False), largest)
+
+    @torch.no_grad()
+    def fit_batches_(self, batches: Iterable[Tensor]) -> int:
+        """Do the same in one pass through batches of rows; return how many rows there were.
+
+        References:
+            Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance.
+        """
+        count = 0
+        mean, squares, largest = (torch.zeros_like(self.loc, dtype=torch.float64) for _ in range(3))
+        for batch in batches:
+            rows = batch.reshape(-1, *self.event_shape).double()
+            own, new = rows.mean(0), count + len(rows)
+            gap = own - mean
+            squares += (rows - own).square().sum(0) + gap.square() * count * len(rows) / new
+            mean += gap * len(rows) / new
+            largest = torch.maximum(largest, rows.abs().amax(0))
+            count = new
+        if count:
+            self._take(mean, (squares / count).sqrt(), largest)
+        return count
+
+    def _take(self, mean: Tensor, scale: Tensor, largest: Tensor) -> None:
         # A spread within rounding of the values is no spread: leave such a column unscaled.
-        floor = torch.finfo(rows.dtype).eps * rows.abs().amax(0) * 10
-        self.loc.copy_(rows.mean(0))
+        floor = torch.finfo(self.loc.dtype).eps * largest * 10
+        self.loc.copy_(mean)
         self.scale.copy_(torch.where(scale > floor, scale, torch.ones_like(scale)))
         self.fitted.fill_(True)
 

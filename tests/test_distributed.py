@@ -1,0 +1,219 @@
+"""More than one process, other people's trainers, data that do not fit in memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from pyro_vmonf import (
+    ExactGuide,
+    FlowMixture,
+    Gaussian,
+    RealNVP,
+    SoftmaxGuide,
+    TrainingLoss,
+    VMoNF,
+)
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Balance, Classification
+
+K, D, B, STEPS = 3, 2, 24, 3
+X = torch.randn(STEPS * 2 * B, D, generator=torch.Generator().manual_seed(0)).double()
+LABELS = torch.arange(len(X)) % K
+
+
+def softmax(*terms: Any, weights: Any = "learned") -> VMoNF:
+    model = FlowMixture(RealNVP(D, K, blocks=2, hidden=(4,)), weights)
+    return VMoNF(model, SoftmaxGuide(MLP(D, K, hidden=(4,)), terms))
+
+
+# A pair, and the labels of all rows.
+CASES: dict[str, tuple[Callable[[], VMoNF], Tensor | None]] = {
+    "plain": (softmax, None),
+    "balance": (lambda: softmax(Balance(weight=3.0), weights="uniform"), None),
+    "some labels": (
+        lambda: softmax(Classification(), Balance()),
+        LABELS.where(torch.arange(len(X)) % 3 == 0, -1),
+    ),
+    "labels alone": (lambda: softmax(Classification()), LABELS),
+    "labels that no network sees": (softmax, LABELS),
+    "updated weights": (
+        lambda: VMoNF(FlowMixture(Gaussian(D, K), "updated"), ExactGuide()),
+        None,
+    ),
+    "no guide": (lambda: VMoNF(FlowMixture(Gaussian(D, K), "learned")), None),
+}
+
+
+def build(case: str) -> tuple[VMoNF, Tensor | None]:
+    torch.manual_seed(0)
+    make, y = CASES[case]
+    vmonf = make().double()
+    return vmonf, y
+
+
+def train(case: str, loss: torch.nn.Module, vmonf: VMoNF, rank: int, world: int) -> list[Tensor]:
+    """Take steps over batches of which this process has its share; return the parameters."""
+    y = build(case)[1]
+    optimizer = torch.optim.Adam(vmonf.parameters(), lr=0.05)
+    for step in range(STEPS):
+        rows = torch.arange(2 * B) + 2 * B * step
+        rows = rows[rank::world]
+        optimizer.zero_grad()
+        loss(X[rows], None if y is None else y[rows], size=1000).backward()
+        optimizer.step()
+    return [value.detach().clone() for value in vmonf.state_dict().values()]
+
+
+def worker(rank: int, world: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    found = {}
+    for case in CASES:
+        vmonf, _ = build(case)
+        found[case] = train(case, DistributedDataParallel(TrainingLoss(vmonf)), vmonf, rank, world)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
+    multiprocessing.spawn(worker, (2, free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for case in CASES:
+        vmonf, _ = build(case)
+        alone = train(case, TrainingLoss(vmonf), vmonf, 0, 1)
+        for one, other, expected in zip(first[case], second[case], alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=case)
+            torch.testing.assert_close(one, expected, rtol=1e-7, atol=1e-7, msg=case)
+
+
+def test_the_loss_is_that_of_fit() -> None:
+    vmonf, y = build("some labels")
+    assert y is not None
+    loss = TrainingLoss(vmonf)(X, y)
+    twin, _ = build("some labels")
+    history = twin.fit(
+        X, y, epochs=1, batch_size=len(X), standardize=False, temperature=1.0, lr=0.0,
+        progress=False,
+    )  # fmt: skip
+    assert float(loss.detach()) == pytest.approx(-history.elbo[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_trains_and_resumes(precision: str, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    from pyro_vmonf.lightning import LightningMixture
+
+    rows = [(x, y) for x, y in zip(X.float(), LABELS, strict=True)]
+    loader: Any = DataLoader(rows, batch_size=24)  # type: ignore[arg-type]
+
+    def module() -> Any:
+        torch.manual_seed(0)
+        vmonf = softmax(Classification(), Balance())
+        vmonf.model.standardizer.fit_batches_([X.float()])
+        return LightningMixture(vmonf, lr=1e-2, temperature=lambda step: 1 / (1 + step))
+
+    def trainer(epochs: int) -> Any:
+        return lightning.Trainer(
+            max_epochs=epochs, precision=precision, accelerator="cpu", logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+
+    whole = module()
+    trainer(4).fit(whole, loader, loader)
+    part, first = module(), trainer(2)
+    first.fit(part, loader)
+    first.save_checkpoint(tmp_path / "run.ckpt")
+    again = module()
+    trainer(4).fit(again, loader, ckpt_path=str(tmp_path / "run.ckpt"), weights_only=False)
+    for one, other in zip(whole.vmonf.parameters(), again.vmonf.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert float(whole.vmonf.guide.temperature) == pytest.approx(1 / 24)
+    assert whole.vmonf.log_prob(X.float()).isfinite().all()
+
+
+class Lines(IterableDataset[Tensor]):
+    """Rows from somewhere, one after the other, nobody knows how many."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.rows)
+
+
+class Mapped(Dataset[Tensor]):
+    """Rows of a memory-mapped file."""
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.rows = np.memmap(path, np.float32, "r", shape=shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.tensor(self.rows[i])
+
+
+def test_streams_take_their_units_in_one_pass(tmp_path: Path) -> None:
+    x = (100 + 7 * X).float()
+    x.numpy().tofile(tmp_path / "rows")
+    sources = {
+        "tensor": x,
+        "mapped": np.memmap(tmp_path / "rows", np.float32, "r", shape=tuple(x.shape)),
+        "loader of a map": DataLoader(Mapped(tmp_path / "rows", tuple(x.shape)), batch_size=50),
+        "stream": DataLoader(Lines(x), batch_size=50),
+    }
+    for name, source in sources.items():
+        torch.manual_seed(0)
+        vmonf = softmax()
+        history = vmonf.fit(source, epochs=2, progress=False, seed=0)
+        torch.testing.assert_close(vmonf.model.standardizer.loc, x.mean(0), msg=name)
+        spread = x.std(0, unbiased=False)
+        torch.testing.assert_close(vmonf.model.standardizer.scale, spread, msg=name)
+        assert torch.tensor(history.elbo).isfinite().all()
+        assert len(history.epoch) == 2
+
+
+def test_a_stream_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="no batch"):
+        softmax().fit(DataLoader(Lines(X[:0])), epochs=1, progress=False)
+
+
+def test_units_in_batches_are_those_of_all_rows() -> None:
+    x = torch.randn(1000, D).double() * torch.tensor([1e-3, 1e5]) + torch.tensor([1e6, -3.0])
+    one, other = softmax().double().model.standardizer, softmax().double().model.standardizer
+    one.fit_(x)
+    assert other.fit_batches_(x.split(37)) == 1000
+    torch.testing.assert_close(one.loc, other.loc, rtol=1e-12, atol=0)
+    torch.testing.assert_close(one.scale, other.scale, rtol=1e-7, atol=0)
+
+
+def test_random_weights_count_once() -> None:
+    vmonf = softmax(weights=dist.Dirichlet(torch.ones(K))).double()
+    loss = TrainingLoss(vmonf)
+    torch.manual_seed(0)
+    one = loss(X[:10], size=10)
+    torch.manual_seed(0)
+    many = loss(X[:10], size=10**9)  # the weights' divergence is one part in a billion rows
+    assert one != many
