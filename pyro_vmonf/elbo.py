@@ -149,7 +149,15 @@ def _nesting(
     model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
 ) -> int:
     with local_seed(0), torch.no_grad(), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(**arguments)
+        try:
+            guide_trace = poutine.trace(guide).get_trace(**arguments)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise ValueError(
+                "the guide's posterior of the first batch is not finite: its parameters are not, "
+                "or the rows are out of its reach; look at vmonf.guide.log_q(x)"
+            ) from error
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(**arguments)
         for trace in (guide_trace, model_trace):

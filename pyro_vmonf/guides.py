@@ -159,8 +159,8 @@ class SoftmaxGuide(BoundGuide):
             ValueError: if it is not a positive finite number.
         """
         # A schedule without a floor ends where a float32 would be zero.
-        tiny = torch.finfo(self.temperature.dtype).tiny
-        self.temperature.fill_(max(check_temperature(value), tiny))
+        info = torch.finfo(self.temperature.dtype)
+        self.temperature.fill_(min(max(check_temperature(value), info.tiny), info.max))
 
     def set_step_(self, step: int) -> None:
         """Move the terms' weights along their schedules; ``fit`` does so at every step."""

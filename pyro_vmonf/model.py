@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pyro
+import torch
 from pyro.distributions import Categorical
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
@@ -181,7 +182,11 @@ class FlowMixture(Program):
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
     ) -> Tensor:
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
-        joint = self.mixture(given).joint_log_prob(x)
+        mixture = self.mixture(given)
+        joint = mixture.joint_log_prob(x)
+        # A row so far off that no component has a density for it keeps the prior.
+        nowhere = (joint == -torch.inf).all(-1, keepdim=True)
+        joint = torch.where(nowhere, mixture.log_weights, joint)
         if y is not None:
             joint = joint + log_evidence(y, self.num_components, joint.dtype)
         return joint.log_softmax(-1)

@@ -195,7 +195,8 @@ class VMoNF(PyroModule):
             if isinstance(self.guide, MarginalGuide):
                 return joint.logsumexp(-1)
             log_q = self.guide.log_q(rows, given)
-            return torch.where(log_q > -torch.inf, log_q.exp() * (joint - log_q), 0.0).sum(-1)
+            q = log_q.exp()
+            return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
 
         return self._over_chunks(elbo, x, given, chunk_size)
 

@@ -44,7 +44,11 @@ class Standardize(FlowTransform):
 
     @torch.no_grad()
     def fit_(self, x: Tensor) -> None:
-        """Take mean and standard deviation of the rows ``(N, *event_shape)``, each feature."""
+        """Take mean and standard deviation of the rows ``(N, *event_shape)``, each feature.
+
+        Raises:
+            ValueError: if they are not finite; nothing has then changed.
+        """
         rows = x.reshape(-1, *self.event_shape)
         largest = torch.maximum(rows.amax(0).abs(), rows.amin(0).abs())
         self._take(rows.mean(0), rows.std(0, unbiased=False), largest)
@@ -71,6 +75,11 @@ class Standardize(FlowTransform):
         return count
 
     def _take(self, mean: Tensor, scale: Tensor, largest: Tensor) -> None:
+        if not (mean.isfinite().all() and scale.isfinite().all()):
+            raise ValueError(
+                f"the rows reach {float(largest.max()):.3g}, and their mean or spread is beyond "
+                f"{self.loc.dtype}; rescale them, or use model.double()"
+            )
         # A spread within rounding of the values is no spread: leave such a column unscaled.
         floor = torch.finfo(self.loc.dtype).eps * largest * 10
         self.loc.copy_(mean)
