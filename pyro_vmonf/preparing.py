@@ -85,8 +85,8 @@ def check_options(
         check_number("clip_norm", clip_norm)
     check_positive("pretrain_epochs", pretrain_epochs, minimum=0)
     check_positive("patience", 1 if patience is None else patience)
-    if not isinstance(held_out, Tensor):
-        check_number("held_out", held_out, zero=True)
+    if not isinstance(held_out, Tensor) and check_number("held_out", held_out, zero=True) >= 1:
+        raise ValueError(f"held_out is {held_out}; expected a fraction of the rows, below 1")
     if guide.model is not None and guide.model is not model:
         raise ValueError("the guide is bound to another model; pass that one, or a new guide")
     return epochs

@@ -213,6 +213,8 @@ def _common_rows(x: Any, held_out: float | Tensor | None, seed: int) -> float | 
     if isinstance(held_out, Tensor) or isinstance(x, DataLoader) or not hasattr(x, "__len__"):
         return held_out
     rows = np.shape(x)[0] if np.shape(x) else 0  # sparse matrices have no length
+    if not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
+        return held_out
     count = round(rows * held_out)
     if not 0 < count < rows:
         return held_out

@@ -49,7 +49,8 @@ def spectral_clusters(
     x = as_tensor("x", x)
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected rows (N, *event_shape)")
-    x = check_rows(x, tuple(x.shape[1:]), torch.empty(0, dtype=x.dtype, device=x.device))
+    kind = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
+    x = check_rows(x, tuple(x.shape[1:]), torch.empty(0, dtype=kind, device=x.device))
     if len(x) < num_clusters:
         raise ValueError(f"x has {len(x)} rows; expected at least {num_clusters}, one a cluster")
     if num_clusters == 1:

@@ -413,7 +413,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative row weights": ({"sample_weight": -torch.ones(30)}, ValueError, "negative"),
     "nobody labelled": ({"pretrain_epochs": 1}, ValueError, "no row is labelled"),
     "patience alone": ({"patience": 3}, ValueError, "held_out"),
-    "everything held out": ({"held_out": 1.0}, ValueError, "held_out=1.0"),
+    "everything held out": ({"held_out": 1.0}, ValueError, "held_out is 1.0"),
     "learning rate": ({"lr": -1.0}, ValueError, "lr is -1.0"),
     "clipping": ({"clip_norm": 0.0}, ValueError, "clip_norm"),
     "pretraining": ({"pretrain_epochs": -1}, ValueError, "pretrain_epochs is -1"),
