@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -80,10 +81,19 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
-    found = {}
+    found: dict[str, Any] = {"numbers sent": {}}
     for case in CASES:
         vmonf, _ = build(case)
-        found[case] = train(case, DistributedDataParallel(TrainingLoss(vmonf)), vmonf, rank, world)
+        sent: list[int] = []
+
+        def counted(group, bucket, sent=sent):  # type: ignore[no-untyped-def]  # torch reads them
+            sent.append(bucket.buffer().numel())
+            return allreduce_hook(group, bucket)
+
+        both = DistributedDataParallel(TrainingLoss(vmonf))
+        both.register_comm_hook(None, counted)
+        found[case] = train(case, both, vmonf, rank, world)
+        found["numbers sent"][case] = sum(sent)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -100,6 +110,8 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for case in CASES:
         vmonf, _ = build(case)
+        parameters = sum(p.numel() for p in vmonf.parameters())
+        assert first["numbers sent"][case] == STEPS * parameters
         alone = train(case, TrainingLoss(vmonf), vmonf, 0, 1)
         for one, other, expected in zip(first[case], second[case], alone, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=case)
