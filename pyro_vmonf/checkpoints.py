@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ def save(
     path: str | os.PathLike[str],
     trainer: Trainer,
     best: Best,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     *,
     seed: int,
     epoch: int,
@@ -34,7 +35,7 @@ def save(
 
     Arguments:
         path: the file, which is replaced whole.
-        trainer, best, generator: what moves during the run; torch's own generators belong to it.
+        trainer, best, generators: what moves during the run; torch's own generators belong to it.
         seed: the run's seed.
         epoch: number of the epoch that comes next.
         run: the options that make the run what it is.
@@ -54,7 +55,7 @@ def save(
         "last_finite": trainer.safeguard.parameters,
         "history": dataclasses.asdict(trainer.history),
         "best": {"objective": best.objective, "epoch": best.epoch, "state": best.state},
-        "order": generator.get_state(),
+        "order": [generator.get_state() for generator in generators],
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
@@ -97,7 +98,10 @@ def check_same(content: dict[str, Any], run: dict[str, Any]) -> None:
 
 
 def restore(
-    content: dict[str, Any], trainer: Trainer, best: Best, generator: torch.Generator
+    content: dict[str, Any],
+    trainer: Trainer,
+    best: Best,
+    generators: Sequence[torch.Generator],
 ) -> int:
     """Put a run where :func:`save` found it; return the number of the epoch that comes next.
 
@@ -119,7 +123,8 @@ def restore(
     best.objective = content["best"]["objective"]
     best.epoch = content["best"]["epoch"]
     best.state = content["best"]["state"]
-    generator.set_state(content["order"])
+    for generator, state in zip(generators, content["order"], strict=True):
+        generator.set_state(state)
     torch.set_rng_state(content["random"])
     if content["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(content["random_cuda"])

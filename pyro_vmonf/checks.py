@@ -172,6 +172,19 @@ def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_unconditional(name: str, context_features: int) -> None:
+    """Refuse a mixture that depends on a context, where none is taken.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if context_features:
+        raise ValueError(
+            f"{name} is not for mixtures that depend on a context (of {context_features} features "
+            "here); use log_prob, predict_proba and sample, which take given="
+        )
+
+
 def check_context(context: Tensor | None, features: int) -> None:
     """Refuse a context where none is taken, the lack of one where one is, and other sizes.
 

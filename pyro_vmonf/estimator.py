@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Gaussian, RealNVP
 from pyro_vmonf.guides import SoftmaxGuide
@@ -105,6 +107,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         """
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         labels = self._labels(y, len(X))
+        check_positive("max_iter", self.max_iter)
         if len(X) < self.n_components:
             raise ValueError(
                 f"n_samples={len(X)} is below n_components={self.n_components}; pass fewer "
@@ -119,7 +122,8 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             features = X.shape[1]
             network = MLP(features, self.n_components, hidden=tuple(self.hidden))
             guide = SoftmaxGuide(network)
-            vmonf = VMoNF(FlowMixture(self._bank(features), self.weights), guide)
+            weights = copy.deepcopy(self.weights)  # a fit leaves its parameters alone
+            vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)
         vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
         options = {
             "batch_size": self.batch_size,
@@ -134,7 +138,12 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             vmonf.fit(X, labels, epochs=first, temperature=1.0, **options)
             guide.elbo_gradient = 1.0
         self.history_ = vmonf.fit(
-            X, labels, n_init=self.n_init, epochs=self.max_iter - first, **options
+            X,
+            labels,
+            n_init=self.n_init,
+            epochs=self.max_iter - first,
+            held_out=0.1 if self.n_init > 1 and len(X) >= 10 else 0.0,
+            **options,
         )
         self.vmonf_ = vmonf
         self.weights_ = vmonf.model.weights.log_mean().exp().detach().numpy()
@@ -173,6 +182,8 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         if y is None or self.use_labels is False:
             return None
         y = np.asarray(y)
+        if y.dtype.kind == "f" and np.isnan(y).any():
+            raise ValueError("y contains NaN; the mark of an unlabelled row is -1")
         known = y != -1
         if self.use_labels == "auto" and known.all():
             return None

@@ -174,7 +174,12 @@ def fit(
     if checkpoint is not None:
         files.check_writable(checkpoint)
     past = None
-    begins = resume is not None and resume == checkpoint and not os.path.exists(resume)
+    begins = (
+        resume is not None
+        and checkpoint is not None
+        and os.path.abspath(resume) == os.path.abspath(checkpoint)
+        and not os.path.exists(resume)
+    )
     if resume is not None and not begins:
         past = checkpoints.read(resume, seed)
         seed = past["seed"]
@@ -192,8 +197,15 @@ def fit(
         interleave=interleave,
         generator=generator,
     )
+    generators = [generator, *sources.train.generators]
     run = fingerprint(
         sources,
+        lr=lr,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        held_out=None if isinstance(held_out, Tensor) else float(held_out),
+        standardize=standardize,
+        temperature=temperature if isinstance(temperature, (int, float)) else None,
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
@@ -215,7 +227,7 @@ def fit(
         if optimizer
         else Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     )
-    # Nothing was refused: from here on the pair may change.
+    units = {name: value.clone() for name, value in model.standardizer.state_dict().items()}
     guide.bind_(model)
     if standardize and not model.bounded and not model.standardizer.fitted:
         sources.train.standardize(model)
@@ -229,26 +241,30 @@ def fit(
         # Non-finite losses are counted and reported; frozen parameters are the user's choice.
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)")
         warnings.filterwarnings("ignore", ".*requires_grad=False")
-        with evaluating(model), evaluating(guide):
-            probe = next(iter(sources.train.epoch(torch.Generator())))
-            nesting = max_plate_nesting(model, guide, **probe)
-        trainer = Trainer(
-            model,
-            guide,
-            made,
-            scheduler(made) if scheduler else None,
-            clip_norm=clip_norm,
-            max_rejected=max_rejected,
-            temperature=schedule,
-            nesting=nesting,
-        )
-        trainer.anneal()  # pretraining stays at the schedules' start
-        best = Best(trainer.objective, keep == "best")
-        total = None if epochs is None else pretrain_epochs + epochs
-        epoch = -pretrain_epochs
-        if past is not None:
-            epoch = checkpoints.restore(past, trainer, best, generator)
-            start -= past["seconds"]
+        try:
+            with evaluating(model), evaluating(guide):
+                probe = next(iter(sources.train.epoch(torch.Generator())))
+                nesting = max_plate_nesting(model, guide, **probe)
+            trainer = Trainer(
+                model,
+                guide,
+                made,
+                scheduler(made) if scheduler else None,
+                clip_norm=clip_norm,
+                max_rejected=max_rejected,
+                temperature=schedule,
+                nesting=nesting,
+            )
+            trainer.anneal()  # pretraining stays at the schedules' start
+            best = Best(trainer.objective, keep == "best")
+            total = None if epochs is None else pretrain_epochs + epochs
+            epoch = -pretrain_epochs
+            if past is not None:
+                epoch = checkpoints.restore(past, trainer, best, generators)
+                start -= past["seconds"]
+        except BaseException:  # it was refused after all: nothing has been trained
+            model.standardizer.load_state_dict(units)
+            raise
         history = trainer.history
 
         def done(epoch: int) -> bool:
@@ -290,7 +306,7 @@ def fit(
                         checkpoint,
                         trainer,
                         best,
-                        generator,
+                        generators,
                         seed=seed,
                         epoch=epoch,
                         run=run,

@@ -35,7 +35,8 @@ class Replicated(nn.Module):
     The density of all K is one batched call where that is proven to be the same: the components
     differ in nothing but the values of their tensors, and value and gradients of one call were
     found equal to those of K calls. Otherwise they are called one after the other; ``repr`` says
-    which, and why. Draws are always taken one component after the other.
+    which, and why. Draws are always taken one component after the other. The proof holds for the
+    components as they were made: parameters may move, other attributes of theirs may not.
 
     Arguments:
         factory: function that returns a new component: a module whose call returns a distribution

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pyro_vmonf._version import __version__
-from pyro_vmonf.checks import check_evidence, check_rows, floating_buffer
+from pyro_vmonf.checks import check_evidence, check_rows, check_unconditional, floating_buffer
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.vmonf import VMoNF
 
@@ -47,6 +47,7 @@ def to_inference_data(
         >>> data.log_likelihood["x"].dims
         ('chain', 'draw', 'row')
     """
+    check_unconditional("to_inference_data", vmonf.model.context_features)
     like = floating_buffer(vmonf)
     x = check_rows(x, vmonf.model.event_shape, like)
     event_shape, components = x.shape[1:], vmonf.model.num_components

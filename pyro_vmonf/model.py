@@ -63,6 +63,13 @@ class FlowMixture(Program):
     ) -> None:
         super().__init__()
         self.bank = as_bank(bank)
+        for part in self.bank.modules():
+            if part is not self.bank and getattr(part, "in_program", False):
+                raise ValueError(
+                    f"the bank holds a {type(part).__name__} inside of it, whose sites or updates "
+                    "would be left out: random parameters and weights belong to a mixture of their "
+                    "own; take fixed or learned ones inside a component"
+                )
         self.context_features = check_positive("context_features", context_features, minimum=0)
         like = floating_buffer(self.bank)
         probe = like.new_zeros(1, context_features) if context_features else None

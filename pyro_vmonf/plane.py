@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive, floating_buffer
+from pyro_vmonf.checks import check_positive, check_unconditional, floating_buffer
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.palette import component_colors, tint
@@ -52,6 +52,7 @@ def tints(count: int) -> Array:
 
 def check(model: FlowMixture, name: str, advice: str = "") -> None:
     """Raise ``ValueError`` unless the mixture has two features; the message ends with advice."""
+    check_unconditional(name, model.context_features)
     if tuple(model.event_shape) != (2,):
         raise ValueError(
             f"{name} draws the plane but the components have event_shape "

@@ -174,5 +174,9 @@ def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
     """Return what a resumed run has to have in common with the one that it goes on with."""
     data = sources.train
     rows = data.size
-    total = float(data.x.double().sum()) if isinstance(data, TensorSource) else None
-    return {**options, "rows": rows, "sum of x": total}
+    sums: dict[str, float | None] = {}
+    if isinstance(data, TensorSource):
+        for name in ("x", "y", "sample_weight", "given"):
+            values = getattr(data, name)
+            sums[f"sum of {name}"] = None if values is None else float(values.double().sum())
+    return {**options, "rows": rows, **sums}

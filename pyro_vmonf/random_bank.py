@@ -24,6 +24,19 @@ _TERM: Any = {"term": "parameters"}
 Prior = Distribution | Callable[[str, Tensor], Distribution]
 
 
+class _Scales(nn.ParameterDict):
+    """The log-scales of parameters, by their names."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.start = start
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for value in self.values():
+            value.fill_(math.log(self.start))
+
+
 class RandomBank(Program):
     r"""A bank whose parameters are random: thesis 3.5, footnote, for every flow.
 
@@ -54,6 +67,8 @@ class RandomBank(Program):
         ['entropy', 'log_likelihood', 'log_prior', 'parameters']
     """
 
+    in_program = True
+
     def __init__(
         self, bank: nn.Module, prior: Prior | None = None, *, scale: float | None = 1e-2
     ) -> None:
@@ -66,20 +81,11 @@ class RandomBank(Program):
         prior = Normal(0.0, 1.0) if prior is None else prior
         self.prior = ConstantDistribution(prior) if isinstance(prior, Distribution) else prior
         self.scale = scale
-        self.log_scale = nn.ParameterDict()
+        self.log_scale = _Scales(scale or 1.0)
         if scale is not None:
             for name, value in self._random():
                 self.log_scale[name.replace(".", "-")] = torch.empty_like(value)
-            self._reset_scales()
-
-    @torch.no_grad()
-    def _reset_scales(self) -> None:
-        for value in self.log_scale.values():
-            value.fill_(math.log(self.scale or 1.0))
-
-    def reset_parameters(self) -> None:
-        """Start the scales anew; the bank's own parameters are the bank's affair."""
-        self._reset_scales()
+        self.log_scale.reset_parameters()
 
     def _random(self) -> list[tuple[str, Tensor]]:
         return [(n, p) for n, p in self.bank.named_parameters() if p.requires_grad]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vmonf.checks import check_rows, floating_buffer
+from pyro_vmonf.checks import check_rows, check_unconditional, floating_buffer
 from pyro_vmonf.scopes import evaluating, local_seed
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def component_report(vmonf: VMoNF, x: Any, *, inverted: int = 64) -> ComponentRe
         component     weight ...
         'NoneType'
     """
+    check_unconditional("the report", vmonf.model.context_features)
     x = check_rows(x, vmonf.model.event_shape, floating_buffer(vmonf))
     q, exact = vmonf.predict_proba(x), vmonf.predict_proba(x, exact=True)
     log_prob = vmonf.component_log_prob(x)

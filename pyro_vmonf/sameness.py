@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
+_PLAIN = (
+    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type, type(...),
+)  # fmt: skip
 
 
 def difference(a: Any, b: Any) -> str | None:
@@ -65,15 +67,14 @@ def _parts(value: Any) -> dict[str, Any] | None:
     """Return what an object consists of, or ``None`` if nobody can say."""
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        code = (value.__code__.co_code, value.__code__.co_names)
-        constants = tuple(c for c in value.__code__.co_consts if isinstance(c, _PLAIN))
         return {
-            "code": code,
-            "constants": constants,
+            "code": value.__code__,
             "closure": cells,
             "defaults": value.__defaults__,
             "keywords": value.__kwdefaults__,
         }
+    if isinstance(value, types.CodeType):
+        return {"code": value.co_code, "names": value.co_names, "constants": value.co_consts}
     if isinstance(value, types.MethodType):
         return {"function": value.__func__, "self": value.__self__}
     if isinstance(value, functools.partial):

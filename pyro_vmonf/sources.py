@@ -25,6 +25,9 @@ class Source(Protocol):
     @property
     def batches(self) -> int: ...
 
+    @property
+    def generators(self) -> list[torch.Generator]: ...
+
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
     def standardize(self, model: FlowMixture) -> None: ...
@@ -59,6 +62,11 @@ class TensorSource:
         """Steps of one epoch; a last batch of one row joins the one before."""
         whole, rest = divmod(self.size, self.batch_size)
         return max(whole + (rest > 1), 1)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Generators of its own that the order of the rows depends on: none."""
+        return []
 
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units."""
@@ -181,6 +189,12 @@ class LoaderSource:
             if y is not None:
                 y = check_evidence(y, len(x), self.model.num_components, self.like)
             yield {"x": x, "y": y, "size": self.size}
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The loader's own generators."""
+        own = (self.loader.generator, getattr(self.loader.sampler, "generator", None))
+        return list({id(g): g for g in own if g is not None}.values())
 
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units, in one pass."""

@@ -17,6 +17,7 @@ from pyro_vmonf.checks import (
     check_evidence,
     check_positive,
     check_rows,
+    check_unconditional,
     floating_buffer,
 )
 from pyro_vmonf.components import take_components_
@@ -261,6 +262,7 @@ class VMoNF(PyroModule):
             ValueError: if none would stay, ``below`` is no share, or the bank does not say which
                 parameters belong to which component.
         """
+        check_unconditional("prune_", self.model.context_features)
         if not 0 <= below < 1:
             raise ValueError(f"below is {below}; expected a share of the rows, in [0, 1)")
         kept = (self.predict_proba(x).mean(0) >= below).nonzero().squeeze(1)
@@ -277,6 +279,7 @@ class VMoNF(PyroModule):
         Raises:
             ValueError: if the shapes do not fit.
         """
+        check_unconditional("align_", self.model.context_features)
         take_components_(self, match_components(reference, self.predict_proba(x)))
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:

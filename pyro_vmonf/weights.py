@@ -25,6 +25,7 @@ class Weights(PyroModule):
     """
 
     num_components: int
+    in_program = False  # whether they are more than a function: sites, or updates by the guide
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -138,6 +139,7 @@ class UpdatedWeights(Weights):
 
     probs: Tensor
     batched_buffers = ("probs",)
+    in_program = True
 
     def __init__(
         self, num_components: int, *, rate: float = 1.0, pseudo_count: float = 0.0
@@ -160,7 +162,7 @@ class UpdatedWeights(Weights):
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         # A component that has no row at all keeps a density to come back by.
-        return self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log()
+        return self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log().log_softmax(-1)
 
     def observe(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
         # Losses that are only evaluated, and those of ``eval()``, change nothing.
@@ -171,7 +173,10 @@ class UpdatedWeights(Weights):
             weight = q.new_ones(()) if sample_weight is None else sample_weight.unsqueeze(-1)
             counts = (weight * q).reshape(-1, self.num_components).sum(0)
             counts = sum_over_processes(counts) + self.pseudo_count
-            self.probs.mul_(1 - self.rate).add_(self.rate * counts / counts.sum())
+            total = counts.sum()
+            moved = (1 - self.rate) * self.probs + self.rate * counts / total
+            # Rows that do not count, or a posterior that is no number, say nothing of the weights.
+            self.probs.copy_(torch.where((total > 0) & moved.isfinite().all(), moved, self.probs))
 
 
 class GatedWeights(Weights):
@@ -229,6 +234,8 @@ class RandomWeights(Weights):
         >>> RandomWeights(torch.ones(3)).log_mean().exp()
         tensor([0.3333, 0.3333, 0.3333], grad_fn=<ExpBackward0>)
     """
+
+    in_program = True
 
     def __init__(
         self, prior: Tensor | Distribution | nn.Module, posterior: Posterior | None = None

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pyro_vmonf import Gaussian
+from pyro_vmonf import Gaussian, UpdatedWeights
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.estimator import FlowMixtureClustering
 
@@ -127,10 +127,23 @@ def test_weights_of_rows_and_banks_of_ones_own() -> None:
     [
         ({"flow": "nope"}, "flow is 'nope'"),
         ({"n_components": 400}, "n_samples=300 is below n_components=400"),
-        ({"max_iter": 0}, "epochs"),
+        ({"max_iter": 0}, "max_iter"),
         ({"n_init": 0}, "n_init"),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FlowMixtureClustering(**options).fit(blobs()[0])
+
+
+def test_a_fit_leaves_its_parameters_alone() -> None:
+    X, _ = blobs()
+    weights = UpdatedWeights(3)
+    before = weights.probs.clone()
+    found = FlowMixtureClustering(3, weights=weights, max_iter=2, random_state=0).fit(X)
+    assert torch.equal(weights.probs, before)
+    assert found.vmonf_.model.weights is not weights
+    few = FlowMixtureClustering(2, n_init=2, max_iter=1, random_state=0).fit(X[:4])
+    assert len(few.history_.restarts) == 2
+    with pytest.raises(ValueError, match="y contains NaN"):
+        FlowMixtureClustering(2, use_labels=True).fit(X[:3], [0.0, 1.0, np.nan])

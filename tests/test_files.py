@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vmonf import (
     ExactGuide,
@@ -332,6 +333,29 @@ def test_a_resumed_run_ends_where_it_would_have(name: str, every: int, tmp_path:
         assert other.history is history
 
 
+def test_a_loaders_own_order_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+
+    def loader() -> DataLoader[Any]:
+        draws = torch.Generator().manual_seed(5)
+        return DataLoader(TensorDataset(X), batch_size=32, shuffle=True, generator=draws)
+
+    whole, part, again = pair(), pair(), pair(1)
+    whole.fit(loader(), epochs=5, seed=1, progress=False)
+    with pytest.raises(Stop):
+        part.fit(
+            loader(), epochs=5, seed=1, checkpoint=path, callbacks=interrupt_at(3), progress=False
+        )
+    again.fit(loader(), epochs=5, resume=path, progress=False)
+    assert same(whole, again)
+
+
+def test_a_path_is_a_path_however_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    pair().fit(X, epochs=1, checkpoint=str(path), resume=path, progress=False)
+    assert path.exists()
+
+
 def test_a_finished_run_resumes_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     whole, again = pair(), pair(1)
@@ -346,6 +370,9 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 8}, "seed is 8 but .* seed 1"),
     "rows": ({"x": X[:100]}, "rows=120"),
     "data": ({"x": X + 1}, "sum of x"),
+    "labels": ({"y": torch.zeros(120, dtype=torch.long)}, "sum of y=None"),
+    "weights": ({"sample_weight": torch.ones(120)}, "sum of sample_weight=None"),
+    "step size": ({"lr": 0.5}, "lr=0.001"),
 }
 
 
@@ -365,8 +392,11 @@ def test_another_pair_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     pair().fit(X, epochs=1, seed=1, checkpoint=path, progress=False)
     other = VMoNF(FlowMixture(RealNVP(D, K, blocks=3)), SoftmaxGuide(MLP(D, K)))
+    before = {k: v.clone() for k, v in other.state_dict().items()}
     with pytest.raises(ValueError, match="does not fit the pair"):
-        other.fit(X, epochs=1, resume=path, standardize=False, progress=False)
+        other.fit(X, epochs=1, resume=path, progress=False)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, before[name]), name
     pair().save(tmp_path / "pair.pt")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         pair().fit(X, epochs=1, resume=tmp_path / "pair.pt", progress=False)

@@ -502,3 +502,14 @@ def test_the_units_of_a_fitted_model_are_settled() -> None:
     vmonf.fit(X, epochs=1, standardize=False, progress=False)
     vmonf.fit(50 * X, epochs=1, progress=False)
     assert torch.equal(vmonf.model.standardizer.scale, torch.ones(D))
+
+
+def test_a_run_that_is_refused_late_leaves_the_units_alone() -> None:
+    vmonf = VMoNF(
+        FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3), terms=[lambda batch: torch.zeros(7)])
+    )
+    before = {k: v.clone() for k, v in vmonf.state_dict().items()}
+    with pytest.raises(ValueError, match=r"[Ss]hape"):
+        vmonf.fit(100 * torch.randn(40, 2), epochs=1, progress=False)
+    for name, value in vmonf.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -173,3 +173,15 @@ def test_errors(case: str) -> None:
     action, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         action()
+
+
+@pytest.mark.parametrize("scale", [None, 0.01])
+def test_restarts(scale: float | None) -> None:
+    vmonf = VMoNF(FlowMixture(RandomBank(RealNVP(D, 3, blocks=1), scale=scale)))
+    history = vmonf.fit(rows(), epochs=2, n_init=2, progress=False, seed=0)
+    assert len(history.restarts) == 2
+
+
+def test_a_random_bank_among_others_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"RandomBank inside .* left out"):
+        FlowMixture([RandomBank(Means()), Means()])

@@ -411,6 +411,10 @@ CANNOT: dict[str, Callable[[], object]] = {
     "rows of another shape than the components": lambda: FlowMixture(Gaussian(D, K))(
         torch.zeros(N, D + 1)
     ),
+    "random or updated parts inside a component": lambda: FlowMixture(
+        [MixtureComponent(FlowMixture(Gaussian(D, 2), dist.Dirichlet(torch.ones(2)))), background()]
+    ),
+    "the report of a conditional mixture": lambda: VMoNF(conditional()).report(X),
 }
 PAGE = (Path(__file__).parent.parent / "docs" / "swapping.md").read_text()
 SAID = dict(

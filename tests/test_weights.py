@@ -25,6 +25,7 @@ from pyro_vmonf import (
     UpdatedWeights,
     VMoNF,
 )
+from pyro_vmonf.components import take_components_
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.simplex import PointPosterior
 
@@ -279,3 +280,24 @@ def test_one_network_serves_two_mixtures() -> None:
     svi.step(x, z)
     moved = network.layers[0].weight.detach() - before
     torch.testing.assert_close(moved, -1e-3 * gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_rows_that_do_not_count_leave_updated_weights_alone(n_init: int) -> None:
+    """A batch may hold nothing but rows of weight zero."""
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), "updated"), SoftmaxGuide(MLP(D, K)))
+    weight = torch.zeros(60)
+    weight[:12] = 1.0
+    x = torch.randn(60, D)
+    vmonf.fit(
+        x, sample_weight=weight, batch_size=4, epochs=2, n_init=n_init, progress=False, seed=0
+    )
+    torch.testing.assert_close(vmonf.model.weights().exp().sum(), torch.tensor(1.0))
+    assert vmonf.log_prob(x).isfinite().all()
+
+
+def test_updated_weights_of_fewer_components_still_sum_to_one() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), "updated"))
+    vmonf.model.weights.probs.copy_(torch.tensor([0.5, 0.3, 0.2]))
+    take_components_(vmonf, torch.tensor([1, 2]))
+    torch.testing.assert_close(vmonf.model.weights().exp(), torch.tensor([0.6, 0.4]))
