@@ -11,7 +11,7 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.rows import Program, claim_parameters, data_plate, free_dim, log_evidence
+from pyro_vmonf.rows import Program, Rows, claim_parameters, free_dim, log_evidence
 from pyro_vmonf.temperature import check_temperature
 from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
 from pyro_vmonf.truncated import TopCategorical
@@ -43,6 +43,25 @@ class BoundGuide(Program):
     def model(self) -> FlowMixture | None:
         """The model that the guide is bound to."""
         return self._bound[0]
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        size: int | None = None,
+        sample_weight: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> None:
+        """Draw the model's random parts and the rows' component; the signature is the model's."""
+        self._begin()
+        if x is not None:  # else there is nothing to infer from: c keeps its prior
+            self.infer(Rows(x, y, index, size, sample_weight, given))
+
+    def infer(self, rows: Rows) -> None:
+        """Draw the component of rows, from q(c|x, y)."""
+        raise NotImplementedError
 
     def log_posterior(
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
@@ -187,31 +206,12 @@ class SoftmaxGuide(BoundGuide):
             return log_q
         return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
 
-    def forward(
-        self,
-        x: Tensor | None = None,
-        y: Tensor | None = None,
-        *,
-        index: Tensor | None = None,
-        size: int | None = None,
-        sample_weight: Tensor | None = None,
-        given: Tensor | None = None,
-    ) -> None:
-        self._begin()
-        if x is None:  # nothing to infer from: c keeps its prior
-            return
+    def infer(self, rows: Rows) -> None:
+        x, y, given, sample_weight = rows.x, rows.y, rows.given, rows.sample_weight
         event_dim = self.event_dim if self.model is None else len(self.model.event_shape)
         event_shape = x.shape[x.dim() - event_dim :]
         dim = free_dim()
-        plate = data_plate(
-            self._fullname("data"),
-            x,
-            event_shape,
-            index=index,
-            size=size,
-            sample_weight=sample_weight,
-        )
-        with plate as positions:
+        with rows.plate(self._fullname("data"), event_shape) as positions:
             log_q = self.log_q(x, given)
             evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
             # The same value, with a share of the gradient.
@@ -226,7 +226,8 @@ class SoftmaxGuide(BoundGuide):
                 q = TopCategorical(logits, self.top)
             pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
             # Rows of a larger whole whose positions nobody gave have none.
-            known = index is not None or size is None or size == x.shape[dim - event_dim]
+            count = x.shape[dim - event_dim]
+            known = rows.index is not None or rows.size is None or rows.size == count
             batch = Batch(
                 self, x, log_q, evidence, positions if known else None, dim, sample_weight, given
             )
@@ -275,32 +276,11 @@ class ExactGuide(BoundGuide):
         True
     """
 
-    def forward(
-        self,
-        x: Tensor | None = None,
-        y: Tensor | None = None,
-        *,
-        index: Tensor | None = None,
-        size: int | None = None,
-        sample_weight: Tensor | None = None,
-        given: Tensor | None = None,
-    ) -> None:
-        self._begin()
-        if x is None:
-            return
-        model = self._bound_model()
-        plate = data_plate(
-            self._fullname("data"),
-            x,
-            model.event_shape,
-            index=index,
-            size=size,
-            sample_weight=sample_weight,
-        )
-        with plate:
+    def infer(self, rows: Rows) -> None:
+        with rows.plate(self._fullname("data"), self._bound_model().event_shape):
             with torch.no_grad():
-                logits = self.log_posterior(x, y, given)
-            self._observe(lambda: logits, sample_weight)
+                logits = self.log_posterior(rows.x, rows.y, rows.given)
+            self._observe(lambda: logits, rows.sample_weight)
             q = Categorical(logits=logits, validate_args=False)
             pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
 
@@ -321,16 +301,5 @@ class MarginalGuide(BoundGuide):
         True
     """
 
-    def forward(
-        self,
-        x: Tensor | None = None,
-        y: Tensor | None = None,
-        *,
-        index: Tensor | None = None,
-        size: int | None = None,
-        sample_weight: Tensor | None = None,
-        given: Tensor | None = None,
-    ) -> None:
-        self._begin()
-        if x is not None:
-            self._observe(lambda: self.log_posterior(x, y, given), sample_weight)
+    def infer(self, rows: Rows) -> None:
+        self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows.sample_weight)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -127,6 +128,37 @@ def data_plate(
             mask = poutine.mask(mask=counted)  # type: ignore[call-overload]
             with mask, poutine.scale(scale=weight):
                 yield positions
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a guide is given of rows: the arguments of the program's call.
+
+    Arguments:
+        x: rows ``(*, *event_shape)``.
+        y: their labels ``(*)`` or log-likelihoods ``(*, K)``.
+        index, size: their positions ``(B,)`` in the whole data set, and its rows.
+        sample_weight: their weights, which broadcast with ``*``.
+        given: their context ``(*, H)``.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    index: Tensor | None
+    size: int | None
+    sample_weight: Tensor | None
+    given: Tensor | None
+
+    def plate(self, name: str, event_shape: Sequence[int]) -> AbstractContextManager[Any]:
+        """Return the plate of the rows: see :func:`data_plate`."""
+        return data_plate(
+            name,
+            self.x,
+            event_shape,
+            index=self.index,
+            size=self.size,
+            sample_weight=self.sample_weight,
+        )
 
 
 def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
