@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -77,10 +77,11 @@ def train(case: str, loss: torch.nn.Module, vmonf: VMoNF, rank: int, world: int)
     return [value.detach().clone() for value in vmonf.state_dict().values()]
 
 
-def worker(rank: int, world: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(folder: str) -> None:
+    """What each process that ``torchrun`` starts does."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    distributed.init_process_group("gloo")
+    rank, world = distributed.get_rank(), distributed.get_world_size()
     found: dict[str, Any] = {"numbers sent": {}}
     for case in CASES:
         vmonf, _ = build(case)
@@ -98,15 +99,15 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(worker, (2, free_port(), str(tmp_path)), nprocs=2)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    root = Path(__file__).parent.parent
+    run = subprocess.run(
+        [sys.executable, *torchrun, "-m", "tests.test_distributed", str(tmp_path)],
+        cwd=root, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for case in CASES:
         vmonf, _ = build(case)
@@ -229,3 +230,7 @@ def test_random_weights_count_once() -> None:
     torch.manual_seed(0)
     many = loss(X[:10], size=10**9)  # the weights' divergence is one part in a billion rows
     assert one != many
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1])
