@@ -198,22 +198,24 @@ def fit(
         generator=generator,
     )
     generators = [generator, *sources.train.generators]
-    run = fingerprint(
-        sources,
-        lr=lr,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        held_out=None if isinstance(held_out, Tensor) else float(held_out),
-        standardize=standardize,
-        temperature=temperature if isinstance(temperature, (int, float)) else None,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        pretrain_epochs=pretrain_epochs,
-        interleave=interleave,
-        patience=patience,
-        keep=keep,
-    )
+    run: dict[str, Any] = {}
+    if checkpoint is not None or past is not None:  # it goes through all rows
+        run = fingerprint(
+            sources,
+            lr=lr,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            held_out=None if isinstance(held_out, Tensor) else float(held_out),
+            standardize=standardize,
+            temperature=temperature if isinstance(temperature, (int, float)) else None,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            pretrain_epochs=pretrain_epochs,
+            interleave=interleave,
+            patience=patience,
+            keep=keep,
+        )
     if past is not None:
         checkpoints.check_same(past, run)
 

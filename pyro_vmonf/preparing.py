@@ -178,5 +178,7 @@ def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
     if isinstance(data, TensorSource):
         for name in ("x", "y", "sample_weight", "given"):
             values = getattr(data, name)
-            sums[f"sum of {name}"] = None if values is None else float(values.double().sum())
+            sums[f"sum of {name}"] = (
+                None if values is None else float(values.sum(dtype=torch.float64))
+            )
     return {**options, "rows": rows, **sums}
