@@ -6,10 +6,11 @@ from pyro_vmonf.distributed import TrainingLoss
 from pyro_vmonf.distributions import FlowDistribution, Marginal, select, stacked
 from pyro_vmonf.em import fit_em, information_criteria
 from pyro_vmonf.fitting import fit
-from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, RealNVP
+from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, MAFMoG, RealNVP
 from pyro_vmonf.foreign import Replicated
 from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
+from pyro_vmonf.images import Glow, ImageNSF, MultiScaleRealNVP, PixelFlow
 from pyro_vmonf.model import FlowMixture, MixtureComponent
 from pyro_vmonf.random_bank import RandomBank
 from pyro_vmonf.rotated import RotatedRealNVP
@@ -35,11 +36,16 @@ __all__ = [
     "FlowMixture",
     "GatedWeights",
     "Gaussian",
+    "Glow",
     "History",
+    "ImageNSF",
     "LearnedWeights",
+    "MAFMoG",
     "Marginal",
     "MarginalGuide",
     "MixtureComponent",
+    "MultiScaleRealNVP",
+    "PixelFlow",
     "RandomBank",
     "RandomWeights",
     "RealNVP",

@@ -21,7 +21,13 @@ from pyro_vmonf.checks import check_positive
 from pyro_vmonf.elbo import max_plate_nesting
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.preparing import check_options, fingerprint, make_sources, schedule_of
+from pyro_vmonf.preparing import (
+    check_options,
+    fingerprint,
+    make_sources,
+    schedule_of,
+    start_parts,
+)
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.temperature import Cooling, Schedule
@@ -267,6 +273,8 @@ def fit(
         except BaseException:  # it was refused after all: nothing has been trained
             model.standardizer.load_state_dict(units)
             raise
+        if past is None:
+            start_parts(model, guide, probe)
         history = trainer.history
 
         def done(epoch: int) -> bool:

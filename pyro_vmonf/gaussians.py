@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor, nn
@@ -14,26 +16,29 @@ class StandardNormal(nn.Module):
     """The bank of K equal standard normals, the usual base of a flow.
 
     Arguments:
-        features: number of features *D*.
+        features: number of features *D*, or the shape of a row that is an image.
         components: number of components *K*.
 
     Example:
-        >>> StandardNormal(2, 5)().batch_shape
-        torch.Size([5])
+        >>> StandardNormal(2, 5)().batch_shape, StandardNormal((1, 8, 8), 5)().event_shape
+        (torch.Size([5]), torch.Size([1, 8, 8]))
     """
 
     loc: Tensor
     batched_buffers = ("loc",)
 
-    def __init__(self, features: int, components: int) -> None:
+    def __init__(self, features: int | Sequence[int], components: int) -> None:
         super().__init__()
-        self.features = check_positive("features", features)
+        event_shape = (features,) if isinstance(features, int) else tuple(features)
+        for size in event_shape:
+            check_positive("features", size)
+        self.features = features if isinstance(features, int) else event_shape
         self.components = check_positive("components", components)
-        self.register_buffer("loc", torch.zeros(components, features), persistent=False)
+        self.register_buffer("loc", torch.zeros(components, *event_shape), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         scale = torch.ones_like(self.loc)
-        return Normal(self.loc, scale, validate_args=False).to_event(1)
+        return Normal(self.loc, scale, validate_args=False).to_event(self.loc.dim() - 1)
 
 
 class Gaussian(nn.Module):

@@ -111,6 +111,19 @@ class FlowMixture(Program):
             raise ValueError("the components are bounded: their rows cannot be standardised")
         self.standardizer.fit_(check_rows(x, self.event_shape, floating_buffer(self)))
 
+    def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Start the parts of the bank that start from data, where they have not been: see ActNorm.
+
+        Arguments:
+            x: rows ``(N, *event_shape)``.
+            weight: how much each row counts for each component, ``(N, K)``; all alike by default.
+        """
+        start = getattr(self.bank, "start_", None)
+        if start is not None and not self.context_features:
+            rows = check_rows(x, self.event_shape, floating_buffer(self))
+            with torch.no_grad():
+                start(rows if self.bounded else self.standardizer.inv(rows), weight)
+
     def forward(
         self,
         x: Tensor | None = None,

@@ -21,6 +21,7 @@ from pyro_vmonf.checks import (
 )
 from pyro_vmonf.guides import MarginalGuide, SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.scopes import evaluating
 from pyro_vmonf.sources import LoaderSource, Source, TensorSource
 from pyro_vmonf.temperature import Cooling, Schedule, as_schedule, check_temperature
 from pyro_vmonf.training import Guide
@@ -168,6 +169,15 @@ def make_sources(
         return Sources(train, None, held)
     labelled, others = train.split_by_label()
     return Sources(others if interleave and others.size else train, labelled, held)
+
+
+def start_parts(model: FlowMixture, guide: Guide, probe: dict[str, Any]) -> None:
+    """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
+    weight = None
+    if isinstance(guide, SoftmaxGuide) and not model.context_features:
+        with torch.no_grad(), evaluating(guide):
+            weight = guide.log_q(probe["x"]).exp()
+    model.start_(probe["x"], weight)
 
 
 def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:

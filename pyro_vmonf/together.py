@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vmonf.elbo import Objective, max_plate_nesting
 from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.preparing import check_data, check_options, schedule_of
+from pyro_vmonf.preparing import check_data, check_options, schedule_of, start_parts
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import TensorSource
@@ -140,6 +140,8 @@ def fit_together(
         if standardize and not copied.bounded and not copied.standardizer.fitted:
             copied.standardize_(x[run.train.positions])
         copied.standardizer.fitted.fill_(True)
+        rows = next(iter(run.train.epoch(torch.Generator())))["x"]  # those that fit begins with
+        start_parts(copied, copied_guide, {"x": x[rows]})  # type: ignore[arg-type]
         copies.append((copied, copied_guide))  # type: ignore[arg-type]
     start = time.perf_counter()
     with (

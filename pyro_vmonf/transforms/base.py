@@ -76,6 +76,15 @@ class FlowTransform(TransformModule):
             total = total + log_det
         return x, total  # type: ignore[return-value]
 
+    def start_(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Set what starts from data, such as a normalisation, and return the rows' inverses.
+
+        Arguments:
+            x: rows on the side of the data, ``(*, *event_shape)``.
+            weight: how much each row counts for each component, ``(*)``; all alike by default.
+        """
+        return self.inverse_and_log_det(x)[0]
+
     def _call(self, z: Tensor) -> Tensor:
         return self.forward_and_log_det(z)[0]
 

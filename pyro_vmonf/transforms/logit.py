@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_vmonf.checks import check_positive
 from pyro_vmonf.transforms.base import FlowTransform
 
 
@@ -24,6 +25,7 @@ class Logit(FlowTransform):
 
     Arguments:
         alpha: how far the ends of the interval are kept from 0 and 1, in [0, 1/2).
+        event_dim: dimensions of one row: 1 for flat images, 3 for ``(C, H, W)``.
         batch_shape: as every transform takes it; there are no parameters to tell apart.
 
     References:
@@ -37,27 +39,38 @@ class Logit(FlowTransform):
         tensor([0.])
     """
 
-    def __init__(self, *, alpha: float = 1e-6, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self, *, alpha: float = 1e-6, event_dim: int = 1, batch_shape: Sequence[int] = ()
+    ) -> None:
         super().__init__(batch_shape=batch_shape)
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha is {alpha}; expected a number in [0, 0.5)")
         self.alpha = alpha
+        self._event_dim = check_positive("event_dim", event_dim)
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(constraints.real, self._event_dim)
 
     @property
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         margin = self.alpha / (1 - 2 * self.alpha)
-        return constraints.independent(constraints.interval(-margin, 1 + margin), 1)
+        return constraints.independent(constraints.interval(-margin, 1 + margin), self._event_dim)
+
+    def _expanded(self, x: Tensor) -> Tensor:
+        event = (1,) * self._event_dim
+        return x.expand(torch.broadcast_shapes(x.shape, (*self.batch_shape, *event)))
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = z.expand(torch.broadcast_shapes(z.shape, (*self.batch_shape, 1)))
+        z = self._expanded(z)
         width = 1 - 2 * self.alpha
         log_det = F.logsigmoid(z) + F.logsigmoid(-z) - torch.log(z.new_tensor(width))
-        return (torch.sigmoid(z) - self.alpha) / width, log_det.sum(-1)
+        return (torch.sigmoid(z) - self.alpha) / width, log_det.flatten(-self._event_dim).sum(-1)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.expand(torch.broadcast_shapes(x.shape, (*self.batch_shape, 1)))
+        x = self._expanded(x)
         width = 1 - 2 * self.alpha
         y = self.alpha + width * x
         log_y, log_rest = y.log(), torch.log1p(-y)
         log_det = torch.log(y.new_tensor(width)) - log_y - log_rest
-        return log_y - log_rest, log_det.sum(-1)
+        return log_y - log_rest, log_det.flatten(-self._event_dim).sum(-1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_vmonf.nn import Activation
 from pyro_vmonf.transforms.autoregressive import Autoregressive
 from pyro_vmonf.transforms.coupling import Coupling
+from pyro_vmonf.transforms.mixture_of_gaussians import MixtureOfGaussians
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale
 
 
@@ -174,4 +175,50 @@ class SplineAutoregressive(Autoregressive):
             batch_shape=batch_shape,
         )
         self.bins = bins
+        self.bound = bound
+
+
+class MixtureAutoregressive(Autoregressive):
+    """An autoregressive layer after which each feature's conditional is a mixture of Gaussians.
+
+    It is so where the layer is next to a standard normal base: then the flow is a MADE with
+    mixtures of Gaussians, and the layers between it and the data make of it a MAF with those.
+
+    Arguments:
+        features, order, hidden, activation, context_features, batch_shape: as for
+            :class:`Autoregressive`.
+        mixtures: Gaussians of each feature.
+        bound: the largest log-scale.
+
+    References:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
+        arXiv:1705.07057.
+
+    Example:
+        >>> MixtureAutoregressive(3, mixtures=2, batch_shape=(5,)).inv(torch.randn(7, 1, 3)).shape
+        torch.Size([7, 5, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        order: Sequence[int] | Tensor | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        context_features: int = 0,
+        mixtures: int = 10,
+        bound: float = 5.0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            features,
+            MixtureOfGaussians(mixtures, bound),
+            order=order,
+            hidden=hidden,
+            activation=activation,
+            context_features=context_features,
+            batch_shape=batch_shape,
+        )
+        self.mixtures = mixtures
         self.bound = bound

@@ -1,0 +1,412 @@
+"""Banks of K multi-scale convolutional flows, for images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.distributions import Distribution
+
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.convolutions import Way
+from pyro_vmonf.flow import Flow, Shape, base_bank, batch_shapes
+from pyro_vmonf.transforms import (
+    ActNorm,
+    AffineImageCoupling,
+    FlowTransform,
+    ImageCoupling,
+    InvertibleConvolution,
+    SplineImageAutoregressive,
+    SplineImageCoupling,
+    Split,
+    Squeezed,
+)
+
+Chain = list[FlowTransform]
+# A coupling of images of a shape, as a pattern and whether it is flipped, for a batch shape.
+Couple = Callable[[Shape, str, bool, Shape], ImageCoupling]
+
+
+class _MultiScaleFlow(Flow):
+    """What the banks for images share: scales inside of each other, each half as fine.
+
+    A subclass says what a scale's chain is, base to data, and puts the next one inside.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int,
+        blocks: int,
+        channels: int,
+        depth: int,
+        shared: int,
+        base: nn.Module | Distribution | None,
+        couple: Couple,
+        way: Way,
+    ) -> None:
+        shape, components = _check_shape(image_shape), check_positive("components", components)
+        if any(size % 2 ** check_positive("scales", scales) for size in shape[1:]):
+            raise ValueError(
+                f"images are {shape[1]} by {shape[2]}, which {scales} scales cannot halve that "
+                "often; use fewer scales, or pad the images"
+            )
+        own = batch_shapes(check_positive("blocks", blocks), shared, components)
+        chain = self._scale(shape, scales, own, (components,), couple)
+        super().__init__(chain, base=base_bank(base, shape, components))
+        self.image_shape = torch.Size(shape)
+        self.components = components
+        self.scales = scales
+        self.blocks = blocks
+        self.channels = channels
+        self.depth = depth
+        self.shared = shared
+        self.way = way
+
+    @classmethod
+    def _scale(
+        cls,
+        shape: Shape,
+        scales: int,
+        own: Sequence[Shape],
+        private: Shape,
+        couple: Couple,
+    ) -> Chain:
+        """Return the chain of a scale, base to data, with all coarser ones inside of it."""
+        raise NotImplementedError
+
+    @classmethod
+    def _coarser(
+        cls,
+        shape: Shape,
+        scales: int,
+        own: Sequence[Shape],
+        private: Shape,
+        couple: Couple,
+    ) -> Chain:
+        """Return what stands at the base end of a scale: the coarser ones, for half the channels.
+
+        The channels that leave get location and scale from those that go on.
+        """
+        if scales == 1:
+            return []
+        half = (shape[0] // 2, *shape[1:])
+        inner = cls._scale(half, scales - 1, own, private, couple)
+        return [Split(inner), couple(shape, "channels", False, private)]
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return (4 * shape[0], shape[1] // 2, shape[2] // 2)
+
+
+class _GlowLike(_MultiScaleFlow):
+    """Scales of activation normalisation, 1×1 convolution and channel-wise coupling."""
+
+    @classmethod
+    def _scale(
+        cls,
+        shape: Shape,
+        scales: int,
+        own: Sequence[Shape],
+        private: Shape,
+        couple: Couple,
+    ) -> Chain:
+        shape = _squeezed(shape)
+        chain = cls._coarser(shape, scales, own, private, couple)
+        for i, batch_shape in enumerate(own):
+            chain += [
+                couple(shape, "channels", i % 2 == 1, batch_shape),
+                InvertibleConvolution(shape[0], batch_shape=batch_shape),
+                ActNorm(shape[0], batch_shape=batch_shape),
+            ]
+        return [Squeezed(chain)]
+
+
+class Glow(_GlowLike):
+    """The bank of K Glows: blocks of normalisation, 1×1 convolution and affine coupling.
+
+    It maps images on the real line; pixels need a :class:`~pyro_vmonf.transforms.Logit` at the
+    data end: ``Flow([*glow.transforms, Logit(event_dim=3)], base=glow.base)``. Its normalisations
+    start from the data, which ``fit`` sees to.
+
+    Arguments:
+        image_shape: ``(C, H, W)``; height and width are halved once at each scale.
+        components: number of components *K*.
+        scales: number of scales *L*.
+        blocks: number of blocks at each scale.
+        channels: width of the residual network of each coupling.
+        depth: its residual blocks.
+        shared: how many blocks of each scale, those next to the data, all components have in
+            common.
+        bound: the largest log-scale of a coupling.
+        base: bank or distribution at the start of the chain; K standard normals by default.
+        way: of the convolutions, ``"grouped"`` or ``"loop"``.
+
+    Raises:
+        ValueError: if the images cannot be halved so often, or base or numbers do not fit.
+
+    References:
+        Kingma, Dhariwal (2018), Glow: Generative Flow with Invertible 1x1 Convolutions,
+        arXiv:1807.03039.
+
+    Example:
+        >>> Glow((1, 8, 8), components=5, blocks=1)().log_prob(torch.zeros(7, 1, 1, 8, 8)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int = 2,
+        blocks: int = 4,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        bound: float = 2.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+    ) -> None:
+        super().__init__(
+            image_shape,
+            components,
+            scales=scales,
+            blocks=blocks,
+            channels=channels,
+            depth=depth,
+            shared=shared,
+            base=base,
+            way=way,
+            couple=_affine(channels, depth, bound, way),
+        )
+        self.bound = bound
+
+
+class ImageNSF(_GlowLike):
+    """The bank of K spline flows of images: :class:`Glow` with rational-quadratic couplings.
+
+    Arguments:
+        image_shape, components, scales, blocks, channels, depth, shared, base, way: as for
+            :class:`Glow`.
+        bins: pieces of each spline.
+        bound: half the width of the box outside which the splines are the identity.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> ImageNSF((1, 8, 8), components=5, blocks=1)().sample((7,)).shape
+        torch.Size([7, 5, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int = 2,
+        blocks: int = 4,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        bins: int = 8,
+        bound: float = 4.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+    ) -> None:
+        super().__init__(
+            image_shape,
+            components,
+            scales=scales,
+            blocks=blocks,
+            channels=channels,
+            depth=depth,
+            shared=shared,
+            base=base,
+            way=way,
+            couple=lambda shape, pattern, flip, batch_shape: SplineImageCoupling(
+                shape,
+                pattern=pattern,  # type: ignore[arg-type]
+                flip=flip,
+                channels=channels,
+                blocks=depth,
+                bins=bins,
+                bound=bound,
+                way=way,
+                batch_shape=batch_shape,
+            ),
+        )
+        self.bins = bins
+        self.bound = bound
+
+
+class MultiScaleRealNVP(_MultiScaleFlow):
+    """The bank of K multi-scale RealNVPs: checkerboard couplings, squeeze, channel-wise couplings.
+
+    An activation normalisation stands in the place of the paper's batch normalisation, which
+    couples the rows of a batch.
+
+    Arguments:
+        image_shape, components, scales, channels, depth, bound, base, way: as for :class:`Glow`.
+        blocks: couplings of each pattern at each scale.
+        shared: how many couplings of each pattern and scale, those next to the data, all
+            components have in common.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> bank = MultiScaleRealNVP((1, 8, 8), components=5, blocks=1)
+        >>> bank().log_prob(torch.zeros(7, 1, 1, 8, 8)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int = 2,
+        blocks: int = 3,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        bound: float = 2.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+    ) -> None:
+        super().__init__(
+            image_shape,
+            components,
+            scales=scales,
+            blocks=blocks,
+            channels=channels,
+            depth=depth,
+            shared=shared,
+            base=base,
+            way=way,
+            couple=_affine(channels, depth, bound, way),
+        )
+        self.bound = bound
+
+    @classmethod
+    def _scale(
+        cls,
+        shape: Shape,
+        scales: int,
+        own: Sequence[Shape],
+        private: Shape,
+        couple: Couple,
+    ) -> Chain:
+        def couplings(shape: Shape, pattern: str) -> Chain:
+            chain: Chain = []
+            for i, batch_shape in enumerate(own):
+                chain.append(couple(shape, pattern, i % 2 == 1, batch_shape))
+                chain.append(ActNorm(shape[0], batch_shape=batch_shape))
+            return chain
+
+        deep = _squeezed(shape)
+        inner = cls._coarser(deep, scales, own, private, couple)
+        return [
+            Squeezed([*inner, *couplings(deep, "channels")]),
+            *couplings(shape, "checkerboard"),
+        ]
+
+
+class PixelFlow(Flow):
+    """The bank of K pixel-by-pixel spline flows, by masked convolutional networks.
+
+    It sees all pixels before, above and at the left, so its densities are far better than those of
+    couplings for the same work; a sample takes a small step for each pixel.
+
+    Arguments:
+        image_shape: ``(C, H, W)``.
+        components: number of components *K*.
+        blocks: autoregressive layers; every second one goes through the image backwards.
+        channels: width of each network.
+        depth: its residual blocks.
+        first: width of the kernels of its first layer, odd.
+        shared: how many layers, those next to the data, all components have in common.
+        bins: pieces of each spline.
+        bound: half the width of the box outside which the splines are the identity.
+        base: bank or distribution at the start of the chain; K standard normals by default.
+        way: of the convolutions, ``"grouped"`` or ``"loop"``.
+
+    References:
+        van den Oord, Kalchbrenner, Kavukcuoglu (2016), Pixel Recurrent Neural Networks,
+        arXiv:1601.06759; Durkan, Bekasov, Murray, Papamakarios (2019), arXiv:1906.04032.
+
+    Example:
+        >>> PixelFlow((1, 8, 8), components=5)().log_prob(torch.zeros(7, 1, 1, 8, 8)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        blocks: int = 1,
+        channels: int = 32,
+        depth: int = 4,
+        first: int = 7,
+        shared: int = 0,
+        bins: int = 8,
+        bound: float = 4.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+    ) -> None:
+        shape, components = _check_shape(image_shape), check_positive("components", components)
+        own = batch_shapes(check_positive("blocks", blocks), shared, components)
+        super().__init__(
+            [
+                SplineImageAutoregressive(
+                    shape,
+                    backwards=i % 2 == 1,
+                    channels=channels,
+                    blocks=depth,
+                    first=first,
+                    bins=bins,
+                    bound=bound,
+                    way=way,
+                    batch_shape=batch_shape,
+                )
+                for i, batch_shape in enumerate(own)
+            ],
+            base=base_bank(base, shape, components),
+        )
+        self.image_shape = torch.Size(shape)
+        self.components = components
+        self.blocks = blocks
+        self.channels = channels
+        self.depth = depth
+        self.first = first
+        self.shared = shared
+        self.bins = bins
+        self.bound = bound
+        self.way = way
+
+
+def _check_shape(image_shape: Sequence[int]) -> Shape:
+    shape = tuple(image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape is {shape}; expected (C, H, W), such as (1, 28, 28)")
+    return shape
+
+
+def _affine(channels: int, depth: int, bound: float, way: Way) -> Couple:
+    """Return the maker of affine couplings."""
+    return lambda shape, pattern, flip, batch_shape: AffineImageCoupling(
+        shape,
+        pattern=pattern,  # type: ignore[arg-type]
+        flip=flip,
+        channels=channels,
+        blocks=depth,
+        bound=bound,
+        way=way,
+        batch_shape=batch_shape,
+    )

@@ -1,0 +1,181 @@
+"""Autoregressive transforms of images: each pixel is moved by those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.convolutions import Way, to_maps
+from pyro_vmonf.pixels import PixelNetwork
+from pyro_vmonf.transforms.image import ImageTransform
+from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
+
+
+class ImageAutoregressive(ImageTransform):
+    r"""A monotone map of each pixel, by a masked convolutional network of the pixels before it.
+
+    .. math::
+        x_i = h(z_i; \theta_i(x_{<i})), \qquad \log|\det| = \sum_i \log h'(z_i)
+
+    Towards the base it is one pass through the network; towards data a pixel at a time, with every
+    layer kept, which is one pass as well, in small steps.
+
+    Arguments:
+        image_shape: ``(C, H, W)``.
+        univariate: the map *h*.
+        backwards: begin at the last pixel.
+        channels: width of the network.
+        blocks: its residual blocks.
+        first: width of its first layer's kernels, odd.
+        way: of its convolutions, ``"grouped"`` or ``"loop"``.
+        batch_shape: one transform for each index of this shape.
+
+    References:
+        van den Oord, Kalchbrenner, Kavukcuoglu (2016), Pixel Recurrent Neural Networks,
+        arXiv:1601.06759.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        univariate: Univariate,
+        *,
+        backwards: bool = False,
+        channels: int = 32,
+        blocks: int = 3,
+        first: int = 7,
+        way: Way = "grouped",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(batch_shape=batch_shape)
+        self.image_shape = torch.Size(image_shape)
+        self.univariate = univariate
+        self.backwards = backwards
+        self.channels = channels
+        self.blocks = blocks
+        self.first = first
+        self.way = way
+        self.network = PixelNetwork(
+            image_shape,
+            univariate.parameters,
+            channels=channels,
+            blocks=blocks,
+            first=first,
+            way=way,
+            batch_shape=batch_shape,
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw the network anew, near the identity."""
+        self.network.reset_parameters()
+
+    def _turned(self, images: Tensor) -> Tensor:
+        """Bring the pixel that comes first to the upper left, and back."""
+        return images.flip((-1, -2)) if self.backwards else images
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps, restore = to_maps(self._turned(x), self.batch_shape)
+        depth, height, width = self.image_shape
+        shape = (self.batch_shape.numel(), depth)
+        theta = self.network.of_maps(maps).unflatten(1, (*shape, -1)).flatten(-2)
+        z, log_slope = self.univariate.inverse(maps.unflatten(1, shape).flatten(-2), theta)
+        total = restore(log_slope.sum((-1, -2))[..., None, None]).flatten(-3).squeeze(-1)
+        z = restore(z.unflatten(-1, (height, width)).flatten(1, 2))
+        return self._turned(z), total
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        maps, restore = to_maps(self._turned(z), self.batch_shape)
+        images = maps.unflatten(1, (self.batch_shape.numel(), -1))
+        slopes: list[Tensor] = []
+
+        def emit(numbers: Tensor, theta: Tensor) -> Tensor:
+            value, slope = self.univariate.forward(numbers, theta)
+            slopes.append(slope)
+            return value
+
+        x = self.network.unroll(images.permute(1, 2, 0, 3, 4), emit)
+        total = restore(torch.cat(slopes, 1).sum(1).mT[..., None, None]).flatten(-3).squeeze(-1)
+        return self._turned(restore(x.permute(2, 0, 1, 3, 4).flatten(1, 2))), total
+
+
+class AffineImageAutoregressive(ImageAutoregressive):
+    r"""The layer :math:`x_i = z_i e^{\alpha_i} + \mu_i` of images, by masked convolutions.
+
+    Arguments:
+        image_shape, backwards, channels, blocks, first, way, batch_shape: as for
+            :class:`ImageAutoregressive`.
+        bound: the largest log-scale.
+
+    Example:
+        >>> transform = AffineImageAutoregressive((1, 6, 6), batch_shape=(5,))
+        >>> transform.inv(torch.randn(7, 1, 1, 6, 6)).shape
+        torch.Size([7, 5, 1, 6, 6])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        backwards: bool = False,
+        channels: int = 32,
+        blocks: int = 3,
+        first: int = 7,
+        bound: float = 5.0,
+        way: Way = "grouped",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            image_shape,
+            ShiftAndScale(bound),
+            backwards=backwards,
+            channels=channels,
+            blocks=blocks,
+            first=first,
+            way=way,
+            batch_shape=batch_shape,
+        )
+        self.bound = bound
+
+
+class SplineImageAutoregressive(ImageAutoregressive):
+    """The layer of images whose map is a rational-quadratic spline, by masked convolutions.
+
+    Arguments:
+        image_shape, backwards, channels, blocks, first, way, batch_shape: as for
+            :class:`ImageAutoregressive`.
+        bins: pieces of each spline.
+        bound: half the width of the box outside which the map is the identity.
+
+    Example:
+        >>> transform = SplineImageAutoregressive((1, 4, 4), batch_shape=(5,))
+        >>> transform(torch.randn(7, 1, 1, 4, 4)).shape
+        torch.Size([7, 5, 1, 4, 4])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        backwards: bool = False,
+        channels: int = 32,
+        blocks: int = 3,
+        first: int = 7,
+        bins: int = 8,
+        bound: float = 4.0,
+        way: Way = "grouped",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            image_shape,
+            RationalQuadratic(bins, bound),
+            backwards=backwards,
+            channels=channels,
+            blocks=blocks,
+            first=first,
+            way=way,
+            batch_shape=batch_shape,
+        )
+        self.bins = bins
+        self.bound = bound

@@ -1,0 +1,251 @@
+"""Couplings of images: some channels or pixels move the others through a convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vmonf.convolutions import ResidualNetwork, Way, to_maps
+from pyro_vmonf.transforms.coupling import checkerboard_mask
+from pyro_vmonf.transforms.image import ImageTransform
+from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
+
+Pattern = Literal["channels", "checkerboard"]
+
+
+class Channels(nn.Module):
+    """The pattern in which the first half of the channels stays, or the second if flipped.
+
+    Arguments:
+        image_shape: ``(C, H, W)``, with two channels at least.
+        flip: let the second half stay.
+
+    Raises:
+        ValueError: if there is a single channel.
+    """
+
+    def __init__(self, image_shape: Sequence[int], flip: bool) -> None:
+        super().__init__()
+        channels = image_shape[0]
+        if channels < 2:
+            raise ValueError(
+                f"images have shape {tuple(image_shape)}; a channel-wise coupling needs two "
+                "channels: squeeze them, or use pattern='checkerboard'"
+            )
+        self.flip = flip
+        self.sizes = (channels // 2, channels - channels // 2)
+        self.seen, self.moved = self.sizes[::-1] if flip else self.sizes
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network sees of images ``(rows, groups, C, H, W)``, and what moves."""
+        first, second = images.split(self.sizes, 2)
+        return (second, first) if self.flip else (first, second)
+
+    def join(self, images: Tensor, moved: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images with what moved in its place, and the sum of the log-slopes."""
+        stays, _ = self.split(images)
+        halves = (moved, stays) if self.flip else (stays, moved)
+        return torch.cat(halves, 2), log_slope.sum((-1, -2, -3))
+
+
+class Checkerboard(nn.Module):
+    """The pattern in which every second pixel stays, or the others if flipped.
+
+    The network sees the pixels that stay, the others at zero, and the pattern itself.
+
+    Arguments:
+        image_shape: ``(C, H, W)``.
+        flip: let the other pixels stay.
+    """
+
+    stays: Tensor
+
+    def __init__(self, image_shape: Sequence[int], flip: bool) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.seen, self.moved = channels + 1, channels
+        stays = checkerboard_mask(height, width, flip).reshape(1, height, width)
+        self.register_buffer("stays", stays, persistent=False)
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network sees of images ``(rows, groups, C, H, W)``, and what moves."""
+        pattern = self.stays.to(images.dtype).expand(*images.shape[:2], *self.stays.shape)
+        return torch.cat((images * pattern, pattern), 2), images
+
+    def join(self, images: Tensor, moved: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images with what moved in its place, and the sum of the log-slopes."""
+        log_slope = torch.where(self.stays, 0.0, log_slope)
+        return torch.where(self.stays, images, moved), log_slope.sum((-1, -2, -3))
+
+
+PATTERNS = {"channels": Channels, "checkerboard": Checkerboard}
+
+
+class ImageCoupling(ImageTransform):
+    r"""A monotone map of some channels or pixels, with parameters computed from the others.
+
+    .. math::
+        x_2 = z_2, \qquad x_1 = h(z_1; \theta(z_2)), \qquad
+        \log|\det| = \sum_i \log h'(z_{1,i})
+
+    Arguments:
+        image_shape: ``(C, H, W)``.
+        univariate: the map *h*.
+        pattern: ``"channels"``, where half of them move, or ``"checkerboard"``, where every second
+            pixel does.
+        flip: let the others move.
+        channels: width of the residual convolutional network that computes θ.
+        blocks: its residual blocks.
+        way: of its convolutions, ``"grouped"`` or ``"loop"``.
+        batch_shape: one transform for each index of this shape.
+
+    Raises:
+        ValueError: if the pattern is unknown, or does not fit the images.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        univariate: Univariate,
+        *,
+        pattern: Pattern = "channels",
+        flip: bool = False,
+        channels: int = 32,
+        blocks: int = 1,
+        way: Way = "grouped",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(batch_shape=batch_shape)
+        if pattern not in PATTERNS:
+            raise ValueError(f"pattern is {pattern!r}; choose one of {', '.join(PATTERNS)}")
+        self.image_shape = torch.Size(image_shape)
+        self.univariate = univariate
+        self.pattern = pattern
+        self.flip = flip
+        self.channels = channels
+        self.blocks = blocks
+        self.way = way
+        self.halves = PATTERNS[pattern](self.image_shape, flip)
+        self.network = ResidualNetwork(
+            self.halves.seen,
+            self.halves.moved * univariate.parameters,
+            channels=channels,
+            blocks=blocks,
+            way=way,
+            batch_shape=batch_shape,
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw the network anew, near the identity."""
+        self.network.reset_parameters()
+
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._through(z, inverse=False)
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._through(x, inverse=True)
+
+    def _through(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        move = self.univariate.inverse if inverse else self.univariate.forward
+        maps, restore = to_maps(x, self.batch_shape)
+        images = maps.unflatten(1, (self.batch_shape.numel(), -1))
+        seen, active = self.halves.split(images)
+        theta = self.network.of_maps(seen.flatten(1, 2))
+        # (rows, groups, channels, parameters, pixels): the order in which they lie.
+        theta = theta.unflatten(1, (*active.shape[1:3], -1)).flatten(-2)
+        moved, log_slope = move(active.flatten(-2), theta)
+        moved, log_slope = (t.unflatten(-1, active.shape[-2:]) for t in (moved, log_slope))
+        images, total = self.halves.join(images, moved, log_slope)
+        total = restore(total[..., None, None])
+        return restore(images.flatten(1, 2)), total.flatten(-3).squeeze(-1)
+
+
+class AffineImageCoupling(ImageCoupling):
+    r"""The coupling :math:`x_1 = z_1 \odot e^{s(z_2)} + t(z_2)` of images.
+
+    Arguments:
+        image_shape, pattern, flip, channels, blocks, way, batch_shape: as for
+            :class:`ImageCoupling`.
+        bound: the largest log-scale.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> transform = AffineImageCoupling((4, 6, 6), batch_shape=(5,))
+        >>> x, log_det = transform.forward_and_log_det(torch.randn(7, 1, 4, 6, 6))
+        >>> x.shape, log_det.shape
+        (torch.Size([7, 5, 4, 6, 6]), torch.Size([7, 5]))
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        pattern: Pattern = "channels",
+        flip: bool = False,
+        channels: int = 32,
+        blocks: int = 1,
+        bound: float = 2.0,
+        way: Way = "grouped",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            image_shape,
+            ShiftAndScale(bound),
+            pattern=pattern,
+            flip=flip,
+            channels=channels,
+            blocks=blocks,
+            way=way,
+            batch_shape=batch_shape,
+        )
+        self.bound = bound
+
+
+class SplineImageCoupling(ImageCoupling):
+    """A coupling of images by rational-quadratic splines, the identity outside a box.
+
+    Arguments:
+        image_shape, pattern, flip, channels, blocks, way, batch_shape: as for
+            :class:`ImageCoupling`.
+        bins: pieces of each spline.
+        bound: half the width of the box.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> transform = SplineImageCoupling((1, 6, 6), pattern="checkerboard", batch_shape=(5,))
+        >>> transform.inv(torch.randn(7, 1, 1, 6, 6)).shape
+        torch.Size([7, 5, 1, 6, 6])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        pattern: Pattern = "channels",
+        flip: bool = False,
+        channels: int = 32,
+        blocks: int = 1,
+        bins: int = 8,
+        bound: float = 4.0,
+        way: Way = "grouped",
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__(
+            image_shape,
+            RationalQuadratic(bins, bound),
+            pattern=pattern,
+            flip=flip,
+            channels=channels,
+            blocks=blocks,
+            way=way,
+            batch_shape=batch_shape,
+        )
+        self.bins = bins
+        self.bound = bound
