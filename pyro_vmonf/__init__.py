@@ -10,8 +10,9 @@ from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, MAFMoG
 from pyro_vmonf.foreign import Replicated
 from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
 from pyro_vmonf.history import History
-from pyro_vmonf.images import Glow, ImageNSF, MultiScaleRealNVP, PixelFlow
+from pyro_vmonf.images import Glow, ImageNSF, MultiScaleRealNVP
 from pyro_vmonf.model import FlowMixture, MixtureComponent
+from pyro_vmonf.pixel_flow import PixelFlow
 from pyro_vmonf.random_bank import RandomBank
 from pyro_vmonf.rotated import RotatedRealNVP
 from pyro_vmonf.simplex import StickBreaking

@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, default=Path("data/mnist"), help="MNIST's folder")
     command.add_argument("--out", type=Path, default=Path("out"))
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument(
+        "--resume", action="store_true", help="go on where an interrupted run of images stopped"
+    )
     command.add_argument("--quick", action="store_true", help="a shortened run")
     return root
 
@@ -81,6 +84,11 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
     from pyro_vmonf.animation import Recorder
 
     experiment = EXPERIMENTS[options.name]
+    if options.recipe not in experiment.recipes:
+        raise ValueError(
+            f"{options.name} has no recipe {options.recipe!r}; choose one of "
+            f"{', '.join(experiment.recipes)}"
+        )
     recipe = experiment.recipes[options.recipe]
     print(f"{options.name}, recipe {options.recipe}: {experiment.title}")
     results: list[Result] = []
@@ -89,8 +97,19 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
         data = experiment.draw(settings)
         recorder = None if data.image_shape else Recorder(data.x, every=10)
         callbacks = () if recorder is None else (recorder,)
-        result = run(data, recipe, settings, device=options.device, callbacks=callbacks)
         folder = options.out / options.name / f"seed-{seed}"
+        checkpoint = folder / "checkpoint.pt" if recipe.fresh_noise else None
+        if checkpoint is not None and not options.resume:
+            for path in (checkpoint, folder / "curve.json"):
+                path.unlink(missing_ok=True)
+        result = run(
+            data,
+            recipe,
+            settings,
+            device=options.device,
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+        )
         write(result, folder, recorder)
         if not results:
             print(header(result.scores))

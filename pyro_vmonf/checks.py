@@ -172,6 +172,20 @@ def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image as a tuple of three positive numbers.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    shape = tuple(image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape is {shape}; expected (C, H, W), such as (1, 28, 28)")
+    for size in shape:
+        check_positive("image_shape", size)
+    return shape
+
+
 def check_unconditional(name: str, context_features: int) -> None:
     """Refuse a mixture that depends on a context, where none is taken.
 

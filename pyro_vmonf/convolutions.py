@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pyro_vmonf.checks import check_positive
 
 Way = Literal["grouped", "loop"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def to_maps(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -51,6 +52,26 @@ def to_maps(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Te
     x = x.permute(*rows, *groups, *image).expand(*outer, *x.shape[-3:])
     count = math.prod(outer[: len(rows)])
     return x.reshape(count, math.prod(sizes) * x.shape[-3], *x.shape[-2:]), restore
+
+
+def check_precision(precision: Precision) -> Precision:
+    """Return the precision.
+
+    Raises:
+        ValueError: if it is unknown.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; expected 'float32' or 'bfloat16'")
+    return precision
+
+
+def lowered(x: Tensor, network: nn.Module) -> Tensor:
+    """Return a network's input in its ``precision`` where it trains, and as it is in ``eval()``.
+
+    Densities are sums over thousands of numbers, so only what a network computes may be rough.
+    """
+    low = network.training and network.precision == "bfloat16"
+    return x.bfloat16() if low else x
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, way: Way = "grouped") -> Tensor:
@@ -126,7 +147,7 @@ class Convolution(nn.Module):
 
     def of_maps(self, x: Tensor) -> Tensor:
         """Return maps: see :func:`convolve`."""
-        return convolve(x, self.weight, self.bias, self.way)
+        return convolve(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.way)
 
     def extra_repr(self) -> str:
         batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
@@ -138,8 +159,7 @@ class ResidualNetwork(nn.Module):
 
     A convolution to ``channels`` maps, ``blocks`` times :math:`h + f(\mathrm{relu}(h))` with a
     3×3 and a 1×1 convolution in *f*, and a 3×3 convolution to the output. It starts near zero, so
-    that a coupling starts near the identity. Under :func:`torch.autocast` the convolutions run in
-    the lower precision, and the output has the input's.
+    that a coupling starts near the identity.
 
     Arguments:
         in_channels: channels of the input.
@@ -147,6 +167,7 @@ class ResidualNetwork(nn.Module):
         channels: width of the network.
         blocks: residual blocks.
         way: of the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: of the convolutions while training; in ``eval()`` it is the input's.
         batch_shape: one network for each index of this shape.
 
     References:
@@ -166,6 +187,7 @@ class ResidualNetwork(nn.Module):
         channels: int = 32,
         blocks: int = 1,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -174,6 +196,7 @@ class ResidualNetwork(nn.Module):
         self.channels = check_positive("channels", channels)
         self.blocks = check_positive("blocks", blocks, minimum=0)
         self.way = way
+        self.precision = check_precision(precision)
         self.batch_shape = torch.Size(batch_shape)
 
         def convolution(incoming: int, outgoing: int, size: int = 3) -> Convolution:
@@ -200,7 +223,7 @@ class ResidualNetwork(nn.Module):
 
     def of_maps(self, x: Tensor) -> Tensor:
         """Return maps ``(rows, groups·out, H, W)`` for maps ``(rows, groups·in, H, W)``."""
-        hidden = self.first.of_maps(x)
+        hidden = self.first.of_maps(lowered(x, self))
         for i in range(0, len(self.inner), 2):
             wide, narrow = self.inner[i], self.inner[i + 1]
             step = wide.of_maps(torch.relu(hidden))  # type: ignore[operator]

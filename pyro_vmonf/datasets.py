@@ -9,10 +9,12 @@ import os
 import urllib.request
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from pyro_vmonf.scopes import local_seed
 
@@ -295,3 +297,36 @@ def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
         # 16 random bits: with more, float32 rounds 255 + u up to 256.
         u = (torch.rand(images.shape) * 2**16).floor() / 2**16
         return (images.float() + u) / 256
+
+
+class DequantizedImages(Dataset[Tensor]):
+    """8-bit images that are dequantised anew whenever they are asked for, for a ``DataLoader``.
+
+    A flow that sees the same noise in every epoch learns it by heart.
+
+    Arguments:
+        images: levels ``(N, *event_shape)``, ``uint8``.
+
+    Example:
+        >>> images = DequantizedImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
+        >>> [batch.shape[0] for batch in images.loader(batch_size=2, seed=0)]
+        [2, 2, 1]
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images have dtype {images.dtype}; expected uint8")
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return dequantize(self.images[index])
+
+    def loader(self, batch_size: int, seed: int) -> DataLoader[Tensor]:
+        """Return a loader of shuffled batches, whose order can be resumed."""
+        generator = torch.Generator().manual_seed(seed)
+        order = RandomSampler(self, generator=generator)
+        batches = BatchSampler(order, batch_size, drop_last=False)
+        return DataLoader(self, sampler=batches, batch_size=None, generator=generator)

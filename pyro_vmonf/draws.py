@@ -54,6 +54,7 @@ class Data:
         truth: the density that the rows come from, where it is known.
         fresh: points drawn from the truth, for the KL divergence.
         image_shape: shape of a row that is an image.
+        levels: the images that ``x`` is made of, before they were dequantised, as ``x`` is shaped.
     """
 
     x: Tensor
@@ -65,6 +66,7 @@ class Data:
     truth: Pinwheel | TwoCircles | None = None
     fresh: Tensor | None = None
     image_shape: tuple[int, ...] | None = None
+    levels: Tensor | None = None
 
 
 def draw_pinwheel(settings: Settings, *, wings: int = 5, rate: float = 0.4) -> Data:
@@ -99,15 +101,21 @@ def draw_circles(settings: Settings, *, labelled: int = 0) -> Data:
 
 
 def draw_mnist(
-    settings: Settings, *, digits: int = 10, held_out: int = 0, labelled: int = 0
+    settings: Settings,
+    *,
+    digits: int = 10,
+    held_out: int = 0,
+    labelled: int = 0,
+    flat: bool = True,
 ) -> Data:
-    """Read MNIST's digits below ``digits``, dequantised and flattened.
+    """Read MNIST's digits below ``digits``, dequantised.
 
     Arguments:
         settings: of the run.
         digits: how many, from 0.
         held_out: training images left aside at random, as behind thesis Table 5.1.
         labelled: training images, as many of each digit, that come with their label.
+        flat: whether a row is flattened, or an image ``(1, H, W)``.
     """
     images, labels = mnist(settings.data, digits=tuple(range(digits)))
     images_test, labels_test = mnist(settings.data, train=False, digits=tuple(range(digits)))
@@ -125,12 +133,18 @@ def draw_mnist(
         y = torch.full_like(labels, -1)
         for digit in range(digits):
             y[(labels == digit).nonzero().squeeze(1)[: wanted // digits]] = digit
+    image_shape = tuple(images.shape[1:])
+    if flat:
+        images, images_test = images.flatten(1), images_test.flatten(1)
+    else:
+        images, images_test = images.unsqueeze(1), images_test.unsqueeze(1)
     return Data(
-        dequantize(images.flatten(1), seed=settings.seed),
+        dequantize(images, seed=settings.seed),
         labels,
-        dequantize(images_test.flatten(1), seed=HELD_OUT + settings.seed),
+        dequantize(images_test, seed=HELD_OUT + settings.seed),
         labels_test,
         digits,
         y=y,
-        image_shape=tuple(images.shape[1:]),
+        image_shape=image_shape,
+        levels=images,
     )

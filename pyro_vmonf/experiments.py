@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pyro_vmonf import recipes
+from pyro_vmonf import image_recipes, recipes
 from pyro_vmonf.draws import Data, Settings, draw_circles, draw_mnist, draw_pinwheel
 from pyro_vmonf.recipes import Recipe
 
@@ -65,5 +65,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         "all ten digits with 100 labels, or --labels 1000",
         lambda s: draw_mnist(s, labelled=100),
         {"thesis": recipes.THESIS_MNIST_SEMI, "best": recipes.undistorted(n_init=1)},
+    ),
+    "mnist-glow": Experiment(
+        "all ten digits by Glow-like convolutional flows",
+        lambda s: draw_mnist(s, flat=False),
+        {"best": image_recipes.GLOW},
+    ),
+    "mnist-pixels": Experiment(
+        "all ten digits by masked convolutions, pixel by pixel",
+        lambda s: draw_mnist(s, flat=False),
+        {"best": image_recipes.PIXELS},
+    ),
+    "mnist-maf-mog": Experiment(
+        "all ten digits by dense flows with mixtures of Gaussians",
+        draw_mnist,
+        {"best": image_recipes.MAF_MOG},
     ),
 }

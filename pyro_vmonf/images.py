@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.convolutions import Way
+from pyro_vmonf.checks import check_image_shape, check_positive
+from pyro_vmonf.convolutions import Precision, Way
 from pyro_vmonf.flow import Flow, Shape, base_bank, batch_shapes
 from pyro_vmonf.transforms import (
     ActNorm,
@@ -17,7 +17,6 @@ from pyro_vmonf.transforms import (
     FlowTransform,
     ImageCoupling,
     InvertibleConvolution,
-    SplineImageAutoregressive,
     SplineImageCoupling,
     Split,
     Squeezed,
@@ -47,8 +46,9 @@ class _MultiScaleFlow(Flow):
         base: nn.Module | Distribution | None,
         couple: Couple,
         way: Way,
+        precision: Precision,
     ) -> None:
-        shape, components = _check_shape(image_shape), check_positive("components", components)
+        shape, components = check_image_shape(image_shape), check_positive("components", components)
         if any(size % 2 ** check_positive("scales", scales) for size in shape[1:]):
             raise ValueError(
                 f"images are {shape[1]} by {shape[2]}, which {scales} scales cannot halve that "
@@ -65,6 +65,7 @@ class _MultiScaleFlow(Flow):
         self.depth = depth
         self.shared = shared
         self.way = way
+        self.precision = precision
 
     @classmethod
     def _scale(
@@ -144,6 +145,8 @@ class Glow(_GlowLike):
         bound: the largest log-scale of a coupling.
         base: bank or distribution at the start of the chain; K standard normals by default.
         way: of the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: of the convolutions while training, ``"bfloat16"`` being faster; in ``eval()``
+            it is the input's.
 
     Raises:
         ValueError: if the images cannot be halved so often, or base or numbers do not fit.
@@ -170,6 +173,7 @@ class Glow(_GlowLike):
         bound: float = 2.0,
         base: nn.Module | Distribution | None = None,
         way: Way = "grouped",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__(
             image_shape,
@@ -181,7 +185,8 @@ class Glow(_GlowLike):
             shared=shared,
             base=base,
             way=way,
-            couple=_affine(channels, depth, bound, way),
+            precision=precision,
+            couple=_affine(channels, depth, bound, way, precision),
         )
         self.bound = bound
 
@@ -190,8 +195,8 @@ class ImageNSF(_GlowLike):
     """The bank of K spline flows of images: :class:`Glow` with rational-quadratic couplings.
 
     Arguments:
-        image_shape, components, scales, blocks, channels, depth, shared, base, way: as for
-            :class:`Glow`.
+        image_shape, components, scales, blocks, channels, depth, shared, base, way, precision: as
+            for :class:`Glow`.
         bins: pieces of each spline.
         bound: half the width of the box outside which the splines are the identity.
 
@@ -217,6 +222,7 @@ class ImageNSF(_GlowLike):
         bound: float = 4.0,
         base: nn.Module | Distribution | None = None,
         way: Way = "grouped",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__(
             image_shape,
@@ -228,6 +234,7 @@ class ImageNSF(_GlowLike):
             shared=shared,
             base=base,
             way=way,
+            precision=precision,
             couple=lambda shape, pattern, flip, batch_shape: SplineImageCoupling(
                 shape,
                 pattern=pattern,  # type: ignore[arg-type]
@@ -237,6 +244,7 @@ class ImageNSF(_GlowLike):
                 bins=bins,
                 bound=bound,
                 way=way,
+                precision=precision,
                 batch_shape=batch_shape,
             ),
         )
@@ -251,7 +259,8 @@ class MultiScaleRealNVP(_MultiScaleFlow):
     couples the rows of a batch.
 
     Arguments:
-        image_shape, components, scales, channels, depth, bound, base, way: as for :class:`Glow`.
+        image_shape, components, scales, channels, depth, bound, base, way, precision: as for
+            :class:`Glow`.
         blocks: couplings of each pattern at each scale.
         shared: how many couplings of each pattern and scale, those next to the data, all
             components have in common.
@@ -278,6 +287,7 @@ class MultiScaleRealNVP(_MultiScaleFlow):
         bound: float = 2.0,
         base: nn.Module | Distribution | None = None,
         way: Way = "grouped",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__(
             image_shape,
@@ -289,7 +299,8 @@ class MultiScaleRealNVP(_MultiScaleFlow):
             shared=shared,
             base=base,
             way=way,
-            couple=_affine(channels, depth, bound, way),
+            precision=precision,
+            couple=_affine(channels, depth, bound, way, precision),
         )
         self.bound = bound
 
@@ -317,88 +328,7 @@ class MultiScaleRealNVP(_MultiScaleFlow):
         ]
 
 
-class PixelFlow(Flow):
-    """The bank of K pixel-by-pixel spline flows, by masked convolutional networks.
-
-    It sees all pixels before, above and at the left, so its densities are far better than those of
-    couplings for the same work; a sample takes a small step for each pixel.
-
-    Arguments:
-        image_shape: ``(C, H, W)``.
-        components: number of components *K*.
-        blocks: autoregressive layers; every second one goes through the image backwards.
-        channels: width of each network.
-        depth: its residual blocks.
-        first: width of the kernels of its first layer, odd.
-        shared: how many layers, those next to the data, all components have in common.
-        bins: pieces of each spline.
-        bound: half the width of the box outside which the splines are the identity.
-        base: bank or distribution at the start of the chain; K standard normals by default.
-        way: of the convolutions, ``"grouped"`` or ``"loop"``.
-
-    References:
-        van den Oord, Kalchbrenner, Kavukcuoglu (2016), Pixel Recurrent Neural Networks,
-        arXiv:1601.06759; Durkan, Bekasov, Murray, Papamakarios (2019), arXiv:1906.04032.
-
-    Example:
-        >>> PixelFlow((1, 8, 8), components=5)().log_prob(torch.zeros(7, 1, 1, 8, 8)).shape
-        torch.Size([7, 5])
-    """
-
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        components: int,
-        *,
-        blocks: int = 1,
-        channels: int = 32,
-        depth: int = 4,
-        first: int = 7,
-        shared: int = 0,
-        bins: int = 8,
-        bound: float = 4.0,
-        base: nn.Module | Distribution | None = None,
-        way: Way = "grouped",
-    ) -> None:
-        shape, components = _check_shape(image_shape), check_positive("components", components)
-        own = batch_shapes(check_positive("blocks", blocks), shared, components)
-        super().__init__(
-            [
-                SplineImageAutoregressive(
-                    shape,
-                    backwards=i % 2 == 1,
-                    channels=channels,
-                    blocks=depth,
-                    first=first,
-                    bins=bins,
-                    bound=bound,
-                    way=way,
-                    batch_shape=batch_shape,
-                )
-                for i, batch_shape in enumerate(own)
-            ],
-            base=base_bank(base, shape, components),
-        )
-        self.image_shape = torch.Size(shape)
-        self.components = components
-        self.blocks = blocks
-        self.channels = channels
-        self.depth = depth
-        self.first = first
-        self.shared = shared
-        self.bins = bins
-        self.bound = bound
-        self.way = way
-
-
-def _check_shape(image_shape: Sequence[int]) -> Shape:
-    shape = tuple(image_shape)
-    if len(shape) != 3:
-        raise ValueError(f"image_shape is {shape}; expected (C, H, W), such as (1, 28, 28)")
-    return shape
-
-
-def _affine(channels: int, depth: int, bound: float, way: Way) -> Couple:
+def _affine(channels: int, depth: int, bound: float, way: Way, precision: Precision) -> Couple:
     """Return the maker of affine couplings."""
     return lambda shape, pattern, flip, batch_shape: AffineImageCoupling(
         shape,
@@ -408,5 +338,6 @@ def _affine(channels: int, depth: int, bound: float, way: Way) -> Couple:
         blocks=depth,
         bound=bound,
         way=way,
+        precision=precision,
         batch_shape=batch_shape,
     )

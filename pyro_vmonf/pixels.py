@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf.checks import check_positive
-from pyro_vmonf.convolutions import Way, convolve
+from pyro_vmonf.convolutions import Precision, Way, check_precision, convolve, lowered, to_maps
 
 Place = tuple[int, int]
 Known = dict[Place, Tensor]  # what is there so far, a tensor (groups, channels, rows) a pixel
@@ -71,10 +71,11 @@ class MaskedConvolution(nn.Module):
 
     def of_maps(self, x: Tensor) -> Tensor:
         """Return maps ``(rows, groups·out, H, W)`` for maps ``(rows, groups·in, H, W)``."""
-        out = convolve(x, self.weight * self.mask, self.bias, self.way)
+        weight = (self.weight * self.mask).to(x.dtype)
+        out = convolve(x, weight, self.bias.to(x.dtype), self.way)
         return out[..., : x.shape[-2], :]
 
-    def pixelwise(self) -> Callable[[Known, Place], Tensor]:
+    def pixelwise(self, groups: int) -> Callable[[Known, Place], Tensor]:
         """Return the function from what is known to the output ``(groups, out, rows)`` at a pixel.
 
         It looks at the pixels before, and at the pixel itself where that is known already.
@@ -82,8 +83,8 @@ class MaskedConvolution(nn.Module):
         reach = self.size // 2
         count = reach * self.size + reach + 1
         weight = (self.weight * self.mask).flatten(-2)
-        weight = weight.reshape(-1, *weight.shape[-3:])
-        bias = self.bias.reshape(-1, self.bias.shape[-1], 1)
+        weight = weight.reshape(-1, *weight.shape[-3:]).expand(groups, -1, -1, -1)
+        bias = self.bias.reshape(-1, self.bias.shape[-1], 1).expand(groups, -1, -1)
 
         def at(known: Known, place: Place) -> Tensor:
             row, column = place
@@ -104,7 +105,7 @@ class PixelNetwork(nn.Module):
 
     A strict layer of width ``first``, ``blocks`` times :math:`h + f(\mathrm{relu}(h))` with a
     masked 3×3 and a 1×1 convolution in *f*, a 1×1 layer, and a bias of its own for each place in
-    the image. Under :func:`torch.autocast` the convolutions run in the lower precision.
+    the image.
 
     Arguments:
         image_shape: ``(C, H, W)``.
@@ -112,7 +113,10 @@ class PixelNetwork(nn.Module):
         channels: width of the network, a multiple of *C* at best.
         blocks: residual blocks.
         first: width of the first layer's kernels.
+        shared_trunk: let all components have every layer but the last in common; what it finds in
+            an image is then computed once, and not for each of them.
         way: of the convolutions.
+        precision: of the convolutions while training; in ``eval()`` it is the input's.
         batch_shape: one network for each index of this shape.
     """
 
@@ -124,7 +128,9 @@ class PixelNetwork(nn.Module):
         channels: int,
         blocks: int,
         first: int,
+        shared_trunk: bool = False,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -134,22 +140,27 @@ class PixelNetwork(nn.Module):
             raise ValueError(f"channels is {channels}; expected at least the image's {depth}")
         check_positive("blocks", blocks, minimum=0)
         self.parameters_per_pixel = parameters
+        self.precision = check_precision(precision)
         self.batch_shape = torch.Size(batch_shape)
         of_image = torch.arange(depth)
         hidden = torch.arange(channels) * depth // channels
         out = of_image.repeat_interleave(parameters)
 
-        def layer(inputs: Tensor, outputs: Tensor, size: int, strict: bool = False) -> nn.Module:
+        def layer(
+            inputs: Tensor, outputs: Tensor, size: int, shape: Sequence[int], strict: bool = False
+        ) -> MaskedConvolution:
             return MaskedConvolution(
-                inputs, outputs, size=size, strict=strict, way=way, batch_shape=batch_shape
+                inputs, outputs, size=size, strict=strict, way=way, batch_shape=shape
             )
 
+        trunk_shape = () if shared_trunk else self.batch_shape
+
         # Only the first layer is strict: its outputs know nothing of their own channel.
-        self.first = layer(of_image, hidden, first, strict=True)
+        self.first = layer(of_image, hidden, first, trunk_shape, strict=True)
         self.inner = nn.ModuleList(
-            layer(hidden, hidden, size) for _ in range(blocks) for size in (3, 1)
+            layer(hidden, hidden, size, trunk_shape) for _ in range(blocks) for size in (3, 1)
         )
-        self.last = layer(hidden, out, 1)
+        self.last = layer(hidden, out, 1, self.batch_shape)
         self.place = nn.Parameter(torch.zeros(*self.batch_shape, len(out), height, width))
         self.reset_parameters()
 
@@ -158,18 +169,19 @@ class PixelNetwork(nn.Module):
         """Draw the network anew, near zero."""
         for part in (self.first, *self.inner, self.last):
             part.reset_parameters()  # type: ignore[operator]
-        self.last.weight.mul_(0.1)  # type: ignore[union-attr]
-        self.last.bias.mul_(0.1)  # type: ignore[union-attr]
+        self.last.weight.mul_(0.1)
+        self.last.bias.mul_(0.1)
         self.place.zero_()
 
-    def of_maps(self, x: Tensor) -> Tensor:
-        """Return ``(rows, groups·C·P, H, W)`` for images ``(rows, groups·C, H, W)``."""
-        hidden = self.first.of_maps(x)  # type: ignore[operator]
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the parameters ``(*, C·P, H, W)`` for images ``(*, C, H, W)``."""
+        maps, restore = to_maps(lowered(x, self), self.first.batch_shape)
+        hidden = self.first.of_maps(maps)
         for wide, narrow in zip(self.inner[::2], self.inner[1::2], strict=True):
             step = wide.of_maps(torch.relu(hidden))  # type: ignore[operator]
             hidden = hidden + narrow.of_maps(torch.relu(step))  # type: ignore[operator]
-        out = self.last.of_maps(torch.relu(hidden))  # type: ignore[operator]
-        return out.to(x.dtype) + self.place.reshape(-1, *self.image_shape[1:])
+        maps, restore = to_maps(torch.relu(restore(hidden)), self.batch_shape)
+        return restore(self.last.of_maps(maps)).to(x.dtype) + self.place
 
     def unroll(self, z: Tensor, emit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Compute an image pixel by pixel, each from the network's outputs for those before it.
@@ -186,8 +198,9 @@ class PixelNetwork(nn.Module):
             The values, as ``z``.
         """
         depth, height, width = self.image_shape
-        first, last = self.first.pixelwise(), self.last.pixelwise()  # type: ignore[operator]
-        inner = [part.pixelwise() for part in self.inner]  # type: ignore[operator]
+        groups = len(z)
+        first, last = self.first.pixelwise(groups), self.last.pixelwise(groups)
+        inner = [part.pixelwise(groups) for part in self.inner]  # type: ignore[operator]
         place = self.place.reshape(-1, depth, self.parameters_per_pixel, 1, height, width)
         image: Known = {}
         kept: list[Known] = [{} for _ in inner[::2]]

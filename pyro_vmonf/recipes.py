@@ -21,6 +21,8 @@ from pyro_vmonf.terms import Balance, Classification, Consistency
 from pyro_vmonf.transforms import Logit, Standardize
 from pyro_vmonf.vmonf import VMoNF
 
+Teach = Callable[[VMoNF, Data, bool], None]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,12 +33,14 @@ class Recipe:
         options: of ``fit``.
         quick: options that differ in a shortened run.
         teach: teaches the guide first clusters, before the fit; true for a shortened run.
+        fresh_noise: dequantise the images anew at every step; the run can then be resumed as well.
     """
 
     build: Callable[[Data], VMoNF]
     options: Mapping[str, Any]
     quick: Mapping[str, Any] = field(default_factory=dict)
-    teach: Callable[[VMoNF, Data, bool], None] | None = None
+    teach: Teach | None = None
+    fresh_noise: bool = False
 
 
 def toy_pair(blocks: int, flow_hidden: int, guide_hidden: tuple[int, ...]) -> Any:
@@ -186,11 +190,12 @@ def image_pair_by_splines(data: Data) -> VMoNF:
     )
 
 
-def undistorted(n_init: int) -> Recipe:
-    """Return the recipe of a guide that small affine distortions do not mislead.
+def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
+    """Return the teaching of a guide that small affine distortions do not mislead.
 
     Arguments:
         n_init: starts of the guide, of which the one with the best terms is gone on with.
+        quick_steps: steps in a shortened run, which has one start.
     """
 
     def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
@@ -204,10 +209,15 @@ def undistorted(n_init: int) -> Recipe:
             terms=[Classification(), Consistency(distort), Balance(weight=3.0)],
             augment=distort.distorted,
             n_init=1 if quick else n_init,
-            steps=100 if quick else 3000,
+            steps=quick_steps if quick else 3000,
             progress=True,
         )
 
+    return teach
+
+
+def undistorted(n_init: int) -> Recipe:
+    """Return the recipe of spline flows that fit the clusters of :func:`teach_undistorted`."""
     return Recipe(
         image_pair_by_splines,
         {
@@ -218,7 +228,7 @@ def undistorted(n_init: int) -> Recipe:
             "temperature": 1.0,
         },
         quick={"steps": IMAGE_STEPS_QUICK},
-        teach=teach,
+        teach=teach_undistorted(n_init),
     )
 
 

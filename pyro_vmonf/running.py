@@ -13,14 +13,45 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf import metrics
+from pyro_vmonf.datasets import DequantizedImages
 from pyro_vmonf.draws import Data, Settings
-from pyro_vmonf.fitting import Callback
+from pyro_vmonf.fitting import Callback, Progress
 from pyro_vmonf.history import History
 from pyro_vmonf.recipes import Recipe
 from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.vmonf import VMoNF
 
-SCORED_IMAGES = 2000  # of those fitted
+SCORED_IMAGES, SCORED_IMAGES_QUICK = 2000, 500  # of those fitted
+
+
+class Curve:
+    """The bits per dimension of training against time, a row an epoch, kept in a file.
+
+    They are those of the ELBO, an upper bound, on images that are dequantised anew.
+
+    Arguments:
+        path: the file, which a resumed run goes on with.
+        dimensions: numbers of an image.
+    """
+
+    def __init__(self, path: Path, dimensions: int) -> None:
+        self.path = path
+        self.dimensions = dimensions
+        self.rows: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
+        last = self.rows[-1] if self.rows else {"seconds": 0.0, "cpu_seconds": 0.0}
+        self.start = time.perf_counter() - last["seconds"]
+        self.cpu_start = time.process_time() - last["cpu_seconds"]
+
+    def __call__(self, progress: Progress) -> None:
+        elbo = torch.tensor(progress.history.elbo[-1])
+        row = {
+            "step": progress.step,
+            "seconds": time.perf_counter() - self.start,
+            "cpu_seconds": time.process_time() - self.cpu_start,
+            "bits_per_dim": metrics.bits_per_dim(elbo, self.dimensions),
+        }
+        self.rows.append({key: round(value, 4) for key, value in row.items()})
+        self.path.write_text(json.dumps(self.rows, indent=0) + "\n")
 
 
 @dataclass(frozen=True)
@@ -41,20 +72,45 @@ def run(
     device: str = "cpu",
     callbacks: tuple[Callback, ...] = (),
     progress: bool = True,
+    checkpoint: Path | None = None,
 ) -> Result:
-    """Fit a recipe to the data of one seed and score it."""
+    """Fit a recipe to the data of one seed and score it.
+
+    Arguments:
+        data, recipe, settings: of the run.
+        device: ``"cpu"`` or ``"cuda"``.
+        callbacks: of ``fit``.
+        progress: show progress bars.
+        checkpoint: file that the run's state is written to after each epoch; where it is there
+            already, the run goes on from it.
+    """
     options = {**recipe.options, **(recipe.quick if settings.quick else {})}
     with local_seed(settings.seed):
         vmonf = recipe.build(data).to(device)
         start = time.perf_counter()
-        if recipe.teach is not None:
+        if recipe.teach is not None and (checkpoint is None or not checkpoint.exists()):
             recipe.teach(vmonf, data, settings.quick)
     taught = time.perf_counter() - start
+    rows: Any = data.x
+    if recipe.fresh_noise:
+        assert data.levels is not None
+        batch_size = options.pop("batch_size")
+        rows = DequantizedImages(data.levels).loader(batch_size, settings.seed)
+    if checkpoint is not None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        options |= {"checkpoint": checkpoint, "resume": checkpoint}
+        dimensions = math.prod(data.x.shape[1:])
+        callbacks = (*callbacks, Curve(checkpoint.with_name("curve.json"), dimensions))
     history = vmonf.fit(
-        data.x, data.y, seed=settings.seed, callbacks=callbacks, progress=progress, **options
+        rows,
+        None if recipe.fresh_noise else data.y,
+        seed=settings.seed,
+        callbacks=callbacks,
+        progress=progress,
+        **options,
     )
-    seconds = {"seconds": time.perf_counter() - start, "seconds_clustering": taught}
-    return Result(vmonf, data, history, score(vmonf, data) | seconds)
+    seconds = {"seconds": taught + history.seconds, "seconds_clustering": taught}
+    return Result(vmonf, data, history, score(vmonf, data, settings.quick) | seconds)
 
 
 def _agreement(data: Data, labels: Tensor, clusters: Tensor) -> dict[str, float]:
@@ -65,13 +121,16 @@ def _agreement(data: Data, labels: Tensor, clusters: Tensor) -> dict[str, float]
     return scores
 
 
-def score(vmonf: VMoNF, data: Data) -> dict[str, float]:
+def score(vmonf: VMoNF, data: Data, quick: bool = False) -> dict[str, float]:
     """Return the scores of a fitted pair on the data it was fitted to and on held-out data.
 
-    Densities of images are slow: those that the pair was fitted to are a sample of their rows.
+    Densities of images are slow: those that the pair was fitted to are a sample of their rows, and
+    in a shortened run the held-out ones are as well.
     """
     images = data.image_shape is not None
     scored = {"": SCORED_IMAGES if images else len(data.x), "_test": len(data.x_test)}
+    if images and quick:
+        scored = dict.fromkeys(scored, SCORED_IMAGES_QUICK)
     chunk_size = 256 if images else 8192
     scores: dict[str, float] = {}
     for suffix, x, labels in (("", data.x, data.labels), ("_test", data.x_test, data.labels_test)):

@@ -21,6 +21,11 @@ from pyro_vmonf import (
     Flow,
     FlowMixture,
     Gaussian,
+    Glow,
+    ImageNSF,
+    MAFMoG,
+    MultiScaleRealNVP,
+    PixelFlow,
     RandomWeights,
     RealNVP,
     SoftmaxGuide,
@@ -195,6 +200,17 @@ def chain() -> nn.Module:
     return Flow(layers, base=StandardNormal(4, K))
 
 
+def image_pair(bank: Any) -> VMoNF:
+    shape = (1, 8, 8)
+    flow = bank(shape, K, blocks=1, channels=4, shared=1)
+    vmonf = VMoNF(
+        FlowMixture(Flow([*flow.transforms, Logit(event_dim=3)], base=flow.base)),
+        SoftmaxGuide(ConvEncoder(shape, K), top=1),
+    )
+    vmonf.fit(torch.rand(16, *shape), steps=1, seed=0, progress=False)
+    return vmonf
+
+
 SAVED: dict[str, Callable[[], VMoNF]] = {
     "realnvp": lambda: pair(),
     "fixed weights": lambda: pair(torch.tensor([0.2, 0.3, 0.5])),
@@ -228,6 +244,11 @@ SAVED: dict[str, Callable[[], VMoNF]] = {
         ),
     ),
     "chain": lambda: VMoNF(FlowMixture(chain()), SoftmaxGuide(ConvEncoder((1, 2, 2), K))),
+    **{
+        f"images-{bank.__name__}": lambda bank=bank: image_pair(bank)
+        for bank in (Glow, ImageNSF, MultiScaleRealNVP, PixelFlow)
+    },
+    "mixtures": lambda: VMoNF(FlowMixture(MAFMoG(D, K, mixtures=2)), SoftmaxGuide(MLP(D, K))),
 }
 
 
@@ -240,7 +261,7 @@ def test_files_hold_the_whole_pair(case: str, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     loaded = VMoNF.load(path)
     assert torch.equal(torch.get_rng_state(), before)
-    x = 0.1 + 0.8 * torch.rand(N, vmonf.model.event_shape[0])
+    x = 0.1 + 0.8 * torch.rand(N, *vmonf.model.event_shape)
     assert torch.equal(loaded.log_prob(x), vmonf.log_prob(x))
     assert torch.equal(loaded.predict_proba(x), vmonf.predict_proba(x))
     assert loaded.guide.model is loaded.model
@@ -265,7 +286,7 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "components": 2,
         "in_features": 4,
         "out_features": 2,
-        "image_shape": (1, 2, 2),
+        "image_shape": (2, 4, 4),
         "event_shape": (4,),
         "index": torch.tensor([1, 0]),
         "num_components": 2,
@@ -288,6 +309,8 @@ def test_parts_keep_their_arguments(part: str) -> None:
     }
     if "transforms" in signature.parameters:
         examples["base"] = StandardNormal(4, 2)
+    if "channels" in signature.parameters and part != "ConvEncoder":
+        examples["channels"] = 4
     given = {k: v for k, v in examples.items() if k in signature.parameters}
     built = saving.PARTS[part](**given)
     for name in signature.parameters:

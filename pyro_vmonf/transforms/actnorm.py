@@ -54,11 +54,12 @@ class ActNorm(ImageTransform):
     @torch.no_grad()
     def start_(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if not self.started:
-            shape = torch.broadcast_shapes(x.shape[:-3], self.batch_shape)
+            own = x.new_ones(()) if weight is None else weight.to(torch.float64)
+            shape = torch.broadcast_shapes(x.shape[:-3], self.batch_shape, own.shape)
             batch = (1,) * (len(shape) - len(self.batch_shape)) + tuple(self.batch_shape)
             rows = [i for i in range(len(shape)) if batch[i] == 1]
             maps = x.expand(*shape, *x.shape[-3:]).double()
-            share = maps.new_ones(shape) if weight is None else weight.to(maps).expand(shape)
+            share = own.to(maps).expand(shape)
             share = (share / share.sum(rows, keepdim=True).clamp_min(1e-12))[..., None]
             mean = (maps.mean((-1, -2)) * share).sum(rows, keepdim=True)
             square = (maps - mean[..., None, None]).square().mean((-1, -2))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.convolutions import Way, to_maps
+from pyro_vmonf.convolutions import Precision, Way, to_maps
 from pyro_vmonf.pixels import PixelNetwork
 from pyro_vmonf.transforms.image import ImageTransform
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
@@ -29,7 +29,9 @@ class ImageAutoregressive(ImageTransform):
         channels: width of the network.
         blocks: its residual blocks.
         first: width of its first layer's kernels, odd.
+        shared_trunk: let all components have every layer of it but the last in common.
         way: of its convolutions, ``"grouped"`` or ``"loop"``.
+        precision: of its convolutions while training; in ``eval()`` it is the input's.
         batch_shape: one transform for each index of this shape.
 
     References:
@@ -46,7 +48,9 @@ class ImageAutoregressive(ImageTransform):
         channels: int = 32,
         blocks: int = 3,
         first: int = 7,
+        shared_trunk: bool = False,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(batch_shape=batch_shape)
@@ -56,14 +60,18 @@ class ImageAutoregressive(ImageTransform):
         self.channels = channels
         self.blocks = blocks
         self.first = first
+        self.shared_trunk = shared_trunk
         self.way = way
+        self.precision = precision
         self.network = PixelNetwork(
             image_shape,
             univariate.parameters,
             channels=channels,
             blocks=blocks,
             first=first,
+            shared_trunk=shared_trunk,
             way=way,
+            precision=precision,
             batch_shape=batch_shape,
         )
 
@@ -76,14 +84,10 @@ class ImageAutoregressive(ImageTransform):
         return images.flip((-1, -2)) if self.backwards else images
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        maps, restore = to_maps(self._turned(x), self.batch_shape)
-        depth, height, width = self.image_shape
-        shape = (self.batch_shape.numel(), depth)
-        theta = self.network.of_maps(maps).unflatten(1, (*shape, -1)).flatten(-2)
-        z, log_slope = self.univariate.inverse(maps.unflatten(1, shape).flatten(-2), theta)
-        total = restore(log_slope.sum((-1, -2))[..., None, None]).flatten(-3).squeeze(-1)
-        z = restore(z.unflatten(-1, (height, width)).flatten(1, 2))
-        return self._turned(z), total
+        x = self._turned(x)
+        theta = self.network(x).unflatten(-3, (self.image_shape[0], -1)).flatten(-2)
+        z, log_slope = self.univariate.inverse(x.flatten(-2), theta)
+        return self._turned(z.unflatten(-1, self.image_shape[1:])), log_slope.sum((-1, -2))
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         maps, restore = to_maps(self._turned(z), self.batch_shape)
@@ -104,8 +108,8 @@ class AffineImageAutoregressive(ImageAutoregressive):
     r"""The layer :math:`x_i = z_i e^{\alpha_i} + \mu_i` of images, by masked convolutions.
 
     Arguments:
-        image_shape, backwards, channels, blocks, first, way, batch_shape: as for
-            :class:`ImageAutoregressive`.
+        image_shape, backwards, channels, blocks, first, shared_trunk, way, precision,
+            batch_shape: as for :class:`ImageAutoregressive`.
         bound: the largest log-scale.
 
     Example:
@@ -122,8 +126,10 @@ class AffineImageAutoregressive(ImageAutoregressive):
         channels: int = 32,
         blocks: int = 3,
         first: int = 7,
+        shared_trunk: bool = False,
         bound: float = 5.0,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(
@@ -133,7 +139,9 @@ class AffineImageAutoregressive(ImageAutoregressive):
             channels=channels,
             blocks=blocks,
             first=first,
+            shared_trunk=shared_trunk,
             way=way,
+            precision=precision,
             batch_shape=batch_shape,
         )
         self.bound = bound
@@ -143,8 +151,8 @@ class SplineImageAutoregressive(ImageAutoregressive):
     """The layer of images whose map is a rational-quadratic spline, by masked convolutions.
 
     Arguments:
-        image_shape, backwards, channels, blocks, first, way, batch_shape: as for
-            :class:`ImageAutoregressive`.
+        image_shape, backwards, channels, blocks, first, shared_trunk, way, precision,
+            batch_shape: as for :class:`ImageAutoregressive`.
         bins: pieces of each spline.
         bound: half the width of the box outside which the map is the identity.
 
@@ -162,9 +170,11 @@ class SplineImageAutoregressive(ImageAutoregressive):
         channels: int = 32,
         blocks: int = 3,
         first: int = 7,
+        shared_trunk: bool = False,
         bins: int = 8,
         bound: float = 4.0,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(
@@ -174,7 +184,9 @@ class SplineImageAutoregressive(ImageAutoregressive):
             channels=channels,
             blocks=blocks,
             first=first,
+            shared_trunk=shared_trunk,
             way=way,
+            precision=precision,
             batch_shape=batch_shape,
         )
         self.bins = bins

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.convolutions import ResidualNetwork, Way, to_maps
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.convolutions import Precision, ResidualNetwork, Way, to_maps
 from pyro_vmonf.transforms.coupling import checkerboard_mask
 from pyro_vmonf.transforms.image import ImageTransform
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
@@ -81,7 +83,10 @@ class Checkerboard(nn.Module):
         return torch.where(self.stays, images, moved), log_slope.sum((-1, -2, -3))
 
 
-PATTERNS = {"channels": Channels, "checkerboard": Checkerboard}
+PATTERNS: dict[str, type[Channels] | type[Checkerboard]] = {
+    "channels": Channels,
+    "checkerboard": Checkerboard,
+}
 
 
 class ImageCoupling(ImageTransform):
@@ -99,7 +104,10 @@ class ImageCoupling(ImageTransform):
         flip: let the others move.
         channels: width of the residual convolutional network that computes θ.
         blocks: its residual blocks.
+        context_channels: channels of an image that the network sees as well, at this resolution:
+            see :meth:`condition`.
         way: of its convolutions, ``"grouped"`` or ``"loop"``.
+        precision: of its convolutions while training; in ``eval()`` it is the input's.
         batch_shape: one transform for each index of this shape.
 
     Raises:
@@ -115,10 +123,13 @@ class ImageCoupling(ImageTransform):
         flip: bool = False,
         channels: int = 32,
         blocks: int = 1,
+        context_channels: int = 0,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(batch_shape=batch_shape)
+        self.context: Tensor | None = None
         if pattern not in PATTERNS:
             raise ValueError(f"pattern is {pattern!r}; choose one of {', '.join(PATTERNS)}")
         self.image_shape = torch.Size(image_shape)
@@ -127,20 +138,39 @@ class ImageCoupling(ImageTransform):
         self.flip = flip
         self.channels = channels
         self.blocks = blocks
+        self.context_channels = check_positive("context_channels", context_channels, minimum=0)
         self.way = way
-        self.halves = PATTERNS[pattern](self.image_shape, flip)
+        self.precision = precision
+        halves = PATTERNS[pattern](self.image_shape, flip)
+        self.halves = halves
         self.network = ResidualNetwork(
-            self.halves.seen,
-            self.halves.moved * univariate.parameters,
+            halves.seen + context_channels,
+            halves.moved * univariate.parameters,
             channels=channels,
             blocks=blocks,
             way=way,
+            precision=precision,
             batch_shape=batch_shape,
         )
 
     def reset_parameters(self) -> None:
         """Draw the network anew, near the identity."""
         self.network.reset_parameters()
+
+    def condition(self, context: Tensor) -> ImageCoupling:
+        """Return the coupling for rows that go with the images ``context`` ``(*, C, H, W)``.
+
+        Raises:
+            ValueError: if they have another number of channels than the coupling takes.
+        """
+        if context.shape[-3] != self.context_channels:
+            raise ValueError(
+                f"the context has shape {tuple(context.shape)}; this coupling takes images of "
+                f"{self.context_channels} channels"
+            )
+        bound = copy.copy(self)  # of the same parameters
+        bound.__dict__["context"] = context
+        return bound
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._through(z, inverse=False)
@@ -152,23 +182,36 @@ class ImageCoupling(ImageTransform):
         move = self.univariate.inverse if inverse else self.univariate.forward
         maps, restore = to_maps(x, self.batch_shape)
         images = maps.unflatten(1, (self.batch_shape.numel(), -1))
-        seen, active = self.halves.split(images)
+        seen, active = self.halves.split(images)  # type: ignore[operator]
+        if self.context_channels:
+            seen = torch.cat((seen, self._context_beside(x)), 2)
         theta = self.network.of_maps(seen.flatten(1, 2))
         # (rows, groups, channels, parameters, pixels): the order in which they lie.
         theta = theta.unflatten(1, (*active.shape[1:3], -1)).flatten(-2)
         moved, log_slope = move(active.flatten(-2), theta)
         moved, log_slope = (t.unflatten(-1, active.shape[-2:]) for t in (moved, log_slope))
-        images, total = self.halves.join(images, moved, log_slope)
+        images, total = self.halves.join(images, moved, log_slope)  # type: ignore[operator]
         total = restore(total[..., None, None])
         return restore(images.flatten(1, 2)), total.flatten(-3).squeeze(-1)
+
+    def _context_beside(self, x: Tensor) -> Tensor:
+        """Return the context as maps ``(rows, groups, C, H, W)`` of the rows of ``x``."""
+        if self.context is None:
+            raise ValueError(
+                f"this coupling takes a context of {self.context_channels} channels; call "
+                "condition(images) first"
+            )
+        shape = torch.broadcast_shapes(x.shape[:-3], self.context.shape[:-3])
+        maps, _ = to_maps(self.context.expand(*shape, *self.context.shape[-3:]), self.batch_shape)
+        return maps.unflatten(1, (self.batch_shape.numel(), -1))
 
 
 class AffineImageCoupling(ImageCoupling):
     r"""The coupling :math:`x_1 = z_1 \odot e^{s(z_2)} + t(z_2)` of images.
 
     Arguments:
-        image_shape, pattern, flip, channels, blocks, way, batch_shape: as for
-            :class:`ImageCoupling`.
+        image_shape, pattern, flip, channels, blocks, context_channels, way, precision, batch_shape:
+            as for :class:`ImageCoupling`.
         bound: the largest log-scale.
 
     References:
@@ -189,8 +232,10 @@ class AffineImageCoupling(ImageCoupling):
         flip: bool = False,
         channels: int = 32,
         blocks: int = 1,
+        context_channels: int = 0,
         bound: float = 2.0,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(
@@ -200,7 +245,9 @@ class AffineImageCoupling(ImageCoupling):
             flip=flip,
             channels=channels,
             blocks=blocks,
+            context_channels=context_channels,
             way=way,
+            precision=precision,
             batch_shape=batch_shape,
         )
         self.bound = bound
@@ -210,8 +257,8 @@ class SplineImageCoupling(ImageCoupling):
     """A coupling of images by rational-quadratic splines, the identity outside a box.
 
     Arguments:
-        image_shape, pattern, flip, channels, blocks, way, batch_shape: as for
-            :class:`ImageCoupling`.
+        image_shape, pattern, flip, channels, blocks, context_channels, way, precision, batch_shape:
+            as for :class:`ImageCoupling`.
         bins: pieces of each spline.
         bound: half the width of the box.
 
@@ -232,9 +279,11 @@ class SplineImageCoupling(ImageCoupling):
         flip: bool = False,
         channels: int = 32,
         blocks: int = 1,
+        context_channels: int = 0,
         bins: int = 8,
         bound: float = 4.0,
         way: Way = "grouped",
+        precision: Precision = "float32",
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(
@@ -244,7 +293,9 @@ class SplineImageCoupling(ImageCoupling):
             flip=flip,
             channels=channels,
             blocks=blocks,
+            context_channels=context_channels,
             way=way,
+            precision=precision,
             batch_shape=batch_shape,
         )
         self.bins = bins

@@ -54,7 +54,7 @@ class MixtureOfGaussians:
         """Log-weights, means and log-scales ``(*, D, M, N)``."""
         logits, means, raw = theta.split(self.mixtures, -2)
         # Apart from the start, or no gradient would ever tell them apart.
-        apart = torch.linspace(-1, 1, self.mixtures, dtype=theta.dtype, device=theta.device)
+        apart = torch.linspace(-0.8, 0.8, self.mixtures, dtype=theta.dtype, device=theta.device)
         apart = apart if self.mixtures > 1 else torch.zeros_like(apart)
         narrow = 0.5 * torch.log1p(-apart.square().mean())
         log_scale = self.bound * torch.tanh(raw / self.bound) + narrow

@@ -1,0 +1,104 @@
+"""Recipes for images whose components are convolutional, or dense with mixtures of Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from pyro_vmonf.draws import Data
+from pyro_vmonf.flow import Flow
+from pyro_vmonf.flows import MAFMoG
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.images import ImageNSF
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.nn import ConvEncoder
+from pyro_vmonf.pixel_flow import PixelFlow
+from pyro_vmonf.recipes import Recipe, teach_undistorted
+from pyro_vmonf.transforms import Logit, Standardize
+from pyro_vmonf.vmonf import VMoNF
+
+ROWS_FOR_UNITS = 10_000
+Bank = Callable[[tuple[int, ...], int], Flow]
+
+
+def behind_pixels(bank: Flow, data: Data) -> Flow:
+    """Return a bank for pixels in [0, 1): the bank behind units of their logits and the logit."""
+    event_shape = tuple(data.x.shape[1:])
+    pixels, units = Logit(event_dim=len(event_shape)), Standardize(event_shape)
+    units.fit_(pixels.inv(data.x[:ROWS_FOR_UNITS]))
+    return Flow([*bank.transforms, units, pixels], base=bank.base)  # type: ignore[list-item]
+
+
+def fits_the_clusters(bank: Bank) -> Callable[[Data], VMoNF]:
+    """Return the builder of a pair whose flows fit the clusters that the guide was taught.
+
+    The guide sees no likelihood, and each row trains the flow of its own component alone.
+    """
+
+    def build(data: Data) -> VMoNF:
+        assert data.image_shape is not None
+        network: nn.Module = ConvEncoder((1, *data.image_shape), data.num_components)
+        flows = behind_pixels(bank(tuple(data.x.shape[1:]), data.num_components), data)
+        guide = SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1)
+        return VMoNF(FlowMixture(flows, weights="uniform"), guide)
+
+    return build
+
+
+def one_cycle(lr: float, steps: int) -> Callable[[Optimizer], LRScheduler]:
+    """Return a schedule that warms up for a hundredth of the run and then cools to nothing."""
+    return partial(OneCycleLR, max_lr=lr, total_steps=steps + 1, pct_start=0.01)
+
+
+def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) -> Recipe:
+    """Return the recipe of a bank that fits the clusters of a guide taught by distortions."""
+
+    def options(steps: int) -> dict[str, object]:
+        return {
+            "steps": steps,
+            "batch_size": batch_size,
+            "scheduler": one_cycle(lr, steps),
+            "clip_norm": 1000.0,  # of nats a row
+            "temperature": 1.0,
+        }
+
+    return Recipe(
+        fits_the_clusters(bank),
+        options(steps),
+        quick=options(quick),
+        teach=teach_undistorted(n_init=6, quick_steps=1000),
+        fresh_noise=True,
+    )
+
+
+def masked_convolutions(event_shape: tuple[int, ...], components: int) -> Flow:
+    """Return pixel-by-pixel spline flows whose components share all layers but the last."""
+    return PixelFlow(
+        event_shape,
+        components,
+        channels=64,
+        depth=5,
+        first=5,
+        squeezes=1,
+        shared_trunk=True,
+        precision="bfloat16",
+    )
+
+
+def glow(event_shape: tuple[int, ...], components: int) -> Flow:
+    """Return Glow-like spline flows; each has its own layers."""
+    return ImageNSF(event_shape, components, blocks=6, channels=48, precision="bfloat16")
+
+
+def mixtures_of_gaussians(event_shape: tuple[int, ...], components: int) -> Flow:
+    """Return dense MADEs with mixtures of Gaussians."""
+    return MAFMoG(event_shape[0], components, blocks=1, hidden=(512,), mixtures=10)
+
+
+PIXELS = recipe(masked_convolutions, steps=11_000, quick=700, batch_size=256, lr=4e-3)
+GLOW = recipe(glow, steps=11_000, quick=400, batch_size=256, lr=2e-3)
+MAF_MOG = recipe(mixtures_of_gaussians, steps=6_000, quick=700, batch_size=256, lr=1e-3)
