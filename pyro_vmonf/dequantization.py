@@ -22,7 +22,7 @@ import pyro
 import torch
 from pyro.distributions import Normal, TorchDistribution, Uniform
 from pyro.infer import Trace_ELBO
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_vmonf.checks import check_positive
@@ -149,6 +149,7 @@ class Dequantized(PyroModule):
         self.vmonf = vmonf
         self.dequantization = dequantization or UniformDequantization()
 
+    @pyro_method
     def model(
         self, images: Tensor, *, index: Tensor | None = None, size: int | None = None
     ) -> None:
@@ -157,6 +158,7 @@ class Dequantized(PyroModule):
             noise = pyro.sample("noise", UniformDequantization()(images))
             pyro.sample("pixels", self.vmonf.marginal(), obs=(images + noise) / LEVELS)
 
+    @pyro_method
     def guide(
         self, images: Tensor, *, index: Tensor | None = None, size: int | None = None
     ) -> None:
@@ -172,7 +174,7 @@ class Dequantized(PyroModule):
             raise ValueError(f"images have shape {tuple(rows.shape)}; expected (N, *{event_shape})")
         if rows.is_floating_point() and not rows.eq(rows.round()).all():
             raise ValueError(
-                "images are whole levels, 0 to 255; these are not: dequantised already?"
+                "images are no whole levels, 0 to 255: pass them before they are dequantised"
             )
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < LEVELS):
             raise ValueError(

@@ -64,6 +64,7 @@ class Checkerboard(nn.Module):
     """
 
     stays: Tensor
+    batch_shape = torch.Size(())
 
     def __init__(self, image_shape: Sequence[int], flip: bool) -> None:
         super().__init__()

@@ -1,0 +1,183 @@
+"""Noise that turns levels into densities, with every bit accounted for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pyro_vmonf import Flow, FlowMixture, PixelFlow, SoftmaxGuide, VMoNF
+from pyro_vmonf.datasets import DequantizedImages
+from pyro_vmonf.dequantization import (
+    Dequantized,
+    UniformDequantization,
+    VariationalDequantization,
+)
+from pyro_vmonf.fitting import Callback, Progress
+from pyro_vmonf.nn import ConvEncoder
+from pyro_vmonf.transforms import Logit
+
+SHAPE = (1, 4, 4)
+D = math.prod(SHAPE)
+
+
+def pair() -> VMoNF:
+    flow = PixelFlow(SHAPE, 2, channels=4, depth=1, first=3, bins=3)
+    bank = Flow([*flow.transforms, Logit(alpha=0.01, event_dim=3)], base=flow.base)  # type: ignore[list-item]
+    return VMoNF(FlowMixture(bank))
+
+
+def images(count: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8)
+
+
+@pytest.mark.usefixtures("float64")
+def test_uniform_noise_of_a_density_that_is_constant_on_levels_is_exact() -> None:
+    # p(x) = 1 on the unit cube gives every image the probability 256^-D, whatever the noise.
+    uniform = torch.distributions.Uniform(torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE))
+    vmonf = VMoNF(FlowMixture(torch.distributions.Independent(uniform, 3)))
+    for samples in (1, 5):
+        found = Dequantized(vmonf).log_prob(images(), samples=samples, seed=0)
+        torch.testing.assert_close(found, torch.full((8,), -D * math.log(256)))
+    assert math.isclose(Dequantized(vmonf).bits_per_dim(images()), 8.0)
+
+
+@pytest.mark.usefixtures("float64")
+def test_probabilities_of_all_levels_sum_to_one() -> None:
+    # One pixel: the integral over the noise is a grid's, and log_prob's mean over many samples.
+    normal = torch.distributions.Normal(torch.full((1, 1, 1, 1), 0.45), 0.002)
+    vmonf = VMoNF(FlowMixture(torch.distributions.Independent(normal, 3)))
+    levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1)
+    log_prob = Dequantized(vmonf).log_prob(levels, samples=4000, seed=0)
+    edges = torch.arange(257) / 256
+    exact = torch.diff(torch.distributions.Normal(0.45, 0.002).cdf(edges))
+    near = exact > 1e-3
+    torch.testing.assert_close(log_prob[near].exp(), exact[near], rtol=0.1, atol=0)
+    assert abs(float(log_prob.exp().sum()) - 1) < 0.02
+
+
+def test_more_samples_tighten_the_bound() -> None:
+    torch.manual_seed(0)
+    vmonf, rows = pair(), images(64)
+    bounds = [
+        float(Dequantized(vmonf).log_prob(rows, samples=s, seed=0).mean()) for s in (1, 8, 64)
+    ]
+    assert bounds[0] < bounds[1] < bounds[2]
+
+
+@pytest.mark.usefixtures("float64")
+def test_variational_noise_is_a_density_on_the_unit_cube() -> None:
+    torch.manual_seed(0)
+    noise = VariationalDequantization((1, 2, 2), couplings=2, channels=4)
+    with torch.no_grad():
+        for parameter in noise.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    q = noise(torch.tensor([0.0, 50.0, 200.0, 255.0]).reshape(1, 1, 2, 2))
+    u = q.rsample((2000,))
+    assert (u > 0).all()
+    assert (u < 1).all()
+    uniform = torch.rand(200_000, 1, 1, 2, 2)
+    mass = q.log_prob(uniform).exp().detach()
+    error = float(mass.std() / math.sqrt(len(mass)))
+    assert abs(float(mass.mean()) - 1) < 5 * error
+    assert error < 0.02
+
+
+def test_variational_noise_sees_the_image() -> None:
+    noise = VariationalDequantization(SHAPE, channels=4)
+    u = torch.rand(1, *SHAPE)
+    dark, light = torch.zeros(1, *SHAPE), torch.full((1, *SHAPE), 255.0)
+    assert not noise(dark).log_prob(u).equal(noise(light).log_prob(u))
+
+
+def test_learned_noise_tightens_the_bound() -> None:
+    torch.manual_seed(0)
+    rows = torch.zeros(64, *SHAPE, dtype=torch.uint8)
+    rows[:, :, 1:3, 1:3] = torch.randint(100, 256, (64, 1, 2, 2), dtype=torch.uint8)
+    vmonf = pair()
+    vmonf.fit(DequantizedImages(rows).loader(32, 0), epochs=20, lr=5e-3, seed=0, progress=False)
+    before = {key: value.clone() for key, value in vmonf.state_dict().items()}
+    dequantized = Dequantized(vmonf, VariationalDequantization(SHAPE, channels=8))
+    history = dequantized.fit(rows, steps=120, lr=1e-2, batch_size=64, seed=0, progress=False)
+    assert len(history) == 120
+    assert all(value.equal(before[key]) for key, value in vmonf.state_dict().items())
+    uniform = Dequantized(vmonf).bits_per_dim(rows, samples=8, seed=1)
+    learned = dequantized.bits_per_dim(rows, samples=8, seed=1)
+    assert learned < uniform - 0.005
+
+
+def test_the_program_trains_flows_as_well_under_plain_svi() -> None:
+    torch.manual_seed(0)
+    dequantized = Dequantized(pair(), VariationalDequantization(SHAPE, channels=4))
+    rows = images(16).float()
+    pyro.clear_param_store()
+    elbo = pyro.infer.Trace_ELBO()
+    svi = pyro.infer.SVI(dequantized.model, dequantized.guide, pyro.optim.Adam({"lr": 1e-2}), elbo)
+    before = [p.clone() for p in dequantized.parameters()]
+    svi.step(rows[:8], index=torch.arange(8), size=16)
+    pyro.clear_param_store()
+    moved = [not p.equal(b) for p, b in zip(dequantized.parameters(), before, strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.rand(3, *SHAPE), "no whole levels"),
+        (torch.full((3, *SHAPE), 256), "expected 0 to 255"),
+        (torch.zeros(3, 4, 4), r"expected \(N, \*\(1, 4, 4\)\)"),
+    ],
+)
+def test_refuses_what_is_no_image_of_levels(given: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Dequantized(pair()).log_prob(given)
+
+
+def test_uniform_noise_has_nothing_to_train() -> None:
+    with pytest.raises(ValueError, match="uniform noise has no parameters"):
+        Dequantized(pair()).fit(images(), steps=1, progress=False)
+    assert (
+        UniformDequantization()(torch.zeros(2, *SHAPE)).log_prob(torch.rand(2, *SHAPE)).eq(0).all()
+    )
+
+
+def test_a_loader_dequantises_anew_and_can_be_resumed(tmp_path: Path) -> None:
+    rows = images(20)
+    loader = DequantizedImages(rows).loader(8, seed=3)
+    assert isinstance(loader, DataLoader)
+    first, second = list(loader), list(loader)
+    assert [len(batch) for batch in first] == [8, 8, 4]
+    assert not torch.cat(first).sort(0).values.equal(torch.cat(second).sort(0).values)
+    levels = (torch.cat(first) * 256).floor().flatten(1).sum(1).sort().values
+    assert levels.equal(rows.flatten(1).sum(1).float().sort().values)
+
+    def run(path: str, *callbacks: Callback) -> VMoNF:
+        torch.manual_seed(0)
+        vmonf = VMoNF(pair().model, SoftmaxGuide(ConvEncoder(SHAPE, 2)))
+        vmonf.fit(
+            DequantizedImages(rows).loader(8, seed=3),
+            epochs=4,
+            callbacks=callbacks,
+            temperature=1.0,
+            seed=0,
+            progress=False,
+            checkpoint=tmp_path / path,
+            resume=tmp_path / path,
+        )
+        return vmonf
+
+    whole = run("whole.pt").state_dict()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("half.pt", interrupt)
+    resumed = run("half.pt").state_dict()
+    for name, value in whole.items():
+        assert resumed[name].equal(value), name
