@@ -1,29 +1,19 @@
-"""Figures of data, fitted mixtures and training runs, those of the thesis among them.
-
-Every function draws on ``ax`` and returns it; without one it opens a figure. None shows the figure,
-and none changes matplotlib's settings.
-"""
+"""Points of the plane: data, clusters, samples, responsibilities, over the regions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
-from matplotlib.ticker import MaxNLocator
 
 from pyro_vmonf import plane
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.history import History
-from pyro_vmonf.metrics import contingency
-from pyro_vmonf.palette import PALETTE, UNLABELLED, component_colors
+from pyro_vmonf.palette import UNLABELLED, component_colors, tint
 from pyro_vmonf.plane import Extent, to_numpy
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.vmonf import VMoNF
 
 
@@ -59,7 +49,7 @@ def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None 
             f"labels have shape {classes.shape} and dtype {classes.dtype}; expected one integer "
             f"for each of the {len(points)} points, -1 for unlabelled"
         )
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     none = classes < 0
     if none.any():
         across, up = points[none].T
@@ -103,7 +93,7 @@ def plot_regions(
         [-1.0, 1.0, -2.0, 2.0]
     """
     plane.check(vmonf.model, "plot_regions")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     extent = plane.choose_extent(vmonf, ax, extent)
     regions = plane.regions_of(vmonf.model, vmonf.guide, extent, resolution, exact=exact)
     plane.draw_regions(ax, regions, vmonf.model.num_components, extent)
@@ -179,221 +169,50 @@ def plot_samples(
     return ax
 
 
-def plot_density(
-    vmonf: VMoNF,
-    *,
-    extent: Extent | None = None,
-    depth: float = 10.0,
-    resolution: int = 200,
-    colorbar: bool = True,
-    ax: Axes | None = None,
+def plot_responsibilities(
+    vmonf: VMoNF, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
 ) -> Axes:
-    """Draw log p(x) over the plane as a heat map, with contours two nats apart.
+    r"""Draw points in the colour of their most probable component, undecided ones pale and large.
+
+    With the entropy :math:`H = -\sum_c q(c|x) \log q(c|x)`, a dot has its full colour where
+    :math:`H = 0` and a fifth of it where :math:`H = \log K`, at four times the area; its edge keeps
+    the colour. Undecided points are drawn over the others.
 
     Arguments:
         vmonf: the pair, with two features.
-        extent: left, right, bottom and top; by default those of what ``ax`` already shows, or
-            else what holds the mixture's samples.
-        depth: nats below the largest value at which the colours end.
-        resolution: grid points along each side.
-        colorbar: draw the scale beside ``ax``.
+        x: points ``(N, 2)``.
+        exact: by Bayes' rule, in place of the guide.
+        size: area of a dot that is certain.
         ax: where to draw.
 
     Raises:
-        ValueError: if the mixture does not have two features.
+        ValueError: if mixture or points do not have two features.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
-        >>> ax = plot_density(vmonf, resolution=50, ax=Figure().subplots())
+        >>> ax = plot_responsibilities(vmonf, torch.randn(100, 2), ax=Figure().subplots())
     """
-    plane.check(vmonf.model, "plot_density")
-    ax = _axes(ax)
-    extent = plane.choose_extent(vmonf, ax, extent)
-    points = plane.grid(extent, resolution)
-    log_prob = vmonf.log_prob(points.flatten(0, 1)).reshape(resolution, resolution)
-    values = to_numpy(log_prob).astype(float)
-    top = float(np.nanmax(values))
-    values = values.clip(top - depth, top)
-    image = ax.imshow(values, origin="lower", extent=extent, cmap="magma", interpolation="bilinear")
-    levels = top - np.arange(2.0, depth, 2.0)[::-1]
-    if values.min() < levels[-1]:
-        across, up = to_numpy(points[0, :, 0]), to_numpy(points[:, 0, 1])
-        style: dict[str, Any] = {"colors": "white", "linewidths": 0.5, "linestyles": "solid"}
-        ax.contour(across, up, values, levels[levels > values.min()], alpha=0.5, **style)
+    plane.check(vmonf.model, "plot_responsibilities")
+    q = vmonf.predict_proba(x, exact=exact)
+    entropy = to_numpy(torch.special.entr(q).sum(-1))
+    doubt = (entropy / max(math.log(q.shape[-1]), 1e-12)).clip(0, 1)
+    points, best = to_numpy(x), to_numpy(q.argmax(-1))
+    ax = axes_or_new(ax)
+    for k, color in enumerate(component_colors(q.shape[-1])):
+        rows = np.flatnonzero(best == k)
+        rows = rows[doubt[rows].argsort(kind="stable")]
+        across, up = points[rows].T
+        ax.scatter(
+            across,
+            up,
+            s=size * (1 + 3 * doubt[rows]),
+            facecolors=[tint(color, 1 - 0.8 * share) for share in doubt[rows].tolist()],
+            edgecolors=[color],
+            linewidths=0.5,
+            label=str(k),
+            zorder=2,
+        )
+    ax.set_aspect("equal")
     ax.locator_params(nbins=6)
-    if colorbar:
-        ax.figure.colorbar(image, ax=ax, label="log p(x), nats", extend="min")
     return ax
-
-
-def plot_component_grid(
-    vmonf: VMoNF,
-    image_shape: Sequence[int],
-    per_component: int = 10,
-    seed: int | None = 0,
-    *,
-    value_range: tuple[float, float] = (0.0, 1.0),
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw images sampled from each component, a row for each (thesis Figure 5.4).
-
-    Arguments:
-        vmonf: the pair.
-        image_shape: ``(H, W)``, or ``(C, H, W)`` with one or three channels.
-        per_component: images in a row.
-        seed: seed of the samples; the global state is left alone.
-        value_range: the values of black and of white.
-        ax: where to draw.
-
-    Raises:
-        ValueError: if the components' rows do not have as many numbers as an image.
-
-    Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
-        >>> vmonf = VMoNF(FlowMixture(RealNVP(12, 5)))
-        >>> ax = plot_component_grid(vmonf, (3, 4), per_component=7, ax=Figure().subplots())
-        >>> [label.get_text() for label in ax.get_yticklabels()]
-        ['0', '1', '2', '3', '4']
-    """
-    shape = tuple(image_shape)
-    channels, height, width = (1, *shape) if len(shape) == 2 else (*shape, 0, 0, 0)[:3]
-    event_shape = tuple(vmonf.model.event_shape)
-    fits = len(shape) in (2, 3) and math.prod(shape) == math.prod(event_shape)
-    if not fits or channels not in (1, 3):
-        raise ValueError(
-            f"image_shape is {shape} but the components' rows have shape {event_shape}; expected "
-            "(H, W) or (C, H, W), with 1 or 3 channels and as many numbers in all"
-        )
-    check_positive("per_component", per_component)
-    count = vmonf.model.num_components
-    with local_seed(seed), evaluating(vmonf), torch.no_grad():
-        images = vmonf.model.components().sample((per_component,))
-    low, high = value_range
-    pixels = to_numpy(images).reshape(per_component, count, channels, height, width)
-    pixels = ((pixels - low) / (high - low)).clip(0, 1)
-    # One pixel of white between the images.
-    tiles = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)] * 2, constant_values=1.0)
-    tiled = tiles.transpose(1, 3, 0, 4, 2).reshape(
-        count * (height + 1), per_component * (width + 1), channels
-    )
-    shown = np.broadcast_to(tiled, (*tiled.shape[:2], 3))[:-1, :-1]
-    ax = _axes(ax)
-    ax.imshow(shown, interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks(
-        [k * (height + 1) + (height - 1) / 2 for k in range(count)], map(str, range(count))
-    )
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_ylabel("component")
-    return ax
-
-
-def plot_history(history: History, *, ax: Axes | None = None) -> Axes:
-    """Draw the ELBO per row over the epochs, and the temperature on an axis at the right.
-
-    The first tenth of the run does not set the scale: it may begin far below the axis.
-
-    Arguments:
-        history: what ``fit`` returned.
-        ax: where to draw.
-
-    Example:
-        >>> history = History(epoch=[0, 1], elbo=[-2.0, -1.0], temperature=[1.0, 0.9])
-        >>> ax = plot_history(history, ax=Figure().subplots())
-        >>> ax.get_ylabel()
-        'ELBO, nats per row'
-    """
-    ax = _axes(ax)
-    lines = ax.plot(history.epoch, history.elbo, color=PALETTE[5], label="training")
-    if history.held_out:
-        lines += ax.plot(history.epoch, history.held_out, color=PALETTE[9], label="held out")
-    ax.set_ylabel("ELBO, nats per row")
-    _epoch_axis(ax, history)
-    later = [v[len(v) // 10 :] for v in (history.elbo, history.held_out)]
-    values = np.array([value for part in later for value in part if math.isfinite(value)])
-    if len(values) > 10:
-        margin = 0.05 * max(float(np.ptp(values)), 1e-6)
-        ax.set_ylim(values.min() - margin, values.max() + margin)
-    if history.rejected:
-        ax.set_title(f"{history.rejected} steps were not finite and were rolled back")
-    if len(set(history.temperature)) > 1:
-        right = ax.twinx()
-        lines += right.plot(
-            history.epoch, history.temperature, color=UNLABELLED, ls="--", label="temperature"
-        )
-        right.set_ylabel("temperature")
-        right.set_ylim(0, 1.05 * max(history.temperature))
-        ax.figure.sca(ax)
-    ax.legend(handles=lines, loc="center right")
-    return ax
-
-
-def plot_terms(history: History, *, ax: Axes | None = None) -> Axes:
-    """Draw what the ELBO is the sum of, over the epochs, but for what is zero throughout.
-
-    Arguments:
-        history: what ``fit`` returned.
-        ax: where to draw.
-
-    Example:
-        >>> terms = {"log_likelihood": [-2.0, -1.0], "entropy": [1.6, 1.2]}
-        >>> ax = plot_terms(History(epoch=[0, 1], terms=terms), ax=Figure().subplots())
-        >>> [line.get_label() for line in ax.get_lines()][1:]
-        ['entropy', 'log likelihood']
-    """
-    ax = _axes(ax)
-    ax.axhline(0.0, color=UNLABELLED, linewidth=0.8)
-    names = sorted(name for name, values in history.terms.items() if any(values))
-    for color, name in zip(component_colors(len(names)), names, strict=True):
-        ax.plot(history.epoch, history.terms[name], color=color, label=name.replace("_", " "))
-    ax.set_ylabel("nats per row")
-    _epoch_axis(ax, history)
-    if names:  # above the axes, where it covers no line
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return ax
-
-
-def plot_contingency(
-    labels: Any, clusters: Any, *, normalize: bool = True, ax: Axes | None = None
-) -> Axes:
-    """Draw how the labels (rows) fall into clusters (columns), as in thesis Table 5.1.
-
-    Arguments:
-        labels: integers ``(N,)`` of at least 0.
-        clusters: integers ``(N,)`` of at least 0.
-        normalize: divide each row by its sum, or show the counts.
-        ax: where to draw.
-
-    Example:
-        >>> ax = plot_contingency([0, 0, 1], [1, 1, 0], ax=Figure().subplots())
-        >>> [text.get_text() for text in ax.texts]
-        ['0.00', '1.00', '1.00', '0.00']
-    """
-    counts = to_numpy(contingency(labels, clusters))
-    shares = counts / counts.sum(1, keepdims=True).clip(1)
-    ax = _axes(ax)
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        text = f"{share:.2f}" if normalize else str(counts[row, column])
-        color = "white" if share > 0.6 else "black"
-        ax.text(column, row, text, ha="center", va="center", color=color)
-    ax.set_xticks(range(shares.shape[1]))
-    ax.set_yticks(range(shares.shape[0]))
-    ax.set(xlabel="cluster", ylabel="label")
-    return ax
-
-
-def _epoch_axis(ax: Axes, history: History) -> None:
-    ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if history.epoch and history.epoch[0] < 0:
-        ax.axvspan(history.epoch[0], -0.5, color="0.92", zorder=-1)
-        style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4"}
-        middle = (history.epoch[0] - 0.5) / 2
-        ax.text(middle, 0.03, "pretraining", style, transform=ax.get_xaxis_transform())
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots()[1] if ax is None else ax
