@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_vmonf.checks import floating_buffer
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.axes import axes_or_new, points_per_unit
 from pyro_vmonf.scopes import evaluating
 from pyro_vmonf.vmonf import VMoNF
 
@@ -190,7 +190,8 @@ def _draw(ax: Axes, diagram: Diagram) -> None:
         across, up = [*across, left - 0.1, right + 0.1], [*up, bottom - 0.1, top + 0.1]
     ax.set(xlim=(min(across), max(across)), ylim=(min(up), max(up)), aspect="equal")
     ax.set_axis_off()
-    size = _font_size(ax, max(across) - min(across), max(up) - min(up))
+    unit = points_per_unit(ax, max(across) - min(across), max(up) - min(up))
+    size = min(max(0.3 * unit, 6.0), 14.0)  # a letter is about a quarter of a unit high
     for plate, (left, bottom, right, top) in boxes.items():
         round_corners = BoxStyle("Round", pad=0, rounding_size=0.12)
         box = FancyBboxPatch((left, bottom), right - left, top - bottom, round_corners, zorder=1)
@@ -229,10 +230,3 @@ def _boxes(
         # There is room for the plate's name below.
         boxes[plate] = (min(left) - 0.15, min(bottom) - 0.4, max(right) + 0.15, max(top) + 0.15)
     return boxes
-
-
-def _font_size(ax: Axes, width: float, height: float) -> float:
-    """Return the size at which a letter is about a quarter of a unit high, within reason."""
-    window = ax.get_window_extent()
-    unit = min(window.width / width, window.height / height) / ax.figure.dpi * 72
-    return min(max(0.3 * unit, 6.0), 14.0)
