@@ -483,6 +483,12 @@ def test_nodes_have_places_of_their_own_and_boxes_hold_no_others(diagram: Diagra
             assert not inside, f"{node} is in the box of {held}"
 
 
+def test_a_program_without_sites_has_no_diagram() -> None:
+    with pytest.raises(ValueError, match="no sample sites"):
+        plots.plot_plate(lambda: None)
+    assert not plt.get_fignums()
+
+
 def test_plate_leaves_pyros_store_alone() -> None:
     pyro.param("theirs", torch.tensor(1.0))
     plots.plot_plate(FlowMixture(RealNVP(2, K)))

@@ -161,6 +161,9 @@ def plot_plate(
         model_kwargs: its keyword arguments.
         ax: where to draw.
 
+    Raises:
+        ValueError: if the program has no sample sites.
+
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP
         >>> ax = plot_plate(FlowMixture(RealNVP(2, 3)), ax=Figure().subplots())
@@ -173,6 +176,8 @@ def plot_plate(
         diagram = _diagram_of_mixture(model)
     else:
         diagram = diagram_of(model, model_args, model_kwargs)
+    if not diagram.parents:
+        raise ValueError("the program drew no sample sites; pass the arguments that it is run with")
     ax = axes_or_new(ax)
     _draw(ax, diagram)
     return ax
@@ -181,7 +186,7 @@ def plot_plate(
 def _draw(ax: Axes, diagram: Diagram) -> None:
     """Draw nodes, edges and plates, in units of one text's width to a node."""
     places = diagram.places()
-    width = max(0.9, *(0.16 * len(node) + 0.3 for node in places if "$" not in node), 0.9)
+    width = max([0.9, *(0.16 * len(node) + 0.3 for node in places if "$" not in node)])
     centres = {node: (column * (width + 0.7), -1.4 * row) for node, (column, row) in places.items()}
     boxes = _boxes(diagram, centres, width)
     across = [x + side * width for x, _ in centres.values() for side in (-0.6, 0.6)]
