@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.shown import ShownModule
 
 Way = Literal["grouped", "loop"]
 Precision = Literal["float32", "bfloat16"]
@@ -95,7 +96,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, way: Way = "grouped") -> T
     return torch.cat([F.conv2d(*part, padding=padding) for part in parts], 1)
 
 
-class Convolution(nn.Module):
+class Convolution(ShownModule):
     """A batch of convolutions of stride one that keep an image's height and width.
 
     Arguments:
@@ -149,12 +150,8 @@ class Convolution(nn.Module):
         """Return maps: see :func:`convolve`."""
         return convolve(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.way)
 
-    def extra_repr(self) -> str:
-        batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
-        return f"{self.in_channels}, {self.out_channels}, size={self.size}{batch}"
 
-
-class ResidualNetwork(nn.Module):
+class ResidualNetwork(ShownModule):
     r"""A batch of residual convolutional networks, for the couplings of images.
 
     A convolution to ``channels`` maps, ``blocks`` times :math:`h + f(\mathrm{relu}(h))` with a

@@ -30,13 +30,14 @@ from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.metrics import bits_per_dim
 from pyro_vmonf.progress import progress_bar
 from pyro_vmonf.scopes import evaluating, local_seed, training
+from pyro_vmonf.shown import ShownModule
 from pyro_vmonf.transforms import AffineImageCoupling, Logit, Squeezed, squeeze
 from pyro_vmonf.vmonf import VMoNF
 
 LEVELS = 256
 
 
-class UniformDequantization(nn.Module):
+class UniformDequantization(ShownModule):
     """The noise that says nothing: uniform on [0, 1) for each number, whatever the image.
 
     To implement another, write a module whose call returns a distribution of the noise, of batch
@@ -54,7 +55,7 @@ class UniformDequantization(nn.Module):
         )
 
 
-class VariationalDequantization(nn.Module):
+class VariationalDequantization(ShownModule):
     r"""Noise that a flow chooses for each image, :math:`u = \sigma(f(\epsilon; \text{image}))`.
 
     The flow is a chain of channel-wise couplings at half the resolution that see the image. It

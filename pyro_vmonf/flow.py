@@ -15,13 +15,14 @@ from pyro_vmonf.compiled import Compiled
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.gaussians import StandardNormal
 from pyro_vmonf.nn import Activation
+from pyro_vmonf.shown import ShownModule
 from pyro_vmonf.transforms import FlowTransform
 
 End = Literal["data", "base"]
 Shape = tuple[int, ...]
 
 
-class Flow(nn.Module):
+class Flow(ShownModule):
     """A bank made of a base and a chain of transforms of one's own, from base to data.
 
     Private transforms ``(K,)`` and shared ones ``()`` mix in any order.

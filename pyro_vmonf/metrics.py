@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_vmonf.checks import as_tensor
 
+Array = np.ndarray[Any, Any]
 LARGEST_TABLE = 2**24  # entries; the number of labels times that of clusters
 
 
@@ -57,6 +57,14 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     return counts.reshape(rows, columns)
 
 
+def _assignment(table: Array) -> tuple[Array, Array]:
+    """Return rows and columns of the one-to-one matching with the largest sum."""
+    from scipy.optimize import linear_sum_assignment  # takes longer to import than all else here
+
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return rows, columns
+
+
 def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     """Return the label that each cluster stands for, under the matching with most agreement.
 
@@ -77,7 +85,7 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     size = max(table.shape)
     square = np.zeros((size, size), dtype=table.dtype)
     square[: table.shape[0], : table.shape[1]] = table
-    rows, columns = linear_sum_assignment(square, maximize=True)
+    rows, columns = _assignment(square)
     labels_of = torch.empty(size, dtype=torch.long)
     labels_of[torch.as_tensor(columns)] = torch.as_tensor(rows)
     return labels_of[: table.shape[1]]
@@ -123,7 +131,7 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
     together = reference.to(posterior).mT @ posterior
     if not together.isfinite().all():
         raise ValueError("reference or posterior holds numbers that are not finite")
-    _, order = linear_sum_assignment(together.cpu().numpy(), maximize=True)
+    _, order = _assignment(together.cpu().numpy())
     return torch.as_tensor(order)
 
 
@@ -135,11 +143,11 @@ def accuracy(labels: Any, clusters: Any) -> float:
         0.75
     """
     table = contingency(labels, clusters).numpy()
-    rows, columns = linear_sum_assignment(table, maximize=True)
+    rows, columns = _assignment(table)
     return float(table[rows, columns].sum() / table.sum())
 
 
-def _entropy(counts: np.ndarray[Any, Any]) -> float:
+def _entropy(counts: Array) -> float:
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
 
@@ -166,7 +174,7 @@ def adjusted_rand_index(labels: Any, clusters: Any) -> float:
     """
     table = contingency(labels, clusters).numpy().astype(float)
 
-    def pairs(counts: np.ndarray[Any, Any]) -> float:
+    def pairs(counts: Array) -> float:
         return float((counts * (counts - 1) / 2).sum())
 
     both, one, other = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
@@ -200,6 +208,64 @@ def format_contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> str
     for label, row in enumerate(table.tolist()):
         lines.append(f"{label:15d}" + "".join(f"{share:9.6f}" for share in row))
     return "\n".join(lines)
+
+
+def roc_curve(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
+    """Return the shares of ordinary rows and of anomalies at or above each threshold.
+
+    Arguments:
+        scores_in: scores ``(N,)`` of ordinary rows; larger is more anomalous, such as minus the
+            log-density.
+        scores_out: scores ``(M,)`` of anomalies.
+
+    Returns:
+        Both shares ``(T + 1,)``, from 0 to 1, at the T different scores from the largest down.
+
+    Raises:
+        ValueError: if either has no scores, or a score is NaN.
+
+    Example:
+        >>> roc_curve([0.0, 1.0], [1.0, 2.0])[1]
+        tensor([0.0000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
+    """
+    parts = []
+    for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
+        scores = as_tensor(name, scores).cpu().double()
+        if scores.dim() != 1 or not len(scores) or scores.isnan().any():
+            raise ValueError(
+                f"{name} have shape {tuple(scores.shape)}, {int(scores.isnan().sum())} of them "
+                "NaN; expected one number for each of at least one row"
+            )
+        parts.append(scores.sort().values)
+    thresholds = torch.cat(parts).unique().flip(0)
+    shares = [1 - torch.searchsorted(part, thresholds).double() / len(part) for part in parts]
+    start = thresholds.new_zeros(1)
+    return torch.cat((start, shares[0])), torch.cat((start, shares[1]))
+
+
+def area_under_roc(scores_in: Any, scores_out: Any) -> float:
+    r"""Return how often an anomaly scores above an ordinary row, ties counting half.
+
+    .. math::
+        P(s_\mathrm{out} > s_\mathrm{in}) + \tfrac12 P(s_\mathrm{out} = s_\mathrm{in})
+
+    It is the area under the ROC curve: 1 where the scores separate, 1/2 where they say nothing.
+
+    Arguments:
+        scores_in, scores_out: as for :func:`roc_curve`.
+
+    Raises:
+        ValueError: if either has no scores, or a score is NaN.
+
+    References:
+        Hanley, McNeil (1982), The Meaning and Use of the Area under a ROC Curve.
+
+    Example:
+        >>> area_under_roc([0.0, 1.0], [1.0, 2.0])
+        0.875
+    """
+    false_alarms, found = roc_curve(scores_in, scores_out)
+    return float(torch.trapezoid(found, false_alarms))
 
 
 def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:

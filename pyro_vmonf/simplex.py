@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pyro_vmonf.checks import check_positive
 from pyro_vmonf.constants import ConstantDistribution
 from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.shown import ShownModule
 
 
 class StickBreaking(TorchDistribution):
@@ -102,7 +103,7 @@ def stick_logs(piece: Tensor, rest: Tensor, whole: Tensor) -> Tensor:
     return F.pad((rest - whole).cumsum(-1), (1, 0)) + F.pad(piece - whole, (0, 1))
 
 
-class DirichletPrior(nn.Module):
+class DirichletPrior(ShownModule):
     """The module whose call returns a Dirichlet, whose components may change places.
 
     Arguments:
@@ -147,7 +148,7 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
             f"{tuple(prior.batch_shape)} and event_shape {tuple(prior.event_shape)}; expected a "
             "distribution on the simplex, such as Dirichlet(torch.ones(K)), of batch_shape ()"
         )
-    if isinstance(prior, Dirichlet):
+    if isinstance(prior, torch.distributions.Dirichlet):  # Pyro's is one too
         return DirichletPrior(prior.concentration)
     return ConstantDistribution(prior)
 

@@ -59,6 +59,9 @@ class _Nested(ImageTransform):
         super().__init__(batch_shape=torch.broadcast_shapes((), *shapes))
         self.transforms = nn.ModuleList(transforms)
 
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)  # with the chain
+
     def _forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         total = z.new_zeros(z.shape[:-3])
         for transform in self.transforms:

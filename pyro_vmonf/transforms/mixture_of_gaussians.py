@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.shown import arguments_of
 
 
 class MixtureOfGaussians:
@@ -49,6 +50,9 @@ class MixtureOfGaussians:
             raise ValueError(f"bound is {bound}; the largest log-scale must be above zero")
         self.bound = bound
         self.parameters = 3 * mixtures
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments_of(self)})"
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and log-scales ``(*, D, M, N)``."""
