@@ -135,8 +135,8 @@ class LayeredFlow(Flow):
         components = check_positive("components", components)
         check_positive("blocks", blocks, minimum=0)
         shapes = batch_shapes(blocks, shared, components, shared_at)
-        transforms = [make(i, shape) for i, shape in enumerate(shapes)]
-        super().__init__(transforms, base=base_bank(base, (features,), components))
+        base = base_bank(base, (features,), components)  # which refuses a wrong number of features
+        super().__init__([make(i, shape) for i, shape in enumerate(shapes)], base=base)
         self.features = features
         self.components = components
         self.blocks = blocks

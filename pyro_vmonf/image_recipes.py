@@ -99,6 +99,6 @@ def mixtures_of_gaussians(event_shape: tuple[int, ...], components: int) -> Flow
     return MAFMoG(event_shape[0], components, blocks=1, hidden=(512,), mixtures=10)
 
 
-PIXELS = recipe(masked_convolutions, steps=11_000, quick=700, batch_size=256, lr=4e-3)
-GLOW = recipe(glow, steps=11_000, quick=400, batch_size=256, lr=2e-3)
+PIXELS = recipe(masked_convolutions, steps=7_000, quick=700, batch_size=256, lr=4e-3)
+GLOW = recipe(glow, steps=7_000, quick=400, batch_size=256, lr=2e-3)
 MAF_MOG = recipe(mixtures_of_gaussians, steps=6_000, quick=700, batch_size=256, lr=1e-3)

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyro_vmonf import Flow, Glow, MAFMoG
 from pyro_vmonf.__main__ import main
 from pyro_vmonf.draws import Data, Settings
 from pyro_vmonf.experiments import EXPERIMENTS, Experiment
+from pyro_vmonf.fitting import Progress
+from pyro_vmonf.image_recipes import recipe as image_recipe
 from pyro_vmonf.recipes import Recipe
-from pyro_vmonf.running import run
+from pyro_vmonf.running import Curve, run
 
 SAMPLE = Path(__file__).parent / "data" / "mnist"
 SCORES = {
@@ -36,7 +39,10 @@ SCORES = {
 def test_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    names = "pinwheel pinwheel-easy pinwheel-3 circles circles-semi mnist-04 mnist mnist-semi"
+    names = (
+        "pinwheel pinwheel-easy pinwheel-3 circles circles-semi mnist-04 mnist mnist-semi "
+        "mnist-glow mnist-pixels mnist-maf-mog"
+    )
     for name in names.split():
         assert name in printed
 
@@ -92,7 +98,80 @@ def small_digits(settings: Settings) -> Data:
         return torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
 
     x, x_test = shrink(whole.x), shrink(whole.x_test)
-    return Data(x, whole.labels, x_test, whole.labels_test, 10, image_shape=(8, 8))
+    return Data(
+        x,
+        whole.labels,
+        x_test,
+        whole.labels_test,
+        10,
+        image_shape=(8, 8),
+        levels=(256 * x).clamp(0, 255).byte(),
+    )
+
+
+def small_images(settings: Settings) -> Data:
+    """The same as images of one channel."""
+    flat = small_digits(settings)
+    assert flat.levels is not None
+    x, x_test, levels = (v.unflatten(1, (1, 8, 8)) for v in (flat.x, flat.x_test, flat.levels))
+    return replace(flat, x=x, x_test=x_test, levels=levels)
+
+
+@pytest.mark.parametrize("name", ["mnist-glow", "mnist-pixels", "mnist-maf-mog"])
+def test_recipes_of_images_build_what_they_say(name: str) -> None:
+    data = (small_digits if name == "mnist-maf-mog" else small_images)(Settings(data=SAMPLE))
+    vmonf = EXPERIMENTS[name].recipes["best"].build(data)
+    assert vmonf.model.event_shape == data.x.shape[1:]
+    assert vmonf.component_log_prob(data.x[:2]).isfinite().all()
+    assert vmonf.predict(data.x[:2]).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["mnist-glow", "mnist-maf-mog"])
+def test_an_interrupted_run_of_images_is_resumed(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bank(event_shape: tuple[int, ...], components: int) -> Flow:
+        if len(event_shape) == 3:
+            return Glow(event_shape, components, blocks=1, channels=4)
+        return MAFMoG(event_shape[0], components, blocks=1, hidden=(4,), mixtures=2)
+
+    draw = small_digits if name == "mnist-maf-mog" else small_images
+    short = image_recipe(bank, steps=6, quick=6, batch_size=100, lr=1e-3)
+    short = replace(short, teach=None)
+    monkeypatch.setitem(EXPERIMENTS, name, Experiment("small images", draw, {"best": short}))
+    arguments = ["run", name, "--quick", "--data", str(SAMPLE)]
+
+    def scores(folder: Path, *more: str) -> dict[str, float]:
+        assert main([*arguments, "--out", str(folder), *more]) == 0
+        return json.loads((folder / name / "seed-0" / "metrics.json").read_text())
+
+    whole = scores(tmp_path / "whole")
+    assert whole.keys() == SCORES | {"bits_per_dim"}
+    curve = json.loads((tmp_path / "whole" / name / "seed-0" / "curve.json").read_text())
+    assert [row["step"] for row in curve] == [4, 6]
+
+    record = Curve.__call__
+
+    def interrupted(self: Curve, progress: Progress) -> None:
+        record(self, progress)
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Curve, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scores(tmp_path / "half")
+    monkeypatch.setattr(Curve, "__call__", record)
+    resumed = scores(tmp_path / "half", "--resume")
+    assert resumed["log_prob_test"] == whole["log_prob_test"]
+    assert resumed["accuracy"] == whole["accuracy"]
+    capsys.readouterr()
+
+
+def test_a_recipe_that_an_experiment_lacks_gets_a_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "mnist-glow", "--recipe", "thesis"]) == 2
+    assert "mnist-glow has no recipe 'thesis'; choose one of best" in capsys.readouterr().err
 
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pyro_vmonf.flows import (
     AutoregressiveNSF,
     Flow,
     Gaussian,
+    MAFMoG,
     RealNVP,
     StandardNormal,
 )
@@ -28,7 +29,13 @@ from pyro_vmonf.transforms import Affine, AffineCoupling, PReLU
 N, K, D = 50, 3, 2
 
 Make = Callable[..., nn.Module]
-FLOWS: dict[str, Make] = {"realnvp": RealNVP, "maf": MAF, "nsf": NSF, "ansf": AutoregressiveNSF}
+FLOWS: dict[str, Make] = {
+    "realnvp": RealNVP,
+    "maf": MAF,
+    "nsf": NSF,
+    "ansf": AutoregressiveNSF,
+    "maf-mog": lambda d, k, **a: MAFMoG(d, k, **{"mixtures": 3, "blocks": 2, **a}),
+}
 BANKS: dict[str, Make] = {
     "standard_normal": StandardNormal,
     "gaussian": Gaussian,
@@ -41,7 +48,7 @@ BANKS: dict[str, Make] = {
     "own-empty": lambda d, k: Flow([], base=Gaussian(d, k)),
     "stack": lambda d, k: Stack([RealNVP(d, 1), *([Gaussian(d, k - 1)] if k > 1 else [])]),
 }
-SINGLE = ["standard_normal", "gaussian", "maf", "ansf", "maf-narrow", "own", "own-empty"]
+SINGLE = ["standard_normal", "gaussian", "maf", "maf-mog", "ansf", "maf-narrow", "own", "own-empty"]
 SIZES = [
     *itertools.product(BANKS, [D, 5], [1, K]),
     *itertools.product(SINGLE, [1], [1, K]),

@@ -20,6 +20,8 @@ from pyro_vmonf.transforms import (
     BatchNorm,
     FlowTransform,
     Logit,
+    MixtureAutoregressive,
+    MixtureOfGaussians,
     Permutation,
     PReLU,
     RationalQuadratic,
@@ -55,6 +57,9 @@ BATCHED: dict[str, Make] = {
         D, hidden=(8, 8), order=torch.arange(D - 1, -1, -1), **k
     ),
     "spline_autoregressive-one": lambda **k: SplineAutoregressive(1, hidden=(8,), **k),
+    "mixture_autoregressive": lambda **k: MixtureAutoregressive(
+        D, hidden=(6,), mixtures=3, activation="tanh", **k
+    ),
     "permutation": lambda **k: Permutation(D, **k),
     "standardize": lambda **k: Standardize((D,), **k),
     "logit": lambda **k: Logit(alpha=0.05, **k),
@@ -655,3 +660,59 @@ def test_errors_name_what_was_given(name: str) -> None:
     make, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_mixture_of_gaussians_has_the_mixture_s_density() -> None:
+    univariate = MixtureOfGaussians(4, bound=3.0)
+    theta = 0.5 * torch.randn(2, 12, 50)  # Gaussians that overlap: gaps have no exact quantile
+    log_weight, mean, log_scale = (part.transpose(-1, -2) for part in univariate._unpack(theta))
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=log_weight),
+        torch.distributions.Normal(mean, log_scale.exp()),
+    )
+    x = 3 * torch.randn(2, 50)
+    z, log_slope = univariate.inverse(x, theta)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(normal.log_prob(z) + log_slope, mixture.log_prob(x))
+    inside = z.abs() < 5  # beyond, one minus the distribution function is rounding
+    torch.testing.assert_close(normal.cdf(z)[inside], mixture.cdf(x)[inside])
+    returned, _ = univariate.forward(z[:, :5], theta[..., :5])
+    torch.testing.assert_close(returned, x[:, :5], rtol=1e-8, atol=1e-8)
+
+
+def test_a_mixture_of_gaussians_starts_with_mean_zero_and_variance_one() -> None:
+    univariate = MixtureOfGaussians(5, bound=3.0)
+    log_weight, mean, log_scale = univariate._unpack(torch.zeros(1, 15, 1))
+    weight = log_weight.exp()
+    centre = (weight * mean).sum()
+    spread = (weight * (mean.square() + (2 * log_scale).exp())).sum()
+    torch.testing.assert_close(torch.stack((centre, spread)), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("far", [-3000.0, 80.0, 1e5])
+def test_a_mixture_of_gaussians_is_right_far_out(far: float) -> None:
+    univariate = MixtureOfGaussians(2, bound=3.0)
+    theta = torch.zeros(1, 6, 1)
+    x = torch.tensor([[far]])
+    z, log_slope = univariate.inverse(x, theta)
+    log_weight, mean, log_scale = univariate._unpack(theta)
+    parts = torch.distributions.Normal(mean, log_scale.exp()).log_prob(x.unsqueeze(-2))
+    expected = torch.logsumexp(log_weight + parts, -2)
+    found = torch.distributions.Normal(0.0, 1.0).log_prob(z) + log_slope
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(univariate.forward(z, theta)[0], x)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_towards_data_are_those_of_the_inverse() -> None:
+    univariate = MixtureOfGaussians(3, bound=3.0)
+    theta, z = torch.randn(1, 9, 4), torch.randn(1, 4)
+
+    def value(z: Tensor, theta: Tensor) -> Tensor:
+        return univariate.forward(z, theta)[0]
+
+    assert torch.autograd.gradcheck(
+        value, (z.requires_grad_(), theta.requires_grad_()), eps=1e-6, atol=1e-6
+    )

@@ -18,11 +18,9 @@ class MixtureOfGaussians:
         z = \Phi^{-1}\Big(\sum_m w_m \Phi\big(\tfrac{x - \mu_m}{\sigma_m}\big)\Big), \qquad
         \frac{dz}{dx} = \frac{\sum_m w_m N(x; \mu_m, \sigma_m)}{N(z; 0, 1)}
 
-    Both tails are followed, so *z* is right far from the centre, up to what a float's smallest
-    number is the tail of (13 in float32, 37 in float64); beyond it stays there, and next to the
-    base the density is right all the same. Towards data the map is inverted
-    by bisection, between bounds that hold the value, and a step of Newton's, which carries the
-    gradients. At zero parameters its mean is zero and its variance one.
+    Both tails are followed by their logarithms, so *z* is right however far from the centre.
+    Towards data the map is inverted by bisection, between bounds that hold the value, and a step of
+    Newton's, which carries the gradients. At zero parameters its mean is zero and its variance one.
 
     Arguments:
         mixtures: number of Gaussians *M*.
@@ -68,35 +66,51 @@ class MixtureOfGaussians:
         log_weight, mean, log_scale = self._unpack(theta)
         u = (x.unsqueeze(-2) - mean) * torch.exp(-log_scale)
         log_density = torch.logsumexp(log_weight - log_scale - 0.5 * u.square(), -2)
-        z = self._quantile(log_weight.exp(), u)
-        return z, log_density + 0.5 * z.square()  # the normalising constants cancel
-
-    @staticmethod
-    def _quantile(weight: Tensor, u: Tensor) -> Tensor:
-        """Return the normal quantile of a mixture's distribution function, from its nearer tail."""
-        below = (weight * torch.special.ndtr(u)).sum(-2)
-        above = (weight * torch.special.ndtr(-u)).sum(-2)
+        below, above = _log_tails(log_weight, u)
         left = below < above
-        tail = torch.where(left, below, above).clamp_min(torch.finfo(u.dtype).tiny)
-        quantile = torch.special.ndtri(tail)
-        return torch.where(left, quantile, -quantile)
+        quantile = _quantile(torch.where(left, below, above))
+        z = torch.where(left, quantile, -quantile)
+        return z, log_density + 0.5 * z.square()  # the normalising constants cancel
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             log_weight, mean, log_scale = self._unpack(theta)
-            weight, scale = log_weight.exp(), log_scale.exp()
+            scale, left = log_scale.exp(), z < 0
+            wanted = torch.special.log_ndtr(-z.abs())
             # Where every Gaussian's own quantile is below, or above, so is the mixture's.
             quantiles = mean + scale * z.unsqueeze(-2)
             low, high = quantiles.amin(-2), quantiles.amax(-2)
-            digits = -math.log2(torch.finfo(z.dtype).eps)
-            for _ in range(int(digits) + 6):
+            for _ in range(int(-math.log2(torch.finfo(z.dtype).eps)) + 6):
                 middle = (low + high) / 2
-                found = self._quantile(weight, (middle.unsqueeze(-2) - mean) / scale)
-                low, high = (
-                    torch.where(found < z, middle, low),
-                    torch.where(found < z, high, middle),
-                )
+                below, above = _log_tails(log_weight, (middle.unsqueeze(-2) - mean) / scale)
+                short = torch.where(left, below < wanted, above > wanted)
+                low, high = torch.where(short, middle, low), torch.where(short, high, middle)
             start = (low + high) / 2
         near, log_slope = self.inverse(start, theta)
         x = start - (near - z) * torch.exp(-log_slope.detach())
         return x, -self.inverse(x, theta)[1]
+
+
+def _log_tails(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of a mixture's mass below and above, ``(*, D, N)``."""
+    below = torch.logsumexp(log_weight + torch.special.log_ndtr(u), -2)
+    above = torch.logsumexp(log_weight + torch.special.log_ndtr(-u), -2)
+    return below, above
+
+
+def _quantile(log_mass: Tensor) -> Tensor:
+    """Return where a standard normal has a mass below, of at most a half, given as its logarithm.
+
+    The logarithm of the mass is concave and the start lies at the left, so Newton's steps come
+    nearer and nearer; the last of them carries the gradient.
+    """
+
+    def step(z: Tensor, log_mass: Tensor) -> Tensor:
+        ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(-z / math.sqrt(2))  # mass / density
+        return z - (torch.special.log_ndtr(z) - log_mass) * ratio
+
+    with torch.no_grad():
+        z = -torch.sqrt(-2 * log_mass)
+        for _ in range(6):
+            z = step(z, log_mass)
+    return step(z, log_mass)
