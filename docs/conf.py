@@ -64,7 +64,9 @@ nitpick_ignore_regex = [
 EXTENSION_POINTS = {"FlowTransform", "Posterior", "Term", "Weights"}
 
 
-def show_member(app: Any, what: str, name: str, found: Any, skip: bool, options: Any) -> bool | None:
+def show_member(
+    app: Any, what: str, name: str, found: Any, skip: bool, options: Any
+) -> bool | None:
     """Show the methods that a class of one's own has to write, although their class says what."""
     owner = getattr(found, "__qualname__", "").split(".")[0]
     wanted = owner in EXTENSION_POINTS and name in ("forward", "reset_parameters")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vmonf
+from pyro_vmonf.__main__ import parser
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -56,3 +57,51 @@ def test_every_name_of_the_package_is_in_the_reference() -> None:
 def test_no_name_of_the_package_is_a_module_in_disguise() -> None:
     for name in pyro_vmonf.__all__:
         assert not isinstance(getattr(pyro_vmonf, name), types.ModuleType), name
+
+
+THESIS = (DOCS / "thesis_to_code.md").read_text()
+CODE = re.findall(r"`([^`]+)`", THESIS)
+NAMES = sorted({code for code in CODE if re.fullmatch(r"pyro_vmonf(\.\w+)+", code)})
+FILES = sorted({code for code in CODE if re.fullmatch(r"[\w.-]+(/[\w.-]+)+\.\w+", code)})
+
+
+def test_the_page_on_the_thesis_names_much() -> None:
+    assert len(NAMES) > 50
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_page_on_the_thesis_names_exists(name: str) -> None:
+    path, found = name.split("."), None
+    for cut in range(len(path), 0, -1):
+        try:
+            found = importlib.import_module(".".join(path[:cut]))
+        except ModuleNotFoundError:
+            continue
+        break
+    for part in path[cut:]:
+        found = getattr(found, part)
+    assert found is not None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_that_the_page_on_the_thesis_names_exist(file: str) -> None:
+    assert (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize("command", sorted({c for c in CODE if c.startswith("python -m")}))
+def test_commands_that_the_page_on_the_thesis_names_are_understood(command: str) -> None:
+    given = command.replace("NAME", "pinwheel").split()[3:]
+    assert parser().parse_args(given).command == "run"
+
+
+def test_every_equation_of_the_thesis_is_on_the_page() -> None:
+    rows = re.findall(r"^\| ([2-4]\.\d+[^|]*) \|", THESIS, re.MULTILINE)
+    named: set[tuple[int, int]] = set()
+    for row in rows:
+        for first, last in re.findall(r"(\d\.\d+)(?: to (\d\.\d+))?", row):
+            chapter, start = map(int, first.split("."))
+            stop = int(last.split(".")[1]) if last else start
+            named |= {(chapter, number) for number in range(start, stop + 1)}
+    wanted = {(c, i + 1) for c, count in ((2, 40), (3, 28), (4, 3)) for i in range(count)}
+    assert named == wanted
