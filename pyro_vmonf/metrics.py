@@ -202,6 +202,64 @@ def format_contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> str
     return "\n".join(lines)
 
 
+def roc_curve(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
+    """Return the shares of ordinary rows and of anomalies at or above each threshold.
+
+    Arguments:
+        scores_in: scores ``(N,)`` of ordinary rows; larger is more anomalous, such as minus the
+            log-density.
+        scores_out: scores ``(M,)`` of anomalies.
+
+    Returns:
+        Both shares ``(T + 1,)``, from 0 to 1, at the T different scores from the largest down.
+
+    Raises:
+        ValueError: if either has no scores, or a score is NaN.
+
+    Example:
+        >>> roc_curve([0.0, 1.0], [1.0, 2.0])[1]
+        tensor([0.0000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
+    """
+    parts = []
+    for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
+        scores = as_tensor(name, scores).cpu().double()
+        if scores.dim() != 1 or not len(scores) or scores.isnan().any():
+            raise ValueError(
+                f"{name} have shape {tuple(scores.shape)}, {int(scores.isnan().sum())} of them "
+                "NaN; expected one number for each of at least one row"
+            )
+        parts.append(scores.sort().values)
+    thresholds = torch.cat(parts).unique().flip(0)
+    shares = [1 - torch.searchsorted(part, thresholds).double() / len(part) for part in parts]
+    start = thresholds.new_zeros(1)
+    return torch.cat((start, shares[0])), torch.cat((start, shares[1]))
+
+
+def area_under_roc(scores_in: Any, scores_out: Any) -> float:
+    r"""Return how often an anomaly scores above an ordinary row, ties counting half.
+
+    .. math::
+        P(s_\mathrm{out} > s_\mathrm{in}) + \tfrac12 P(s_\mathrm{out} = s_\mathrm{in})
+
+    It is the area under the ROC curve: 1 where the scores separate, 1/2 where they say nothing.
+
+    Arguments:
+        scores_in, scores_out: as for :func:`roc_curve`.
+
+    Raises:
+        ValueError: if either has no scores, or a score is NaN.
+
+    References:
+        Hanley, McNeil (1982), The Meaning and Use of the Area under a ROC Curve.
+
+    Example:
+        >>> area_under_roc([0.0, 1.0], [1.0, 2.0])
+        0.875
+    """
+    false_alarms, found = roc_curve(scores_in, scores_out)
+    return float(torch.trapezoid(found, false_alarms))
+
+
 def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
     r"""Return the Monte-Carlo estimate of :math:`KL(p \| \hat p)` and its standard error, in nats.
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    roc_auc_score,
+)
+from sklearn.metrics import roc_curve as sklearn_roc_curve
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Uniform, kl_divergence
@@ -17,6 +23,7 @@ from torch.distributions import MultivariateNormal, Uniform, kl_divergence
 from pyro_vmonf.metrics import (
     accuracy,
     adjusted_rand_index,
+    area_under_roc,
     bits_per_dim,
     clustering_scores,
     contingency,
@@ -24,6 +31,7 @@ from pyro_vmonf.metrics import (
     kl_to_truth,
     match,
     normalized_mutual_information,
+    roc_curve,
 )
 
 Labels = tuple[Tensor, Tensor]
@@ -178,3 +186,33 @@ def test_kl_approaches_that_between_gaussians() -> None:
 def test_kl_to_itself_is_zero() -> None:
     log_truth = torch.randn(9)
     assert kl_to_truth(log_truth, log_truth) == (0.0, 0.0)
+
+
+def scores(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    inside, outside = torch.randn(60), torch.randn(40) + 1
+    return {
+        "distinct": (inside, outside),
+        "tied": (inside.round(), outside.round()),
+        "constant": (torch.zeros(3), torch.zeros(2)),
+        "separate": (inside, outside + 99),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["distinct", "tied", "constant", "separate"])
+def test_roc_is_that_of_scikit_learn(kind: str) -> None:
+    inside, outside = scores(kind)
+    truth = [0] * len(inside) + [1] * len(outside)
+    both = torch.cat((inside, outside))
+    expected = sklearn_roc_curve(truth, both, drop_intermediate=False)[:2]
+    for found, wanted in zip(roc_curve(inside, outside), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    area = roc_auc_score(truth, both)
+    assert area_under_roc(inside, outside) == pytest.approx(area, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [[], [0.0, math.nan], [[0.0]]])
+def test_scores_are_checked(bad: list[Any]) -> None:
+    with pytest.raises(ValueError, match="scores_in have shape"):
+        area_under_roc(bad, [1.0])
+    with pytest.raises(ValueError, match="scores_out have shape"):
+        roc_curve([1.0], bad)

@@ -28,14 +28,22 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.palette import PALETTE, UNLABELLED, component_colors, tint
 from pyro_vmonf.plots import (
     plot_clusters,
+    plot_component_contours,
     plot_component_grid,
     plot_contingency,
     plot_data,
     plot_density,
     plot_history,
+    plot_overlap,
+    plot_plate,
     plot_regions,
+    plot_report,
+    plot_responsibilities,
+    plot_roc,
     plot_samples,
     plot_terms,
+    plot_transform_grid,
+    plot_transform_samples,
 )
 
 K = 3
@@ -87,6 +95,14 @@ PLOTS: dict[str, Callable[[], Callable[..., Axes]]] = {
     "history": lambda: partial(plot_history, course(held_out=[-1.0] * 30)),
     "terms": lambda: partial(plot_terms, course()),
     "contingency": lambda: partial(plot_contingency, [0, 1, 1], [1, 0, 1]),
+    "component contours": lambda: partial(plot_component_contours, pair(), resolution=20),
+    "responsibilities": lambda: partial(plot_responsibilities, pair(), torch.randn(20, 2)),
+    "transform grid": lambda: partial(plot_transform_grid, pair(), resolution=10),
+    "transform samples": lambda: partial(plot_transform_samples, pair(), 50),
+    "plate": lambda: partial(plot_plate, pair()),
+    "roc": lambda: partial(plot_roc, [0.0, 1.0], [2.0]),
+    "report": lambda: partial(plot_report, pair().report(torch.randn(50, 2))),
+    "overlap": lambda: partial(plot_overlap, pair().report(torch.randn(50, 2))),
 }
 
 
@@ -123,7 +139,13 @@ def test_leaves_random_state_and_settings_alone(name: str) -> None:
     assert global_state() == before
 
 
-@pytest.mark.parametrize("name", ["regions", "clusters", "samples", "density", "component grid"])
+OF_A_PAIR = [
+    *("regions", "clusters", "samples", "density", "component grid", "component contours"),
+    *("responsibilities", "transform grid", "transform samples", "plate"),
+]
+
+
+@pytest.mark.parametrize("name", OF_A_PAIR)
 def test_leaves_the_modes_and_the_gradients_alone(name: str) -> None:
     draw = PLOTS[name]()
     vmonf = draw.args[0]  # type: ignore[attr-defined]
@@ -132,7 +154,9 @@ def test_leaves_the_modes_and_the_gradients_alone(name: str) -> None:
     assert all(parameter.grad is None for parameter in vmonf.parameters())
 
 
-@pytest.mark.parametrize("name", ["samples", "component grid", "regions"])
+@pytest.mark.parametrize(
+    "name", ["samples", "component grid", "regions", "component contours", "transform samples"]
+)
 def test_a_figure_is_the_same_twice(name: str) -> None:
     draw = PLOTS[name]()
 
@@ -153,9 +177,11 @@ def test_a_figure_is_the_same_twice(name: str) -> None:
         lambda vmonf: plot_clusters(vmonf, torch.randn(5, 3)),
         lambda vmonf: plot_samples(vmonf),
         lambda vmonf: plot_density(vmonf),
+        lambda vmonf: plot_component_contours(vmonf),
+        lambda vmonf: plot_responsibilities(vmonf, torch.randn(5, 3)),
         lambda _: plot_data(torch.randn(5, 3)),
     ],
-    ids=["regions", "clusters", "samples", "density", "data"],
+    ids=["regions", "clusters", "samples", "density", "contours", "responsibilities", "data"],
 )
 def test_three_features_are_refused_with_advice(draw: Callable[[VMoNF], Axes]) -> None:
     with pytest.raises(ValueError, match=r"3.*(\[:, :2\]|fit a mixture of two columns)"):

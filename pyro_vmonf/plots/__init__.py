@@ -1,0 +1,40 @@
+"""Figures of data, fitted mixtures and training runs, those of the thesis among them.
+
+Every function draws on ``ax`` and returns it; without one it opens a figure. None shows the figure,
+and none changes matplotlib's settings. A component has the same colour in all of them.
+"""
+
+from pyro_vmonf.plots.density import plot_component_contours, plot_density
+from pyro_vmonf.plots.images import plot_component_grid
+from pyro_vmonf.plots.plane import (
+    plot_clusters,
+    plot_data,
+    plot_regions,
+    plot_responsibilities,
+    plot_samples,
+)
+from pyro_vmonf.plots.plate import plot_plate
+from pyro_vmonf.plots.report import plot_overlap, plot_report
+from pyro_vmonf.plots.scores import plot_contingency, plot_roc
+from pyro_vmonf.plots.training import plot_history, plot_terms
+from pyro_vmonf.plots.transforms import plot_transform_grid, plot_transform_samples
+
+__all__ = [
+    "plot_clusters",
+    "plot_component_contours",
+    "plot_component_grid",
+    "plot_contingency",
+    "plot_data",
+    "plot_density",
+    "plot_history",
+    "plot_overlap",
+    "plot_plate",
+    "plot_regions",
+    "plot_report",
+    "plot_responsibilities",
+    "plot_roc",
+    "plot_samples",
+    "plot_terms",
+    "plot_transform_grid",
+    "plot_transform_samples",
+]

@@ -1,0 +1,80 @@
+"""Images drawn from the components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # noqa: F401 - for the examples
+
+from pyro_vmonf.checks import check_positive
+from pyro_vmonf.plane import to_numpy
+from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.vmonf import VMoNF
+
+
+def plot_component_grid(
+    vmonf: VMoNF,
+    image_shape: Sequence[int],
+    per_component: int = 10,
+    seed: int | None = 0,
+    *,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw images sampled from each component, a row for each (thesis Figure 5.4).
+
+    Arguments:
+        vmonf: the pair.
+        image_shape: ``(H, W)``, or ``(C, H, W)`` with one or three channels.
+        per_component: images in a row.
+        seed: seed of the samples; the global state is left alone.
+        value_range: the values of black and of white.
+        ax: where to draw.
+
+    Raises:
+        ValueError: if the components' rows do not have as many numbers as an image.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> vmonf = VMoNF(FlowMixture(RealNVP(12, 5)))
+        >>> ax = plot_component_grid(vmonf, (3, 4), per_component=7, ax=Figure().subplots())
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['0', '1', '2', '3', '4']
+    """
+    shape = tuple(image_shape)
+    channels, height, width = (1, *shape) if len(shape) == 2 else (*shape, 0, 0, 0)[:3]
+    event_shape = tuple(vmonf.model.event_shape)
+    fits = len(shape) in (2, 3) and math.prod(shape) == math.prod(event_shape)
+    if not fits or channels not in (1, 3):
+        raise ValueError(
+            f"image_shape is {shape} but the components' rows have shape {event_shape}; expected "
+            "(H, W) or (C, H, W), with 1 or 3 channels and as many numbers in all"
+        )
+    check_positive("per_component", per_component)
+    count = vmonf.model.num_components
+    with local_seed(seed), evaluating(vmonf), torch.no_grad():
+        images = vmonf.model.components().sample((per_component,))
+    low, high = value_range
+    pixels = to_numpy(images).reshape(per_component, count, channels, height, width)
+    pixels = ((pixels - low) / (high - low)).clip(0, 1)
+    # One pixel of white between the images.
+    tiles = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)] * 2, constant_values=1.0)
+    tiled = tiles.transpose(1, 3, 0, 4, 2).reshape(
+        count * (height + 1), per_component * (width + 1), channels
+    )
+    shown = np.broadcast_to(tiled, (*tiled.shape[:2], 3))[:-1, :-1]
+    ax = axes_or_new(ax)
+    ax.imshow(shown, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks(
+        [k * (height + 1) + (height - 1) / 2 for k in range(count)], map(str, range(count))
+    )
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_ylabel("component")
+    return ax

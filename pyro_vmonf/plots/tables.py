@@ -1,0 +1,30 @@
+"""Tables of shares as heat maps with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from pyro_vmonf.plane import Array
+
+
+def draw_table(ax: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:
+    """Draw a table of numbers from 0 to 1, each with a text in its cell."""
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 10 if max(shares.shape) <= 6 else 8 if max(shares.shape) <= 12 else 6
+    for (row, column), share in np.ndenumerate(shares):
+        color = "white" if share > 0.6 else "black"
+        style = {"ha": "center", "va": "center", "color": color, "fontsize": size}
+        ax.text(column, row, texts[row][column], style)
+    ax.set_xticks(range(shares.shape[1]))
+    ax.set_yticks(range(shares.shape[0]))
+
+
+def outline(ax: Axes, cells: Iterable[tuple[int, int]]) -> None:
+    """Draw a frame around cells, given as row and column."""
+    for row, column in cells:
+        corner = (column - 0.5, row - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#EE3377", linewidth=2))

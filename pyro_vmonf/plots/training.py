@@ -1,0 +1,89 @@
+"""The course of a training run."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # noqa: F401 - for the examples
+from matplotlib.ticker import MaxNLocator
+
+from pyro_vmonf.history import History
+from pyro_vmonf.palette import PALETTE, UNLABELLED, component_colors
+from pyro_vmonf.plots.axes import axes_or_new
+
+
+def plot_history(history: History, *, ax: Axes | None = None) -> Axes:
+    """Draw the ELBO per row over the epochs, and the temperature on an axis at the right.
+
+    The first tenth of the run does not set the scale: it may begin far below the axis.
+
+    Arguments:
+        history: what ``fit`` returned.
+        ax: where to draw.
+
+    Example:
+        >>> history = History(epoch=[0, 1], elbo=[-2.0, -1.0], temperature=[1.0, 0.9])
+        >>> ax = plot_history(history, ax=Figure().subplots())
+        >>> ax.get_ylabel()
+        'ELBO, nats per row'
+    """
+    ax = axes_or_new(ax)
+    lines = ax.plot(history.epoch, history.elbo, color=PALETTE[5], label="training")
+    if history.held_out:
+        lines += ax.plot(history.epoch, history.held_out, color=PALETTE[9], label="held out")
+    ax.set_ylabel("ELBO, nats per row")
+    _epoch_axis(ax, history)
+    later = [v[len(v) // 10 :] for v in (history.elbo, history.held_out)]
+    values = np.array([value for part in later for value in part if math.isfinite(value)])
+    if len(values) > 10:
+        margin = 0.05 * max(float(np.ptp(values)), 1e-6)
+        ax.set_ylim(values.min() - margin, values.max() + margin)
+    if history.rejected:
+        ax.set_title(f"{history.rejected} steps were not finite and were rolled back")
+    if len(set(history.temperature)) > 1:
+        right = ax.twinx()
+        lines += right.plot(
+            history.epoch, history.temperature, color=UNLABELLED, ls="--", label="temperature"
+        )
+        right.set_ylabel("temperature")
+        right.set_ylim(0, 1.05 * max(history.temperature))
+        ax.figure.sca(ax)
+    ax.legend(handles=lines, loc="center right")
+    return ax
+
+
+def plot_terms(history: History, *, ax: Axes | None = None) -> Axes:
+    """Draw what the ELBO is the sum of, over the epochs, but for what is zero throughout.
+
+    Arguments:
+        history: what ``fit`` returned.
+        ax: where to draw.
+
+    Example:
+        >>> terms = {"log_likelihood": [-2.0, -1.0], "entropy": [1.6, 1.2]}
+        >>> ax = plot_terms(History(epoch=[0, 1], terms=terms), ax=Figure().subplots())
+        >>> [line.get_label() for line in ax.get_lines()][1:]
+        ['entropy', 'log likelihood']
+    """
+    ax = axes_or_new(ax)
+    ax.axhline(0.0, color=UNLABELLED, linewidth=0.8)
+    names = sorted(name for name, values in history.terms.items() if any(values))
+    for color, name in zip(component_colors(len(names)), names, strict=True):
+        ax.plot(history.epoch, history.terms[name], color=color, label=name.replace("_", " "))
+    ax.set_ylabel("nats per row")
+    _epoch_axis(ax, history)
+    if names:  # above the axes, where it covers no line
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    return ax
+
+
+def _epoch_axis(ax: Axes, history: History) -> None:
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if history.epoch and history.epoch[0] < 0:
+        ax.axvspan(history.epoch[0], -0.5, color="0.92", zorder=-1)
+        style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4"}
+        middle = (history.epoch[0] - 0.5) / 2
+        ax.text(middle, 0.03, "pretraining", style, transform=ax.get_xaxis_transform())
