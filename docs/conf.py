@@ -10,7 +10,7 @@ import pyro_vmonf
 
 project = "pyro_vmonf"
 author = "the authors of pyro_vmonf"
-copyright = author  # noqa: A001 - Sphinx's name
+copyright = author
 release = pyro_vmonf.__version__
 
 extensions = [
