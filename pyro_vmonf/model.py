@@ -190,13 +190,17 @@ class FlowMixture(Program):
     ) -> Tensor:
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
         mixture = self.mixture(given)
-        joint = mixture.joint_log_prob(x)
-        # A row so far off that no component has a density for it keeps the prior.
-        nowhere = (joint == -torch.inf).all(-1, keepdim=True)
-        joint = torch.where(nowhere, mixture.log_weights, joint)
-        if y is not None:
-            joint = joint + log_evidence(y, self.num_components, joint.dtype)
-        return joint.log_softmax(-1)
+        return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
+
+
+def posterior_of_joint(joint: Tensor, log_weights: Tensor, y: Tensor | None) -> Tensor:
+    r"""Return :math:`\log p(c \mid x, y)` from :math:`\log p(c, x)` ``(*, K)`` and evidence."""
+    # A row so far off that no component has a density for it keeps the prior.
+    nowhere = (joint == -torch.inf).all(-1, keepdim=True)
+    joint = torch.where(nowhere, log_weights, joint)
+    if y is not None:
+        joint = joint + log_evidence(y, joint.shape[-1], joint.dtype)
+    return joint.log_softmax(-1)
 
 
 class MixtureComponent(nn.Module):

@@ -147,7 +147,7 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
             f"{tuple(prior.batch_shape)} and event_shape {tuple(prior.event_shape)}; expected a "
             "distribution on the simplex, such as Dirichlet(torch.ones(K)), of batch_shape ()"
         )
-    if isinstance(prior, Dirichlet):
+    if isinstance(prior, torch.distributions.Dirichlet):  # Pyro's is one too
         return DirichletPrior(prior.concentration)
     return ConstantDistribution(prior)
 

@@ -20,6 +20,7 @@ from pyro_vmonf import (
     LearnedWeights,
     MarginalGuide,
     RandomWeights,
+    RealNVP,
     SoftmaxGuide,
     StickBreaking,
     UpdatedWeights,
@@ -301,3 +302,15 @@ def test_updated_weights_of_fewer_components_still_sum_to_one() -> None:
     vmonf.model.weights.probs.copy_(torch.tensor([0.5, 0.3, 0.2]))
     take_components_(vmonf, torch.tensor([1, 2]))
     torch.testing.assert_close(vmonf.model.weights().exp(), torch.tensor([0.6, 0.4]))
+
+
+def test_torchs_own_dirichlet_is_a_prior() -> None:
+    """It is no Pyro distribution, and cannot be drawn from in a program as it is."""
+    x = torch.randn(7, 2)
+    losses = []
+    for module in (torch.distributions, dist):
+        torch.manual_seed(0)
+        model = FlowMixture(RealNVP(2, 3), module.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
+        torch.manual_seed(1)
+        losses.append(TraceEnum_ELBO()(model, MarginalGuide(model))(x))
+    assert losses[0] == losses[1]

@@ -1,0 +1,374 @@
+"""Draws, predictions, training and held-out scores for ArviZ, before and since its 1.0."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+import xarray
+from pyro.distributions import Dirichlet, Normal
+from pyro.infer import MCMC, NUTS, Predictive
+
+from pyro_vmonf import (
+    FlowMixture,
+    Gaussian,
+    RandomBank,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+)
+from pyro_vmonf.inference_data import NOTE_ON_DRAWS, to_inference_data
+from pyro_vmonf.nn import MLP
+
+K, D, N, S = 3, 2, 11, 6
+
+
+@pytest.fixture(scope="module")
+def az() -> Any:
+    return pytest.importorskip("arviz")
+
+
+def pair(guided: bool = True, random_bank: bool = False, weights: Any = None) -> VMoNF:
+    bank: Any = RealNVP(D, K, blocks=2, hidden=(4,))
+    weights = Dirichlet(torch.tensor([1.0, 2.0, 3.0])) if weights is None else weights
+    model = FlowMixture(RandomBank(bank, scale=0.3) if random_bank else bank, weights)
+    vmonf = VMoNF(model, SoftmaxGuide(MLP(D, K), temperature=0.5) if guided else None)
+    with torch.no_grad():
+        for parameter in vmonf.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return vmonf
+
+
+def samples(chains: int = 2) -> torch.Tensor:
+    """What an MCMC of the weights returns."""
+    return Dirichlet(torch.ones(K)).sample((chains, S))
+
+
+# Draws of the random parts.
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_everything_follows_under_each_draw_of_the_weights(guided: bool) -> None:
+    vmonf, x, weights = pair(guided), torch.randn(N, D), samples()
+    y = torch.arange(N) % 4 - 1
+    data = to_inference_data(vmonf, x, y, exact=not guided, posterior={"weights": weights})
+    np.testing.assert_array_equal(data.posterior["weights"], weights)
+    components = vmonf.component_log_prob(x)
+    joint = weights.log()[:, :, None] + components
+    np.testing.assert_allclose(data.log_likelihood["x"], joint.logsumexp(-1), rtol=1e-5)
+    excluded = (y[:, None] >= 0) & (y[:, None] != torch.arange(K))
+    expected = joint.masked_fill(excluded, -torch.inf).softmax(-1)
+    if guided:
+        expected = vmonf.predict_proba(x, y).expand(2, S, N, K)
+    np.testing.assert_allclose(data.posterior["responsibilities"], expected, rtol=1e-4, atol=1e-6)
+    assert data.posterior["responsibilities"].dims == ("chain", "draw", "row", "component")
+    assert data.log_likelihood.attrs["note"] == NOTE_ON_DRAWS
+
+
+def test_draws_are_from_the_posterior_of_the_guide() -> None:
+    vmonf, x = pair(), torch.randn(N, D)
+    data = to_inference_data(vmonf, x, draws=1000)
+    weights = torch.as_tensor(data.posterior["weights"].values)
+    assert weights.shape == (1, 1000, K)
+    posterior = vmonf.model.weights.posterior()
+    error = (posterior.variance / 1000).sqrt()
+    assert ((weights.mean((0, 1)) - posterior.mean).abs() < 5 * error).all()
+    again = to_inference_data(vmonf, x, draws=1000).posterior["weights"]
+    np.testing.assert_array_equal(weights, again)
+    other = to_inference_data(vmonf, x, draws=1000, seed=1).posterior["weights"]
+    assert not np.array_equal(weights, other)
+
+
+def test_a_random_bank_is_drawn_with_the_weights() -> None:
+    vmonf, x = pair(random_bank=True, guided=False), torch.randn(N, D)
+    data = to_inference_data(vmonf, x, draws=S, held_out=x, chunk_size=4)
+    names = {f"bank.{name}" for name, _ in vmonf.model.bank.bank.named_parameters()}
+    assert set(data.posterior.data_vars) == {"weights", "responsibilities"} | names
+    log_prob = []
+    for draw in range(S):
+        values = {
+            name: torch.as_tensor(data.posterior[name].values[0, draw])
+            for name in {"weights"} | names
+        }
+        conditioned = pyro.poutine.condition(vmonf.model, data=values)
+        elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+        terms = [
+            -elbo.loss(conditioned, lambda *_, **__: None, row[None]) for row in x
+        ]  # with the priors of the values, which the prior alone gives too
+        prior = sum(
+            float(site["fn"].log_prob(site["value"]).sum())
+            for name, site in pyro.poutine.trace(conditioned).get_trace(x).nodes.items()
+            if name in values
+        )
+        log_prob.append([term - prior for term in terms])
+    np.testing.assert_allclose(data.log_likelihood["x"][0], log_prob, rtol=1e-3, atol=1e-3)
+    assert "note" not in data.log_likelihood.attrs
+    mean = np.log(np.exp(data.log_likelihood["x"][0]).mean("draw"))
+    np.testing.assert_allclose(data["held_out"]["log_prob"], mean, rtol=1e-5)
+
+
+def test_samples_of_nuts() -> None:
+    """The rows are far from doubt, so the posterior is Dirichlet(1 + counts)."""
+    vmonf = VMoNF(FlowMixture(Gaussian(1, 2), torch.distributions.Dirichlet(torch.ones(2))))
+    vmonf.model.bank.set_(torch.tensor([[-50.0], [50.0]]), torch.ones(2, 1, 1))
+    vmonf.requires_grad_(False).eval()
+    x = torch.tensor([-50.0, 50.0, 50.0, 49.0, 51.0, -49.0])[:, None]
+    kernel = NUTS(vmonf.model, jit_compile=False, max_plate_nesting=1)
+    mcmc = MCMC(kernel, num_samples=60, warmup_steps=30, disable_progbar=True)
+    mcmc.run(x)
+    flat = to_inference_data(vmonf, x, posterior=mcmc.get_samples())
+    chains = to_inference_data(vmonf, x, posterior=mcmc.get_samples(group_by_chain=True))
+    np.testing.assert_array_equal(flat.posterior["weights"], chains.posterior["weights"])
+    assert flat.posterior["weights"].shape == (1, 60, 2)
+    expected = flat.posterior["weights"].values[0, :, [0, 1, 1, 1, 1, 0]].T
+    components = vmonf.component_log_prob(x).amax(-1).numpy()
+    np.testing.assert_allclose(
+        flat.log_likelihood["x"][0], np.log(expected) + components, rtol=1e-5
+    )
+
+
+def test_names_of_a_nested_pair() -> None:
+    outer = pyro.nn.PyroModule()
+    outer.prior = pair(guided=False)
+    x = torch.randn(N, D)
+    data = to_inference_data(outer.prior, x, posterior={"prior.weights": samples()})
+    np.testing.assert_array_equal(data.posterior["weights"].shape, (2, S, K))
+    assert "prior.weights" not in data.posterior
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 0}, "draws is 0"),
+        ({"draws": 2, "posterior": {"weights": samples()}}, "pass one of them"),
+        ({"posterior": {"pi": samples()}}, "posterior holds pi; expected .*: weights"),
+        ({"posterior": {}}, "posterior holds nothing; expected"),
+        (
+            {"posterior": {"weights": samples()[..., :2]}},
+            r"shape \(2, 6, 2\); expected \(draws, 3\)",
+        ),
+        ({"posterior": {"weights": torch.ones(3)}}, r"shape \(3,\); expected \(draws, 3\)"),
+        ({"posterior": {"weights": torch.ones(S, 1, K) / K}}, r"more chains than draws.*squeeze"),
+        ({"predictive": -1}, "predictive is -1"),
+        ({"held_out": torch.zeros(4, 3)}, "x has 3 features but the components have 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_inference_data(pair(), torch.randn(N, D), **options)
+
+
+@pytest.mark.parametrize("options", [{"draws": 3}, {"posterior": {"weights": samples()}}])
+def test_what_is_not_random_has_no_draws(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="its LearnedWeights are a point estimate"):
+        to_inference_data(pair(weights="learned"), torch.randn(N, D), **options)
+
+
+def test_global_state_is_left_alone() -> None:
+    vmonf, x = pair(random_bank=True).train(), torch.randn(N, D)
+    pyro.clear_param_store()
+    pyro.param("theirs", torch.tensor(1.0))
+    before = torch.get_rng_state().clone()
+    to_inference_data(vmonf, x, draws=2, predictive=2)
+    assert torch.get_rng_state().equal(before)
+    assert list(pyro.get_param_store().keys()) == ["theirs"]
+    assert all(module.training for module in vmonf.modules())
+
+
+# Predictions.
+
+
+@pytest.mark.parametrize(("predictive", "sets"), [(True, 1), (3, 3)])
+def test_predictions_have_the_shape_of_the_data(predictive: Any, sets: int) -> None:
+    vmonf, x = pair(), torch.randn(N, D)
+    data = to_inference_data(vmonf, x, posterior={"weights": samples()}, predictive=predictive)
+    assert data.posterior_predictive["x"].dims == ("chain", "draw", "row", "feature")
+    assert data.posterior_predictive["x"].shape == (2, S * sets, N, D)
+    assert "posterior_predictive" not in to_inference_data(vmonf, x)
+
+
+def test_predictions_follow_their_draw() -> None:
+    """Under draws that leave one component each, every row is that component's."""
+    vmonf = VMoNF(FlowMixture(Gaussian(1, 2), Dirichlet(torch.ones(2))))
+    vmonf.model.bank.set_(torch.tensor([[-50.0], [50.0]]), torch.ones(2, 1, 1))
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    x = torch.zeros(40, 1)
+    data = to_inference_data(vmonf, x, posterior={"weights": weights}, predictive=2)
+    signs = np.sign(data.posterior_predictive["x"].values[0, ..., 0])
+    np.testing.assert_array_equal(signs, np.repeat([[-1], [1], [-1]], 2, 0).repeat(40, 1))
+    sets = data.posterior_predictive["x"].values[0]
+    assert not np.array_equal(sets[0], sets[1])
+
+
+def test_images_have_a_dimension_a_feature() -> None:
+    vmonf = VMoNF(FlowMixture(Normal(torch.zeros(K, 1, 4, 5), 1.0).to_event(3)))
+    data = to_inference_data(vmonf, torch.zeros(N, 1, 4, 5), predictive=True)
+    dims = ("row", "feature_0", "feature_1", "feature_2")
+    assert data.observed_data["x"].dims == dims
+    assert data.posterior_predictive["x"].dims == ("chain", "draw", *dims)
+
+
+# Training and held-out rows.
+
+
+def fitted() -> tuple[VMoNF, torch.Tensor]:
+    vmonf, x = pair(), torch.randn(40, D)
+    vmonf.fit(x, epochs=3, held_out=0.25, progress=False, seed=0)
+    return vmonf, x
+
+
+def test_training_is_a_group_of_its_own() -> None:
+    vmonf, x = fitted()
+    training, history = to_inference_data(vmonf, x)["training"], vmonf.history
+    assert history is not None
+    for name in ("elbo", "objective", "temperature", "held_out"):
+        assert training[name].dims == ("epoch",)
+        np.testing.assert_array_equal(training[name], getattr(history, name))
+    np.testing.assert_array_equal(training["epoch"], history.epoch)
+    np.testing.assert_array_equal(training["step"], history.step)
+    for name, values in history.terms.items():
+        np.testing.assert_array_equal(training["terms"].sel(term=name), values)
+    assert training.attrs["seconds"] == history.seconds
+    history.held_out = []
+    assert "held_out" not in to_inference_data(vmonf, x)["training"]
+
+
+def test_a_held_out_score_stands_beside_the_in_sample_one() -> None:
+    vmonf, x = fitted()
+    new = torch.randn(9, D)
+    data = to_inference_data(vmonf, x, held_out=new)
+    np.testing.assert_allclose(data["held_out"]["log_prob"], vmonf.log_prob(new), rtol=1e-5)
+    for name, rows in (("in_sample", x), ("held_out", new)):
+        log_prob = vmonf.log_prob(rows).double()
+        mean, error = log_prob.mean(), log_prob.std() / math.sqrt(len(rows))
+        assert data.attrs[f"{name}_log_prob_mean"] == pytest.approx(float(mean), rel=1e-5)
+        assert data.attrs[f"{name}_log_prob_se"] == pytest.approx(float(error), rel=1e-5)
+    assert "held_out_log_prob_mean" not in to_inference_data(vmonf, x).attrs
+
+
+def test_the_score_over_draws_is_that_of_the_mean_density() -> None:
+    """A mixture is linear in its weights: the mean density is that under the mean weights."""
+    vmonf, x, weights = pair(), torch.randn(N, D), samples()
+    data = to_inference_data(vmonf, x, posterior={"weights": weights}, held_out=x)
+    mean = (weights.mean((0, 1)).log() + vmonf.component_log_prob(x)).logsumexp(-1)
+    np.testing.assert_allclose(data["held_out"]["log_prob"], mean, rtol=1e-5)
+    for name in ("in_sample", "held_out"):
+        assert data.attrs[f"{name}_log_prob_mean"] == pytest.approx(float(mean.mean()), rel=1e-5)
+
+
+# What ArviZ does with it.
+
+
+def test_file_and_back(tmp_path: Path, az: Any) -> None:
+    vmonf, x = fitted()
+    data = to_inference_data(vmonf, x, draws=S, predictive=True, held_out=x)
+    data.to_netcdf(str(tmp_path / "fit.nc"))
+    back = az.from_netcdf(str(tmp_path / "fit.nc"))
+    assert back.groups() == data.groups()
+    assert {"training", "held_out", "posterior_predictive"} < set(back.groups())
+    for group in data.groups():
+        xarray.testing.assert_equal(back[group], data[group])
+    assert back.attrs["held_out_log_prob_mean"] == data.attrs["held_out_log_prob_mean"]
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # ArviZ's own use of pandas
+def test_compare_is_by_the_leave_one_out_score(az: Any) -> None:
+    """Rows far from doubt: without its own row a component has 59 of 119, and a prior count."""
+    x = torch.cat((torch.randn(60, 1) - 20, torch.randn(60, 1) + 20))
+    found = {}
+    for name, variance in (("right", 1.0), ("wide", 1.5)):
+        vmonf = VMoNF(FlowMixture(Gaussian(1, 2), Dirichlet(torch.ones(2))))
+        vmonf.model.bank.set_(torch.tensor([[-20.0], [20.0]]), variance * torch.ones(2, 1, 1))
+        posterior = Dirichlet(torch.tensor([61.0, 61.0])).sample((4, 250))
+        found[name] = to_inference_data(vmonf, x, posterior={"weights": posterior})
+        components = vmonf.component_log_prob(x).amax(-1).double()
+        expected = components.sum() + 120 * math.log(60 / 121)
+        assert az.loo(found[name]).elpd_loo == pytest.approx(float(expected), abs=0.2)
+    assert list(az.compare(found).index) == ["right", "wide"]
+
+
+@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # ArviZ's own
+def test_plot_ppc(az: Any) -> None:
+    import matplotlib.pyplot as plt
+
+    data = to_inference_data(pair(), torch.randn(N, D), draws=S, predictive=True)
+    ax = az.plot_ppc(data, num_pp_samples=S)
+    assert len(ax.get_lines()) > 1
+    plt.close("all")
+
+
+# ArviZ 1.0 and later, which needs a newer Python than the oldest that is supported here.
+
+
+def new_from_dict(
+    data: dict[str, dict[str, Any]],
+    *,
+    name: str | None = None,
+    sample_dims: list[str] | None = None,
+    save_warmup: bool | None = None,
+    index_origin: int | None = None,
+    coords: dict[str, Any] | None = None,
+    dims: dict[str, list[str]] | None = None,
+    pred_dims: dict[str, list[str]] | None = None,
+    pred_coords: dict[str, Any] | None = None,
+    check_conventions: bool = True,
+    attrs: dict[str, dict[str, Any]] | None = None,
+) -> xarray.DataTree:
+    """Follow the documentation of ``arviz_base.from_dict`` 1.0."""
+    dims, coords, attrs = dims or {}, coords or {}, attrs or {}
+    assert not attrs.keys() - data.keys() - {"/"}, "it warns of such"
+    tree = {}
+    for group, variables in data.items():
+        first = [] if "data" in group else ["chain", "draw"]
+        arrays = {}
+        for variable, values in variables.items():
+            names = [*first, *dims.get(variable, [])]
+            names = names[: values.ndim] if "log_likelihood" in group else names
+            names += [f"{variable}_dim_{i}" for i in range(values.ndim - len(names))]
+            counts = dict(zip(names, map(np.arange, values.shape), strict=True))
+            known = {n: coords.get(n, counts[n]) for n in names}
+            arrays[variable] = xarray.DataArray(values, dims=names, coords=known)
+        tree[group] = xarray.Dataset(arrays, attrs=attrs.get(group))
+    result = xarray.DataTree.from_dict(tree, name=name)
+    result.attrs = attrs.get("/", {})
+    return result
+
+
+@pytest.fixture
+def new_arviz(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("arviz")
+    module.__version__ = "1.2.0"  # type: ignore[attr-defined]
+    module.from_dict = new_from_dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "arviz", module)
+
+
+@pytest.mark.parametrize("random_bank", [False, True])
+def test_a_tree_of_the_same_groups_since_1_0(random_bank: bool, az: Any, request: Any) -> None:
+    vmonf, x = pair(random_bank=random_bank), torch.randn(N, D)
+    vmonf.fit(x, epochs=2, progress=False, seed=0)
+    y = torch.arange(N) % 4 - 1
+    options: dict[str, Any] = {"draws": S, "predictive": 2, "held_out": x}
+    old = to_inference_data(vmonf, x, y, **options)
+    request.getfixturevalue("new_arviz")
+    new = to_inference_data(vmonf, x, y, **options)
+    assert isinstance(new, xarray.DataTree)
+    assert set(new.children) == set(old.groups())
+    for group in old.groups():
+        for name, variable in old[group].data_vars.items():
+            xarray.testing.assert_equal(new[group][name], variable)
+    assert {k: v for k, v in old.attrs.items() if k in new.attrs} == new.attrs
+    assert new["log_likelihood"].attrs.get("note") == old.log_likelihood.attrs.get("note")
+
+
+def test_predictive_of_pyro_needs_one_dimension_less() -> None:
+    vmonf, x = pair(guided=False), torch.randn(N, D)
+    drawn = Predictive(vmonf.model, guide=vmonf.guide, num_samples=S)(x)["weights"]
+    data = to_inference_data(vmonf, x, posterior={"weights": drawn.squeeze(1)})
+    np.testing.assert_allclose(data.posterior["weights"][0], drawn[:, 0].detach())
