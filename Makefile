@@ -3,7 +3,7 @@ PYTHON ?= python3
 THREADS ?= 2
 MINUTES ?= 5
 BIN := .venv/bin
-SPHINX = $(BIN)/python -m sphinx -q -W --keep-going -c docs -d out/doctrees .
+SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
 .PHONY: demo test docs linkcheck notebooks examples bench soak fuzz lint format install clean
 

@@ -57,7 +57,7 @@ linkcheck_retries = 2
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|sklearn|torch)\..*"),
-    (r"py:.*", r"Tensor|Distribution|Transform|InferenceData|nn\.Module|dict\[str|rows"),
+    (r"py:.*", r"Tensor|Distribution|Transform|DataTree|InferenceData|nn\.Module|dict\[str|rows"),
     (r"py:.*", r"pyro_vmonf\.(distributions\.Selected|functional\.WithParameters|rows\.Rows)"),
 ]
 

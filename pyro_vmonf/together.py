@@ -25,9 +25,9 @@ from pyro_vmonf.history import History
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.preparing import check_data, check_options, schedule_of
 from pyro_vmonf.progress import progress_bar
+from pyro_vmonf.runs import Runs
 from pyro_vmonf.scopes import evaluating, local_seed, training
 from pyro_vmonf.sources import TensorSource
-from pyro_vmonf.runs import Runs
 from pyro_vmonf.temperature import Cooling, Schedule
 from pyro_vmonf.training import Guide, objective_of
 

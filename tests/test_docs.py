@@ -5,12 +5,20 @@ from __future__ import annotations
 import importlib
 import re
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 import pyro_vmonf
+from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.__main__ import parser
+from pyro_vmonf.distortions import RandomWalk
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Consistency
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -105,3 +113,47 @@ def test_every_equation_of_the_thesis_is_on_the_page() -> None:
             named |= {(chapter, number) for number in range(start, stop + 1)}
     wanted = {(c, i + 1) for c, count in ((2, 40), (3, 28), (4, 3)) for i in range(count)}
     assert named == wanted
+
+
+def fit(x: Any, term: Any = None, dtype: torch.dtype = torch.float32) -> None:
+    """Fit a small pair to what is given."""
+    guide = SoftmaxGuide(MLP(2, 3), None if term is None else [term])
+    VMoNF(FlowMixture(RealNVP(2, 3)), guide).to(dtype).fit(x, epochs=2, progress=False)
+
+
+def load(folder: Path, content: Any) -> None:
+    """Save something and load it as a pair."""
+    path = folder / "file.pt"
+    torch.save(content, path) if isinstance(content, dict) else content.save(path)
+    VMoNF.load(path)
+
+
+ROWS = torch.arange(40.0).reshape(20, 2)
+OWN = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
+MESSAGES: dict[str, Callable[[Path], None]] = {
+    "x has NaN or infinite values in": lambda _: fit(torch.full((20, 2), torch.nan)),
+    "x has dtype torch.uint8; the flows are densities of real numbers": lambda _: fit(
+        ROWS.to(torch.uint8)
+    ),
+    "steps had a loss or gradient that is not finite": lambda _: fit(
+        ROWS, lambda batch: batch.log_q.sum(-1) * torch.nan
+    ),
+    "beyond torch.float32; rescale them, or use model.double()": lambda _: fit(1e36 * ROWS),
+    "holds modules that are not pyro_vmonf's; build the pair and pass it": lambda folder: load(
+        folder, VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(OWN))
+    ),
+    "cannot be read as a fitted mixture of pyro_vmonf": lambda folder: load(folder, {"a": 1}),
+    "a random walk starts from the row's position in the data": lambda _: fit(
+        DataLoader(ROWS, batch_size=10),  # type: ignore[arg-type]
+        Consistency(RandomWalk(ROWS, neighbors=3)),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is not a part of pyro_vmonf")
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_that_the_page_on_troubles_quotes_are_raised(message: str, tmp_path: Path) -> None:
+    assert message in (DOCS / "troubleshooting.md").read_text()
+    errors = (ValueError, TypeError, FloatingPointError)
+    with pytest.raises(errors, match=re.escape(message)):
+        MESSAGES[message](tmp_path)
