@@ -11,6 +11,14 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+# Nobody looks at the figures of a shortened run, so little time is spent on them.
+SMALL_FIGURES = """
+%matplotlib inline
+%config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
+import matplotlib.pyplot as plt
+
+plt.rcParams["figure.dpi"] = 30
+"""
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -35,7 +43,8 @@ def test_runs_twice_in_one_kernel(
     monkeypatch.delenv("MPLBACKEND", raising=False)
     resources = {"metadata": {"path": str(tmp_path)}}
     before = path.read_bytes()
-    cells = [nbformat.v4.new_code_cell(code) for code in 2 * code_cells(path)]
+    codes = [SMALL_FIGURES, *code_cells(path), *code_cells(path)]
+    cells = [nbformat.v4.new_code_cell(code) for code in codes]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
     assert path.read_bytes() == before
