@@ -34,6 +34,9 @@ class ConstantDistribution(nn.Module):
     def forward(self, context: Tensor | None = None) -> Distribution:
         return self.distribution
 
+    def extra_repr(self) -> str:
+        return repr(self.distribution)
+
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.distribution = mapped(self.distribution, function)
         return super()._apply(function, recurse)  # type: ignore[no-any-return, no-untyped-call]

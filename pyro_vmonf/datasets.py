@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.shown import arguments_of
 
 
 class Pinwheel:
@@ -45,6 +46,9 @@ class Pinwheel:
             raise ValueError(f"wings is {wings}; it must be at least 1")
         self.wings = wings
         self.rate = rate
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments_of(self)})"
 
     def sample(self, per_wing: int) -> tuple[Tensor, Tensor]:
         """Draw ``per_wing`` points of each wing: points ``(N, 2)`` and wings ``(N,)``."""
@@ -126,6 +130,9 @@ class TwoCircles:
     def __init__(self, radii: tuple[float, float] = (0.8, 0.4), noise: float = 0.05) -> None:
         self.radii = radii
         self.noise = noise
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments_of(self)})"
 
     def sample(self, per_circle: int) -> tuple[Tensor, Tensor]:
         """Draw ``per_circle`` points of each: points ``(N, 2)`` and circles ``(N,)``."""

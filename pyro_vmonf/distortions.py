@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_vmonf.checks import check_positive
 from pyro_vmonf.neighbors import nearest_neighbors
+from pyro_vmonf.shown import ShownModule
 from pyro_vmonf.terms import Batch
 
 
@@ -20,7 +21,7 @@ def _units(batch: Batch) -> Tensor | float:
     return 1.0 if model is None else model.standardizer.scale
 
 
-class Jitter(nn.Module):
+class Jitter(ShownModule):
     """Gaussian noise on every feature.
 
     Arguments:
@@ -36,7 +37,7 @@ class Jitter(nn.Module):
         return batch.x + self.scale * _units(batch) * torch.randn_like(batch.x)
 
 
-class RandomWalk(nn.Module):
+class RandomWalk(ShownModule):
     """The end of a random walk that starts at the point, on the graph of nearest neighbours.
 
     Points that long walks connect belong together, however far apart they are: nothing is said of
@@ -102,7 +103,7 @@ class RandomWalk(nn.Module):
         return self.x[self.ends[index, which]].to(batch.x.dtype)
 
 
-class Adversarial(nn.Module):
+class Adversarial(ShownModule):
     """The direction in which the guide's answer changes most (virtual adversarial training).
 
     Arguments:
@@ -139,7 +140,7 @@ class Adversarial(nn.Module):
         return batch.x + self.epsilon * units * direction.detach()
 
 
-class AffineImages(nn.Module):
+class AffineImages(ShownModule):
     """Small rotations, scalings, shears and shifts of images.
 
     Arguments:

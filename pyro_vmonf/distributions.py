@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from pyro_vmonf.shown import ShownDistribution
 from pyro_vmonf.transforms.base import FlowTransform
 
 
@@ -29,7 +29,7 @@ def _layout(transform: Transform) -> Hashable:
     return id(transform) if layout is None else layout
 
 
-class FlowDistribution(TorchDistribution):
+class FlowDistribution(ShownDistribution):
     r"""The distribution of :math:`x = h_L \circ \dots \circ h_1(z)` for z drawn from a base.
 
     .. math::
@@ -115,7 +115,7 @@ class FlowDistribution(TorchDistribution):
         return self.base if same else self.base.expand(self.batch_shape)
 
 
-class StackedDistribution(TorchDistribution):
+class StackedDistribution(ShownDistribution):
     """Different distributions side by side on the last batch dimension.
 
     Arguments:
@@ -255,7 +255,7 @@ def pick(table: Tensor, c: Tensor) -> Tensor:
     return table.expand(*shape, count).gather(-1, c.expand(shape).unsqueeze(-1)).squeeze(-1)
 
 
-class Selected(TorchDistribution):
+class Selected(ShownDistribution):
     """The component that the index tensor ``c`` picks: see :func:`select`."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -326,7 +326,7 @@ def select(components: Distribution, c: Tensor) -> Selected:
     return Selected(components, c)
 
 
-class Marginal(TorchDistribution):
+class Marginal(ShownDistribution):
     r"""The mixture with the component summed out, :math:`p(x) = \sum_c \pi_c\, p(x \mid c)`.
 
     Its support is that of the components, so autoguides and NUTS accept it; it draws the component

@@ -15,6 +15,7 @@ from pyro_vmonf.compiled import Compiled
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.gaussians import Gaussian, StandardNormal
 from pyro_vmonf.nn import Activation
+from pyro_vmonf.shown import ShownModule
 from pyro_vmonf.transforms import (
     AffineAutoregressive,
     AffineCoupling,
@@ -38,7 +39,7 @@ __all__ = [
 End = Literal["data", "base"]
 
 
-class Flow(nn.Module):
+class Flow(ShownModule):
     """A bank made of a base and a chain of transforms of one's own, from base to data.
 
     Private transforms ``(K,)`` and shared ones ``()`` mix in any order.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import (
     Distribution,
@@ -24,6 +23,7 @@ from pyro_vmonf.constants import ConstantDistribution
 from pyro_vmonf.functional import Use
 from pyro_vmonf.sameness import difference
 from pyro_vmonf.scopes import evaluating, local_seed, training
+from pyro_vmonf.shown import ShownDistribution
 from pyro_vmonf.transformed import TransformedFlow
 
 Component = nn.Module | Distribution | Transform | Sequence[Transform]
@@ -100,7 +100,7 @@ class Replicated(nn.Module):
         return f"components={self.components}, {how}"
 
 
-class ReplicatedDistribution(TorchDistribution):
+class ReplicatedDistribution(ShownDistribution):
     """K distributions of K modules, side by side on the last batch dimension.
 
     Arguments:

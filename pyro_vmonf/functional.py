@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.func import functional_call
+
+from pyro_vmonf.shown import ShownDistribution
 
 
 class Use(nn.Module):
@@ -30,7 +31,7 @@ class Use(nn.Module):
         return function(self.bank() if context is None else self.bank(context))
 
 
-class WithParameters(TorchDistribution):
+class WithParameters(ShownDistribution):
     """The distribution that a bank returns when its parameters have other values.
 
     Arguments:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.shown import ShownModule
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(ShownModule):
     """The bank of K equal standard normals, the usual base of a flow.
 
     Arguments:
@@ -36,7 +37,7 @@ class StandardNormal(nn.Module):
         return Normal(self.loc, scale, validate_args=False).to_event(1)
 
 
-class Gaussian(nn.Module):
+class Gaussian(ShownModule):
     r"""The bank of K Gaussians with full covariance, :math:`N(\mu_c, L_c L_c^\top)`.
 
     Fitted by EM (:func:`pyro_vmonf.em.fit_em`) it is the classical mixture of thesis 2.5, the

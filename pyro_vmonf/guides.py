@@ -59,6 +59,9 @@ class BoundGuide(Program):
         if x is not None:  # else there is nothing to infer from: c keeps its prior
             self.infer(Rows(x, y, index, size, sample_weight, given))
 
+    def extra_repr(self) -> str:
+        return "bound to no model" if self.model is None else self.model.extra_repr()
+
     def infer(self, rows: Rows) -> None:
         """Draw the component of rows, from q(c|x, y)."""
         raise NotImplementedError
@@ -170,6 +173,12 @@ class SoftmaxGuide(BoundGuide):
         self.top = top
         self.event_dim = event_dim
         self.register_buffer("temperature", torch.tensor(check_temperature(temperature)))
+
+    def extra_repr(self) -> str:
+        own = [f"temperature={float(self.temperature):.4g}"]
+        own += [f"elbo_gradient={self.elbo_gradient}"] if self.elbo_gradient != 1 else []
+        own += [f"top={self.top}"] if self.top is not None else []
+        return ", ".join((super().extra_repr(), *own))
 
     def set_temperature_(self, value: float) -> None:
         """Set *T*.

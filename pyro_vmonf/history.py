@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from pyro_vmonf.cards import history_card
+
 
 @dataclass
 class History:
@@ -67,3 +69,6 @@ class History:
     def __repr__(self) -> str:
         last = f", elbo={self.elbo[-1]:.4f}" if self.elbo else ""
         return f"History({len(self.epoch)} epochs, {self.seconds:.1f} s{last})"
+
+    def _repr_html_(self) -> str:
+        return history_card(self)

@@ -61,8 +61,9 @@ def to_inference_data(
 
     What has no prior is a point estimate, one chain with one draw. Where the weights or the bank's
     parameters have one, ``draws`` takes draws from the guide's posterior, ``posterior`` an MCMC's,
-    and everything else follows under each of them; without either, random parts are at their
-    posterior mean. With ArviZ 1.0 or later the result is an xarray ``DataTree`` of the same groups.
+    and everything else follows under each of them; without either, weights are at their posterior
+    mean and parameters at the posterior's centre. With ArviZ 1.0 or later the result is an xarray
+    ``DataTree`` of the same groups.
 
     =========================  ===================================================================
     group                      variables

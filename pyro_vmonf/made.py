@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf.nn import Activation, Linear, activation_named, linear_of_columns, to_columns
+from pyro_vmonf.shown import ShownModule
 
 Block = tuple[int, int, int, int]  # first and last output, first and last input that they see
 
@@ -110,7 +111,7 @@ def hidden_degrees(features: int, width: int, first: int = 1) -> Tensor:
     return first + torch.arange(width) * max(features - first, 1) // max(width, 1)
 
 
-class MaskedMLP(nn.Module):
+class MaskedMLP(ShownModule):
     r"""MADE: a perceptron whose outputs for feature *i* depend only on the features before *i*.
 
     Each hidden unit has a degree *m* and sees the features whose rank is at most *m*; an output of

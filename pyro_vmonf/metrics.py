@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_vmonf.checks import as_tensor
 
+Array = np.ndarray[Any, Any]
 LARGEST_TABLE = 2**24  # entries; the number of labels times that of clusters
 
 
@@ -57,6 +57,14 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     return counts.reshape(rows, columns)
 
 
+def _assignment(table: Array) -> tuple[Array, Array]:
+    """Return rows and columns of the one-to-one matching with the largest sum."""
+    from scipy.optimize import linear_sum_assignment  # takes longer to import than all else here
+
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return rows, columns
+
+
 def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     """Return the label that each cluster stands for, under the matching with most agreement.
 
@@ -77,7 +85,7 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     size = max(table.shape)
     square = np.zeros((size, size), dtype=table.dtype)
     square[: table.shape[0], : table.shape[1]] = table
-    rows, columns = linear_sum_assignment(square, maximize=True)
+    rows, columns = _assignment(square)
     labels_of = torch.empty(size, dtype=torch.long)
     labels_of[torch.as_tensor(columns)] = torch.as_tensor(rows)
     return labels_of[: table.shape[1]]
@@ -123,7 +131,7 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
     together = reference.to(posterior).mT @ posterior
     if not together.isfinite().all():
         raise ValueError("reference or posterior holds numbers that are not finite")
-    _, order = linear_sum_assignment(together.cpu().numpy(), maximize=True)
+    _, order = _assignment(together.cpu().numpy())
     return torch.as_tensor(order)
 
 
@@ -135,11 +143,11 @@ def accuracy(labels: Any, clusters: Any) -> float:
         0.75
     """
     table = contingency(labels, clusters).numpy()
-    rows, columns = linear_sum_assignment(table, maximize=True)
+    rows, columns = _assignment(table)
     return float(table[rows, columns].sum() / table.sum())
 
 
-def _entropy(counts: np.ndarray[Any, Any]) -> float:
+def _entropy(counts: Array) -> float:
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
 
@@ -166,7 +174,7 @@ def adjusted_rand_index(labels: Any, clusters: Any) -> float:
     """
     table = contingency(labels, clusters).numpy().astype(float)
 
-    def pairs(counts: np.ndarray[Any, Any]) -> float:
+    def pairs(counts: Array) -> float:
         return float((counts * (counts - 1) / 2).sum())
 
     both, one, other = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))

@@ -85,6 +85,10 @@ class FlowMixture(Program):
         self.standardizer = Standardize(self.event_shape)
         self.bounded = not _is_real(components)
 
+    def extra_repr(self) -> str:
+        context = f", context_features={self.context_features}" if self.context_features else ""
+        return f"components={self.num_components}, event_shape={tuple(self.event_shape)}{context}"
+
     def components_of(self, given: Tensor | None) -> Distribution:
         """Call the bank, with a context where there is one."""
         return self.bank() if given is None else self.bank(given)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vmonf.shown import ShownModule
+
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus"]
 
 # A layer's output is nobody else's: activations whose gradient needs only their result write it
@@ -168,7 +170,7 @@ class Linear(nn.Module):
         return f"{self.in_features}, {self.out_features}{batch}"
 
 
-class MLP(nn.Module):
+class MLP(ShownModule):
     """A multilayer perceptron, or a batch of them.
 
     Arguments:
@@ -223,7 +225,7 @@ class MLP(nn.Module):
         return last.of_columns(x)  # type: ignore[operator]
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(ShownModule):
     """A small convolutional classifier: two convolutions of stride two, one hidden layer.
 
     Each is followed by batch normalisation: without it a guide that learns from its terms alone

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from pyro_vmonf.constants import ConstantDistribution
 from pyro_vmonf.functional import WithParameters
 from pyro_vmonf.rows import Program
+from pyro_vmonf.shown import arguments_of
 
 # What the history calls the sites, together.
 _TERM: Any = {"term": "parameters"}
@@ -96,6 +97,9 @@ class RandomBank(Program):
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the bank at the posterior's centre."""
         return self.bank() if context is None else self.bank(context)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return arguments_of(self)
 
     @pyro_method
     def draw(self, context: Tensor | None = None) -> WithParameters:

@@ -52,6 +52,9 @@ class ComponentReport:
         mutual = torch.minimum(self.overlap, self.overlap.mT).triu(1)
         return [(int(i), int(j)) for i, j in (mutual > above).nonzero()]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {len(self.weight)} components\n{self}"
+
     def __str__(self) -> str:
         others = self.overlap - torch.diag_embed(self.overlap.diagonal())
         columns = {

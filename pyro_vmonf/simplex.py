@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pyro_vmonf.checks import check_positive
 from pyro_vmonf.constants import ConstantDistribution
 from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.shown import ShownModule
 
 
 class StickBreaking(TorchDistribution):
@@ -102,7 +103,7 @@ def stick_logs(piece: Tensor, rest: Tensor, whole: Tensor) -> Tensor:
     return F.pad((rest - whole).cumsum(-1), (1, 0)) + F.pad(piece - whole, (0, 1))
 
 
-class DirichletPrior(nn.Module):
+class DirichletPrior(ShownModule):
     """The module whose call returns a Dirichlet, whose components may change places.
 
     Arguments:

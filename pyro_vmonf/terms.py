@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf.distributed import several_processes, sum_over_processes
+from pyro_vmonf.shown import arguments_of
 from pyro_vmonf.temperature import Schedule
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"weight={self.weight}"
+        return arguments_of(self, always=["weight"])
 
 
 class CustomTerm(Term):

@@ -12,6 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vmonf import fitting, restarts, saving
+from pyro_vmonf.cards import pair_card
 from pyro_vmonf.checks import (
     check_context_rows,
     check_evidence,
@@ -94,6 +95,12 @@ class VMoNF(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model."""
         return self.model(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{self.model.extra_repr()}, fitted={self.history is not None}"
+
+    def _repr_html_(self) -> str:
+        return pair_card(self)
 
     def fit(
         self, x: Any, y: Any = None, *, n_init: int = 1, compile: bool = False, **options: Any

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf.checks import check_positive
 from pyro_vmonf.distributed import sum_over_processes
+from pyro_vmonf.shown import arguments_of
 from pyro_vmonf.simplex import Posterior, as_prior, posterior_of
 
 
@@ -29,6 +30,9 @@ class Weights(PyroModule):
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return arguments_of(self) or f"num_components={self.num_components}"
 
     def _parameter(self, name: str) -> Tensor:
         """Read a parameter; a frozen one past Pyro, which would thaw it."""

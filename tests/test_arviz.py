@@ -74,15 +74,15 @@ def test_everything_follows_under_each_draw_of_the_weights(guided: bool) -> None
 
 def test_draws_are_from_the_posterior_of_the_guide() -> None:
     vmonf, x = pair(), torch.randn(N, D)
-    data = to_inference_data(vmonf, x, draws=1000)
+    data = to_inference_data(vmonf, x, draws=300)
     weights = torch.as_tensor(data.posterior["weights"].values)
-    assert weights.shape == (1, 1000, K)
+    assert weights.shape == (1, 300, K)
     posterior = vmonf.model.weights.posterior()
-    error = (posterior.variance / 1000).sqrt()
+    error = (posterior.variance / 300).sqrt()
     assert ((weights.mean((0, 1)) - posterior.mean).abs() < 5 * error).all()
-    again = to_inference_data(vmonf, x, draws=1000).posterior["weights"]
+    again = to_inference_data(vmonf, x, draws=300).posterior["weights"]
     np.testing.assert_array_equal(weights, again)
-    other = to_inference_data(vmonf, x, draws=1000, seed=1).posterior["weights"]
+    other = to_inference_data(vmonf, x, draws=300, seed=1).posterior["weights"]
     assert not np.array_equal(weights, other)
 
 

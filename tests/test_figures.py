@@ -321,6 +321,17 @@ def test_ordered_clusters_lie_on_the_diagonal_under_their_own_names() -> None:
     assert texts.tolist() == [list("30100"), list("03010"), list("00200")]
 
 
+@pytest.mark.parametrize("size", [2.0, 6.0])
+def test_numbers_of_a_table_do_not_overlap(size: float) -> None:
+    labels = torch.arange(12).repeat(50)
+    for normalize in (True, False):
+        ax = Figure(figsize=(size, size)).subplots()
+        plots.plot_contingency(labels, labels.flip(0), normalize=normalize, ax=ax)
+        ax.figure.canvas.draw()
+        cell = ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
+        assert all(text.get_window_extent().width < cell for text in ax.texts)
+
+
 def test_roc_draws_a_curve_a_call() -> None:
     ax = plots.plot_roc([0.0, 1.0, 2.0], [1.5, 3.0], label="one")
     plots.plot_roc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), ax=ax)
@@ -470,6 +481,12 @@ def test_nodes_have_places_of_their_own_and_boxes_hold_no_others(diagram: Diagra
             column, row = places[node]
             inside = min(columns) <= column <= max(columns) and min(rows) <= row <= max(rows)
             assert not inside, f"{node} is in the box of {held}"
+
+
+def test_a_program_without_sites_has_no_diagram() -> None:
+    with pytest.raises(ValueError, match="no sample sites"):
+        plots.plot_plate(lambda: None)
+    assert not plt.get_fignums()
 
 
 def test_plate_leaves_pyros_store_alone() -> None:

@@ -1,4 +1,4 @@
-"""Where a figure is drawn."""
+"""Where a figure is drawn, and how large."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ from matplotlib.axes import Axes
 def axes_or_new(ax: Axes | None) -> Axes:
     """Return the Axes given, or those of a new figure."""
     return plt.subplots()[1] if ax is None else ax
+
+
+def points_per_unit(ax: Axes, width: float, height: float) -> float:
+    """Return the size in points of one unit where so many of them are to fit, with equal aspect."""
+    window = ax.get_window_extent()
+    return min(window.width / width, window.height / height) / ax.figure.dpi * 72

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_vmonf.checks import floating_buffer
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.axes import axes_or_new, points_per_unit
 from pyro_vmonf.scopes import evaluating
 from pyro_vmonf.vmonf import VMoNF
 
@@ -161,6 +161,9 @@ def plot_plate(
         model_kwargs: its keyword arguments.
         ax: where to draw.
 
+    Raises:
+        ValueError: if the program has no sample sites.
+
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP
         >>> ax = plot_plate(FlowMixture(RealNVP(2, 3)), ax=Figure().subplots())
@@ -173,6 +176,8 @@ def plot_plate(
         diagram = _diagram_of_mixture(model)
     else:
         diagram = diagram_of(model, model_args, model_kwargs)
+    if not diagram.parents:
+        raise ValueError("the program drew no sample sites; pass the arguments that it is run with")
     ax = axes_or_new(ax)
     _draw(ax, diagram)
     return ax
@@ -181,7 +186,7 @@ def plot_plate(
 def _draw(ax: Axes, diagram: Diagram) -> None:
     """Draw nodes, edges and plates, in units of one text's width to a node."""
     places = diagram.places()
-    width = max(0.9, *(0.16 * len(node) + 0.3 for node in places if "$" not in node), 0.9)
+    width = max([0.9, *(0.16 * len(node) + 0.3 for node in places if "$" not in node)])
     centres = {node: (column * (width + 0.7), -1.4 * row) for node, (column, row) in places.items()}
     boxes = _boxes(diagram, centres, width)
     across = [x + side * width for x, _ in centres.values() for side in (-0.6, 0.6)]
@@ -190,7 +195,8 @@ def _draw(ax: Axes, diagram: Diagram) -> None:
         across, up = [*across, left - 0.1, right + 0.1], [*up, bottom - 0.1, top + 0.1]
     ax.set(xlim=(min(across), max(across)), ylim=(min(up), max(up)), aspect="equal")
     ax.set_axis_off()
-    size = _font_size(ax, max(across) - min(across), max(up) - min(up))
+    unit = points_per_unit(ax, max(across) - min(across), max(up) - min(up))
+    size = min(max(0.3 * unit, 6.0), 14.0)  # a letter is about a quarter of a unit high
     for plate, (left, bottom, right, top) in boxes.items():
         round_corners = BoxStyle("Round", pad=0, rounding_size=0.12)
         box = FancyBboxPatch((left, bottom), right - left, top - bottom, round_corners, zorder=1)
@@ -229,10 +235,3 @@ def _boxes(
         # There is room for the plate's name below.
         boxes[plate] = (min(left) - 0.15, min(bottom) - 0.4, max(right) + 0.15, max(top) + 0.15)
     return boxes
-
-
-def _font_size(ax: Axes, width: float, height: float) -> float:
-    """Return the size at which a letter is about a quarter of a unit high, within reason."""
-    window = ax.get_window_extent()
-    unit = min(window.width / width, window.height / height) / ax.figure.dpi * 72
-    return min(max(0.3 * unit, 6.0), 14.0)

@@ -46,14 +46,14 @@ def plot_report(report: ComponentReport, *, ax: Axes | None = None) -> Axes:
     mark = ax.vlines(weight, places - 0.42, places + 0.42, **style)
     largest = float(np.nanmax([usage, exact, weight]))
     dead, doubled = report.dead().tolist(), report.doubled()
-    ax.text(1.06 * largest, -0.62, "entropy, log p(x|c)", color="0.3", va="center")
+    ax.text(1.06 * largest, -0.62, "entropy, log p(x|c)", color="0.3", va="center", size="small")
     for k in range(count):
         numbers = [float(report.entropy[k]), float(report.log_prob[k])]
         text = ", ".join("–" if math.isnan(number) else f"{number:.2f}" for number in numbers)
         twins = [str(j if i == k else i) for i, j in doubled if k in (i, j)]
         text += "  dead" if k in dead else ""
         text += f"  doubles {', '.join(twins)}" if twins else ""
-        ax.text(1.06 * largest, k, text, va="center")
+        ax.text(1.06 * largest, k, text, va="center", size="small")
     ax.set(xlabel="share of the rows", ylabel="component", xlim=(0, 1.75 * largest))
     ax.set_ylim(count - 0.4, -0.9)
     ax.set_yticks(places, map(str, range(count)))
@@ -61,7 +61,8 @@ def plot_report(report: ComponentReport, *, ax: Axes | None = None) -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     # One entry a kind, in grey: its bars have a colour for each component.
     kinds = [Patch(color="0.35", label="guide"), Patch(color="0.75", label="Bayes' rule"), mark]
-    ax.legend(handles=kinds, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    style = {"ncols": 3, "fontsize": "small", "frameon": False, "handlelength": 1.2}
+    ax.legend(handles=kinds, loc="lower center", bbox_to_anchor=(0.5, 1.0), **style)
     return ax
 
 

@@ -9,12 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from pyro_vmonf.plane import Array
+from pyro_vmonf.plots.axes import points_per_unit
 
 
 def draw_table(ax: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:
     """Draw a table of numbers from 0 to 1, each with a text in its cell."""
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 10 if max(shares.shape) <= 6 else 8 if max(shares.shape) <= 12 else 6
+    # A digit takes some two thirds of its size across; no cell's text reaches into the next.
+    longest = max(len(str(text)) for row in texts for text in row)
+    cell = points_per_unit(ax, shares.shape[1], shares.shape[0])
+    size = min(cell / (0.75 * max(longest, 3)), 10.0)
     for (row, column), share in np.ndenumerate(shares):
         color = "white" if share > 0.6 else "black"
         style = {"ha": "center", "va": "center", "color": color, "fontsize": size}

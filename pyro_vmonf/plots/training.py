@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,13 +76,14 @@ def plot_terms(history: History, *, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("nats per row")
     _epoch_axis(ax, history)
     if names:  # above the axes, where it covers no line
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+        style: dict[str, Any] = {"ncols": 2, "fontsize": "small", "frameon": False}
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), **style)
     return ax
 
 
 def _epoch_axis(ax: Axes, history: History) -> None:
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if history.epoch and history.epoch[0] < 0:
         ax.axvspan(history.epoch[0], -0.5, color="0.92", zorder=-1)
         style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4"}

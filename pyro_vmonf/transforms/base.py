@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_vmonf.checks import check_positive
 from pyro_vmonf.nn import to_columns
+from pyro_vmonf.shown import arguments_of
 
 Restore = Callable[[Tensor], Tensor]
 
@@ -90,7 +91,10 @@ class FlowTransform(TransformModule):
         return self  # keeping no cache is part of the contract
 
     def extra_repr(self) -> str:
-        return f"batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
+        return arguments_of(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_vmonf.checks import check_positive
+from pyro_vmonf.shown import arguments_of
 
 
 class Univariate(Protocol):
@@ -47,6 +48,9 @@ class ShiftAndScale:
         if not bound > 0:
             raise ValueError(f"bound is {bound}; the largest log-scale must be above zero")
         self.bound = bound
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments_of(self)})"
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         # In the order in which a coupling's networks leave them, so that no gradient is copied.
@@ -89,6 +93,9 @@ class RationalQuadratic:
         self.bins = bins
         self.bound = bound
         self.parameters = 3 * bins - 1
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments_of(self)})"
 
     def _pieces(
         self, theta: Tensor, value: Tensor, by_height: bool
