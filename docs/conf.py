@@ -6,6 +6,9 @@ import importlib
 import re
 from typing import Any
 
+from docutils import nodes
+from sphinx.util.nodes import make_refnode
+
 import pyro_vmonf
 
 project = "pyro_vmonf"
@@ -84,29 +87,53 @@ def home_of(name: str) -> str | None:
     return f"{found.__module__}.{found.__qualname__}"
 
 
-def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Find what a docstring names otherwise than the page that documents it.
+def documented(target: str, module: str | None, objects: Any) -> str | None:
+    """Return the name under which a page documents what may be named otherwise.
 
     That is a class of the package by its module or the other way round, or a bare name.
     """
-    if node.get("refdomain") != "py":
-        return None
-    domain, target = env.get_domain("py"), node["reftarget"]
     names = [target]
     if not target.startswith("pyro_vmonf."):
-        names = [f"{node.get('py:module')}.{target}"]
-        names += [known for known in domain.objects if known.endswith(f".{target}")]
+        names = [
+            f"{module}.{target}",
+            *(known for known in objects if known.endswith(f".{target}")),
+        ]
     for name in filter(lambda name: name.startswith("pyro_vmonf."), names):
         home = home_of(name)
         short = re.sub(r"^pyro_vmonf\.[a-z_]+\.", "pyro_vmonf.", home or "")
         for found in (name, home, short):
-            if found in domain.objects:
-                builder, page = app.builder, node["refdoc"]
-                return domain.resolve_xref(env, page, builder, "obj", found, node, contnode)
+            if found in objects:
+                return found
     return None
+
+
+def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Find what a docstring refers to."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.get_domain("py")
+    found = documented(node["reftarget"], node.get("py:module"), domain.objects)
+    if found is None:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found, node, contnode)
+
+
+def link_names(app: Any, doctree: nodes.document, page: str) -> None:
+    """Link the library's names that stand in the text as code, such as ``pyro_vmonf.VMoNF``."""
+    objects = app.env.get_domain("py").objects
+    for node in list(doctree.findall(nodes.literal)):
+        name = node.astext()
+        if isinstance(node.parent, nodes.reference) or not name.startswith("pyro_vmonf."):
+            continue
+        found = documented(name, None, objects)
+        if found is not None:
+            entry = objects[found]
+            where = (page, entry.docname, entry.node_id)
+            node.replace_self(make_refnode(app.builder, *where, node.deepcopy(), found))
 
 
 def setup(app: Any) -> None:
     """Connect what is above."""
     app.connect("autodoc-skip-member", show_member)
     app.connect("missing-reference", resolve)
+    app.connect("doctree-resolved", link_names)
