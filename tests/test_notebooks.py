@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Nobody looks at the figures of a shortened run, so little time is spent on them.
-SMALL_FIGURES = """
+BEFORE = """
+%reset -f
 %matplotlib inline
-%config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
+%config InlineBackend.print_figure_kwargs = {{"bbox_inches": None}}
+%cd -q {folder}
 import matplotlib.pyplot as plt
 
 plt.rcParams["figure.dpi"] = 30
+del plt
 """
 
 
@@ -33,20 +39,28 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS, f"there is none in {FOLDER}"
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """Start a kernel for all notebooks, as imports take most of a shortened run."""
+    manager = KernelManager(kernel_name="python3")
+    wanted = {"SMOKE_TEST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
+    others = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    manager.start_kernel(env=others | wanted)
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_twice_in_one_kernel(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SMOKE_TEST", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-    resources = {"metadata": {"path": str(tmp_path)}}
+def test_runs_twice_in_one_kernel(path: Path, tmp_path: Path, kernel: KernelManager) -> None:
     before = path.read_bytes()
-    codes = [SMALL_FIGURES, *code_cells(path), *code_cells(path)]
+    codes = [BEFORE.format(folder=tmp_path), *code_cells(path), *code_cells(path)]
     cells = [nbformat.v4.new_code_cell(code) for code in codes]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120, km=kernel)
+    try:
+        client.execute()
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
     assert path.read_bytes() == before
     assert not list(tmp_path.iterdir()), "it leaves files behind"
 
