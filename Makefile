@@ -3,8 +3,9 @@ PYTHON ?= python3
 THREADS ?= 2
 MINUTES ?= 5
 BIN := .venv/bin
+SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
-.PHONY: demo test examples bench soak fuzz lint format install clean
+.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -16,6 +17,16 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/docs  ## the site in out/docs; a broken link or any other warning is an error
+	$(SPHINX) out/docs
+	@echo "the first page is out/docs/index.html"
+
+linkcheck: .venv/docs  ## the site's links to other places
+	$(SPHINX) -b linkcheck out/linkcheck
+
+notebooks: .venv/dev  ## run the notebooks in full and write their outputs into them
+	$(BIN)/python notebooks/run.py
 
 examples: .venv/dev  ## the six larger programs in full, and their numbers
 	$(BIN)/python -m examples
@@ -56,6 +67,10 @@ install: .venv/dev
 
 .venv/bench: .venv/torch pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	touch $@ .venv/runtime
+
+.venv/docs: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@ .venv/runtime
 
 clean:

@@ -235,8 +235,9 @@ class AutoregressiveNSF(LayeredFlow):
     """The bank of K neural spline flows with autoregressive layers, for any number of features.
 
     Arguments:
-        features, components, blocks, hidden, bins, activation, bound, base, context_features,
-            shared, shared_at: as for :class:`NSF`.
+        features, components, blocks, hidden, bins, activation, bound: as for :class:`NSF`, but for
+            the number of features, which may be one.
+        base, context_features, shared, shared_at: as there.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.

@@ -109,7 +109,7 @@ class FlowMixture(Program):
 
         Raises:
             ValueError: if the components live on a bounded set, which has units of its own, or the
-            rows do not fit.
+                rows do not fit.
         """
         if self.bounded:
             raise ValueError("the components are bounded: their rows cannot be standardised")

@@ -114,7 +114,7 @@ def fit_best(
     """Fit from several starts and keep the run with the best objective on held-out rows.
 
     The objective is :attr:`History.objective`: what the guide is trained on. The runs go on side by
-    side in one batch (:mod:`pyro_vmonf.together`); with an optimiser of your own, callbacks, a
+    side in one batch (``together.py``); with an optimiser of your own, callbacks, a
     ``DataLoader``, or something that ``torch.vmap`` does not take (``top``, random weights, an
     ``Adversarial`` distortion, a network that looks at values), they come one after the other.
 
