@@ -294,8 +294,8 @@ class MAFMoG(LayeredFlow):
     others are those of a :class:`MAF`; with one block it is a MADE with mixtures of Gaussians.
 
     Arguments:
-        features, components, blocks, hidden, activation, bound, base, context_features, shared,
-            shared_at: as for :class:`MAF`.
+        features, components, blocks, hidden, activation, bound: as for :class:`MAF`.
+        base, context_features, shared, shared_at: as there.
         mixtures: Gaussians of each conditional.
 
     References:

@@ -108,8 +108,8 @@ class AffineImageAutoregressive(ImageAutoregressive):
     r"""The layer :math:`x_i = z_i e^{\alpha_i} + \mu_i` of images, by masked convolutions.
 
     Arguments:
-        image_shape, backwards, channels, blocks, first, shared_trunk, way, precision,
-            batch_shape: as for :class:`ImageAutoregressive`.
+        image_shape, backwards, channels, blocks, first: as for :class:`ImageAutoregressive`.
+        shared_trunk, way, precision, batch_shape: as there.
         bound: the largest log-scale.
 
     Example:
@@ -151,8 +151,8 @@ class SplineImageAutoregressive(ImageAutoregressive):
     """The layer of images whose map is a rational-quadratic spline, by masked convolutions.
 
     Arguments:
-        image_shape, backwards, channels, blocks, first, shared_trunk, way, precision,
-            batch_shape: as for :class:`ImageAutoregressive`.
+        image_shape, backwards, channels, blocks, first: as for :class:`ImageAutoregressive`.
+        shared_trunk, way, precision, batch_shape: as there.
         bins: pieces of each spline.
         bound: half the width of the box outside which the map is the identity.
 
