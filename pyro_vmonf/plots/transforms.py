@@ -185,7 +185,8 @@ def plot_transform_grid(
     ax = axes_or_new(ax)
     largest = float(log_det.abs().max())
     # A map that keeps volumes is in the middle of the scale, whatever its rounding errors.
-    norm = CenteredNorm(halfrange=largest if largest > 1e-3 else 1.0)
+    # Never the ends of the colours, in which the lines would drown where all is the same.
+    norm = CenteredNorm(halfrange=1.3 * largest if largest > 1e-3 else 1.0)
     mesh = ax.pcolormesh(
         *to_numpy(corners.movedim(-1, 0)), to_numpy(log_det), cmap="RdBu_r", norm=norm, alpha=0.85
     )
