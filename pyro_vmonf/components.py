@@ -57,8 +57,8 @@ def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
         if isinstance(part, (ConstantDistribution, Stack)):
             raise ValueError(
                 f"{name or 'the module'} is a {type(part).__name__}, whose components cannot be "
-                "taken out or change places: a fixed distribution, such as a stick-breaking prior, and a "
-                "list keep their order; build a new mixture of the components that are wanted"
+                "taken out or change places: a fixed distribution, such as a stick-breaking prior, "
+                "and a list keep their order; build a new mixture of the components that are wanted"
             )
         own = [key for key, _ in part.named_parameters(recurse=False)]
         held = own + [key for key, _ in part.named_buffers(recurse=False)]
