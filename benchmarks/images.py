@@ -4,6 +4,7 @@
 ``banks``: bits per dimension and clusters that banks reach in the same time, after one guide.
 ``turns``: guide and flows trained in turn, together, and by the likelihood.
 ``anomaly``: digits 5 to 9 under a mixture of digits 0 to 4.
+``curve``: draws ``curve.json`` of runs, copied to ``images-curve-NAME.json``, for the docs.
 
 Times are of the processor, so that other work beside does not count. Results are printed, and kept
 in ``benchmarks/results/images-NAME.json``; rows that are there already are not measured again.
@@ -328,10 +329,28 @@ def anomaly(settings: Settings, out: Path, minutes: float) -> None:
     )
 
 
+def curve() -> None:
+    """Draw bits per dimension of training against minutes of the processor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for path in sorted(RESULTS.glob("images-curve-*.json")):
+        rows = json.loads(path.read_text())
+        minutes = [row["cpu_seconds"] / 60 for row in rows]
+        bits = [row["bits_per_dim"] for row in rows]
+        ax.plot(minutes, bits, marker="o", markersize=3, label=path.stem.split("curve-")[1])
+    ax.set_xlabel("minutes of the processor")
+    ax.set_ylabel("bits per dimension, training")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    figure.savefig(RESULTS.parent.parent / "docs" / "images_curve.png", dpi=120)
+
+
 def main() -> None:
     """Run one of the comparisons."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images")
-    parser.add_argument("name", choices=("way", "banks", "turns", "anomaly"))
+    parser.add_argument("name", choices=("way", "banks", "turns", "anomaly", "curve"))
     parser.add_argument("--data", type=Path, default=Path("data/mnist"))
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--threads", type=int, default=1)
@@ -339,8 +358,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = Settings(data=options.data)
-    if options.name == "way":
-        way()
+    if options.name in ("way", "curve"):
+        {"way": way, "curve": curve}[options.name]()
     else:
         run = {"banks": banks, "turns": turns, "anomaly": anomaly}[options.name]
         run(settings, options.out, options.minutes)

@@ -39,6 +39,7 @@ def run(path: Path) -> float:
     notebook = nbformat.read(path, as_version=4)
     # Its kernel imports the package beside it, and leaves no file here.
     os.environ["PYTHONPATH"] = str(FOLDER.parent)
+    os.environ.setdefault("MNIST", str(FOLDER.parent.resolve() / "data" / "mnist"))
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # where ipywidgets are missing
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
