@@ -189,6 +189,8 @@ BANKS: dict[str, tuple[Callable[[int], Flow], int, float]] = {
         1, 4e-3),
     "ImageNSF, own": (
         lambda k: ImageNSF(SHAPE, k, blocks=4, precision="bfloat16"), 10, 3e-3),
+    "MAFMoG (dense, 1 block of 256)": (
+        lambda k: MAFMoG(784, k, blocks=1, hidden=(256,)), 10, 2e-3),
     "ImageNSF, 2 of 4 blocks shared": (
         lambda k: ImageNSF(SHAPE, k, blocks=4, shared=2, precision="bfloat16"), 10, 3e-3),
     "ImageNSF, a single flow": (
@@ -196,8 +198,6 @@ BANKS: dict[str, tuple[Callable[[int], Flow], int, float]] = {
     "Glow, own": (lambda k: Glow(SHAPE, k, blocks=4, precision="bfloat16"), 10, 3e-3),
     "MultiScaleRealNVP, own": (
         lambda k: MultiScaleRealNVP(SHAPE, k, blocks=3, precision="bfloat16"), 10, 3e-3),
-    "MAFMoG (dense, 1 block of 256)": (
-        lambda k: MAFMoG(784, k, blocks=1, hidden=(256,)), 10, 2e-3),
 }  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def banks(settings: Settings, out: Path, minutes: float) -> None:
     network = taught(images, 10, out)
 
     def measure(make: Callable[[int], Flow], components: int, lr: float) -> Row:
-        data = flat if "MAF" in repr(make(1)) else images
+        data = flat if isinstance(make(1), MAFMoG) else images
         with local_seed(0):
             bank = behind_pixels(make(components), data)
         guide = (
