@@ -91,14 +91,14 @@ def masked_convolutions(event_shape: tuple[int, ...], components: int) -> Flow:
 
 def glow(event_shape: tuple[int, ...], components: int) -> Flow:
     """Return Glow-like spline flows; each has its own layers."""
-    return ImageNSF(event_shape, components, blocks=6, channels=48, precision="bfloat16")
+    return ImageNSF(event_shape, components, blocks=4, channels=32, precision="bfloat16")
 
 
 def mixtures_of_gaussians(event_shape: tuple[int, ...], components: int) -> Flow:
     """Return dense MADEs with mixtures of Gaussians."""
-    return MAFMoG(event_shape[0], components, blocks=1, hidden=(512,), mixtures=10)
+    return MAFMoG(event_shape[0], components, blocks=1, hidden=(256,), mixtures=10)
 
 
 PIXELS = recipe(masked_convolutions, steps=7_000, quick=700, batch_size=256, lr=4e-3)
-GLOW = recipe(glow, steps=7_000, quick=400, batch_size=256, lr=2e-3)
-MAF_MOG = recipe(mixtures_of_gaussians, steps=6_000, quick=700, batch_size=256, lr=1e-3)
+GLOW = recipe(glow, steps=7_000, quick=250, batch_size=256, lr=3e-3)
+MAF_MOG = recipe(mixtures_of_gaussians, steps=6_000, quick=600, batch_size=256, lr=2e-3)
