@@ -67,7 +67,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"thesis": recipes.THESIS_MNIST_SEMI, "best": recipes.undistorted(n_init=1)},
     ),
     "mnist-glow": Experiment(
-        "all ten digits by Glow-like convolutional flows",
+        "all ten digits by convolutional flows, Glows",
         lambda s: draw_mnist(s, flat=False),
         {"best": image_recipes.GLOW},
     ),

@@ -13,7 +13,7 @@ from pyro_vmonf.draws import Data
 from pyro_vmonf.flow import Flow
 from pyro_vmonf.flows import MAFMoG
 from pyro_vmonf.guides import SoftmaxGuide
-from pyro_vmonf.images import ImageNSF
+from pyro_vmonf.images import Glow
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn import ConvEncoder
 from pyro_vmonf.pixel_flow import PixelFlow
@@ -90,8 +90,8 @@ def masked_convolutions(event_shape: tuple[int, ...], components: int) -> Flow:
 
 
 def glow(event_shape: tuple[int, ...], components: int) -> Flow:
-    """Return Glow-like spline flows; each has its own layers."""
-    return ImageNSF(event_shape, components, blocks=4, channels=32, precision="bfloat16")
+    """Return Glows, each with layers of its own."""
+    return Glow(event_shape, components, blocks=4, channels=32, precision="bfloat16")
 
 
 def mixtures_of_gaussians(event_shape: tuple[int, ...], components: int) -> Flow:
@@ -100,5 +100,5 @@ def mixtures_of_gaussians(event_shape: tuple[int, ...], components: int) -> Flow
 
 
 PIXELS = recipe(masked_convolutions, steps=7_000, quick=700, batch_size=256, lr=4e-3)
-GLOW = recipe(glow, steps=7_000, quick=250, batch_size=256, lr=3e-3)
+GLOW = recipe(glow, steps=7_000, quick=400, batch_size=256, lr=3e-3)
 MAF_MOG = recipe(mixtures_of_gaussians, steps=6_000, quick=600, batch_size=256, lr=2e-3)
