@@ -54,17 +54,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mnist-04": Experiment(
         "MNIST's digits 0 to 4 (thesis 5.2)",
         lambda s: draw_mnist(s, digits=5, held_out=5000),
-        {"thesis": recipes.THESIS_MNIST, "best": recipes.undistorted(n_init=2)},
+        {"thesis": recipes.THESIS_MNIST, "best": image_recipes.undistorted(n_init=2)},
     ),
     "mnist": Experiment(
         "all ten digits of MNIST",
         draw_mnist,
-        {"thesis": recipes.THESIS_MNIST, "best": recipes.undistorted(n_init=6)},
+        {"thesis": recipes.THESIS_MNIST, "best": image_recipes.undistorted(n_init=6)},
     ),
     "mnist-semi": Experiment(
         "all ten digits with 100 labels, or --labels 1000",
         lambda s: draw_mnist(s, labelled=100),
-        {"thesis": recipes.THESIS_MNIST_SEMI, "best": recipes.undistorted(n_init=1)},
+        {"thesis": recipes.THESIS_MNIST_SEMI, "best": image_recipes.undistorted(n_init=1)},
     ),
     "mnist-glow": Experiment(
         "all ten digits by convolutional flows, Glows",

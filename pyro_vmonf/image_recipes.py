@@ -1,4 +1,4 @@
-"""Recipes for images whose components are convolutional, or dense with mixtures of Gaussians."""
+"""Recipes for images: a guide that distortions teach, and flows that fit its clusters."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from functools import partial
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from pyro_vmonf.distortions import AffineImages
 from pyro_vmonf.draws import Data
 from pyro_vmonf.flow import Flow
-from pyro_vmonf.flows import MAFMoG
+from pyro_vmonf.flows import AutoregressiveNSF, MAFMoG
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.images import Glow
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn import ConvEncoder
 from pyro_vmonf.pixel_flow import PixelFlow
-from pyro_vmonf.recipes import Recipe, teach_undistorted
+from pyro_vmonf.pretraining import pretrain_
+from pyro_vmonf.recipes import Recipe, Teach
+from pyro_vmonf.terms import Balance, Classification, Consistency
 from pyro_vmonf.transforms import Logit, Standardize
 from pyro_vmonf.vmonf import VMoNF
 
@@ -33,20 +36,75 @@ def behind_pixels(bank: Flow, data: Data) -> Flow:
     return Flow([*bank.transforms, units, pixels], base=bank.base)  # type: ignore[list-item]
 
 
-def fits_the_clusters(bank: Bank) -> Callable[[Data], VMoNF]:
-    """Return the builder of a pair whose flows fit the clusters that the guide was taught.
+def fitting_pair(network: nn.Module, flows: Flow) -> VMoNF:
+    """Return a pair whose flows fit the clusters that the guide's network was taught.
 
     The guide sees no likelihood, and each row trains the flow of its own component alone.
     """
+    guide = SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1)
+    return VMoNF(FlowMixture(flows, weights="uniform"), guide)
+
+
+def encoder(data: Data) -> ConvEncoder:
+    """Return the guide's network for images, flattened or not."""
+    assert data.image_shape is not None
+    return ConvEncoder((1, *data.image_shape), data.num_components)
+
+
+def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
+    """Return the teaching of a guide that small affine distortions do not mislead.
+
+    Arguments:
+        n_init: starts of the guide, of which the one with the best terms is gone on with.
+        quick_steps: steps in a shortened run, which has one start.
+    """
+
+    def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
+        assert isinstance(vmonf.guide, SoftmaxGuide)
+        assert data.image_shape is not None
+        distort = AffineImages(data.image_shape, shift=0.2)
+        pretrain_(
+            vmonf.guide,
+            data.x,
+            data.y,
+            terms=[Classification(), Consistency(distort), Balance(weight=3.0)],
+            augment=distort.distorted,
+            n_init=1 if quick else n_init,
+            steps=quick_steps if quick else 3000,
+            progress=True,
+        )
+
+    return teach
+
+
+SPLINE_STEPS, SPLINE_STEPS_QUICK = 250, 10
+
+
+def undistorted(n_init: int) -> Recipe:
+    """Return the recipe of dense spline flows that fit the clusters of a taught guide.
+
+    Arguments:
+        n_init: starts of the guide.
+    """
 
     def build(data: Data) -> VMoNF:
-        assert data.image_shape is not None
-        network: nn.Module = ConvEncoder((1, *data.image_shape), data.num_components)
-        flows = behind_pixels(bank(tuple(data.x.shape[1:]), data.num_components), data)
-        guide = SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1)
-        return VMoNF(FlowMixture(flows, weights="uniform"), guide)
+        splines = AutoregressiveNSF(
+            data.x.shape[1], data.num_components, blocks=1, hidden=(200,), bound=4.0
+        )
+        return fitting_pair(network=encoder(data), flows=behind_pixels(splines, data))
 
-    return build
+    return Recipe(
+        build,
+        {
+            "steps": SPLINE_STEPS,
+            "batch_size": 256,
+            "lr": 2e-3,
+            "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, SPLINE_STEPS),
+            "temperature": 1.0,
+        },
+        quick={"steps": SPLINE_STEPS_QUICK},
+        teach=teach_undistorted(n_init),
+    )
 
 
 def one_cycle(lr: float, steps: int) -> Callable[[Optimizer], LRScheduler]:
@@ -55,7 +113,19 @@ def one_cycle(lr: float, steps: int) -> Callable[[Optimizer], LRScheduler]:
 
 
 def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) -> Recipe:
-    """Return the recipe of a bank that fits the clusters of a guide taught by distortions."""
+    """Return the recipe of a bank that fits the clusters of a guide taught by distortions.
+
+    Arguments:
+        bank: function from the shape of a row and the number of components to flows of logits.
+        steps, batch_size: of the flows.
+        quick: steps in a shortened run.
+        lr: largest learning rate.
+    """
+
+    def build(data: Data) -> VMoNF:
+        network = encoder(data)
+        flows = bank(tuple(data.x.shape[1:]), data.num_components)
+        return fitting_pair(network, behind_pixels(flows, data))
 
     def options(steps: int) -> dict[str, object]:
         return {
@@ -67,7 +137,7 @@ def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) ->
         }
 
     return Recipe(
-        fits_the_clusters(bank),
+        build,
         options(steps),
         quick=options(quick),
         teach=teach_undistorted(n_init=6, quick_steps=1000),

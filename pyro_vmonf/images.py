@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,17 +23,78 @@ from pyro_vmonf.transforms import (
     Split,
     Squeezed,
 )
+from pyro_vmonf.transforms.image_coupling import Pattern
 
 Chain = list[FlowTransform]
-# A coupling of images of a shape, as a pattern and whether it is flipped, for a batch shape.
-Couple = Callable[[Shape, str, bool, Shape], ImageCoupling]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the scales of a flow have in common.
+
+    Attributes:
+        own: the batch shape of each block, base to data: ``()`` for those that are shared.
+        private: the batch shape of what is never shared, ``(K,)``.
+        couple: maker of a coupling of images of a shape: pattern, whether flipped, batch shape.
+    """
+
+    own: Sequence[Shape]
+    private: Shape
+    couple: Callable[[Shape, Pattern, bool, Shape], ImageCoupling]
+
+
+# From the shape of the images, how many scales are left, and the plan to a chain, base to data.
+Scale = Callable[[Shape, int, Plan], Chain]
+
+
+def coarser(scale: Scale, shape: Shape, scales: int, plan: Plan) -> Chain:
+    """Return what stands at the base end of a scale: the coarser ones, for half the channels.
+
+    The channels that leave get location and scale from those that go on.
+    """
+    if scales == 1:
+        return []
+    inner = scale((shape[0] // 2, *shape[1:]), scales - 1, plan)
+    return [Split(inner), plan.couple(shape, "channels", False, plan.private)]
+
+
+def glow_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
+    """Return blocks of normalisation, 1×1 convolution and channel-wise coupling, base to data."""
+    shape = _squeezed(shape)
+    chain = coarser(glow_scale, shape, scales, plan)
+    for i, batch_shape in enumerate(plan.own):
+        chain += [
+            plan.couple(shape, "channels", i % 2 == 1, batch_shape),
+            InvertibleConvolution(shape[0], batch_shape=batch_shape),
+            ActNorm(shape[0], batch_shape=batch_shape),
+        ]
+    return [Squeezed(chain)]
+
+
+def realnvp_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
+    """Return couplings by checkerboard, then, squeezed, by channels, each with a normalisation."""
+
+    def couplings(shape: Shape, pattern: Pattern) -> Chain:
+        chain: Chain = []
+        for i, batch_shape in enumerate(plan.own):
+            chain.append(plan.couple(shape, pattern, i % 2 == 1, batch_shape))
+            chain.append(ActNorm(shape[0], batch_shape=batch_shape))
+        return chain
+
+    deep = _squeezed(shape)
+    inner = coarser(realnvp_scale, deep, scales, plan)
+    return [
+        Squeezed([*inner, *couplings(deep, "channels")]),
+        *couplings(shape, "checkerboard"),
+    ]
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return (4 * shape[0], shape[1] // 2, shape[2] // 2)
 
 
 class _MultiScaleFlow(Flow):
-    """What the banks for images share: scales inside of each other, each half as fine.
-
-    A subclass says what a scale's chain is, base to data, and puts the next one inside.
-    """
+    """What the banks for images share: scales inside of each other, each half as fine."""
 
     def __init__(
         self,
@@ -44,7 +107,8 @@ class _MultiScaleFlow(Flow):
         depth: int,
         shared: int,
         base: nn.Module | Distribution | None,
-        couple: Couple,
+        scale: Scale,
+        couple: Callable[..., ImageCoupling],
         way: Way,
         precision: Precision,
     ) -> None:
@@ -54,8 +118,23 @@ class _MultiScaleFlow(Flow):
                 f"images are {shape[1]} by {shape[2]}, which {scales} scales cannot halve that "
                 "often; use fewer scales, or pad the images"
             )
+
+        def coupling(
+            shape: Shape, pattern: Pattern, flip: bool, batch_shape: Shape
+        ) -> ImageCoupling:
+            return couple(
+                shape,
+                pattern=pattern,
+                flip=flip,
+                channels=channels,
+                blocks=depth,
+                way=way,
+                precision=precision,
+                batch_shape=batch_shape,
+            )
+
         own = batch_shapes(check_positive("blocks", blocks), shared, components)
-        chain = self._scale(shape, scales, own, (components,), couple)
+        chain = scale(shape, scales, Plan(own, (components,), coupling))
         super().__init__(chain, base=base_bank(base, shape, components))
         self.image_shape = torch.Size(shape)
         self.components = components
@@ -67,66 +146,8 @@ class _MultiScaleFlow(Flow):
         self.way = way
         self.precision = precision
 
-    @classmethod
-    def _scale(
-        cls,
-        shape: Shape,
-        scales: int,
-        own: Sequence[Shape],
-        private: Shape,
-        couple: Couple,
-    ) -> Chain:
-        """Return the chain of a scale, base to data, with all coarser ones inside of it."""
-        raise NotImplementedError
 
-    @classmethod
-    def _coarser(
-        cls,
-        shape: Shape,
-        scales: int,
-        own: Sequence[Shape],
-        private: Shape,
-        couple: Couple,
-    ) -> Chain:
-        """Return what stands at the base end of a scale: the coarser ones, for half the channels.
-
-        The channels that leave get location and scale from those that go on.
-        """
-        if scales == 1:
-            return []
-        half = (shape[0] // 2, *shape[1:])
-        inner = cls._scale(half, scales - 1, own, private, couple)
-        return [Split(inner), couple(shape, "channels", False, private)]
-
-
-def _squeezed(shape: Shape) -> Shape:
-    return (4 * shape[0], shape[1] // 2, shape[2] // 2)
-
-
-class _GlowLike(_MultiScaleFlow):
-    """Scales of activation normalisation, 1×1 convolution and channel-wise coupling."""
-
-    @classmethod
-    def _scale(
-        cls,
-        shape: Shape,
-        scales: int,
-        own: Sequence[Shape],
-        private: Shape,
-        couple: Couple,
-    ) -> Chain:
-        shape = _squeezed(shape)
-        chain = cls._coarser(shape, scales, own, private, couple)
-        for i, batch_shape in enumerate(own):
-            chain += [
-                couple(shape, "channels", i % 2 == 1, batch_shape),
-                InvertibleConvolution(shape[0], batch_shape=batch_shape),
-                ActNorm(shape[0], batch_shape=batch_shape),
-            ]
-        return [Squeezed(chain)]
-
-
-class Glow(_GlowLike):
+class Glow(_MultiScaleFlow):
     """The bank of K Glows: blocks of normalisation, 1×1 convolution and affine coupling.
 
     It maps images on the real line; pixels need a :class:`~pyro_vmonf.transforms.Logit` at the
@@ -184,14 +205,15 @@ class Glow(_GlowLike):
             depth=depth,
             shared=shared,
             base=base,
+            scale=glow_scale,
             way=way,
             precision=precision,
-            couple=_affine(channels, depth, bound, way, precision),
+            couple=partial(AffineImageCoupling, bound=bound),
         )
         self.bound = bound
 
 
-class ImageNSF(_GlowLike):
+class ImageNSF(_MultiScaleFlow):
     """The bank of K spline flows of images: :class:`Glow` with rational-quadratic couplings.
 
     Arguments:
@@ -233,20 +255,10 @@ class ImageNSF(_GlowLike):
             depth=depth,
             shared=shared,
             base=base,
+            scale=glow_scale,
             way=way,
             precision=precision,
-            couple=lambda shape, pattern, flip, batch_shape: SplineImageCoupling(
-                shape,
-                pattern=pattern,  # type: ignore[arg-type]
-                flip=flip,
-                channels=channels,
-                blocks=depth,
-                bins=bins,
-                bound=bound,
-                way=way,
-                precision=precision,
-                batch_shape=batch_shape,
-            ),
+            couple=partial(SplineImageCoupling, bins=bins, bound=bound),
         )
         self.bins = bins
         self.bound = bound
@@ -298,46 +310,9 @@ class MultiScaleRealNVP(_MultiScaleFlow):
             depth=depth,
             shared=shared,
             base=base,
+            scale=realnvp_scale,
             way=way,
             precision=precision,
-            couple=_affine(channels, depth, bound, way, precision),
+            couple=partial(AffineImageCoupling, bound=bound),
         )
         self.bound = bound
-
-    @classmethod
-    def _scale(
-        cls,
-        shape: Shape,
-        scales: int,
-        own: Sequence[Shape],
-        private: Shape,
-        couple: Couple,
-    ) -> Chain:
-        def couplings(shape: Shape, pattern: str) -> Chain:
-            chain: Chain = []
-            for i, batch_shape in enumerate(own):
-                chain.append(couple(shape, pattern, i % 2 == 1, batch_shape))
-                chain.append(ActNorm(shape[0], batch_shape=batch_shape))
-            return chain
-
-        deep = _squeezed(shape)
-        inner = cls._coarser(deep, scales, own, private, couple)
-        return [
-            Squeezed([*inner, *couplings(deep, "channels")]),
-            *couplings(shape, "checkerboard"),
-        ]
-
-
-def _affine(channels: int, depth: int, bound: float, way: Way, precision: Precision) -> Couple:
-    """Return the maker of affine couplings."""
-    return lambda shape, pattern, flip, batch_shape: AffineImageCoupling(
-        shape,
-        pattern=pattern,  # type: ignore[arg-type]
-        flip=flip,
-        channels=channels,
-        blocks=depth,
-        bound=bound,
-        way=way,
-        precision=precision,
-        batch_shape=batch_shape,
-    )

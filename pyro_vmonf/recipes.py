@@ -8,17 +8,16 @@ from typing import Any
 
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_vmonf.distortions import AffineImages, RandomWalk
+from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.draws import Data
-from pyro_vmonf.flows import MAF, AutoregressiveNSF, Flow, RealNVP, StandardNormal
+from pyro_vmonf.flows import MAF, Flow, RealNVP, StandardNormal
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.nn import MLP, ConvEncoder
-from pyro_vmonf.pretraining import pretrain_
+from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.temperature import exponential_decay, linear_decay
 from pyro_vmonf.terms import Balance, Classification, Consistency
-from pyro_vmonf.transforms import Logit, Standardize
+from pyro_vmonf.transforms import Logit
 from pyro_vmonf.vmonf import VMoNF
 
 Teach = Callable[[VMoNF, Data, bool], None]
@@ -164,71 +163,6 @@ def neighbourly(length: int, last: float) -> Recipe:
         },
         quick={"steps": STEPS_QUICK},
         teach=teach_neighbours,
-    )
-
-
-IMAGE_STEPS, IMAGE_STEPS_QUICK = 250, 10
-ROWS_FOR_UNITS = 10_000
-
-
-def image_pair_by_splines(data: Data) -> VMoNF:
-    """Build spline flows over pixels, and a convolutional guide whose clusters they fit.
-
-    Logits of pixels are brought to one unit before the splines, which live on a box. The guide
-    is taught beforehand and sees no likelihood; each row trains the flow of its own component.
-    """
-    features, components = data.x.shape[1], data.num_components
-    assert data.image_shape is not None
-    pixels, units = Logit(), Standardize((features,))
-    units.fit_(pixels.inv(data.x[:ROWS_FOR_UNITS]))
-    layers = AutoregressiveNSF(features, components, blocks=1, hidden=(200,), bound=4.0).transforms
-    base = StandardNormal(features, components)
-    network = ConvEncoder((1, *data.image_shape), components)
-    return VMoNF(
-        FlowMixture(Flow([*layers, units, pixels], base=base), weights="uniform"),  # type: ignore[list-item]
-        SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1),
-    )
-
-
-def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
-    """Return the teaching of a guide that small affine distortions do not mislead.
-
-    Arguments:
-        n_init: starts of the guide, of which the one with the best terms is gone on with.
-        quick_steps: steps in a shortened run, which has one start.
-    """
-
-    def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
-        assert isinstance(vmonf.guide, SoftmaxGuide)
-        assert data.image_shape is not None
-        distort = AffineImages(data.image_shape, shift=0.2)
-        pretrain_(
-            vmonf.guide,
-            data.x,
-            data.y,
-            terms=[Classification(), Consistency(distort), Balance(weight=3.0)],
-            augment=distort.distorted,
-            n_init=1 if quick else n_init,
-            steps=quick_steps if quick else 3000,
-            progress=True,
-        )
-
-    return teach
-
-
-def undistorted(n_init: int) -> Recipe:
-    """Return the recipe of spline flows that fit the clusters of :func:`teach_undistorted`."""
-    return Recipe(
-        image_pair_by_splines,
-        {
-            "steps": IMAGE_STEPS,
-            "batch_size": 256,
-            "lr": 2e-3,
-            "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, IMAGE_STEPS),
-            "temperature": 1.0,
-        },
-        quick={"steps": IMAGE_STEPS_QUICK},
-        teach=teach_undistorted(n_init),
     )
 
 

@@ -21,7 +21,7 @@ from pyro_vmonf.recipes import Recipe
 from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.vmonf import VMoNF
 
-SCORED_IMAGES, SCORED_IMAGES_QUICK = 2000, 500  # of those fitted
+SCORED_IMAGES = 2000  # of those fitted
 
 
 class Curve:
@@ -110,7 +110,7 @@ def run(
         **options,
     )
     seconds = {"seconds": taught + history.seconds, "seconds_clustering": taught}
-    return Result(vmonf, data, history, score(vmonf, data, settings.quick) | seconds)
+    return Result(vmonf, data, history, score(vmonf, data) | seconds)
 
 
 def _agreement(data: Data, labels: Tensor, clusters: Tensor) -> dict[str, float]:
@@ -121,16 +121,13 @@ def _agreement(data: Data, labels: Tensor, clusters: Tensor) -> dict[str, float]
     return scores
 
 
-def score(vmonf: VMoNF, data: Data, quick: bool = False) -> dict[str, float]:
+def score(vmonf: VMoNF, data: Data) -> dict[str, float]:
     """Return the scores of a fitted pair on the data it was fitted to and on held-out data.
 
-    Densities of images are slow: those that the pair was fitted to are a sample of their rows, and
-    in a shortened run the held-out ones are as well.
+    Densities of images are slow: those that the pair was fitted to are a sample of their rows.
     """
     images = data.image_shape is not None
     scored = {"": SCORED_IMAGES if images else len(data.x), "_test": len(data.x_test)}
-    if images and quick:
-        scored = dict.fromkeys(scored, SCORED_IMAGES_QUICK)
     chunk_size = 256 if images else 8192
     scores: dict[str, float] = {}
     for suffix, x, labels in (("", data.x, data.labels), ("_test", data.x_test, data.labels_test)):
@@ -160,7 +157,7 @@ def score(vmonf: VMoNF, data: Data, quick: bool = False) -> dict[str, float]:
 
 
 def write(result: Result, folder: Path, recorder: Any = None) -> None:
-    """Write ``metrics.json`` and the figures of a run into a folder."""
+    """Write ``metrics.json``, the fitted pair and the figures of a run into a folder."""
     import matplotlib.pyplot as plt
 
     from pyro_vmonf import plots
@@ -168,6 +165,7 @@ def write(result: Result, folder: Path, recorder: Any = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(result.scores, indent=2) + "\n")
     vmonf, data = result.vmonf, result.data
+    vmonf.save(folder / "model.pt")
 
     def keep(axes: Any, name: str) -> None:
         axes.figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")

@@ -366,6 +366,35 @@ def test_only_networks_that_train_compute_in_lower_precision(name: str) -> None:
     assert low.eval().inverse_and_log_det(x)[0].equal(expected)
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_coupling_sees_the_image_that_it_is_conditioned_on() -> None:
+    coupling = AffineImageCoupling(FOUR, channels=4, context_channels=2, batch_shape=(K,))
+    context, x = torch.randn(N, 1, 2, 2, 2), torch.randn(N, 1, *FOUR)
+    value, log_det = coupling.condition(context).inverse_and_log_det(x)
+    assert value.shape == (N, K, *FOUR)
+    other = context.clone()
+    other[0] += 1
+    changed, _ = coupling.condition(other).inverse_and_log_det(x)
+    assert not changed[0].equal(value[0])
+    assert changed[1:].equal(value[1:])
+    returned, back = coupling.condition(context).forward_and_log_det(value)
+    torch.testing.assert_close(returned, x.expand_as(returned), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(back, -log_det, rtol=1e-9, atol=1e-9)
+
+
+def test_a_coupling_without_a_context_stays_itself() -> None:
+    coupling = AffineImageCoupling(FOUR)
+    assert coupling.condition(torch.randn(5, 3)) is coupling
+
+
+def test_a_context_that_lacks_or_does_not_fit_gets_a_reason() -> None:
+    coupling = AffineImageCoupling(FOUR, context_channels=2)
+    with pytest.raises(ValueError, match=r"call condition\(images\) first"):
+        coupling(torch.zeros(FOUR))
+    with pytest.raises(ValueError, match="takes images of 2 channels"):
+        coupling.condition(torch.zeros(3, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

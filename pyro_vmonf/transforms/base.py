@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -58,6 +58,12 @@ class FlowTransform(TransformModule):
             ValueError: if the context has another number of features than the transform takes.
         """
         return self
+
+    def _with_context(self, context: Tensor) -> Self:
+        """Return a copy of the same parameters that has a context."""
+        bound = copy.copy(self)
+        bound.__dict__["context"] = context
+        return bound
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`h(z)` of shape ``(*, D)`` and :math:`\log|\det\partial h|` of shape
@@ -133,9 +139,7 @@ class Conditional(FlowTransform):
                 f"the context has shape {tuple(context.shape)}; this {type(self).__name__} takes "
                 f"(*, {self.context_features})"
             )
-        bound = copy.copy(self)  # of the same parameters
-        bound.__dict__["context"] = context
-        return bound
+        return self._with_context(context)
 
     def columns_of(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Restore]:
         """Return rows and context as columns, and the way back: see :func:`to_columns`.

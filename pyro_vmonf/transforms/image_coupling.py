@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -159,19 +158,19 @@ class ImageCoupling(ImageTransform):
         self.network.reset_parameters()
 
     def condition(self, context: Tensor) -> ImageCoupling:
-        """Return the coupling for rows that go with the images ``context`` ``(*, C, H, W)``.
+        """Return the coupling for rows that go with images ``(*, context_channels, H, W)``.
 
         Raises:
             ValueError: if they have another number of channels than the coupling takes.
         """
-        if context.shape[-3] != self.context_channels:
+        if not self.context_channels:
+            return self
+        if context.dim() < 3 or context.shape[-3] != self.context_channels:
             raise ValueError(
                 f"the context has shape {tuple(context.shape)}; this coupling takes images of "
                 f"{self.context_channels} channels"
             )
-        bound = copy.copy(self)  # of the same parameters
-        bound.__dict__["context"] = context
-        return bound
+        return self._with_context(context)
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._through(z, inverse=False)
