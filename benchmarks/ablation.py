@@ -20,17 +20,17 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vmonf import FlowMixture, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.distortions import AffineImages
-from pyro_vmonf.draws import Data, Settings
 from pyro_vmonf.experiments import EXPERIMENTS
+from pyro_vmonf.experiments.draws import Data, Settings
+from pyro_vmonf.experiments.recipes import Recipe
+from pyro_vmonf.experiments.run import run
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import ConvEncoder
-from pyro_vmonf.pretraining import pretrain_
-from pyro_vmonf.recipes import Recipe
-from pyro_vmonf.running import run
-from pyro_vmonf.scopes import local_seed
-from pyro_vmonf.temperature import Linear
+from pyro_vmonf.schedules import Linear
+from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.terms import Balance, Consistency, Term
 
 STEPS, GUIDE_STEPS = 1500, 800

@@ -32,13 +32,13 @@ from pyro_vmonf import (
     VMoNF,
     metrics,
 )
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import DequantizedImages
 from pyro_vmonf.distortions import AffineImages
-from pyro_vmonf.draws import Data, Settings, draw_mnist
+from pyro_vmonf.experiments.draws import Data, Settings, draw_mnist
+from pyro_vmonf.experiments.images import behind_pixels, one_cycle, teach_undistorted
 from pyro_vmonf.flows import MAFMoG
-from pyro_vmonf.image_recipes import behind_pixels, one_cycle, teach_undistorted
 from pyro_vmonf.nn import ConvEncoder
-from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.terms import Balance, Consistency
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from benchmarks import limit
 from benchmarks.configurations import BINS, BOUND, CONFIGURATIONS, Configuration
-from pyro_vmonf.elbo import max_plate_nesting
-from pyro_vmonf.scopes import local_seed
-from pyro_vmonf.training import Trainer
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.training.objective import max_plate_nesting
+from pyro_vmonf.training.trainer import Trainer
 
 Step = Callable[[], Any]
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.tables import Options, Row
+from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf.datasets import Pinwheel
-from pyro_vmonf.draws import Settings
 from pyro_vmonf.experiments import EXPERIMENTS
-from pyro_vmonf.fitting import Progress
-from pyro_vmonf.running import run as run_recipe
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.experiments.draws import Settings
+from pyro_vmonf.experiments.run import run as run_recipe
+from pyro_vmonf.training.fit import Progress
 
 WANTED, ROWS, EVERY, SEEDS = 0.1, 20_000, 10, (0, 1, 2)
 

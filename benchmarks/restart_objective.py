@@ -14,12 +14,12 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.distortions import RandomWalk
-from pyro_vmonf.draws import Settings
 from pyro_vmonf.experiments import EXPERIMENTS
+from pyro_vmonf.experiments.draws import Settings
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.terms import Balance, Consistency
 
 STEPS, STARTS = 1000, 10

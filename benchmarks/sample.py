@@ -10,7 +10,7 @@ import torch
 from benchmarks.tables import Options, Row, compared
 from benchmarks.timing import interleaved
 from pyro_vmonf import MAF, FlowMixture, VMoNF
-from pyro_vmonf.scopes import local_seed
+from pyro_vmonf._utils.contexts import local_seed
 
 BLOCKS, HIDDEN, POINTS = 5, 200, 16
 

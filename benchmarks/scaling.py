@@ -11,7 +11,7 @@ from benchmarks.configurations import CONFIGURATIONS, Configuration
 from benchmarks.peers import library
 from benchmarks.tables import Options, Row
 from benchmarks.timing import interleaved, peak_megabytes
-from pyro_vmonf.scopes import local_seed
+from pyro_vmonf._utils.contexts import local_seed
 
 BASE = CONFIGURATIONS["pinwheel"]
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from benchmarks.configurations import CONFIGURATIONS
 from benchmarks.tables import Options, Row
 from benchmarks.timing import peak_megabytes, wait
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import Pinwheel
-from pyro_vmonf.scopes import local_seed
 
 ROWS = 1_000_000
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from pyro_vmonf import FlowMixture, RealNVP, RotatedRealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import Pinwheel, pinwheel
 from pyro_vmonf.metrics import kl_to_truth
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
 
 WINGS, RATE, EPOCHS, SEEDS = 5, 0.25, 300, range(3)
 

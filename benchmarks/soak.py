@@ -18,9 +18,9 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
 
 
 def megabytes() -> float:

@@ -17,13 +17,13 @@ from pyro.distributions import Dirichlet
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF, exponential_decay
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
+from pyro_vmonf.schedules import linear_decay
 from pyro_vmonf.starts import merge_linked, spectral_clusters, warm_start_
-from pyro_vmonf.temperature import linear_decay
 from pyro_vmonf.terms import Consistency
 
 COMPONENTS, STEPS = 10, 2000

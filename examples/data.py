@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Dirichlet
 
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import pinwheel
-from pyro_vmonf.scopes import local_seed
 
 WINGS = 5
 

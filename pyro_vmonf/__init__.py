@@ -1,23 +1,61 @@
-"""Variational mixtures of normalizing flows, as Pyro programs."""
+"""Variational mixtures of normalizing flows, as Pyro programs.
+
+The rooms of the package, from high to low. A room imports from the rooms below it, never from those
+above::
+
+    __main__        the command line
+    experiments     the experiments of paper and thesis: data, recipes, runs
+    interop         bridges to ArviZ, scikit-learn, Lightning, distributed training
+    _moved          names of earlier versions and where they are now
+    dequantization  mixtures of whole grey levels
+    vmonf           VMoNF: the pair of model and guide, and its verbs
+    report          the state of each component of a fitted pair
+    plots           figures, one file a subject
+    starts          starting points: clusters, lessons for a guide, new seeds for dead components
+    training        the run: rows, trainer, restarts, checkpoints, history
+    files           saved pairs
+    em              expectation-maximisation of Gaussian mixtures
+    components      pruning, aligning, doubling components
+    guides          q(c|x): softmax network, exact posterior, none
+    terms           penalties of the guide beside the ELBO
+    distortions     copies of rows that belong to the same cluster
+    model           FlowMixture: the Pyro model
+    weights         mixture weights: fixed, learned, updated, random, gated
+    weight_priors   distributions on the simplex and their posteriors
+    flows           banks: K flows as one module
+    distributions   distributions with K components on the last batch dimension
+    transforms      invertible maps with a batch of parameters, one family a file
+    nn              networks with a batch of parameters
+    datasets        data sets
+    metrics         scores of clusterings and densities
+    schedules       numbers that change over the steps of a run
+    contracts       the interfaces that a user can implement
+    program         names, plates and traces of Pyro programs
+    _utils          validation, repr, contexts, progress, processes
+    _version        the version
+"""
 
 from pyro_vmonf._version import __version__
-from pyro_vmonf.banks import Stack
-from pyro_vmonf.distributed import TrainingLoss
-from pyro_vmonf.distributions import FlowDistribution, Marginal, select, stacked
+from pyro_vmonf.distributions.flow import FlowDistribution
+from pyro_vmonf.distributions.marginal import Marginal
+from pyro_vmonf.distributions.selection import select
+from pyro_vmonf.distributions.stacked import stacked
 from pyro_vmonf.em import fit_em, information_criteria
-from pyro_vmonf.fitting import fit
-from pyro_vmonf.flows import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, MAFMoG, RealNVP
-from pyro_vmonf.foreign import Replicated
+from pyro_vmonf.flows.foreign import Replicated
+from pyro_vmonf.flows.images import Glow, ImageNSF, MultiScaleRealNVP
+from pyro_vmonf.flows.pixels import PixelFlow
+from pyro_vmonf.flows.random import RandomBank
+from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, MAFMoG, RealNVP
+from pyro_vmonf.flows.rotated import RotatedRealNVP
+from pyro_vmonf.flows.stack import Stack
 from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
-from pyro_vmonf.history import History
-from pyro_vmonf.images import Glow, ImageNSF, MultiScaleRealNVP
+from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.model import FlowMixture, MixtureComponent
-from pyro_vmonf.pixel_flow import PixelFlow
-from pyro_vmonf.random_bank import RandomBank
-from pyro_vmonf.rotated import RotatedRealNVP
-from pyro_vmonf.simplex import StickBreaking
-from pyro_vmonf.temperature import constant, exponential_decay, linear_decay
+from pyro_vmonf.schedules import constant, exponential_decay, linear_decay
+from pyro_vmonf.training.fit import fit
+from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.weight_priors import StickBreaking
 from pyro_vmonf.weights import (
     FixedWeights,
     GatedWeights,

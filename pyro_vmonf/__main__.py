@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from pyro_vmonf.draws import Settings
-from pyro_vmonf.experiments import EXPERIMENTS
-from pyro_vmonf.running import Result, run, write
+from pyro_vmonf.experiments.data import EXPERIMENTS
+from pyro_vmonf.experiments.draws import Settings
+from pyro_vmonf.experiments.run import Result, run, write
 
 COLUMNS = (
     ("accuracy", "accuracy"),
@@ -81,7 +81,7 @@ def header(scores: dict[str, float]) -> str:
 
 def run_seeds(options: argparse.Namespace) -> list[Result]:
     """Run an experiment for each seed, and print a row for each."""
-    from pyro_vmonf.animation import Recorder
+    from pyro_vmonf.plots.animation import Recorder
 
     experiment = EXPERIMENTS[options.name]
     if options.recipe not in experiment.recipes:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.banks import Stack
-from pyro_vmonf.constants import ConstantDistribution
+from pyro_vmonf.flows.constant import ConstantDistribution
+from pyro_vmonf.flows.stack import Stack
 from pyro_vmonf.guides import SoftmaxGuide
 
 if TYPE_CHECKING:

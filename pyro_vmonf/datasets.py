@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from pyro_vmonf.scopes import local_seed
-from pyro_vmonf.shown import arguments_of
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.repr import arguments_of
 
 
 class Pinwheel:

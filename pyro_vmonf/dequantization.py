@@ -25,12 +25,12 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.distributions import FlowDistribution
+from pyro_vmonf._utils.contexts import evaluating, local_seed, training
+from pyro_vmonf._utils.progress import progress_bar
+from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.metrics import bits_per_dim
-from pyro_vmonf.progress import progress_bar
-from pyro_vmonf.scopes import evaluating, local_seed, training
-from pyro_vmonf.shown import ShownModule
 from pyro_vmonf.transforms import AffineImageCoupling, Logit, Squeezed, squeeze
 from pyro_vmonf.vmonf import VMoNF
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.neighbors import nearest_neighbors
-from pyro_vmonf.shown import ShownModule
+from pyro_vmonf._utils.neighbors import nearest_neighbors
+from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.terms import Batch
 
 

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive, check_rows, floating_buffer
-from pyro_vmonf.flows import Gaussian
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import check_positive, check_rows, floating_buffer
+from pyro_vmonf.flows.ready_made import Gaussian
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.scopes import evaluating, local_seed
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import LearnedWeights
 

@@ -10,11 +10,11 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.rows import Program, Rows, claim_parameters, free_dim, log_evidence
-from pyro_vmonf.temperature import check_temperature
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.distributions.truncated import TopCategorical
+from pyro_vmonf.program import Program, Rows, claim_parameters, free_dim, log_evidence
+from pyro_vmonf.schedules import check_temperature
 from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
-from pyro_vmonf.truncated import TopCategorical
 
 if TYPE_CHECKING:
     from pyro_vmonf.model import FlowMixture
@@ -141,7 +141,7 @@ class SoftmaxGuide(BoundGuide):
         Pires, Figueiredo (2020), Variational Mixture of Normalizing Flows, arXiv:2009.00585.
 
     Example:
-        >>> from pyro_vmonf.nn import MLP
+        >>> from pyro_vmonf.nn.mlp import MLP
         >>> guide = SoftmaxGuide(MLP(2, 5, hidden=(3,)))
         >>> guide.log_q(torch.zeros(7, 2)).shape
         torch.Size([7, 5])

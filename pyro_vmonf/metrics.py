@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmonf.checks import as_tensor
+from pyro_vmonf._utils.validation import as_tensor
 
 Array = np.ndarray[Any, Any]
 LARGEST_TABLE = 2**24  # entries; the number of labels times that of clusters

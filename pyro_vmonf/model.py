@@ -11,17 +11,12 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf.banks import Bank, as_bank
-from pyro_vmonf.checks import check_context, check_positive, check_rows, floating_buffer
-from pyro_vmonf.distributions import FlowDistribution, Marginal, pick, select
-from pyro_vmonf.rows import (
-    Program,
-    claim_parameters,
-    data_plate,
-    free_dim,
-    log_evidence,
-    rename,
-)
+from pyro_vmonf._utils.validation import check_context, check_positive, check_rows, floating_buffer
+from pyro_vmonf.distributions.flow import FlowDistribution
+from pyro_vmonf.distributions.marginal import Marginal
+from pyro_vmonf.distributions.selection import pick, select
+from pyro_vmonf.flows.stack import Bank, as_bank
+from pyro_vmonf.program import Program, claim_parameters, data_plate, free_dim, log_evidence, rename
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vmonf.checks import check_rows, check_unconditional, floating_buffer
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import check_rows, check_unconditional, floating_buffer
 
 if TYPE_CHECKING:
     from pyro_vmonf.vmonf import VMoNF
@@ -90,7 +90,7 @@ def component_report(vmonf: VMoNF, x: Any, *, inverted: int = 64) -> ComponentRe
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
-        >>> from pyro_vmonf.nn import MLP
+        >>> from pyro_vmonf.nn.mlp import MLP
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3)))
         >>> report = component_report(vmonf, torch.randn(100, 2))
         >>> bool(report.usage.sum().isclose(torch.tensor(1.0)))

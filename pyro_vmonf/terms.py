@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.distributed import several_processes, sum_over_processes
-from pyro_vmonf.shown import arguments_of
-from pyro_vmonf.temperature import Schedule
+from pyro_vmonf._utils.processes import several_processes, sum_over_processes
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf.schedules import Schedule
 
 if TYPE_CHECKING:
     from pyro_vmonf.guides import SoftmaxGuide
@@ -133,7 +133,7 @@ class Consistency(Term):
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide
-        >>> from pyro_vmonf.nn import MLP
+        >>> from pyro_vmonf.nn.mlp import MLP
         >>> guide = SoftmaxGuide(MLP(2, 5), [Consistency(lambda batch: batch.x + 0.1)])
         >>> guide.named_terms()[0][0]
         'consistency'

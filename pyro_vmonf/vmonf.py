@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vmonf import fitting, restarts, saving
-from pyro_vmonf.cards import pair_card
-from pyro_vmonf.checks import (
+from pyro_vmonf import files
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.html import sparkline, table
+from pyro_vmonf._utils.validation import (
     check_context_rows,
     check_evidence,
     check_positive,
@@ -22,15 +24,19 @@ from pyro_vmonf.checks import (
     floating_buffer,
 )
 from pyro_vmonf.components import take_components_
-from pyro_vmonf.distributions import Marginal, select
+from pyro_vmonf.distributions.marginal import Marginal
+from pyro_vmonf.distributions.selection import select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
-from pyro_vmonf.history import History
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import rename
 from pyro_vmonf.report import ComponentReport, component_report
-from pyro_vmonf.rows import rename
-from pyro_vmonf.scopes import evaluating, local_seed
-from pyro_vmonf.training import Guide
+from pyro_vmonf.training.fit import fit
+from pyro_vmonf.training.history import History
+from pyro_vmonf.training.restarts import fit_best
+from pyro_vmonf.training.trainer import Guide
+
+MOST_WEIGHTS = 20  # components whose weights are listed
 
 
 class VMoNF(PyroModule):
@@ -52,7 +58,7 @@ class VMoNF(PyroModule):
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide
         >>> from pyro_vmonf.datasets import pinwheel
-        >>> from pyro_vmonf.nn import MLP
+        >>> from pyro_vmonf.nn.mlp import MLP
         >>> x, wing = pinwheel(wings=3, per_wing=64, seed=0)
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3)))
         >>> history = vmonf.fit(x, epochs=2, progress=False, seed=0)
@@ -100,25 +106,43 @@ class VMoNF(PyroModule):
         return f"{self.model.extra_repr()}, fitted={self.history is not None}"
 
     def _repr_html_(self) -> str:
-        return pair_card(self)
+        with torch.no_grad():
+            weights = _shown_weights(self.model)
+        model, guide = self.model, self.guide
+        parameters = list(self.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        frozen = sum(p.numel() for p in parameters) - trained
+        rows = [
+            ("components K", str(model.num_components)),
+            ("event shape", str(tuple(model.event_shape))),
+            ("bank", type(model.bank).__name__),
+            ("weights", f"{type(model.weights).__name__}: {weights}"),
+            ("guide", ", ".join(filter(None, (type(guide).__name__, guide.extra_repr())))),
+            ("parameters", f"{trained:,}" + (f", and {frozen:,} frozen" if frozen else "")),
+            ("fitted", "no" if self.history is None else repr(self.history)),
+        ]
+        if model.context_features:
+            rows.insert(2, ("context features", str(model.context_features)))
+        drawn = "" if self.history is None else sparkline([-v for v in self.history.elbo])
+        return f"<div><strong>VMoNF</strong>{table(rows)}{drawn}</div>"
 
     def fit(
         self, x: Any, y: Any = None, *, n_init: int = 1, compile: bool = False, **options: Any
     ) -> History:
-        """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.fitting.fit`.
+        """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.training.fit.fit`.
 
         Arguments:
             x, y, options: as there.
             n_init: runs from different starts, of which the one with the best held-out objective
-                stays: see :func:`pyro_vmonf.restarts.fit_best`.
+                stays: see :func:`pyro_vmonf.training.restarts.fit_best`.
             compile: call :meth:`compile` first.
         """
         if compile:
             self.compile()
         if check_positive("n_init", n_init) == 1:
-            self.history = fitting.fit(self.model, self.guide, x, y, **options)
+            self.history = fit(self.model, self.guide, x, y, **options)
         else:
-            self.history = restarts.fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
+            self.history = fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
         return self.history
 
     def compile(self, *_: Any, **__: Any) -> None:
@@ -295,7 +319,7 @@ class VMoNF(PyroModule):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and state to a file that loads with ``weights_only=True``."""
-        saving.save(self, path)
+        files.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, into: VMoNF | None = None) -> VMoNF:
@@ -305,7 +329,7 @@ class VMoNF(PyroModule):
             path: the file.
             into: a freshly built pair to fill, for models with modules of the user's own.
         """
-        return saving.load(path, into=into)  # type: ignore[return-value]
+        return files.load(path, cls, History, into=into)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _over_chunks(
@@ -358,3 +382,14 @@ def _check_pair(model: Any, guide: Any) -> None:
             f"the guide's network returns {tuple(shape)} for one row; expected "
             f"(1, {model.num_components}), one logit for each of the bank's components"
         )
+
+
+def _shown_weights(model: FlowMixture) -> str:
+    """Return the mixture's weights as text."""
+    with pyro.get_param_store().scope():
+        try:
+            weights = model.weights.log_mean().exp().tolist()
+        except ValueError:  # of gates
+            return "depend on the rows' context"
+    shown = ", ".join(f"{weight:.3f}" for weight in weights[:MOST_WEIGHTS])
+    return shown + (f" and {len(weights) - MOST_WEIGHTS} more" * (len(weights) > MOST_WEIGHTS))

@@ -10,10 +10,10 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.distributed import sum_over_processes
-from pyro_vmonf.shown import arguments_of
-from pyro_vmonf.simplex import Posterior, as_prior, posterior_of
+from pyro_vmonf._utils.processes import sum_over_processes
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.weight_priors import Posterior, as_prior, posterior_of
 
 
 class Weights(PyroModule):
@@ -222,13 +222,13 @@ class RandomWeights(Weights):
     r"""Weights with a prior, at the site ``weights``, and an approximate posterior.
 
     The posterior's parameters start at the prior: a Dirichlet's posterior is a Dirichlet, that of
-    :class:`~pyro_vmonf.simplex.StickBreaking` has sticks, and any other prior's is a normal behind
-    the stick-breaking map. NUTS needs none of them.
+    :class:`~pyro_vmonf.StickBreaking` has sticks, and any other prior's is a normal behind the
+    stick-breaking map. NUTS needs none of them.
 
     Arguments:
         prior: distribution on the simplex, of ``event_shape`` ``(K,)`` and ``batch_shape`` ``()``;
             a tensor stands for a Dirichlet's concentrations.
-        posterior: a :class:`~pyro_vmonf.simplex.Posterior`, such as
+        posterior: a :class:`~pyro_vmonf.weight_priors.Posterior`, such as
             ``PointPosterior(prior)`` for the most probable weights.
 
     Raises:

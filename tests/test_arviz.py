@@ -24,7 +24,7 @@ from pyro_vmonf import (
     SoftmaxGuide,
     VMoNF,
 )
-from pyro_vmonf.inference_data import NOTE_ON_DRAWS, to_inference_data
+from pyro_vmonf.interop.arviz import NOTE_ON_DRAWS, to_inference_data
 from pyro_vmonf.nn import MLP
 
 K, D, N, S = 3, 2, 11, 6

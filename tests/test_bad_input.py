@@ -29,7 +29,7 @@ from pyro_vmonf import (
     information_criteria,
     metrics,
 )
-from pyro_vmonf.inference_data import to_inference_data
+from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import spectral_clusters, warm_start_
 

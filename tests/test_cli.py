@@ -11,12 +11,12 @@ import torch
 
 from pyro_vmonf import Flow, Glow, MAFMoG
 from pyro_vmonf.__main__ import main
-from pyro_vmonf.draws import Data, Settings
 from pyro_vmonf.experiments import EXPERIMENTS, Experiment
-from pyro_vmonf.fitting import Progress
-from pyro_vmonf.image_recipes import recipe as image_recipe
-from pyro_vmonf.recipes import Recipe
-from pyro_vmonf.running import Curve, run
+from pyro_vmonf.experiments.draws import Data, Settings
+from pyro_vmonf.experiments.images import recipe as image_recipe
+from pyro_vmonf.experiments.recipes import Recipe
+from pyro_vmonf.experiments.run import Curve, run
+from pyro_vmonf.training.fit import Progress
 
 SAMPLE = Path(__file__).parent / "data" / "mnist"
 SCORES = {

@@ -25,7 +25,7 @@ from pyro_vmonf.components import take_components_
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.reseeding import Reseed, copy_component_, split_in_two
+from pyro_vmonf.starts.reseeding import Reseed, copy_component_, split_in_two
 from pyro_vmonf.transforms import Affine, BatchNorm, Permutation, PReLU
 
 # D = K, so that a tensor of D features could be mistaken for one of K components.

@@ -17,8 +17,8 @@ from pyro_vmonf.dequantization import (
     UniformDequantization,
     VariationalDequantization,
 )
-from pyro_vmonf.fitting import Callback, Progress
 from pyro_vmonf.nn import ConvEncoder
+from pyro_vmonf.training.fit import Callback, Progress
 from pyro_vmonf.transforms import Logit
 
 SHAPE = (1, 4, 4)

@@ -135,7 +135,7 @@ def test_the_loss_is_that_of_fit() -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning_trains_and_resumes(precision: str, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")
-    from pyro_vmonf.lightning import LightningMixture
+    from pyro_vmonf.interop.lightning import LightningMixture
 
     rows = [(x, y) for x, y in zip(X.float(), LABELS, strict=True)]
     loader: Any = DataLoader(rows, batch_size=24)  # type: ignore[arg-type]

@@ -13,10 +13,10 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vmonf import FlowMixture, MarginalGuide, RandomWeights, RealNVP, SoftmaxGuide, VMoNF
-from pyro_vmonf.elbo import EnumeratedELBO
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.terms import Batch, Classification, Term
+from pyro_vmonf.training.objective import EnumeratedELBO
 
 K, N, B, D = 3, 11, 7, 2
 

@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_vmonf import Gaussian, UpdatedWeights
 from pyro_vmonf.datasets import pinwheel
-from pyro_vmonf.estimator import FlowMixtureClustering
+from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": "a weight of two is two rows in the loss, but "

@@ -31,7 +31,7 @@ from pyro_vmonf import (
     VMoNF,
     plots,
 )
-from pyro_vmonf.palette import component_colors, tint
+from pyro_vmonf.plots.palette import component_colors, tint
 from pyro_vmonf.plots.plate import Diagram
 from pyro_vmonf.report import ComponentReport
 from pyro_vmonf.transforms import Affine, BatchNorm, PReLU, Rotation

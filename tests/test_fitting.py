@@ -25,12 +25,12 @@ from pyro_vmonf import (
     exponential_decay,
     fit,
 )
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import pinwheel
-from pyro_vmonf.fitting import Progress
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.terms import Batch
+from pyro_vmonf.training.fit import Progress
 from pyro_vmonf.transforms import Affine, BatchNorm
 
 K, D = 3, 2

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, constraints
 
-from pyro_vmonf.banks import Stack
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.flows import (
     MAF,
@@ -24,6 +23,7 @@ from pyro_vmonf.flows import (
     RealNVP,
     StandardNormal,
 )
+from pyro_vmonf.flows.stack import Stack
 from pyro_vmonf.transforms import Affine, AffineCoupling, PReLU
 
 N, K, D = 50, 3, 2

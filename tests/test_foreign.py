@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vmonf import FlowMixture, Gaussian, RealNVP, Replicated, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.sameness import difference
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.sameness import difference
 
 K, D = 3, 2
 SMALL = {"transforms": 2, "hidden_features": (4,)}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vmonf.convolutions import Convolution, to_maps
 from pyro_vmonf.distributions import FlowDistribution
+from pyro_vmonf.nn.convolutions import Convolution, to_maps
 from pyro_vmonf.transforms import (
     ActNorm,
     AffineImageAutoregressive,

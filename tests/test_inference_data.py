@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import Dirichlet
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
-from pyro_vmonf.inference_data import to_inference_data
+from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.nn import MLP
 
 K, D, N = 3, 2, 11
@@ -121,7 +121,7 @@ def test_converts_without_a_warning_even_on_the_first_import_of_the_day(tmp_path
     code = """
 import torch
 from pyro_vmonf import FlowMixture, RealNVP, VMoNF
-from pyro_vmonf.inference_data import to_inference_data
+from pyro_vmonf.interop.arviz import to_inference_data
 print(to_inference_data(VMoNF(FlowMixture(RealNVP(2, 3))), torch.zeros(5, 2)).groups())
 """
     # An empty cache: ArviZ keeps the day of its last announcement there.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vmonf.made import MaskedMLP, blocks_of, masked_linear
+from pyro_vmonf.nn.made import MaskedMLP, blocks_of, masked_linear
 from pyro_vmonf.transforms import AffineAutoregressive
 
 pytestmark = pytest.mark.usefixtures("float64")

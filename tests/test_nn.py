@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vmonf.made import MaskedMLP
 from pyro_vmonf.nn import MLP, ConvEncoder, Linear
+from pyro_vmonf.nn.made import MaskedMLP
 
 R, N, K, D = 2, 5, 3, 4
 

@@ -22,10 +22,7 @@ from PIL import Image
 from torch import nn
 
 from pyro_vmonf import FlowMixture, Gaussian, History, RealNVP, SoftmaxGuide, VMoNF
-from pyro_vmonf.animation import Recorder
-from pyro_vmonf.fitting import Progress
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.palette import PALETTE, UNLABELLED, component_colors, tint
 from pyro_vmonf.plots import (
     plot_clusters,
     plot_component_contours,
@@ -45,6 +42,9 @@ from pyro_vmonf.plots import (
     plot_transform_grid,
     plot_transform_samples,
 )
+from pyro_vmonf.plots.animation import Recorder
+from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors, tint
+from pyro_vmonf.training.fit import Progress
 
 K = 3
 

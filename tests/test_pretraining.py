@@ -13,11 +13,11 @@ from pyro_vmonf.datasets import pinwheel, two_circles
 from pyro_vmonf.distortions import Jitter, RandomWalk
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.pretraining import pretrain_
-from pyro_vmonf.restarts import best_of_, reset_parameters_
+from pyro_vmonf.schedules import cooling
 from pyro_vmonf.starts import merge_linked, spectral_clusters
-from pyro_vmonf.temperature import cooling
+from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, Consistency, Term
+from pyro_vmonf.training.restarts import best_of_, reset_parameters_
 from pyro_vmonf.transforms import Affine, AffineCoupling, BatchNorm, PReLU
 
 

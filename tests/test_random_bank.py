@@ -22,7 +22,7 @@ from pyro_vmonf import (
     SoftmaxGuide,
     VMoNF,
 )
-from pyro_vmonf.functional import WithParameters
+from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.nn import MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*requires_grad=False")

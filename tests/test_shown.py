@@ -29,18 +29,18 @@ from pyro_vmonf import (
     VMoNF,
     datasets,
     distortions,
-    functional,
-    simplex,
-    temperature,
+    schedules,
     terms,
     transforms,
+    weight_priors,
 )
 from pyro_vmonf import (
     nn as networks,
 )
-from pyro_vmonf.cards import sparkline
-from pyro_vmonf.progress import progress_bar
-from pyro_vmonf.shown import arguments_of
+from pyro_vmonf._utils.html import sparkline
+from pyro_vmonf._utils.progress import progress_bar
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf.flows import functional
 
 K = 3
 
@@ -190,7 +190,7 @@ OTHERS: list[tuple[Callable[[], Any], str]] = [
     (lambda: pyro_vmonf.exponential_decay(1e-3),
      "ExponentialDecay(rate=0.001, initial=1.0, floor=0.1)"),
     (lambda: pyro_vmonf.linear_decay(10), "Linear(steps=10, initial=1.0, final=0.1)"),
-    (lambda: temperature.cooling(0.2), "Cooling(final=0.2, share=0.5)"),
+    (lambda: schedules.cooling(0.2), "Cooling(final=0.2, share=0.5)"),
     (lambda: transforms.Affine(2), "Affine(features=2)"),
     (lambda: transforms.AffineAutoregressive(2, hidden=(5,)),
      "AffineAutoregressive(features=2, order=[0, 1], hidden=(5,))"),
@@ -238,7 +238,7 @@ OTHERS: list[tuple[Callable[[], Any], str]] = [
     (lambda: distortions.AffineImages((1, 4, 5)), "AffineImages(image_shape=(1, 4, 5))"),
     (lambda: distortions.RandomWalk(torch.randn(50, 2), length=8),
      "RandomWalk(x=tensor of shape (50, 2), length=8)"),
-    (lambda: simplex.DirichletPrior(torch.ones(99)),
+    (lambda: weight_priors.DirichletPrior(torch.ones(99)),
      "DirichletPrior(concentration=tensor of shape (99,))"),
     (lambda: datasets.Pinwheel(wings=3), "Pinwheel(wings=3)"),
     (lambda: datasets.TwoCircles(noise=0.1), "TwoCircles(noise=0.1)"),

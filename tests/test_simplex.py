@@ -10,7 +10,7 @@ from pyro.distributions import Dirichlet, LogisticNormal
 from torch import Tensor
 from torch.distributions import Distribution, Normal, StickBreakingTransform, biject_to
 
-from pyro_vmonf.simplex import (
+from pyro_vmonf.weight_priors import (
     DirichletPosterior,
     NormalPosterior,
     PointPosterior,

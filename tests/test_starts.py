@@ -10,11 +10,11 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf.datasets import pinwheel, two_circles
 from pyro_vmonf.metrics import accuracy
-from pyro_vmonf.neighbors import nearest_neighbors
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
 from pyro_vmonf.starts import spectral_clusters, warm_start_
 
 

@@ -35,9 +35,9 @@ from pyro_vmonf import (
     StickBreaking,
     VMoNF,
 )
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.scopes import local_seed
-from pyro_vmonf.simplex import PointPosterior
+from pyro_vmonf.weight_priors import PointPosterior
 
 K, D, N = 3, 2, 12
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(1))

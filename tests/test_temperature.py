@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pyro_vmonf.temperature import (
+from pyro_vmonf.schedules import (
     Schedule,
     as_schedule,
     check_temperature,

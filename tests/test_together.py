@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_vmonf import MAF, NSF, FlowMixture, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.flows import Flow, StandardNormal
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.restarts import fit_best
-from pyro_vmonf.scopes import local_seed
-from pyro_vmonf.temperature import exponential_decay, linear_decay
+from pyro_vmonf.schedules import exponential_decay, linear_decay
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency
-from pyro_vmonf.together import NotTogether, fit_together
+from pyro_vmonf.training.restarts import fit_best
+from pyro_vmonf.training.together import NotTogether, fit_together
 from pyro_vmonf.transforms import Affine, BatchNorm
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -9,8 +9,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.distributions import Selected, select
+from pyro_vmonf.distributions.truncated import TopCategorical
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.truncated import TopCategorical
 
 K, B, D = 5, 12, 2
 

@@ -28,7 +28,7 @@ from pyro_vmonf import (
 )
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.simplex import PointPosterior
+from pyro_vmonf.weight_priors import PointPosterior
 
 # Pyro tells of every frozen parameter.
 pytestmark = pytest.mark.filterwarnings("ignore:.*requires_grad=False")

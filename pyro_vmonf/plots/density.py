@@ -10,12 +10,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
-from pyro_vmonf import plane
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.palette import component_colors
-from pyro_vmonf.plane import Extent, to_numpy
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.plots.palette import component_colors
+from pyro_vmonf.plots.window import Extent, to_numpy
 from pyro_vmonf.vmonf import VMoNF
 
 
@@ -47,10 +47,10 @@ def plot_density(
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_density(vmonf, resolution=50, ax=Figure().subplots())
     """
-    plane.check(vmonf.model, "plot_density")
+    window.check(vmonf.model, "plot_density")
     ax = axes_or_new(ax)
-    extent = plane.choose_extent(vmonf, ax, extent)
-    points = plane.grid(extent, resolution)
+    extent = window.choose_extent(vmonf, ax, extent)
+    points = window.grid(extent, resolution)
     log_prob = vmonf.log_prob(points.flatten(0, 1)).reshape(resolution, resolution)
     values = to_numpy(log_prob).astype(float)
     top = float(np.nanmax(values))
@@ -106,18 +106,18 @@ def plot_component_contours(
         >>> [text.get_text() for text in ax.legend().get_texts()]
         ['0', '1', '2']
     """
-    plane.check(vmonf.model, "plot_component_contours")
+    window.check(vmonf.model, "plot_component_contours")
     check_positive("num_samples", num_samples)
     shares = sorted(mass, reverse=True)
     if not shares or not all(0 < share < 1 for share in shares):
         raise ValueError(f"mass is {tuple(mass)}; expected shares of the mass, in (0, 1)")
     ax = axes_or_new(ax)
-    extent = plane.choose_extent(vmonf, ax, extent)
+    extent = window.choose_extent(vmonf, ax, extent)
     with local_seed(seed), evaluating(vmonf), torch.no_grad():
         components = vmonf.model.components()
         drawn = components.log_prob(components.sample((num_samples,)))
     levels = np.quantile(to_numpy(drawn), [1 - share for share in shares], axis=0)
-    points = plane.grid(extent, resolution)
+    points = window.grid(extent, resolution)
     log_prob = vmonf.component_log_prob(points.flatten(0, 1))
     values = to_numpy(log_prob).reshape(resolution, resolution, -1)
     across, up = to_numpy(points[0, :, 0]), to_numpy(points[:, 0, 1])

@@ -10,10 +10,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.plane import to_numpy
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.plots.axes import axes_or_new
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.plots.window import to_numpy
 from pyro_vmonf.vmonf import VMoNF
 
 

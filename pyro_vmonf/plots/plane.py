@@ -10,10 +10,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
-from pyro_vmonf import plane
-from pyro_vmonf.palette import UNLABELLED, component_colors, tint
-from pyro_vmonf.plane import Extent, to_numpy
+from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.palette import UNLABELLED, component_colors, tint
+from pyro_vmonf.plots.window import Extent, to_numpy
 from pyro_vmonf.vmonf import VMoNF
 
 
@@ -92,11 +92,11 @@ def plot_regions(
         >>> [float(limit) for limit in (*ax.get_xlim(), *ax.get_ylim())]
         [-1.0, 1.0, -2.0, 2.0]
     """
-    plane.check(vmonf.model, "plot_regions")
+    window.check(vmonf.model, "plot_regions")
     ax = axes_or_new(ax)
-    extent = plane.choose_extent(vmonf, ax, extent)
-    regions = plane.regions_of(vmonf.model, vmonf.guide, extent, resolution, exact=exact)
-    plane.draw_regions(ax, regions, vmonf.model.num_components, extent)
+    extent = window.choose_extent(vmonf, ax, extent)
+    regions = window.regions_of(vmonf.model, vmonf.guide, extent, resolution, exact=exact)
+    window.draw_regions(ax, regions, vmonf.model.num_components, extent)
     ax.locator_params(nbins=6)
     return ax
 
@@ -121,7 +121,7 @@ def plot_clusters(
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_clusters(vmonf, torch.randn(100, 2), ax=Figure().subplots())
     """
-    plane.check(
+    window.check(
         vmonf.model, "plot_clusters", "plot_data(x[:, :2], vmonf.predict(x)) draws a projection"
     )
     return plot_data(x, vmonf.predict(x, exact=exact), size=size, ax=ax)
@@ -160,7 +160,7 @@ def plot_samples(
         >>> ax = plot_samples(vmonf, 100, ax=Figure().subplots())
     """
     advice = "with x, c = vmonf.sample(1000), plot_data(x[:, :2], c) draws a projection"
-    plane.check(vmonf.model, "plot_samples", advice)
+    window.check(vmonf.model, "plot_samples", advice)
     x, c = vmonf.sample(num_samples, seed=seed)
     ax = plot_regions(vmonf, exact=exact, extent=extent, ax=ax)
     limits = ax.get_xlim(), ax.get_ylim()
@@ -193,7 +193,7 @@ def plot_responsibilities(
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_responsibilities(vmonf, torch.randn(100, 2), ax=Figure().subplots())
     """
-    plane.check(vmonf.model, "plot_responsibilities")
+    window.check(vmonf.model, "plot_responsibilities")
     q = vmonf.predict_proba(x, exact=exact)
     entropy = to_numpy(torch.special.entr(q).sum(-1))
     doubt = (entropy / max(math.log(q.shape[-1]), 1e-12)).clip(0, 1)

@@ -14,10 +14,10 @@ from matplotlib.patches import BoxStyle, Ellipse, FancyBboxPatch
 from pyro.infer.inspect import get_model_relations
 from torch import nn
 
-from pyro_vmonf.checks import floating_buffer
+from pyro_vmonf._utils.contexts import evaluating
+from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.axes import axes_or_new, points_per_unit
-from pyro_vmonf.scopes import evaluating
 from pyro_vmonf.vmonf import VMoNF
 
 SHADED = "0.8"

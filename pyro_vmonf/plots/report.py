@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from matplotlib.patches import Patch
 
-from pyro_vmonf.palette import component_colors, tint
-from pyro_vmonf.plane import to_numpy
 from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.palette import component_colors, tint
 from pyro_vmonf.plots.tables import draw_table, outline
+from pyro_vmonf.plots.window import to_numpy
 from pyro_vmonf.report import ComponentReport
 
 

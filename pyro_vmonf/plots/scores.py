@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
 from pyro_vmonf.metrics import accuracy, area_under_roc, contingency, match, roc_curve
-from pyro_vmonf.palette import UNLABELLED, component_colors
-from pyro_vmonf.plane import to_numpy
 from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.palette import UNLABELLED, component_colors
 from pyro_vmonf.plots.tables import draw_table, outline
+from pyro_vmonf.plots.window import to_numpy
 
 
 def plot_contingency(

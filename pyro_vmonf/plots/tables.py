@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from pyro_vmonf.plane import Array
 from pyro_vmonf.plots.axes import points_per_unit
+from pyro_vmonf.plots.window import Array
 
 
 def draw_table(ax: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:

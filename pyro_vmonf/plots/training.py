@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vmonf.history import History
-from pyro_vmonf.palette import PALETTE, UNLABELLED, component_colors
 from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors
+from pyro_vmonf.training.history import History
 
 
 def plot_history(history: History, *, ax: Axes | None = None) -> Axes:

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, Transform
 
-from pyro_vmonf.checks import check_positive, check_unconditional, floating_buffer
-from pyro_vmonf.distributions import FlowDistribution, StackedDistribution
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import check_positive, check_unconditional, floating_buffer
+from pyro_vmonf.distributions.flow import FlowDistribution
+from pyro_vmonf.distributions.stacked import StackedDistribution
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.palette import component_colors
-from pyro_vmonf.plane import Extent, to_numpy
 from pyro_vmonf.plots.axes import axes_or_new
-from pyro_vmonf.scopes import evaluating, local_seed
+from pyro_vmonf.plots.palette import component_colors
+from pyro_vmonf.plots.window import Extent, to_numpy
 from pyro_vmonf.transforms.base import FlowTransform
 from pyro_vmonf.vmonf import VMoNF
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.checks import check_positive
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.transforms.base import constant_log_det
 from pyro_vmonf.transforms.image import ImageTransform
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.made import MaskedMLP
-from pyro_vmonf.nn import Activation, start_near_zero
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.made import MaskedMLP
+from pyro_vmonf.nn.mlp import Activation, start_near_zero
+from pyro_vmonf.nn.unrolled import unroll
 from pyro_vmonf.transforms.base import Conditional
 from pyro_vmonf.transforms.univariate import Univariate
-from pyro_vmonf.unrolled import unroll
 
 
 class Autoregressive(Conditional):

@@ -11,9 +11,9 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import to_columns
-from pyro_vmonf.shown import arguments_of
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.mlp import to_columns
 
 Restore = Callable[[Tensor], Tensor]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import MLP, Activation, start_near_zero
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.mlp import MLP, Activation, start_near_zero
 from pyro_vmonf.transforms.base import Conditional
 from pyro_vmonf.transforms.univariate import ShiftAndScale
 

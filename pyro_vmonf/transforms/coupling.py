@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.nn import MLP, Activation, start_near_zero
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.mlp import MLP, Activation, start_near_zero
 from pyro_vmonf.transforms.base import Conditional, FlowTransform
 from pyro_vmonf.transforms.univariate import Univariate
 

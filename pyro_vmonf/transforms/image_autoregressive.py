@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vmonf.convolutions import Precision, Way, to_maps
-from pyro_vmonf.pixels import PixelNetwork
+from pyro_vmonf.nn.convolutions import Precision, Way, to_maps
+from pyro_vmonf.nn.pixels import PixelNetwork
 from pyro_vmonf.transforms.image import ImageTransform
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.convolutions import Precision, ResidualNetwork, Way, to_maps
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.convolutions import Precision, ResidualNetwork, Way, to_maps
 from pyro_vmonf.transforms.coupling import checkerboard_mask
 from pyro_vmonf.transforms.image import ImageTransform
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_vmonf.checks import check_positive
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.transforms.base import FlowTransform
 
 

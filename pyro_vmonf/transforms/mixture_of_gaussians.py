@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.shown import arguments_of
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import check_positive
 
 
 class MixtureOfGaussians:

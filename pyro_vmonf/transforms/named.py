@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyro_vmonf.nn import Activation
+from pyro_vmonf.nn.mlp import Activation
 from pyro_vmonf.transforms.autoregressive import Autoregressive
 from pyro_vmonf.transforms.coupling import Coupling
 from pyro_vmonf.transforms.mixture_of_gaussians import MixtureOfGaussians

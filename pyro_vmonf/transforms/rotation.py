@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.checks import check_positive
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vmonf.checks import check_positive
-from pyro_vmonf.shown import arguments_of
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import check_positive
 
 
 class Univariate(Protocol):

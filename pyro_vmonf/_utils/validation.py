@@ -1,0 +1,263 @@
+"""What comes from a user, turned into tensors of the model or refused with a reason."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def floating_buffer(module: nn.Module) -> Tensor:
+    """Return a floating tensor of the module, whose dtype and device the data are to have."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return tensor
+    return torch.empty(0)
+
+
+def listed(positions: Tensor, limit: int = 5) -> str:
+    """Return the first few positions as text."""
+    shown = ", ".join(str(int(i)) for i in positions[:limit])
+    return shown + (f" and {len(positions) - limit} more" if len(positions) > limit else "")
+
+
+def _to_tensor(values: Any) -> Tensor:
+    """Return an array as a tensor, of the same memory where that can be (a memory-mapped file)."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError("it is a masked array with masked entries; remove or impute them")
+    array = np.asarray(values)
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    with warnings.catch_warnings():  # of arrays that are read-only: nothing here writes to them
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array)
+
+
+def _bad_rows(x: Tensor, chunk_size: int = 2**18) -> Tensor:
+    """Return the positions of rows that are not finite, without a mask of the whole array."""
+    bad = [(~part.isfinite()).flatten(1).any(1) for part in x.split(chunk_size)]
+    return torch.cat(bad).nonzero().squeeze(1)
+
+
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return a user's numbers as a tensor.
+
+    Raises:
+        TypeError: if they are no array of real numbers.
+    """
+    try:
+        values = values.detach() if isinstance(values, Tensor) else _to_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is a {type(values).__name__} that is no numeric array; pass a tensor or numpy "
+            f"array ({error})"
+        ) from error
+    if values.is_complex():
+        raise TypeError(f"{name} has dtype {values.dtype}; expected real numbers")
+    return values
+
+
+def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return the rows ``(N, *event_shape)`` as a tensor with the dtype and device of ``like``.
+
+    Raises:
+        TypeError: if ``x`` is no array of real floating numbers.
+        ValueError: if it is empty, has the wrong shape, or has rows that are not finite.
+    """
+    x = as_tensor("x", x)
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x has dtype {x.dtype}; the flows are densities of real numbers: pass floating-point "
+            "rows, such as x.float() (integer data want dequantising first)"
+        )
+    shape = tuple(event_shape)
+    if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != shape:
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        if x.dim() == 2 and len(shape) == 1:
+            raise ValueError(
+                f"x has {x.shape[1]} features but the components have {shape[0]}; "
+                f"pass features={x.shape[1]} to the bank or select columns"
+            )
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected {wanted}")
+    if len(x) == 0:
+        raise ValueError(f"x has no rows (shape {tuple(x.shape)}); pass at least one")
+    x = x.detach().to(like.device)
+    bad = _bad_rows(x)
+    if len(bad):
+        raise ValueError(
+            f"x has NaN or infinite values in {len(bad)} of {len(x)} rows: {listed(bad)}; "
+            "remove or impute them"
+        )
+    converted = x.to(like.dtype)
+    bad = bad if converted is x else _bad_rows(converted)
+    if len(bad):
+        raise ValueError(
+            f"rows {listed(bad)} of x overflow {like.dtype}; rescale them, or use model.double()"
+        )
+    return converted
+
+
+def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tensor:
+    """Return labels ``(N,)`` as long, or log-likelihoods ``(N, K)`` as floats.
+
+    Raises:
+        TypeError: if labels are not integers.
+        ValueError: if the length or a label is out of range, or a row rules out every component.
+    """
+    y = as_tensor("y", y).to(like.device)
+    if y.dim() == 2 and y.is_floating_point():
+        if tuple(y.shape) != (rows, num_components):
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}; log-likelihoods of {rows} rows and "
+                f"{num_components} components have shape ({rows}, {num_components})"
+            )
+        bad = (y.isnan() | (y == torch.inf)).any(1) | (y == -torch.inf).all(1)
+        if bad.any():
+            where = listed(bad.nonzero().squeeze(1))
+            raise ValueError(
+                f"rows {where} of y have NaN or +inf, or rule out every component; "
+                "expected log-likelihoods with at least one finite value a row"
+            )
+        return y.to(like.dtype)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(
+            f"y has dtype {y.dtype} and shape {tuple(y.shape)}; expected integer labels (N,), "
+            f"-1 for unlabelled, or log-likelihoods ({rows}, {num_components})"
+        )
+    if tuple(y.shape) != (rows,):
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} but x has {rows} rows; pass one label a row, "
+            "-1 for unlabelled"
+        )
+    y = y.long()
+    bad = ((y < -1) | (y >= num_components)).nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"label {int(y[bad[0]])} in row {int(bad[0])} is out of range; expected -1 "
+            f"(unlabelled) or 0 to {num_components - 1} ({len(bad)} such rows)"
+        )
+    return y
+
+
+def check_sample_weight(weight: Any, rows: int, like: Tensor) -> Tensor:
+    """Return the weights ``(N,)`` of the rows.
+
+    Raises:
+        ValueError: if the length is wrong, or a weight is negative or not finite.
+    """
+    weight = as_tensor("sample_weight", weight).to(dtype=like.dtype, device=like.device)
+    if tuple(weight.shape) != (rows,):
+        raise ValueError(
+            f"sample_weight has shape {tuple(weight.shape)} but x has {rows} rows; pass one a row"
+        )
+    if not (weight.isfinite().all() and (weight >= 0).all()):
+        raise ValueError("sample_weight has negative or non-finite values; expected at least 0")
+    return weight
+
+
+def check_positive(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}")
+    return int(value)
+
+
+def check_image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image as a tuple of three positive numbers.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    shape = tuple(image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape is {shape}; expected (C, H, W), such as (1, 28, 28)")
+    for size in shape:
+        check_positive("image_shape", size)
+    return shape
+
+
+def check_unconditional(name: str, context_features: int) -> None:
+    """Refuse a mixture that depends on a context, where none is taken.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if context_features:
+        raise ValueError(
+            f"{name} is not for mixtures that depend on a context (of {context_features} features "
+            "here); use log_prob, predict_proba and sample, which take given="
+        )
+
+
+def check_context(context: Tensor | None, features: int) -> None:
+    """Refuse a context where none is taken, the lack of one where one is, and other sizes.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    if context is None and not features:
+        return
+    if context is None:
+        raise ValueError(
+            f"the mixture depends on a context of {features} features; pass given=, of shape "
+            f"(N, {features})"
+        )
+    if not features:
+        raise ValueError(
+            f"a context of shape {tuple(context.shape)} was given, but the mixture takes none; "
+            "build it with FlowMixture(..., context_features=H)"
+        )
+    if context.shape[-1:] != (features,):
+        raise ValueError(f"the context has shape {tuple(context.shape)}; expected (N, {features})")
+
+
+def check_context_rows(
+    context: Any, rows: int | None, features: int, like: Tensor
+) -> Tensor | None:
+    """Return the rows' context ``(N, H)`` as a tensor of the model's kind; ``None`` if none is due.
+
+    Raises:
+        TypeError: if it is no array of real floating numbers.
+        ValueError: if it does not fit, or has values that are not finite.
+    """
+    if context is None or not features:
+        check_context(context, features)
+        return None
+    try:
+        context = check_rows(context, (features,), like)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the context does not fit: {error}") from error
+    if rows is not None and len(context) != rows:
+        raise ValueError(f"the context has {len(context)} rows but x has {rows}; pass one a row")
+    return context
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> float:
+    """Return ``value`` if it is a finite number above zero, or at least zero.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        wanted = "at least" if zero else "above"
+        raise ValueError(f"{name} is {value!r}; it must be a finite number {wanted} zero")
+    return float(value)
+
+
+def broadcast(*shapes: Sequence[int]) -> torch.Size:
+    """Return the broadcast shape; equal shapes, the usual case, take a short path."""
+    distinct = {tuple(shape) for shape in shapes if len(shape)}
+    if len(distinct) > 1:
+        return torch.broadcast_shapes(*distinct)
+    return torch.Size(distinct.pop() if distinct else ())

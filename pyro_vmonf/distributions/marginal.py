@@ -1,0 +1,74 @@
+"""The mixture with its component summed out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf.distributions.selection import grouped_draw
+
+
+class Marginal(ShownDistribution):
+    r"""The mixture with the component summed out, :math:`p(x) = \sum_c \pi_c\, p(x \mid c)`.
+
+    Its support is that of the components, so autoguides and NUTS accept it; it draws the component
+    first and then only what that component needs.
+
+    Arguments:
+        log_weights: tensor ``(*, K)`` of :math:`\log\pi`.
+        components: distribution with ``batch_shape`` ``(*, K)``.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> components = Independent(Normal(torch.zeros(5, 2), 1.0), 1)
+        >>> mixture = Marginal(torch.full((5,), 0.2).log(), components)
+        >>> mixture.log_prob(torch.zeros(3, 2)).shape, mixture.sample((4,)).shape
+        (torch.Size([3]), torch.Size([4, 2]))
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        log_weights: Tensor,
+        components: Distribution,
+        batch_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.log_weights = log_weights
+        self.components = components
+        if batch_shape is None:
+            batch_shape = broadcast(log_weights.shape[:-1], components.batch_shape[:-1])
+        super().__init__(Size(batch_shape), components.event_shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint | None:
+        return self.components.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Marginal:
+        return Marginal(self.log_weights, self.components, batch_shape)
+
+    def joint_log_prob(self, x: Tensor) -> Tensor:
+        r"""Return :math:`\log\pi_c + \log p(x \mid c)` of shape ``(*, K)``."""
+        return self.log_weights + self.components.log_prob(x.unsqueeze(-1 - self.event_dim))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        log_prob = self.joint_log_prob(x).logsumexp(-1)
+        return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
+
+    def sample_with_component(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw points ``(*, *event_shape)`` and the component ``(*)`` that each came from."""
+        with torch.no_grad():
+            count = self.log_weights.shape[-1]
+            log_weights = self.log_weights.expand(*self.batch_shape, count)
+            c = torch.distributions.Categorical(logits=log_weights).sample(Size(sample_shape))
+            return grouped_draw(self.components, c), c
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.sample_with_component(sample_shape)[0]

@@ -1,0 +1,82 @@
+"""Different distributions side by side on the last batch dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf._utils.validation import broadcast
+
+
+class StackedDistribution(ShownDistribution):
+    """Different distributions side by side on the last batch dimension.
+
+    Arguments:
+        parts: distributions with the same event shape; ``batch_shape`` ``(*, K_i)`` counts as K_i
+            components, ``()`` as one.
+
+    Raises:
+        ValueError: if there are none, or their event shapes differ.
+
+    Example:
+        >>> from torch.distributions import Independent, Laplace, Normal
+        >>> parts = [Independent(d(torch.zeros(2), torch.ones(2)), 1) for d in (Normal, Laplace)]
+        >>> stacked(parts).log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 2])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, parts: Sequence[Distribution]) -> None:
+        if not parts:
+            raise ValueError("no components were given; pass at least one distribution")
+        shapes = {tuple(p.event_shape) for p in parts}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"components have event shapes {sorted(shapes)}; expected a single one"
+            )
+        self.sizes = [p.batch_shape[-1] if p.batch_shape else 1 for p in parts]
+        left = broadcast(*(p.batch_shape[:-1] for p in parts))
+        wanted = [Size((*left, size)) for size in self.sizes]
+        self.parts = [
+            p if p.batch_shape == shape else p.expand(shape)
+            for p, shape in zip(parts, wanted, strict=True)
+        ]
+        batch_shape = Size((*left, sum(self.sizes)))
+        super().__init__(batch_shape, self.parts[0].event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(p.has_rsample for p in self.parts)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint | None:
+        return self.parts[0].support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StackedDistribution:
+        left = tuple(batch_shape)[:-1]
+        return StackedDistribution(
+            [p.expand(Size((*left, k))) for p, k in zip(self.parts, self.sizes, strict=True)]
+        )
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        axis = -1 - len(self.event_shape)
+        shared = x.dim() < -axis or x.shape[axis] == 1
+        xs = [x] * len(self.parts) if shared else x.split(self.sizes, axis)
+        return torch.cat([p.log_prob(x) for p, x in zip(self.parts, xs, strict=True)], -1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        draws = [p.sample(Size(sample_shape)) for p in self.parts]
+        return torch.cat(draws, -1 - len(self.event_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        draws = [p.rsample(Size(sample_shape)) for p in self.parts]
+        return torch.cat(draws, -1 - len(self.event_shape))
+
+
+stacked = StackedDistribution

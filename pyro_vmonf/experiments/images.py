@@ -1,0 +1,174 @@
+"""Recipes for images: a guide that distortions teach, and flows that fit its clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from pyro_vmonf.distortions import AffineImages
+from pyro_vmonf.experiments.draws import Data
+from pyro_vmonf.experiments.recipes import Recipe, Teach
+from pyro_vmonf.flows.base import Flow
+from pyro_vmonf.flows.images import Glow
+from pyro_vmonf.flows.pixels import PixelFlow
+from pyro_vmonf.flows.ready_made import AutoregressiveNSF, MAFMoG
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.nn.mlp import ConvEncoder
+from pyro_vmonf.starts.lessons import pretrain_
+from pyro_vmonf.terms import Balance, Classification, Consistency
+from pyro_vmonf.transforms import Logit, Standardize
+from pyro_vmonf.vmonf import VMoNF
+
+ROWS_FOR_UNITS = 10_000
+Bank = Callable[[tuple[int, ...], int], Flow]
+
+
+def behind_pixels(bank: Flow, data: Data) -> Flow:
+    """Return a bank for pixels in [0, 1): the bank behind units of their logits and the logit."""
+    event_shape = tuple(data.x.shape[1:])
+    pixels, units = Logit(event_dim=len(event_shape)), Standardize(event_shape)
+    units.fit_(pixels.inv(data.x[:ROWS_FOR_UNITS]))
+    return Flow([*bank.transforms, units, pixels], base=bank.base)  # type: ignore[list-item]
+
+
+def fitting_pair(network: nn.Module, flows: Flow) -> VMoNF:
+    """Return a pair whose flows fit the clusters that the guide's network was taught.
+
+    The guide sees no likelihood, and each row trains the flow of its own component alone.
+    """
+    guide = SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1)
+    return VMoNF(FlowMixture(flows, weights="uniform"), guide)
+
+
+def encoder(data: Data) -> ConvEncoder:
+    """Return the guide's network for images, flattened or not."""
+    assert data.image_shape is not None
+    return ConvEncoder((1, *data.image_shape), data.num_components)
+
+
+def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
+    """Return the teaching of a guide that small affine distortions do not mislead.
+
+    Arguments:
+        n_init: starts of the guide, of which the one with the best terms is gone on with.
+        quick_steps: steps in a shortened run, which has one start.
+    """
+
+    def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
+        assert isinstance(vmonf.guide, SoftmaxGuide)
+        assert data.image_shape is not None
+        distort = AffineImages(data.image_shape, shift=0.2)
+        pretrain_(
+            vmonf.guide,
+            data.x,
+            data.y,
+            terms=[Classification(), Consistency(distort), Balance(weight=3.0)],
+            augment=distort.distorted,
+            n_init=1 if quick else n_init,
+            steps=quick_steps if quick else 3000,
+            progress=True,
+        )
+
+    return teach
+
+
+SPLINE_STEPS, SPLINE_STEPS_QUICK = 250, 10
+
+
+def undistorted(n_init: int) -> Recipe:
+    """Return the recipe of dense spline flows that fit the clusters of a taught guide.
+
+    Arguments:
+        n_init: starts of the guide.
+    """
+
+    def build(data: Data) -> VMoNF:
+        splines = AutoregressiveNSF(
+            data.x.shape[1], data.num_components, blocks=1, hidden=(200,), bound=4.0
+        )
+        return fitting_pair(network=encoder(data), flows=behind_pixels(splines, data))
+
+    return Recipe(
+        build,
+        {
+            "steps": SPLINE_STEPS,
+            "batch_size": 256,
+            "lr": 2e-3,
+            "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, SPLINE_STEPS),
+            "temperature": 1.0,
+        },
+        quick={"steps": SPLINE_STEPS_QUICK},
+        teach=teach_undistorted(n_init),
+    )
+
+
+def one_cycle(lr: float, steps: int) -> Callable[[Optimizer], LRScheduler]:
+    """Return a schedule that warms up for a hundredth of the run and then cools to nothing."""
+    return partial(OneCycleLR, max_lr=lr, total_steps=steps + 1, pct_start=0.01)
+
+
+def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) -> Recipe:
+    """Return the recipe of a bank that fits the clusters of a guide taught by distortions.
+
+    Arguments:
+        bank: function from the shape of a row and the number of components to flows of logits.
+        steps, batch_size: of the flows.
+        quick: steps in a shortened run.
+        lr: largest learning rate.
+    """
+
+    def build(data: Data) -> VMoNF:
+        network = encoder(data)
+        flows = bank(tuple(data.x.shape[1:]), data.num_components)
+        return fitting_pair(network, behind_pixels(flows, data))
+
+    def options(steps: int) -> dict[str, object]:
+        return {
+            "steps": steps,
+            "batch_size": batch_size,
+            "scheduler": one_cycle(lr, steps),
+            "clip_norm": 1000.0,  # of nats a row
+            "temperature": 1.0,
+        }
+
+    return Recipe(
+        build,
+        options(steps),
+        quick=options(quick),
+        teach=teach_undistorted(n_init=6, quick_steps=1000),
+        fresh_noise=True,
+    )
+
+
+def masked_convolutions(event_shape: tuple[int, ...], components: int) -> Flow:
+    """Return pixel-by-pixel spline flows whose components share all layers but the last."""
+    return PixelFlow(
+        event_shape,
+        components,
+        channels=64,
+        depth=5,
+        first=5,
+        squeezes=1,
+        shared_trunk=True,
+        precision="bfloat16",
+    )
+
+
+def glow(event_shape: tuple[int, ...], components: int) -> Flow:
+    """Return Glows, each with layers of its own."""
+    return Glow(event_shape, components, blocks=4, channels=32, precision="bfloat16")
+
+
+def mixtures_of_gaussians(event_shape: tuple[int, ...], components: int) -> Flow:
+    """Return dense MADEs with mixtures of Gaussians."""
+    return MAFMoG(event_shape[0], components, blocks=1, hidden=(256,), mixtures=10)
+
+
+PIXELS = recipe(masked_convolutions, steps=7_000, quick=700, batch_size=256, lr=4e-3)
+GLOW = recipe(glow, steps=7_000, quick=400, batch_size=256, lr=3e-3)
+MAF_MOG = recipe(mixtures_of_gaussians, steps=6_000, quick=600, batch_size=256, lr=2e-3)

@@ -1,0 +1,38 @@
+"""Banks: modules whose call returns one distribution of K components."""
+
+from pyro_vmonf.flows.base import Flow
+from pyro_vmonf.flows.foreign import Replicated
+from pyro_vmonf.flows.gaussian import Gaussian, StandardNormal
+from pyro_vmonf.flows.images import Glow, ImageNSF, MultiScaleRealNVP
+from pyro_vmonf.flows.pixels import PixelFlow
+from pyro_vmonf.flows.random import RandomBank
+from pyro_vmonf.flows.ready_made import (
+    MAF,
+    NSF,
+    AutoregressiveNSF,
+    MAFMoG,
+    RealNVP,
+    alternating_order,
+)
+from pyro_vmonf.flows.rotated import RotatedRealNVP
+from pyro_vmonf.flows.stack import Stack
+
+__all__ = [
+    "MAF",
+    "NSF",
+    "AutoregressiveNSF",
+    "Flow",
+    "Gaussian",
+    "Glow",
+    "ImageNSF",
+    "MAFMoG",
+    "MultiScaleRealNVP",
+    "PixelFlow",
+    "RandomBank",
+    "RealNVP",
+    "Replicated",
+    "RotatedRealNVP",
+    "Stack",
+    "StandardNormal",
+    "alternating_order",
+]

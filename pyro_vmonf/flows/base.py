@@ -1,0 +1,148 @@
+"""The bank made of a base and a chain of transforms, and what the ready-made ones share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.distributions.compiled import Compiled
+from pyro_vmonf.distributions.flow import FlowDistribution
+from pyro_vmonf.flows.gaussian import StandardNormal
+from pyro_vmonf.flows.stack import as_bank
+from pyro_vmonf.nn.mlp import Activation
+from pyro_vmonf.transforms import FlowTransform
+
+End = Literal["data", "base"]
+Shape = tuple[int, ...]
+
+
+class Flow(ShownModule):
+    """A bank made of a base and a chain of transforms of one's own, from base to data.
+
+    Private transforms ``(K,)`` and shared ones ``()`` mix in any order.
+
+    Arguments:
+        transforms: the chain, from base to data.
+        base: the bank at the start of the chain, or a distribution, of ``batch_shape`` ``(K,)``.
+
+    Example:
+        >>> from pyro_vmonf.transforms import Affine, PReLU
+        >>> bank = Flow([PReLU(2), Affine(2, batch_shape=(5,))], base=StandardNormal(2, 5))
+        >>> bank().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self, transforms: Sequence[FlowTransform], *, base: nn.Module | Distribution
+    ) -> None:
+        super().__init__()
+        self.base = as_bank(base)
+        self.transforms = nn.ModuleList(transforms)
+        self.compiled = False
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        base, transforms = self.base(context), list(self.transforms)
+        if context is not None:  # the rows' context lies over the components
+            base = base.expand(torch.broadcast_shapes((*context.shape[:-1], 1), base.batch_shape))
+            context = context.unsqueeze(-2)
+            transforms = [
+                t.condition(context) if hasattr(t, "condition") else t  # type: ignore[operator]
+                for t in transforms
+            ]
+        flow = FlowDistribution(base, transforms)  # type: ignore[arg-type]
+        return Compiled(flow, self) if self.compiled and context is None else flow
+
+    def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Start what starts from data, such as activation normalisations, where it has not been.
+
+        Arguments:
+            x: rows ``(N, *event_shape)``.
+            weight: how much each row counts for each component, ``(N, K)``; all alike by default.
+        """
+        if all(getattr(part, "started", True) for part in self.modules()):
+            return
+        x = x.unsqueeze(-1 - len(self.base().event_shape))
+        for transform in reversed(self.transforms):
+            x = transform.start_(x, weight)  # type: ignore[operator]
+
+    def compile(self, *_: object, **__: object) -> None:
+        """Let ``torch.compile`` take the log-density, forwards and backwards, from now on."""
+        self.compiled = True
+
+
+def base_bank(
+    base: nn.Module | Distribution | None, event_shape: Shape, components: int
+) -> nn.Module:
+    """Return the bank at the start of a chain, K standard normals by default.
+
+    Raises:
+        ValueError: if rows or number of components are not what the chain expects.
+    """
+    default = StandardNormal(event_shape[0] if len(event_shape) == 1 else event_shape, components)
+    bank = as_bank(default if base is None else base)
+    found = bank()
+    if found.event_shape != event_shape or found.batch_shape not in ((), (1,), (components,)):
+        raise ValueError(
+            f"base has batch_shape {tuple(found.batch_shape)} and event_shape "
+            f"{tuple(found.event_shape)}; expected ({components},) and {event_shape}"
+        )
+    return bank
+
+
+def batch_shapes(blocks: int, shared: int, components: int, shared_at: End = "data") -> list[Shape]:
+    """Return the batch shape of each block, base to data: ``()`` for those that are shared.
+
+    Raises:
+        ValueError: if more are shared than there are, or the end is unknown.
+
+    Example:
+        >>> batch_shapes(3, 1, 5)
+        [(5,), (5,), ()]
+    """
+    if not 0 <= shared <= blocks or shared_at not in ("data", "base"):
+        raise ValueError(
+            f"shared is {shared} of {blocks} blocks and shared_at is {shared_at!r}; expected "
+            "at most as many as there are, at 'data' or 'base'"
+        )
+    common = range(shared) if shared_at == "base" else range(blocks - shared, blocks)
+    return [() if i in common else (components,) for i in range(blocks)]
+
+
+class LayeredFlow(Flow):
+    """What the ready-made banks share: so many blocks, each made by a function of its number."""
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int,
+        hidden: Sequence[int],
+        activation: Activation,
+        bound: float,
+        base: nn.Module | Distribution | None,
+        context_features: int,
+        shared: int,
+        shared_at: End,
+        make: Callable[[int, tuple[int, ...]], FlowTransform],
+    ) -> None:
+        components = check_positive("components", components)
+        check_positive("blocks", blocks, minimum=0)
+        shapes = batch_shapes(blocks, shared, components, shared_at)
+        base = base_bank(base, (features,), components)  # which refuses a wrong number of features
+        super().__init__([make(i, shape) for i, shape in enumerate(shapes)], base=base)
+        self.features = features
+        self.components = components
+        self.blocks = blocks
+        self.hidden = tuple(hidden)
+        self.activation = activation
+        self.bound = bound
+        self.context_features = context_features
+        self.shared = shared
+        self.shared_at = shared_at

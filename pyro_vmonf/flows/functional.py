@@ -1,0 +1,97 @@
+"""A bank's distribution under parameters that are not the bank's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.func import functional_call
+
+from pyro_vmonf._utils.repr import ShownDistribution
+
+
+class Use(nn.Module):
+    """Calls a bank and at once a function of its distribution.
+
+    A flow's distribution reads the flow's parameters when it is scored; what puts other parameters
+    in their place has to be there still.
+
+    Arguments:
+        bank: module whose call returns a distribution.
+    """
+
+    def __init__(self, bank: nn.Module) -> None:
+        super().__init__()
+        self.bank = bank
+
+    def forward(self, function: Callable[[Distribution], Any], context: Tensor | None) -> Any:
+        return function(self.bank() if context is None else self.bank(context))
+
+
+class WithParameters(ShownDistribution):
+    """The distribution that a bank returns when its parameters have other values.
+
+    Arguments:
+        bank: the bank.
+        parameters: values by the parameters' names.
+        context: the rows' context, where the bank takes one.
+        batch_shape: that of the bank's distribution by default.
+
+    Example:
+        >>> from pyro_vmonf import Gaussian
+        >>> bank = Gaussian(2, 5)
+        >>> shifted = WithParameters(bank, {"loc": bank.loc + 1})
+        >>> x = torch.zeros(7, 1, 2)
+        >>> bool(torch.isclose(shifted.log_prob(x), bank().log_prob(x - 1)).all())
+        True
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(
+        self,
+        bank: nn.Module,
+        parameters: Mapping[str, Tensor],
+        context: Tensor | None = None,
+        batch_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.bank = bank
+        self.parameters = dict(parameters)
+        self.context = context
+        like = Use(bank)(lambda d: d, context)
+        self._support, self._reparametrized = like.support, like.has_rsample
+        shape = like.batch_shape if batch_shape is None else Size(batch_shape)
+        super().__init__(shape, like.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self._reparametrized
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint | None:
+        return self._support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WithParameters:
+        return WithParameters(self.bank, self.parameters, self.context, batch_shape)
+
+    def _use(self, function: Callable[[Distribution], Tensor]) -> Tensor:
+        def expanded(found: Distribution) -> Tensor:
+            same = found.batch_shape == self.batch_shape
+            return function(found if same else found.expand(self.batch_shape))
+
+        values = {f"bank.{name}": value for name, value in self.parameters.items()}
+        result: Tensor = functional_call(Use(self.bank), values, (expanded, self.context))
+        return result
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self._use(lambda found: found.log_prob(x))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            return self._use(lambda found: found.sample(Size(sample_shape)))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self._use(lambda found: found.rsample(Size(sample_shape)))

@@ -1,0 +1,88 @@
+"""Banks of K Gaussians: standard ones, which flows begin with, and those of a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import MultivariateNormal, Normal
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_positive
+
+
+class StandardNormal(ShownModule):
+    """The bank of K equal standard normals, the usual base of a flow.
+
+    Arguments:
+        features: number of features *D*, or the shape of a row that is an image.
+        components: number of components *K*.
+
+    Example:
+        >>> StandardNormal(2, 5)().batch_shape, StandardNormal((1, 8, 8), 5)().event_shape
+        (torch.Size([5]), torch.Size([1, 8, 8]))
+    """
+
+    loc: Tensor
+    batched_buffers = ("loc",)
+
+    def __init__(self, features: int | Sequence[int], components: int) -> None:
+        super().__init__()
+        event_shape = (features,) if isinstance(features, int) else tuple(features)
+        for size in event_shape:
+            check_positive("features", size)
+        self.features = features if isinstance(features, int) else event_shape
+        self.components = check_positive("components", components)
+        self.register_buffer("loc", torch.zeros(components, *event_shape), persistent=False)
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        scale = torch.ones_like(self.loc)
+        return Normal(self.loc, scale, validate_args=False).to_event(self.loc.dim() - 1)
+
+
+class Gaussian(ShownModule):
+    r"""The bank of K Gaussians with full covariance, :math:`N(\mu_c, L_c L_c^\top)`.
+
+    Fitted by EM (:func:`pyro_vmonf.em.fit_em`) it is the classical mixture of thesis 2.5, the
+    baseline of every table.
+
+    Arguments:
+        features: number of features *D*.
+        components: number of components *K*.
+
+    Example:
+        >>> Gaussian(2, 5)().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(self, features: int, components: int) -> None:
+        super().__init__()
+        self.features = check_positive("features", features)
+        self.components = check_positive("components", components)
+        self.loc = nn.Parameter(torch.randn(components, features))
+        self.log_scale = nn.Parameter(torch.zeros(components, features))
+        self.lower = nn.Parameter(torch.zeros(components, features, features))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at unit covariances around random means."""
+        self.loc.normal_()
+        self.log_scale.zero_()
+        self.lower.zero_()
+
+    def scale_tril(self) -> Tensor:
+        """Return the Cholesky factors ``(K, D, D)`` of the covariances."""
+        return self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
+
+    @torch.no_grad()
+    def set_(self, loc: Tensor, covariance: Tensor) -> None:
+        """Take means ``(K, D)`` and covariances ``(K, D, D)``."""
+        factor = torch.linalg.cholesky(covariance.double())
+        self.loc.copy_(loc)
+        self.lower.copy_(factor.tril(-1))
+        self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return MultivariateNormal(self.loc, scale_tril=self.scale_tril(), validate_args=False)

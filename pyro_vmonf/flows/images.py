@@ -1,0 +1,318 @@
+"""Banks of K multi-scale convolutional flows, for images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributions import Distribution
+
+from pyro_vmonf._utils.validation import check_image_shape, check_positive
+from pyro_vmonf.flows.base import Flow, Shape, base_bank, batch_shapes
+from pyro_vmonf.nn.convolutions import Precision, Way
+from pyro_vmonf.transforms import (
+    ActNorm,
+    AffineImageCoupling,
+    FlowTransform,
+    ImageCoupling,
+    InvertibleConvolution,
+    SplineImageCoupling,
+    Split,
+    Squeezed,
+)
+from pyro_vmonf.transforms.image_coupling import Pattern
+
+Chain = list[FlowTransform]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the scales of a flow have in common.
+
+    Attributes:
+        own: the batch shape of each block, base to data: ``()`` for those that are shared.
+        private: the batch shape of what is never shared, ``(K,)``.
+        couple: maker of a coupling of images of a shape: pattern, whether flipped, batch shape.
+    """
+
+    own: Sequence[Shape]
+    private: Shape
+    couple: Callable[[Shape, Pattern, bool, Shape], ImageCoupling]
+
+
+# From the shape of the images, how many scales are left, and the plan to a chain, base to data.
+Scale = Callable[[Shape, int, Plan], Chain]
+
+
+def coarser(scale: Scale, shape: Shape, scales: int, plan: Plan) -> Chain:
+    """Return what stands at the base end of a scale: the coarser ones, for half the channels.
+
+    The channels that leave get location and scale from those that go on.
+    """
+    if scales == 1:
+        return []
+    inner = scale((shape[0] // 2, *shape[1:]), scales - 1, plan)
+    return [Split(inner), plan.couple(shape, "channels", False, plan.private)]
+
+
+def glow_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
+    """Return blocks of normalisation, 1×1 convolution and channel-wise coupling, base to data."""
+    shape = _squeezed(shape)
+    chain = coarser(glow_scale, shape, scales, plan)
+    for i, batch_shape in enumerate(plan.own):
+        chain += [
+            plan.couple(shape, "channels", i % 2 == 1, batch_shape),
+            InvertibleConvolution(shape[0], batch_shape=batch_shape),
+            ActNorm(shape[0], batch_shape=batch_shape),
+        ]
+    return [Squeezed(chain)]
+
+
+def realnvp_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
+    """Return couplings by checkerboard, then, squeezed, by channels, each with a normalisation."""
+
+    def couplings(shape: Shape, pattern: Pattern) -> Chain:
+        chain: Chain = []
+        for i, batch_shape in enumerate(plan.own):
+            chain.append(plan.couple(shape, pattern, i % 2 == 1, batch_shape))
+            chain.append(ActNorm(shape[0], batch_shape=batch_shape))
+        return chain
+
+    deep = _squeezed(shape)
+    inner = coarser(realnvp_scale, deep, scales, plan)
+    return [
+        Squeezed([*inner, *couplings(deep, "channels")]),
+        *couplings(shape, "checkerboard"),
+    ]
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return (4 * shape[0], shape[1] // 2, shape[2] // 2)
+
+
+class _MultiScaleFlow(Flow):
+    """What the banks for images share: scales inside of each other, each half as fine."""
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int,
+        blocks: int,
+        channels: int,
+        depth: int,
+        shared: int,
+        base: nn.Module | Distribution | None,
+        scale: Scale,
+        couple: Callable[..., ImageCoupling],
+        way: Way,
+        precision: Precision,
+    ) -> None:
+        shape, components = check_image_shape(image_shape), check_positive("components", components)
+        if any(size % 2 ** check_positive("scales", scales) for size in shape[1:]):
+            raise ValueError(
+                f"images are {shape[1]} by {shape[2]}, which {scales} scales cannot halve that "
+                "often; use fewer scales, or pad the images"
+            )
+
+        def coupling(
+            shape: Shape, pattern: Pattern, flip: bool, batch_shape: Shape
+        ) -> ImageCoupling:
+            return couple(
+                shape,
+                pattern=pattern,
+                flip=flip,
+                channels=channels,
+                blocks=depth,
+                way=way,
+                precision=precision,
+                batch_shape=batch_shape,
+            )
+
+        own = batch_shapes(check_positive("blocks", blocks), shared, components)
+        chain = scale(shape, scales, Plan(own, (components,), coupling))
+        super().__init__(chain, base=base_bank(base, shape, components))
+        self.image_shape = torch.Size(shape)
+        self.components = components
+        self.scales = scales
+        self.blocks = blocks
+        self.channels = channels
+        self.depth = depth
+        self.shared = shared
+        self.way = way
+        self.precision = precision
+
+
+class Glow(_MultiScaleFlow):
+    """The bank of K Glows: blocks of normalisation, 1×1 convolution and affine coupling.
+
+    It maps images on the real line; pixels need a :class:`~pyro_vmonf.transforms.Logit` at the
+    data end: ``Flow([*glow.transforms, Logit(event_dim=3)], base=glow.base)``. Its normalisations
+    start from the data, which ``fit`` sees to.
+
+    Arguments:
+        image_shape: ``(C, H, W)``; height and width are halved once at each scale.
+        components: number of components *K*.
+        scales: number of scales *L*.
+        blocks: number of blocks at each scale.
+        channels: width of the residual network of each coupling.
+        depth: its residual blocks.
+        shared: how many blocks of each scale, those next to the data, all components have in
+            common.
+        bound: the largest log-scale of a coupling.
+        base: bank or distribution at the start of the chain; K standard normals by default.
+        way: of the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: of the convolutions while training, ``"bfloat16"`` being faster; in ``eval()``
+            it is the input's.
+
+    Raises:
+        ValueError: if the images cannot be halved so often, or base or numbers do not fit.
+
+    References:
+        Kingma, Dhariwal (2018), Glow: Generative Flow with Invertible 1x1 Convolutions,
+        arXiv:1807.03039.
+
+    Example:
+        >>> Glow((1, 8, 8), components=5, blocks=1)().log_prob(torch.zeros(7, 1, 1, 8, 8)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int = 2,
+        blocks: int = 4,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        bound: float = 2.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(
+            image_shape,
+            components,
+            scales=scales,
+            blocks=blocks,
+            channels=channels,
+            depth=depth,
+            shared=shared,
+            base=base,
+            scale=glow_scale,
+            way=way,
+            precision=precision,
+            couple=partial(AffineImageCoupling, bound=bound),
+        )
+        self.bound = bound
+
+
+class ImageNSF(_MultiScaleFlow):
+    """The bank of K spline flows of images: :class:`Glow` with rational-quadratic couplings.
+
+    Arguments:
+        image_shape, components, scales, blocks, channels, depth, shared, base, way, precision: as
+            for :class:`Glow`.
+        bins: pieces of each spline.
+        bound: half the width of the box outside which the splines are the identity.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> ImageNSF((1, 8, 8), components=5, blocks=1)().sample((7,)).shape
+        torch.Size([7, 5, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int = 2,
+        blocks: int = 4,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        bins: int = 8,
+        bound: float = 4.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(
+            image_shape,
+            components,
+            scales=scales,
+            blocks=blocks,
+            channels=channels,
+            depth=depth,
+            shared=shared,
+            base=base,
+            scale=glow_scale,
+            way=way,
+            precision=precision,
+            couple=partial(SplineImageCoupling, bins=bins, bound=bound),
+        )
+        self.bins = bins
+        self.bound = bound
+
+
+class MultiScaleRealNVP(_MultiScaleFlow):
+    """The bank of K multi-scale RealNVPs: checkerboard couplings, squeeze, channel-wise couplings.
+
+    An activation normalisation stands in the place of the paper's batch normalisation, which
+    couples the rows of a batch.
+
+    Arguments:
+        image_shape, components, scales, channels, depth, bound, base, way, precision: as for
+            :class:`Glow`.
+        blocks: couplings of each pattern at each scale.
+        shared: how many couplings of each pattern and scale, those next to the data, all
+            components have in common.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> bank = MultiScaleRealNVP((1, 8, 8), components=5, blocks=1)
+        >>> bank().log_prob(torch.zeros(7, 1, 1, 8, 8)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        components: int,
+        *,
+        scales: int = 2,
+        blocks: int = 3,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        bound: float = 2.0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(
+            image_shape,
+            components,
+            scales=scales,
+            blocks=blocks,
+            channels=channels,
+            depth=depth,
+            shared=shared,
+            base=base,
+            scale=realnvp_scale,
+            way=way,
+            precision=precision,
+            couple=partial(AffineImageCoupling, bound=bound),
+        )
+        self.bound = bound

@@ -1,0 +1,127 @@
+"""A prior over the parameters of a bank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import sample
+from pyro.distributions import Delta, Normal
+from pyro.nn import pyro_method
+from pyro.poutine.runtime import get_plates
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf.flows.constant import ConstantDistribution
+from pyro_vmonf.flows.functional import WithParameters
+from pyro_vmonf.program import Program
+
+# What the history calls the sites, together.
+_TERM: Any = {"term": "parameters"}
+
+Prior = Distribution | Callable[[str, Tensor], Distribution]
+
+
+class _Scales(nn.ParameterDict):
+    """The log-scales of parameters, by their names."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.start = start
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for value in self.values():
+            value.fill_(math.log(self.start))
+
+
+class RandomBank(Program):
+    r"""A bank whose parameters are random: thesis 3.5, footnote, for every flow.
+
+    In the model each parameter θ of the bank is a site, named after it, with a prior; in the guide
+    its posterior is :math:`N(\theta, s^2)`, where θ are the bank's own parameters and *s* is
+    learned, number by number (mean field); or the point θ, for the most probable parameters (MAP).
+    Both begin where the bank is. Scores and draws of the pair take θ; ``Predictive`` and NUTS run
+    the sites, and so do Pyro's autoguides.
+
+    Arguments:
+        bank: any bank with parameters.
+        prior: distribution of one number, for all of them; or a function from a parameter's name
+            and value to the distribution of each of its numbers. :math:`N(0, 1)` by default.
+        scale: where the posterior's *s* begins; ``None`` for a point.
+
+    Raises:
+        ValueError: if the bank has no parameters, or the scale is not positive.
+
+    References:
+        Blundell, Cornebise, Kavukcuoglu, Wierstra (2015), Weight Uncertainty in Neural Networks,
+        arXiv:1505.05424.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
+        >>> vmonf = VMoNF(FlowMixture(RandomBank(RealNVP(2, 5), Normal(0.0, 1.0))))
+        >>> history = vmonf.fit(torch.randn(64, 2), epochs=2, progress=False)
+        >>> sorted(history.terms)
+        ['entropy', 'log_likelihood', 'log_prior', 'parameters']
+    """
+
+    in_program = True
+
+    def __init__(
+        self, bank: nn.Module, prior: Prior | None = None, *, scale: float | None = 1e-2
+    ) -> None:
+        super().__init__()
+        if not any(parameter.requires_grad for parameter in bank.parameters()):
+            raise ValueError(f"{type(bank).__name__} has no parameters that a prior could be on")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale is {scale}; expected a positive number, or None for a point")
+        self.bank = bank
+        prior = Normal(0.0, 1.0) if prior is None else prior
+        self.prior = ConstantDistribution(prior) if isinstance(prior, Distribution) else prior
+        self.scale = scale
+        self.log_scale = _Scales(scale or 1.0)
+        if scale is not None:
+            for name, value in self._random():
+                self.log_scale[name.replace(".", "-")] = torch.empty_like(value)
+        self.log_scale.reset_parameters()
+
+    def _random(self) -> list[tuple[str, Tensor]]:
+        return [(n, p) for n, p in self.bank.named_parameters() if p.requires_grad]
+
+    def _site(self, name: str) -> str:
+        return f"{self._pyro_name or 'bank'}.{name}"
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        """Return the bank at the posterior's centre."""
+        return self.bank() if context is None else self.bank(context)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return arguments_of(self)
+
+    @pyro_method
+    def draw(self, context: Tensor | None = None) -> WithParameters:
+        """Draw the parameters inside the model, and return the bank under them."""
+        if any(frame.vectorized for frame in get_plates()):
+            raise ValueError(
+                "a random bank draws its parameters once; inside a plate it would have to be once "
+                "a row: call the mixture outside, or take a bank with fixed parameters"
+            )
+        drawn = {}
+        for name, value in self._random():
+            prior = self.prior() if isinstance(self.prior, nn.Module) else self.prior(name, value)
+            prior = prior.expand(value.shape).to_event(value.dim())
+            drawn[name] = sample(self._site(name), prior, infer=_TERM)
+        return WithParameters(self.bank, drawn, context)
+
+    @pyro_method
+    def guide(self) -> None:
+        """Draw the same sites from the posterior."""
+        for name, value in self._random():
+            posterior: Any = Delta(value, event_dim=value.dim())
+            if self.scale is not None:
+                scale = self.log_scale[name.replace(".", "-")].exp()
+                posterior = Normal(value, scale, validate_args=False).to_event(value.dim())
+            sample(self._site(name), posterior, infer=_TERM)

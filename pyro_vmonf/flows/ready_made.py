@@ -1,0 +1,352 @@
+"""Ready-made banks: K flows in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.distributions import Distribution
+
+from pyro_vmonf.flows.base import End, Flow, LayeredFlow
+from pyro_vmonf.flows.gaussian import Gaussian, StandardNormal
+from pyro_vmonf.nn.mlp import Activation
+from pyro_vmonf.transforms import (
+    AffineAutoregressive,
+    AffineCoupling,
+    FlowTransform,
+    MixtureAutoregressive,
+    SplineAutoregressive,
+    SplineCoupling,
+    alternating_mask,
+)
+
+__all__ = [
+    "MAF",
+    "NSF",
+    "AutoregressiveNSF",
+    "Flow",
+    "Gaussian",
+    "MAFMoG",
+    "RealNVP",
+    "StandardNormal",
+    "alternating_order",
+]
+
+
+class RealNVP(LayeredFlow):
+    """The bank of K RealNVPs: affine couplings whose masks alternate (thesis 3.4.4).
+
+    Arguments:
+        features: number of features *D*, at least 2.
+        components: number of components *K*.
+        blocks: number of couplings.
+        hidden: widths of the hidden layers of both networks of each coupling.
+        activation: their activation.
+        bound: the largest log-scale of a coupling.
+        base: bank or distribution at the start of the chain; K standard normals by default.
+        context_features: features *H* of a context that every density depends on.
+        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
+            at which end, ``"data"`` or ``"base"``.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> RealNVP(features=2, components=5)().sample((7,)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 8,
+        hidden: Sequence[int] = (16,),
+        activation: Activation = "tanh",
+        bound: float = 5.0,
+        base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: AffineCoupling(
+                features,
+                mask=alternating_mask(features, flip=i % 2 == 1),
+                hidden=hidden,
+                activation=activation,
+                bound=bound,
+                context_features=context_features,
+                batch_shape=batch_shape,
+            ),
+        )
+
+
+def alternating_order(features: int, block: int) -> list[int]:
+    """Return the order of features in a block of a MAF: ascending, descending, and so on.
+
+    Example:
+        >>> alternating_order(3, 1)
+        [2, 1, 0]
+    """
+    return list(range(features))[:: -1 if block % 2 else 1]
+
+
+class MAF(LayeredFlow):
+    """The bank of K masked autoregressive flows, whose orders alternate (thesis 3.4.5).
+
+    Arguments:
+        features: number of features *D*.
+        components: number of components *K*.
+        blocks: number of autoregressive layers.
+        hidden: widths of the hidden layers of each MADE.
+        activation: their activation.
+        bound: the largest log-scale of a layer.
+        base: bank or distribution at the start of the chain; K standard normals by default.
+        context_features: features *H* of a context that every density depends on.
+        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
+            at which end, ``"data"`` or ``"base"``.
+
+    References:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
+        arXiv:1705.07057.
+
+    Example:
+        >>> MAF(features=3, components=5)().log_prob(torch.zeros(7, 1, 3)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 5,
+        hidden: Sequence[int] = (64,),
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: AffineAutoregressive(
+                features,
+                order=alternating_order(features, i),
+                hidden=hidden,
+                activation=activation,
+                bound=bound,
+                context_features=context_features,
+                batch_shape=batch_shape,
+            ),
+        )
+
+
+class NSF(LayeredFlow):
+    """The bank of K neural spline flows: rational-quadratic couplings.
+
+    Splines are the identity outside ``[-bound, bound]``, in standardised units when the bank is
+    behind :class:`~pyro_vmonf.FlowMixture`.
+
+    Arguments:
+        features: number of features *D*, at least 2 (:class:`AutoregressiveNSF` takes one).
+        components: number of components *K*.
+        blocks: number of couplings.
+        hidden: widths of the hidden layers.
+        bins: pieces of each spline.
+        activation: activation of the networks.
+        bound: half the width of the box.
+        base: bank or distribution at the start of the chain; K standard normals by default.
+        context_features: features *H* of a context that every density depends on.
+        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
+            at which end, ``"data"`` or ``"base"``.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> NSF(features=2, components=5)().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 4,
+        hidden: Sequence[int] = (32,),
+        bins: int = 8,
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: SplineCoupling(
+                features,
+                mask=alternating_mask(features, flip=i % 2 == 1),
+                hidden=hidden,
+                activation=activation,
+                bins=bins,
+                bound=bound,
+                context_features=context_features,
+                batch_shape=batch_shape,
+            ),
+        )
+        self.bins = bins
+
+
+class AutoregressiveNSF(LayeredFlow):
+    """The bank of K neural spline flows with autoregressive layers, for any number of features.
+
+    Arguments:
+        features, components, blocks, hidden, bins, activation, bound: as for :class:`NSF`, but for
+            the number of features, which may be one.
+        base, context_features, shared, shared_at: as there.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
+
+    Example:
+        >>> AutoregressiveNSF(features=1, components=5)().log_prob(torch.zeros(7, 1, 1)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 2,
+        hidden: Sequence[int] = (32,),
+        bins: int = 8,
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
+    ) -> None:
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=lambda i, batch_shape: SplineAutoregressive(
+                features,
+                order=alternating_order(features, i),
+                hidden=hidden,
+                activation=activation,
+                bins=bins,
+                bound=bound,
+                context_features=context_features,
+                batch_shape=batch_shape,
+            ),
+        )
+        self.bins = bins
+
+
+class MAFMoG(LayeredFlow):
+    """The bank of K MAFs whose conditionals are mixtures of Gaussians.
+
+    The layer next to the base is a :class:`~pyro_vmonf.transforms.MixtureAutoregressive`, the
+    others are those of a :class:`MAF`; with one block it is a MADE with mixtures of Gaussians.
+
+    Arguments:
+        features, components, blocks, hidden, activation, bound: as for :class:`MAF`.
+        base, context_features, shared, shared_at: as there.
+        mixtures: Gaussians of each conditional.
+
+    References:
+        Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
+        arXiv:1705.07057.
+
+    Example:
+        >>> MAFMoG(features=3, components=5)().log_prob(torch.zeros(7, 1, 3)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        components: int,
+        *,
+        blocks: int = 5,
+        hidden: Sequence[int] = (64,),
+        mixtures: int = 10,
+        activation: Activation = "relu",
+        bound: float = 5.0,
+        base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
+    ) -> None:
+        def make(block: int, batch_shape: tuple[int, ...]) -> FlowTransform:
+            order = alternating_order(features, block)
+            options = {
+                "order": order,
+                "hidden": hidden,
+                "activation": activation,
+                "bound": bound,
+                "context_features": context_features,
+                "batch_shape": batch_shape,
+            }
+            if block == 0:
+                return MixtureAutoregressive(features, mixtures=mixtures, **options)  # type: ignore[arg-type]
+            return AffineAutoregressive(features, **options)  # type: ignore[arg-type]
+
+        super().__init__(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            context_features=context_features,
+            shared=shared,
+            shared_at=shared_at,
+            make=make,
+        )
+        self.mixtures = mixtures

@@ -1,0 +1,134 @@
+"""Draws of a mixture's random parts, and what the mixture says of rows under each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import as_tensor, check_positive, floating_buffer
+from pyro_vmonf.distributions.marginal import Marginal
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.vmonf import VMoNF
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Values of the sites of a mixture's random parts; without any, the point estimate.
+
+    Attributes:
+        sites: values ``(chains, draws, *site_shape)`` by the sites' names.
+        chains, draws: how many.
+    """
+
+    sites: dict[str, Tensor]
+    chains: int = 1
+    draws: int = 1
+
+    def mixtures(self, model: FlowMixture) -> Iterator[Marginal]:
+        """Return the mixture under each draw, chain after chain."""
+        if not self.sites:
+            yield model.mixture()
+            return
+        for chain in range(self.chains):
+            for draw in range(self.draws):
+                values = {name: value[chain, draw] for name, value in self.sites.items()}
+                with poutine.condition(data=values):
+                    mixture = _random_parts(model)
+                yield mixture
+
+    def by_chain(self, values: list[Tensor]) -> Tensor:
+        """Return one value a draw as ``(chains, draws, *)``."""
+        return torch.stack(values).unflatten(0, (self.chains, self.draws))
+
+
+def draws_of_guide(vmonf: VMoNF, draws: int, seed: int | None) -> Draws:
+    """Draw from the guide's posterior of the mixture's random parts.
+
+    Raises:
+        ValueError: if there are none, or the number is below one.
+    """
+    check_positive("draws", draws)
+    _shapes(vmonf.model, f"draws is {draws}")
+    found: list[dict[str, Tensor]] = []
+    with local_seed(seed), evaluating(vmonf), torch.no_grad():
+        for _ in range(draws):
+            # Without rows the guide draws what belongs to all of them.
+            found.append(_values(poutine.trace(vmonf.guide).get_trace()))
+    sites = {name: torch.stack([one[name] for one in found])[None] for name in found[0]}
+    return Draws(sites, 1, draws)
+
+
+def draws_of_samples(vmonf: VMoNF, samples: Mapping[str, Any]) -> Draws:
+    """Take an MCMC's samples of the mixture's random parts.
+
+    Arguments:
+        vmonf: the pair.
+        samples: by the sites' names ``(draws, *site_shape)``, which is one chain, or
+            ``(chains, draws, *site_shape)``, as from ``mcmc.get_samples(group_by_chain=True)``.
+
+    Raises:
+        ValueError: if they are not those of the mixture's sites, or of other shapes.
+    """
+    like = floating_buffer(vmonf)
+    shapes = _shapes(vmonf.model, f"posterior holds {', '.join(samples) or 'nothing'}")
+    if samples.keys() != shapes.keys():
+        raise ValueError(
+            f"posterior holds {', '.join(samples) or 'nothing'}; expected the mixture's random "
+            f"sites: {', '.join(shapes)}"
+        )
+    sites = {name: as_tensor(name, value).to(like) for name, value in samples.items()}
+    for name, shape in shapes.items():
+        value = sites[name]
+        value = value.unsqueeze(0) if value.dim() == len(shape) + 1 else value
+        if value.dim() != len(shape) + 2 or value.shape[2:] != shape or 0 in value.shape:
+            raise ValueError(
+                f"posterior[{name!r}] has shape {tuple(sites[name].shape)}; expected (draws, "
+                f"{', '.join(map(str, shape))}), with the chains in front if there are several"
+            )
+        if value.shape[0] > value.shape[1]:
+            raise ValueError(
+                f"posterior[{name!r}] has shape {tuple(sites[name].shape)}: more chains than draws;"
+                " Predictive returns a dimension for the rows, which .squeeze(1) removes"
+            )
+        sites[name] = value
+    counts = {tuple(value.shape[:2]) for value in sites.values()}
+    if len(counts) > 1:
+        raise ValueError(f"the sites have {sorted(counts)} chains and draws; expected as many each")
+    return Draws(sites, *counts.pop())
+
+
+def _random_parts(model: FlowMixture) -> Marginal:
+    """Run the sites of weights and bank, as the model does, and return the mixture under them."""
+    log_weights = model.weights()
+    draw = getattr(model.bank, "draw", model.components_of)
+    return Marginal(log_weights, model._in_raw_units(draw(None)))
+
+
+def _values(trace: poutine.Trace) -> dict[str, Tensor]:
+    """Return the values of a trace's sample sites."""
+    nodes: dict[str, Any] = trace.nodes
+    return {name: site["value"] for name, site in nodes.items() if site["type"] == "sample"}
+
+
+@torch.no_grad()
+def _shapes(model: FlowMixture, given: str) -> dict[str, torch.Size]:
+    """Return the shapes of the sites of the mixture's random parts.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    with local_seed(0):
+        values = _values(poutine.trace(_random_parts).get_trace(model))
+    shapes = {name: value.shape for name, value in values.items()}
+    if not shapes:
+        raise ValueError(
+            f"{given}, but nothing in the mixture is random: its {type(model.weights).__name__} "
+            "are a point estimate; leave it out, or give the weights a prior (a Dirichlet)"
+        )
+    return shapes

@@ -1,0 +1,75 @@
+"""The pair as a Lightning module (extra ``lightning``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.interop.ddp import TrainingLoss
+from pyro_vmonf.schedules import Schedule
+from pyro_vmonf.vmonf import VMoNF
+
+
+class LightningMixture(LightningModule):
+    """A pair that Lightning's ``Trainer`` fits: batches are ``x`` or ``(x, y)``.
+
+    Devices, processes, precision, checkpoints and resuming are the ``Trainer``'s. Standardise
+    first: ``vmonf.model.standardize_(x)``, or ``vmonf.model.standardizer.fit_batches_(batches)``.
+
+    Arguments:
+        vmonf: the pair.
+        lr: of Adam.
+        temperature: the guide's temperature, a function of the step; by default it stays.
+        size: rows of the whole data set; needed where the weights or parameters are random.
+        optimizer: function from the parameters to an optimiser, in place of Adam.
+    """
+
+    def __init__(
+        self,
+        vmonf: VMoNF,
+        *,
+        lr: float = 1e-3,
+        temperature: Schedule | None = None,
+        size: int | None = None,
+        optimizer: Callable[[Any], Optimizer] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vmonf = vmonf
+        self.loss = TrainingLoss(vmonf)
+        self.lr = lr
+        self.temperature = temperature
+        self.size = size
+        self.optimizer = optimizer
+
+    def _loss(self, batch: Any) -> Tensor:
+        x, y = batch if isinstance(batch, (list, tuple)) and len(batch) == 2 else (batch, None)
+        x = x[0] if isinstance(x, (list, tuple)) else x
+        loss: Tensor = self.loss(x, y, size=self.size or len(x))
+        return loss
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        """Return the loss of a batch, per row."""
+        guide = self.vmonf.guide
+        if isinstance(guide, SoftmaxGuide):
+            guide.set_step_(self.global_step)
+            if self.temperature is not None:
+                guide.set_temperature_(self.temperature(self.global_step))
+        loss = self._loss(batch)
+        self.log("elbo", -loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, number: int) -> None:
+        """Log the held-out ELBO per row."""
+        self.log("held_out", -self._loss(batch), sync_dist=True)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return Adam, or the optimiser that was asked for."""
+        if self.optimizer is not None:
+            return self.optimizer(self.vmonf.parameters())
+        return torch.optim.Adam(self.vmonf.parameters(), lr=self.lr)

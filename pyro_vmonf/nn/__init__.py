@@ -1,0 +1,25 @@
+"""Networks with a batch of parameters: dense, masked, convolutional."""
+
+from pyro_vmonf.nn.mlp import (
+    MLP,
+    Activation,
+    ConvEncoder,
+    Linear,
+    activation_named,
+    linear,
+    linear_of_columns,
+    start_near_zero,
+    to_columns,
+)
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "ConvEncoder",
+    "Linear",
+    "activation_named",
+    "linear",
+    "linear_of_columns",
+    "start_near_zero",
+    "to_columns",
+]

@@ -1,0 +1,206 @@
+"""Masked networks (MADE), whose products skip what the masks forbid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf.nn.mlp import Activation, Linear, activation_named, linear_of_columns, to_columns
+
+Block = tuple[int, int, int, int]  # first and last output, first and last input that they see
+
+
+def blocks_of(mask: Tensor, *, rows: int = 48, most: int = 8) -> list[Block]:
+    """Cut a mask's outputs into blocks, each with the range of inputs that any of them sees.
+
+    Sorted degrees make a mask triangular, and nearly half of it falls outside of the blocks; small
+    masks, and unsorted ones, are a single block.
+
+    Arguments:
+        mask: booleans ``(out, in)``.
+        rows: the smallest number of outputs that is worth a product of its own.
+        most: the largest number of blocks.
+
+    Example:
+        >>> blocks_of(torch.ones(4, 4).tril().bool(), rows=2)
+        [(0, 2, 0, 2), (2, 4, 0, 4)]
+    """
+    out = mask.shape[0]
+    count = max(min(out // rows, most), 1)
+    edges = [out * i // count for i in range(count + 1)]
+    found = []
+    for first, last in pairwise(edges):
+        seen = mask[first:last].any(0).nonzero()
+        if len(seen):
+            found.append((first, last, int(seen[0]), int(seen[-1]) + 1))
+    return found
+
+
+class _BlockwiseProduct(torch.autograd.Function):
+    """``(weight * mask) @ x + bias`` for columns, a block of outputs at a time."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, blocks: list[Block]
+    ) -> Tensor:
+        out = bias.unsqueeze(-1).expand(-1, -1, x.shape[2]).clone()
+        for o1, o2, i1, i2 in blocks:
+            out[:, o1:o2] += (weight[:, o1:o2, i1:i2] * mask[o1:o2, i1:i2]) @ x[:, i1:i2]
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, mask, ctx.blocks = inputs
+        ctx.save_for_backward(x, weight, mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates the gradient: nothing in place
+            by_x = (weight * mask).mT @ grad
+            return by_x, (grad @ x.mT) * mask, grad.sum(2), None, None
+        by_x = grad.new_zeros(x.shape)
+        by_weight = grad.new_zeros(weight.shape)
+        for o1, o2, i1, i2 in ctx.blocks:
+            allowed, part = mask[o1:o2, i1:i2], grad[:, o1:o2]
+            by_x[:, i1:i2] += (weight[:, o1:o2, i1:i2] * allowed).mT @ part
+            by_weight[:, o1:o2, i1:i2] = (part @ x[:, i1:i2].mT) * allowed
+        return by_x, by_weight, grad.sum(2), None, None
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, blocks: list[Block]
+) -> Tensor:
+    r"""Return :math:`(W \odot M) x + b` for columns.
+
+    Arguments:
+        x: columns ``(groups, in, rows)``.
+        weight: matrices ``(*batch, out, in)``, as many as there are groups.
+        bias: vectors ``(*batch, out)``.
+        mask: of the weights' type, ``(out, in)``.
+        blocks: of the mask, by :func:`blocks_of`.
+
+    Returns:
+        Columns ``(groups, out, rows)``.
+    """
+    if len(blocks) < 2 or torch.compiler.is_compiling():
+        return linear_of_columns(x, weight * mask, bias)
+    weight, bias = weight.reshape(-1, *weight.shape[-2:]), bias.reshape(-1, bias.shape[-1])
+    return _BlockwiseProduct.apply(x, weight, bias, mask, blocks)  # type: ignore[no-any-return]
+
+
+def hidden_degrees(features: int, width: int, first: int = 1) -> Tensor:
+    """Return how many features, in their order, each unit of a hidden layer sees: ascending.
+
+    Arguments:
+        features: number of features *D*.
+        width: number of units.
+        first: how many the first unit sees; 0 where there is a context for it to see.
+
+    Example:
+        >>> hidden_degrees(4, 6)
+        tensor([1, 1, 2, 2, 3, 3])
+    """
+    return first + torch.arange(width) * max(features - first, 1) // max(width, 1)
+
+
+class MaskedMLP(ShownModule):
+    r"""MADE: a perceptron whose outputs for feature *i* depend only on the features before *i*.
+
+    Each hidden unit has a degree *m* and sees the features whose rank is at most *m*; an output of
+    rank *i* sees the units of degree below *i*. Degrees are spread evenly and sorted, so any width
+    will do, also one narrower than the input.
+
+    Arguments:
+        features: number of features *D*.
+        parameters: outputs for each feature, *P*.
+        hidden: widths of the hidden layers.
+        order: permutation of ``range(D)``; ``order[i]`` is the feature that comes *i*-th.
+        activation: name of the activation between layers.
+        context_features: inputs *H* beside the features, which every output may depend on.
+        batch_shape: one network for each index of this shape.
+
+    References:
+        Germain, Gregor, Murray, Larochelle (2015), MADE: Masked Autoencoder for Distribution
+        Estimation, arXiv:1502.03509.
+
+    Example:
+        >>> MaskedMLP(3, 2, hidden=(2,), batch_shape=(5,))(torch.randn(7, 1, 3)).shape
+        torch.Size([7, 5, 3, 2])
+    """
+
+    blocks: list[list[Block]]
+
+    def __init__(
+        self,
+        features: int,
+        parameters: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        order: Sequence[int] | None = None,
+        activation: Activation = "relu",
+        context_features: int = 0,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.context_features = context_features
+        self.parameters_per_feature = parameters
+        self.hidden = tuple(hidden)
+        self.batch_shape = torch.Size(batch_shape)
+        self.activate = activation_named(activation)
+        widths = (context_features + features, *self.hidden, features * parameters)
+        self.layers = nn.ModuleList(
+            Linear(m, n, batch_shape=batch_shape) for m, n in pairwise(widths)
+        )
+        rank = torch.empty(features, dtype=torch.long)
+        rank[torch.as_tensor(range(features) if order is None else order)] = torch.arange(features)
+        degrees = [torch.cat((torch.zeros(context_features, dtype=torch.long), rank + 1))]
+        degrees += [hidden_degrees(features, width, self.first_degree) for width in self.hidden]
+        masks = [b[:, None] >= a for a, b in pairwise(degrees)]
+        masks.append((rank + 1)[:, None].repeat_interleave(parameters, 0) > degrees[-1])
+        for i, mask in enumerate(masks):
+            self.register_buffer(f"mask_{i}", mask)
+        _see_masks(self)
+        self.register_load_state_dict_post_hook(_see_masks)
+
+    @property
+    def first_degree(self) -> int:
+        """The number of features that the first hidden units see."""
+        return 0 if self.context_features else 1
+
+    def masked_weights(self) -> list[Tensor]:
+        """Return each layer's weights ``(*batch, out, in)`` with the forbidden ones at zero."""
+        return [
+            layer.weight * getattr(self, f"mask_{i}")  # type: ignore[operator]
+            for i, layer in enumerate(self.layers)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the parameters ``(*, D, P)`` for inputs ``(*, H + D)``."""
+        columns, restore = to_columns(x, self.batch_shape)
+        out = restore(self._of_inputs(columns).flatten(1, 2))
+        return out.unflatten(-1, (self.features, self.parameters_per_feature))
+
+    def of_columns(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the parameters ``(groups, D, P, rows)`` for columns ``(groups, D, rows)``."""
+        return self._of_inputs(x if context is None else torch.cat((context, x), 1))
+
+    def _of_inputs(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = self.activate(x) if i else x
+            mask: Tensor = getattr(self, f"mask_{i}").to(x.dtype)
+            x = masked_linear(x, layer.weight, layer.bias, mask, self.blocks[i])  # type: ignore[arg-type]
+        return x.unflatten(1, (self.features, self.parameters_per_feature))
+
+
+def _see_masks(network: MaskedMLP, _: object = None) -> None:
+    layers = range(len(network.layers))
+    network.blocks = [blocks_of(getattr(network, f"mask_{i}").cpu()) for i in layers]

@@ -1,0 +1,100 @@
+"""A window on the plane: its extent, the points of its pixels, the regions of the components."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from torch import Tensor
+
+from pyro_vmonf._utils.contexts import evaluating
+from pyro_vmonf._utils.validation import check_positive, check_unconditional, floating_buffer
+from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.plots.palette import component_colors, tint
+from pyro_vmonf.vmonf import VMoNF
+
+Array = np.ndarray[Any, Any]
+Extent = tuple[float, float, float, float]
+
+
+@torch.no_grad()
+def regions_of(
+    model: FlowMixture,
+    guide: BoundGuide,
+    extent: Extent,
+    resolution: int,
+    *,
+    exact: bool = False,
+) -> Array:
+    """Return the most probable component of each point of a grid, ``(resolution, resolution)``."""
+    log_posterior = model.log_posterior if exact else guide.log_posterior
+    rows = grid(extent, resolution).flatten(0, 1).to(floating_buffer(model))
+    with evaluating(model), evaluating(guide):
+        best = torch.cat([log_posterior(part).argmax(-1) for part in rows.split(8192)])
+    return to_numpy(best).reshape(resolution, resolution)
+
+
+def draw_regions(ax: Axes, regions: Array, count: int, extent: Extent) -> AxesImage:
+    """Draw what :func:`regions_of` returned, behind everything else."""
+    return ax.imshow(
+        tints(count)[regions], origin="lower", extent=extent, zorder=-1, interpolation="nearest"
+    )
+
+
+def tints(count: int) -> Array:
+    """Return the background colours ``(count, 3)`` of the components' regions."""
+    return np.array([tint(color) for color in component_colors(count)])
+
+
+def check(model: FlowMixture, name: str, advice: str = "") -> None:
+    """Raise ``ValueError`` unless the mixture has two features; the message ends with advice."""
+    check_unconditional(name, model.context_features)
+    if tuple(model.event_shape) != (2,):
+        raise ValueError(
+            f"{name} draws the plane but the components have event_shape "
+            f"{tuple(model.event_shape)}; " + (advice or "fit a mixture of two columns of the data")
+        )
+
+
+def find_extent(points: Array) -> Extent:
+    """Return left, right, bottom and top around most of the points ``(N, 2)``."""
+    low, high = np.quantile(points, (0.01, 0.99), axis=0)
+    margin = 0.2 * np.maximum(high - low, 1e-6)
+    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+    return left, right, bottom, top
+
+
+def choose_extent(vmonf: VMoNF, ax: Axes, extent: Extent | None) -> Extent:
+    """Return the extent given, or that of what the axes show, or that of the mixture's samples.
+
+    Raises:
+        ValueError: if the extent given is empty.
+    """
+    if extent is None and ax.has_data():
+        return *ax.get_xlim(), *ax.get_ylim()
+    if extent is None:
+        return find_extent(to_numpy(vmonf.sample(2000, seed=0)[0]))
+    left, right, bottom, top = extent
+    if not (left < right and bottom < top):
+        raise ValueError(f"extent is {extent}; expected left < right and bottom < top")
+    return extent
+
+
+def grid(extent: Extent, resolution: int) -> Tensor:
+    """Return the centres ``(resolution, resolution, 2)`` of the extent's pixels, upwards."""
+    check_positive("resolution", resolution)
+    share = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
+    left, right, bottom, top = extent
+    up, across = torch.meshgrid(
+        bottom + (top - bottom) * share, left + (right - left) * share, indexing="ij"
+    )
+    return torch.stack((across, up), -1)
+
+
+def to_numpy(x: Any) -> Array:
+    """Return a tensor, an array or a list as a numpy array."""
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)

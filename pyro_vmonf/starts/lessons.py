@@ -1,0 +1,208 @@
+"""A guide that learns the clusters from its terms alone, before any flow is trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyro_vmonf._utils.contexts import evaluating, local_seed, training
+from pyro_vmonf._utils.progress import progress_bar
+from pyro_vmonf._utils.validation import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.metrics import match
+from pyro_vmonf.program import log_evidence
+from pyro_vmonf.starts.clusters import spectral_clusters
+from pyro_vmonf.terms import Batch, CustomTerm, Term
+from pyro_vmonf.training.restarts import best_of_
+
+JUDGED = 8192  # rows on which starts are compared
+
+
+def pretrain_(
+    guide: SoftmaxGuide,
+    x: Any,
+    y: Any = None,
+    *,
+    terms: Sequence[Term | Callable[[Batch], Tensor]] | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    steps: int = 3000,
+    batch_size: int = 256,
+    labelled: int = 64,
+    lr: float = 2e-3,
+    n_init: int = 1,
+    trial_steps: int = 400,
+    seed: int | None = None,
+    progress: bool = False,
+) -> list[float]:
+    r"""Let terms alone decide on the clusters, before any flow is trained.
+
+    It minimises the mean of :math:`\sum_t w_t\, \mathrm{penalty}_t` over batches, by Adam with a
+    cosine: what ``fit`` gives the network at ``elbo_gradient=0``, without the cost of the flows and
+    with labelled rows in every batch. The sum says which of several starts found clusters: it is
+    zero for clusters that are balanced, certain, and left alone by every distortion, and their
+    likelihood does not enter.
+
+    Arguments:
+        guide: a guide that is bound to its model.
+        x: rows ``(N, *event_shape)``.
+        y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
+        terms: what to minimise; the guide's own by default.
+        augment: function from rows to distorted ones, whose log q the terms see in place of the
+            rows' own; a :class:`~pyro_vmonf.terms.Consistency` then compares two distorted copies.
+        steps, batch_size, lr: of Adam.
+        labelled: rows with evidence that each step sees beside its batch, drawn with replacement,
+            so that few labels count.
+        n_init: short runs from different starts, of which the best is gone on with.
+        trial_steps: length of each, with a cosine of its own.
+        seed: seed of the order of the rows and of every draw.
+        progress: show a progress bar.
+
+    Returns:
+        Minus the terms' sum at the end of each trial, larger is better; none without trials.
+
+    Raises:
+        ValueError: if the guide is bound to no model, there are no terms, data do not fit, or the
+            network cannot be trained, or started anew.
+        FloatingPointError: if the sum is not finite; the network is then as it was.
+    """
+    model = guide.model
+    if model is None:
+        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
+    wanted: list[Term] = [
+        term if isinstance(term, Term) else CustomTerm(term)  # type: ignore[arg-type]
+        for term in (guide.terms if terms is None else terms)
+    ]
+    if not wanted:
+        raise ValueError("there are no terms to learn from; pass terms, or give the guide some")
+    for name, value in {
+        "steps": steps,
+        "batch_size": batch_size,
+        "n_init": n_init,
+        "trial_steps": trial_steps,
+    }.items():
+        check_positive(name, value)
+    check_positive("labelled", labelled, minimum=0)
+    if not any(parameter.requires_grad for parameter in guide.network.parameters()):
+        raise ValueError("the guide's network has no parameter that can be trained")
+    like = floating_buffer(guide)
+    x = check_rows(x, model.event_shape, like)
+    evidence, known = None, torch.zeros(0, dtype=torch.long, device=x.device)
+    if y is not None:
+        y = check_evidence(y, len(x), model.num_components, like)
+        evidence = log_evidence(y, model.num_components, like.dtype)
+        known = (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
+    units = copy.deepcopy(model.standardizer.state_dict())
+    if not model.bounded and not model.standardizer.fitted:
+        model.standardize_(x)
+
+    def total(index: Tensor, step: int) -> Tensor:
+        rows = x[index]
+        log_q = guide.log_q(rows if augment is None else augment(rows))
+        batch = Batch(guide, rows, log_q, None if evidence is None else evidence[index], index)
+        for term in wanted:
+            term.set_step_(step)
+        return torch.stack([t.current_weight * t(batch).mean() for t in wanted]).sum()
+
+    def train(count: int, title: str) -> None:
+        optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr, fused=True)
+        scheduler = CosineAnnealingLR(optimizer, count)
+        with training(guide), progress_bar(count, progress, title) as bar:
+            for step in range(count):
+                index = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
+                if len(known):
+                    more = torch.randint(len(known), (labelled,), device=x.device)
+                    index = torch.cat((index, known[more]))
+                loss = total(index, step)
+                if not loss.isfinite():
+                    raise FloatingPointError(
+                        f"the terms' sum is {loss.item()} at step {step}; the network was put back "
+                        "as it was. Try a smaller lr"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                bar.update()
+
+    def trial(number: int) -> float:
+        train(trial_steps, f"start {number + 1} of {n_init}")
+        index = torch.randperm(len(x), device=x.device)[:JUDGED]
+        with torch.no_grad(), evaluating(guide):
+            return -float(total(index, trial_steps))
+
+    def whole(_: int) -> float:
+        train(steps, "pretrain")
+        return 0.0
+
+    try:
+        with local_seed(seed):
+            first = int(torch.randint(2**31, ()))
+            trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
+            best_of_([guide.network], whole, 1, first)
+    except BaseException:
+        model.standardizer.load_state_dict(units)
+        raise
+    return trials
+
+
+def warm_start_(
+    guide: SoftmaxGuide,
+    x: Any,
+    clusters: Tensor | None = None,
+    y: Tensor | None = None,
+    *,
+    steps: int = 300,
+    batch_size: int = 512,
+    lr: float = 3e-3,
+    seed: int | None = None,
+) -> None:
+    """Teach the guide's network a first clustering, before any flow is trained.
+
+    Arguments:
+        guide: a guide that is bound to its model.
+        x: rows ``(N, *event_shape)``.
+        clusters: cluster ``(N,)`` of each row; by default :func:`spectral_clusters`.
+        y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods ``(N, K)``; clusters take the
+            numbers that agree best with them.
+        steps, batch_size, lr: of Adam, on the cross-entropy.
+        seed: seed of the order of the rows.
+
+    Raises:
+        ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
+            nothing has then changed.
+    """
+    model = guide.model
+    if model is None:
+        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
+    like = floating_buffer(guide)
+    x = check_rows(x, model.event_shape, like)
+    check_positive("steps", steps)
+    if clusters is None:
+        clusters = spectral_clusters(x, model.num_components)
+    else:
+        clusters = check_evidence(clusters, len(x), model.num_components, like)
+        if clusters.dim() > 1 or (clusters < 0).any():
+            raise ValueError("clusters hold something else than one number from 0 for each row")
+    if y is not None:
+        y = check_evidence(y, len(x), model.num_components, like)
+        if y.dim() > 1:  # a row that one component suits best counts as labelled by it
+            y = y.argmax(-1).where((y != y[:, :1]).any(-1), -1)
+        known = y >= 0
+        if known.any():
+            labels_of = match(y[known], clusters[known], model.num_components)
+            clusters = labels_of.to(clusters.device)[clusters]
+    if not model.bounded and not model.standardizer.fitted:
+        model.standardize_(x)
+    optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
+    with local_seed(seed), training(guide):
+        for _ in range(steps):
+            chosen = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
+            log_q = guide.log_q(x[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.nll_loss(log_q, clusters[chosen]).backward()
+            optimizer.step()

@@ -1,0 +1,1 @@
+"""The training run: its rows, its steps, its record."""

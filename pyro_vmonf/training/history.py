@@ -1,0 +1,93 @@
+"""What a training run leaves behind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from pyro_vmonf._utils.html import sparkline, table
+
+
+@dataclass
+class History:
+    """The course of one call of ``fit``, one entry per epoch; ELBO and terms in nats per row.
+
+    Attributes:
+        epoch: number of the epoch, from 0; pretraining counts below zero.
+        step: training steps done at the epoch's end.
+        elbo: mean over the epoch's steps, terms of the guide included.
+        terms: what the ELBO is the sum of: ``log_likelihood``, ``log_prior``, ``entropy``, and the
+            factors by name (negative, as penalties).
+        temperature: *T* at the epoch's end.
+        held_out: ELBO of the held-out rows in ``eval()``, empty without any.
+        objective: what the guide is trained on, larger is better: the share ``elbo_gradient`` of
+            the ELBO, less its terms; of the held-out rows if there are any. Restarts are compared
+            by it, since the likelihood alone prefers wrong splits.
+        kept: position of the epoch whose parameters stayed, the last one as a rule.
+        restarts: the objective that each restart ended with, empty without any.
+        rejected: steps whose loss or gradient was not finite and that were rolled back.
+        seconds: wall-clock time of the run.
+        stopped: why the run ended before its last epoch, or empty.
+    """
+
+    epoch: list[int] = field(default_factory=list)
+    step: list[int] = field(default_factory=list)
+    elbo: list[float] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    temperature: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    objective: list[float] = field(default_factory=list)
+    kept: int = -1
+    restarts: list[float] = field(default_factory=list)
+    rejected: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+
+    @property
+    def final_objective(self) -> float:
+        """The objective of the parameters that stayed; minus infinity if nothing was recorded."""
+        return self.objective[self.kept] if self.objective else -math.inf
+
+    def record(
+        self,
+        epoch: int,
+        step: int,
+        means: dict[str, float],
+        temperature: float,
+        objective: float,
+    ) -> None:
+        """Close an epoch, of whose steps the terms' means are given; none if all were rejected."""
+        for name in dict.fromkeys((*self.terms, *means)):  # in a fixed order
+            past = self.terms.setdefault(name, [0.0] * len(self.epoch))
+            past.append(means.get(name, 0.0))
+        self.epoch.append(epoch)
+        self.step.append(step)
+        self.elbo.append(sum(means.values()) if means else math.nan)
+        self.objective.append(objective if means else math.nan)
+        self.temperature.append(temperature)
+
+    def __repr__(self) -> str:
+        last = f", elbo={self.elbo[-1]:.4f}" if self.elbo else ""
+        return f"History({len(self.epoch)} epochs, {self.seconds:.1f} s{last})"
+
+    def _repr_html_(self) -> str:
+        """Return the loss of the run as a line, and its last numbers as a table."""
+        rows = [
+            ("epochs", str(len(self.epoch))),
+            ("steps", str(self.step[-1] if self.step else 0)),
+            ("seconds", f"{self.seconds:.1f}"),
+        ]
+        if self.elbo:
+            rows.append(("ELBO, nats per row", f"{self.elbo[-1]:.4f}"))
+        if self.held_out:
+            rows.append(("held out", f"{self.held_out[-1]:.4f}"))
+        if self.temperature:
+            rows.append(("temperature", f"{self.temperature[-1]:.3g}"))
+        if self.rejected:
+            rows.append(("steps rolled back", str(self.rejected)))
+        if self.stopped:
+            rows.append(("stopped", self.stopped))
+        drawn = ""
+        if self.elbo:
+            drawn = f"<div>loss per row<br>{sparkline([-value for value in self.elbo])}</div>"
+        return f"<div><strong>History</strong>{table(rows)}{drawn}</div>"

@@ -1,0 +1,323 @@
+"""Distributions over the weights of a mixture, and the posteriors that go with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import Delta, Dirichlet, Normal, TorchDistribution, TransformedDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import Beta, Distribution, StickBreakingTransform, constraints
+from torch.nn import functional as F
+
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.flows.constant import ConstantDistribution
+
+
+class StickBreaking(TorchDistribution):
+    r"""Weights that are pieces broken off a stick, the last one being what is left.
+
+    .. math::
+        \pi_k = v_k \prod_{j<k} (1 - v_j), \qquad v_k \sim \mathrm{Beta}(a_k, b_k), \qquad v_K = 1
+
+    With :math:`a_k = 1, b_k = \alpha` it is the Dirichlet process, truncated at K components;
+    with :math:`b_k = \sum_{j>k} a_j` it is the Dirichlet. Sticks are conjugate to the components
+    of rows.
+
+    Arguments:
+        a, b: positive numbers ``(*, K - 1)``.
+
+    References:
+        Connor, Mosimann (1969), Concepts of Independence for Proportions with a Generalization of
+        the Dirichlet Distribution. Ishwaran, James (2001), Gibbs Sampling Methods for
+        Stick-Breaking Priors.
+
+    Example:
+        >>> sticks = StickBreaking(torch.ones(2), torch.ones(2))
+        >>> sticks.mean
+        tensor([0.5000, 0.2500, 0.2500])
+        >>> sticks.log_prob(torch.tensor([0.2, 0.3, 0.5]))
+        tensor(0.2231)
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "a": constraints.independent(constraints.positive, 1),
+        "b": constraints.independent(constraints.positive, 1),
+    }
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, a: Tensor, b: Tensor, validate_args: bool | None = None) -> None:
+        self.a, self.b = torch.broadcast_tensors(a, b)
+        shape = self.a.shape
+        super().__init__(shape[:-1], Size((shape[-1] + 1,)), validate_args=validate_args)
+
+    @classmethod
+    def process(cls, num_components: int, concentration: float = 1.0) -> StickBreaking:
+        """Return the Dirichlet process of a concentration α, truncated at K components.
+
+        About α log(1 + N/α) of the components hold N rows before any is seen.
+        """
+        check_positive("num_components", num_components, minimum=2)
+        ones = torch.ones(num_components - 1)
+        return cls(ones, concentration * ones)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StickBreaking:
+        shape = Size((*batch_shape, self.a.shape[-1]))
+        return StickBreaking(self.a.expand(shape), self.b.expand(shape), validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        tiny = torch.finfo(self.a.dtype).tiny
+        v = Beta(self.a, self.b, validate_args=False).rsample(Size(sample_shape))
+        v = v.clamp(tiny, 1 - torch.finfo(v.dtype).eps)
+        left = F.pad((-v).log1p().cumsum(-1), (1, 0))
+        return (left + F.pad(v.log(), (0, 1))).exp().clamp_min(tiny)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # left[k] is what remains of the stick behind piece k; it is summed from its own end, so
+        # that no difference of nearly equal numbers is taken.
+        left = value.flip(-1).cumsum(-1).flip(-1)
+        before, after = left[..., :-1], left[..., 1:]
+        norm = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
+        log_v = value[..., :-1].log() - before.log()
+        log_rest = after.log() - before.log()
+        sticks = (self.a - 1) * log_v + (self.b - 1) * log_rest - norm
+        return (sticks - before.log()).sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        return stick_logs(self.a.log(), self.b.log(), (self.a + self.b).log()).exp()
+
+    @property
+    def mean_log(self) -> Tensor:
+        r"""The expectation :math:`E[\log\pi]` ``(*, K)``."""
+        return stick_logs(self.a.digamma(), self.b.digamma(), (self.a + self.b).digamma())
+
+
+def stick_logs(piece: Tensor, rest: Tensor, whole: Tensor) -> Tensor:
+    """Return the logs of the pieces, given those of each break's parts and of their sum."""
+    return F.pad((rest - whole).cumsum(-1), (1, 0)) + F.pad(piece - whole, (0, 1))
+
+
+class DirichletPrior(ShownModule):
+    """The module whose call returns a Dirichlet, whose components may change places.
+
+    Arguments:
+        concentration: concentrations ``(K,)``, positive.
+    """
+
+    concentration: Tensor
+    batched_buffers = ("concentration",)
+
+    def __init__(self, concentration: Tensor) -> None:
+        super().__init__()
+        self.num_components = len(concentration)
+        self.register_buffer("concentration", concentration.detach().clone())
+
+    def forward(self) -> Dirichlet:
+        return Dirichlet(self.concentration)
+
+
+def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
+    """Return the module whose call returns a prior of weights.
+
+    Arguments:
+        prior: distribution on the simplex, of ``event_shape`` ``(K,)`` and ``batch_shape`` ``()``;
+            a tensor stands for a Dirichlet's concentrations; such a module is returned.
+
+    Raises:
+        ValueError: if the prior is not on the simplex or has a batch, or the concentrations are not
+            positive.
+    """
+    if isinstance(prior, nn.Module):
+        return prior
+    if isinstance(prior, Tensor):
+        positive = prior.isfinite().all() and (prior > 0).all()
+        if prior.dim() != 1 or not positive:
+            raise ValueError(
+                f"concentration is {prior.tolist()}; expected a vector of K positive finite numbers"
+            )
+        return DirichletPrior(prior)
+    if prior.batch_shape or prior.support is not constraints.simplex:
+        raise ValueError(
+            f"the weights' prior is a {type(prior).__name__} of batch_shape "
+            f"{tuple(prior.batch_shape)} and event_shape {tuple(prior.event_shape)}; expected a "
+            "distribution on the simplex, such as Dirichlet(torch.ones(K)), of batch_shape ()"
+        )
+    if isinstance(prior, torch.distributions.Dirichlet):  # Pyro's is one too
+        return DirichletPrior(prior.concentration)
+    return ConstantDistribution(prior)
+
+
+class Posterior(nn.Module):
+    """An approximate posterior of the weights: its call returns a distribution on the simplex.
+
+    To implement one, write :meth:`forward`, :meth:`log_mean`, :meth:`mean_log`, and
+    :meth:`reset_parameters`, which starts it anew.
+
+    Arguments:
+        prior: the weights' prior, as :func:`as_prior` takes it.
+    """
+
+    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
+        super().__init__()
+        self.prior = as_prior(prior)
+        with local_seed(0):  # the prior's dtype and device: only its draws tell
+            self.like = self.prior().sample()
+        self.num_components = len(self.like)
+
+    def forward(self) -> Distribution:
+        raise NotImplementedError
+
+    def log_mean(self) -> Tensor:
+        r"""Return :math:`\log E[\pi]` ``(K,)``."""
+        raise NotImplementedError
+
+    def mean_log(self) -> Tensor:
+        r"""Return :math:`E[\log\pi]` ``(K,)``."""
+        raise NotImplementedError
+
+
+class DirichletPosterior(Posterior):
+    """A Dirichlet, which starts at a Dirichlet prior, or at equal concentrations.
+
+    Arguments:
+        prior: the weights' prior.
+    """
+
+    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
+        super().__init__(prior)
+        self.log_concentration = nn.Parameter(torch.zeros_like(self.like))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at the prior."""
+        self.log_concentration.zero_()
+        if isinstance(self.prior, DirichletPrior):
+            self.log_concentration.copy_(self.prior.concentration.log())
+
+    def forward(self) -> Distribution:
+        return Dirichlet(self.log_concentration.exp())
+
+    def log_mean(self) -> Tensor:
+        return self.log_concentration.log_softmax(-1)
+
+    def mean_log(self) -> Tensor:
+        concentration = self.log_concentration.exp()
+        return concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
+
+
+class SticksPosterior(Posterior):
+    """Independent sticks, which start at a prior of sticks, or at uniform ones.
+
+    Arguments:
+        prior: the weights' prior.
+    """
+
+    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
+        super().__init__(prior)
+        self.log_sticks = nn.Parameter(self.like.new_zeros(2, self.num_components - 1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at the prior."""
+        prior = self.prior()
+        self.log_sticks.zero_()
+        if isinstance(prior, StickBreaking):
+            self.log_sticks.copy_(torch.stack((prior.a, prior.b)).log())
+
+    def forward(self) -> StickBreaking:
+        a, b = self.log_sticks.exp()
+        return StickBreaking(a, b, validate_args=False)
+
+    def log_mean(self) -> Tensor:
+        return self().mean.log()
+
+    def mean_log(self) -> Tensor:
+        return self().mean_log
+
+
+class PointPosterior(Posterior):
+    """A single point: the weights that are most probable (MAP), where the prior has a mode.
+
+    Arguments:
+        prior: the weights' prior.
+    """
+
+    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
+        super().__init__(prior)
+        self.logits = nn.Parameter(self.like.new_zeros(self.num_components))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at equal weights."""
+        self.logits.zero_()
+
+    def forward(self) -> Distribution:
+        return Delta(self.logits.softmax(-1), event_dim=1)
+
+    def log_mean(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+    def mean_log(self) -> Tensor:
+        return self.log_mean()
+
+
+class NormalPosterior(Posterior):
+    """A normal behind the stick-breaking map, for any prior on the simplex, as in ``AutoNormal``.
+
+    Its means have no closed form; they are averages over a fixed set of standard normal draws.
+
+    Arguments:
+        prior: the weights' prior.
+        draws: number of draws in the averages.
+    """
+
+    noise: Tensor
+    offset: Tensor
+
+    def __init__(self, prior: Tensor | Distribution | nn.Module, draws: int = 1024) -> None:
+        super().__init__(prior)
+        self.draws = draws
+        breaks = self.num_components - 1
+        self.loc = nn.Parameter(self.like.new_zeros(breaks))
+        self.log_scale = nn.Parameter(self.like.new_full((breaks,), math.log(0.1)))
+        # Quasi-random, so that few draws do and nothing global is touched.
+        grid = torch.quasirandom.SobolEngine(breaks, scramble=True, seed=0).draw(draws)
+        noise = torch.erfinv((2 * grid - 1).clamp(-1 + 1e-6, 1 - 1e-6)) * math.sqrt(2)
+        self.register_buffer("noise", noise.to(self.like))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start near equal weights."""
+        self.loc.zero_()
+        self.log_scale.fill_(math.log(0.1))
+
+    def forward(self) -> Distribution:
+        normal = Normal(self.loc, self.log_scale.exp(), validate_args=False).to_event(1)
+        return TransformedDistribution(normal, [StickBreakingTransform()])
+
+    def _log_draws(self) -> Tensor:
+        draws = StickBreakingTransform()(self.loc + self.log_scale.exp() * self.noise)
+        return draws.clamp_min(torch.finfo(draws.dtype).tiny).log()
+
+    def log_mean(self) -> Tensor:
+        return (self._log_draws().logsumexp(0) - math.log(len(self.noise))).log_softmax(-1)
+
+    def mean_log(self) -> Tensor:
+        return self._log_draws().mean(0)
+
+
+def posterior_of(prior: nn.Module) -> Posterior:
+    """Return the posterior of a prior's own family, or a normal one."""
+    families: dict[Any, type[Posterior]] = {
+        Dirichlet: DirichletPosterior,
+        StickBreaking: SticksPosterior,
+    }
+    return families.get(type(prior()), NormalPosterior)(prior)
