@@ -43,7 +43,7 @@ soak: .venv/dev  ## the same round for minutes: memory, files, param store, resu
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 fuzz: .venv/dev  ## the tests of faults, files and bad input, many times longer
-	EXAMPLES=300 FAULTS=40 KILLS=20 $(BIN)/python -m pytest -n 2 tests/test_bad_input.py tests/test_faults.py tests/test_files.py
+	EXAMPLES=300 FAULTS=40 KILLS=20 $(BIN)/python -m pytest -n 2 tests/test_bad_input.py tests/training/test_faults.py tests/test_files.py
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -35,6 +35,9 @@ above::
     _version        the version
 """
 
+import sys
+
+from pyro_vmonf import _moved
 from pyro_vmonf._version import __version__
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
@@ -106,3 +109,5 @@ __all__ = [
     "select",
     "stacked",
 ]
+
+_moved.install(sys.modules[__name__])

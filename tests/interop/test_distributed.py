@@ -102,9 +102,9 @@ def worker(folder: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     run = subprocess.run(
-        [sys.executable, *torchrun, "-m", "tests.test_distributed", str(tmp_path)],
+        [sys.executable, *torchrun, "-m", "tests.interop.test_distributed", str(tmp_path)],
         cwd=root, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Nobody looks at the figures of a shortened run, so little time is spent on them.
 BEFORE = """

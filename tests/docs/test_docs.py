@@ -20,7 +20,7 @@ from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Consistency
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 

@@ -18,7 +18,7 @@ from pyro_vmonf.experiments.recipes import Recipe
 from pyro_vmonf.experiments.run import Curve, run
 from pyro_vmonf.training.fit import Progress
 
-SAMPLE = Path(__file__).parent / "data" / "mnist"
+SAMPLE = Path(__file__).parents[1] / "data" / "mnist"
 SCORES = {
     "accuracy",
     "accuracy_exact",

@@ -11,7 +11,7 @@ import torch
 
 from examples import EXAMPLES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # What must hold already after the few steps of the quick form.
 BETTER = {
