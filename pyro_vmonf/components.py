@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf.contracts import Pair
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.stack import Stack
-from pyro_vmonf.guides import SoftmaxGuide
-
-if TYPE_CHECKING:
-    from pyro_vmonf.vmonf import VMoNF
-
-
-class Picked(nn.Module):
-    """A network of which only some outputs are taken, in an order of one's own.
-
-    Arguments:
-        network: module whose output ends in a dimension of logits.
-        index: positions of the logits that are taken.
-
-    Example:
-        >>> network = torch.nn.Identity()
-        >>> Picked(network, torch.tensor([2, 0]))(torch.tensor([[1.0, 2.0, 3.0]]))
-        tensor([[3., 1.]])
-    """
-
-    index: Tensor
-
-    def __init__(self, network: nn.Module, index: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("index", index.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).index_select(-1, self.index)
 
 
 def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
@@ -75,7 +46,7 @@ def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
 
 
 @torch.no_grad()
-def take_components_(vmonf: VMoNF, index: Tensor) -> None:
+def take_components_(vmonf: Pair, index: Tensor) -> None:
     """Make component *i* of a pair what component ``index[i]`` was.
 
     A permutation puts components in another order, a part of them leaves the others out.
@@ -120,9 +91,4 @@ def take_components_(vmonf: VMoNF, index: Tensor) -> None:
             if getattr(part, name, None) == count:
                 setattr(part, name, len(index))
     model.num_components = len(index)
-    if isinstance(guide, SoftmaxGuide):
-        network, index = guide.network, index.to(guide.temperature.device)
-        if isinstance(network, Picked):
-            index = network.get_buffer("index")[index]
-            network = network.get_submodule("network")
-        guide.network = Picked(network, index)
+    guide.take_(index)

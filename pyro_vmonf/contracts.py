@@ -1,7 +1,7 @@
 """The interfaces that a user can implement, each written down once.
 
-Each class describes one part of a mixture: its required members, its optional members, and a recipe.
-A part need not inherit from these classes. :func:`optional` and :func:`required` are the only places
+Each class describes one part of a mixture: the required members, the optional ones, and a recipe. A
+part need not inherit from these classes. :func:`optional` and :func:`required` are the only places
 that ask a part for an optional member.
 """
 
@@ -243,7 +243,7 @@ class Start(Protocol):
 
 
 class Pair(Protocol):
-    """Model and guide with the verbs that figures and reports use: see :class:`~pyro_vmonf.VMoNF`."""
+    """Model and guide with the verbs that figures and reports use, as VMoNF has them."""
 
     model: Any
     guide: Any

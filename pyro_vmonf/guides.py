@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.contexts import evaluating
+from pyro_vmonf._utils.validation import check_positive, floating_buffer
+from pyro_vmonf.contracts import Batch, optional
 from pyro_vmonf.distributions.truncated import TopCategorical
-from pyro_vmonf.program import Program, Rows, claim_parameters, free_dim, log_evidence
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.nn.picked import Picked
+from pyro_vmonf.program import (
+    Program,
+    Rows,
+    claim_parameters,
+    free_dim,
+    log_evidence,
+    with_evidence,
+)
 from pyro_vmonf.schedules import check_temperature
-from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
+from pyro_vmonf.terms import Classification, CustomTerm, Term
 
-if TYPE_CHECKING:
-    from pyro_vmonf.model import FlowMixture
-
-
-# Names of the program's own sites, and of what the history calls them.
+# Names of the sites of the program, and of its parts in the history.
 RESERVED = {"c", "x", "data", "weights", "evidence", "entropy", "log_likelihood", "log_prior"}
 
 
 class BoundGuide(Program):
-    """What guides share: a reference to the model whose sites they name.
+    """The base of guides: a reference to the model whose sites they name.
 
-    The reference is not registered, so the model's parameters stay the model's.
+    The reference is not registered, so the parameters of the model stay its own. A subclass writes
+    :meth:`infer`, and :meth:`log_q` where its posterior is not the exact one.
+
+    Arguments:
+        model: the mixture; :class:`~pyro_vmonf.VMoNF` passes it where it is missing.
     """
+
+    draws_component = True  # whether the site c is in the guide
+    temperature: Tensor | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the posterior of c is the exact one of the model."""
+        return type(self).log_q is BoundGuide.log_q
 
     def __init__(self, model: FlowMixture | None = None) -> None:
         super().__init__()
+        self.register_buffer("temperature", None, persistent=False)
         self.bind_(model)
 
     def bind_(self, model: FlowMixture | None) -> None:
@@ -56,7 +75,7 @@ class BoundGuide(Program):
     ) -> None:
         """Draw the model's random parts and the rows' component; the signature is the model's."""
         self._begin()
-        if x is not None:  # else there is nothing to infer from: c keeps its prior
+        if x is not None:  # without rows c keeps its prior
             self.infer(Rows(x, y, index, size, sample_weight, given))
 
     def extra_repr(self) -> str:
@@ -66,19 +85,59 @@ class BoundGuide(Program):
         """Draw the component of rows, from q(c|x, y)."""
         raise NotImplementedError
 
-    def log_posterior(
-        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Return log q(c|x, y) ``(*, K)``: here, the model's exact posterior.
+    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without evidence.
+
+        By default it is the exact posterior of the model.
 
         Raises:
             ValueError: if the guide is bound to no model.
         """
-        return self._bound_model().log_posterior(x, y, given)
+        return self._bound_model().log_posterior(x, None, given)
 
-    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence."""
-        return self.log_posterior(x, None, given)
+    def log_posterior(
+        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised."""
+        if self.exact:
+            return self._bound_model().log_posterior(x, y, given)
+        return with_evidence(self.log_q(x, given), y)
+
+    def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
+        r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
+        if self.exact:
+            return joint.logsumexp(-1)
+        log_q = self.log_q(x, given)
+        q = log_q.exp()
+        return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
+
+    def set_step_(self, step: int) -> None:
+        """Follow the schedules to a training step; by default there are none."""
+
+    def set_temperature_(self, value: float) -> None:
+        """Set the temperature.
+
+        Raises:
+            ValueError: if the guide has none.
+        """
+        raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
+
+    def objective(self, terms: dict[str, float]) -> float:
+        """Return the part of the ELBO's terms that the guide is trained on: by default all."""
+        return sum(terms.values())
+
+    def first_clusters(self, x: Tensor) -> Tensor | None:
+        """Return responsibilities ``(N, K)`` for the parts of a bank that start from data."""
+        return None
+
+    def take_(self, index: Tensor) -> None:
+        """Make component *i* what component ``index[i]`` was; an exact posterior has no parts."""
+
+    def check(self, model: FlowMixture) -> None:
+        """Refuse a model whose rows or components do not fit; by default any will do."""
+
+    def compile(self, *_: object, **__: object) -> None:
+        """Compile the network; by default there is none."""
 
     def _bound_model(self) -> FlowMixture:
         if self.model is None:
@@ -94,18 +153,18 @@ class BoundGuide(Program):
         if self.model is not None:
             claim_parameters(self.model.weights)
             self.model.weights.guide()
-            getattr(self.model.bank, "guide", lambda: None)()  # where its parameters are random
+            optional(self.model.bank, "guide", lambda: None)()  # of random parameters
 
     def _observe(
         self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None = None
     ) -> None:
         """Let weights in closed form learn from the rows' posterior."""
         if self.model is not None:
-            self.model.weights.observe(log_posterior, sample_weight)
+            self.model.weights.update_(log_posterior, sample_weight)
 
-    def _fullname(self, name: str) -> str:
-        prefix = self._pyro_name if self.model is None else self.model._pyro_name
-        return f"{prefix}.{name}" if prefix else name
+    def site(self, name: str) -> str:
+        """Return the full name of a site: that of the model, where the guide is bound to one."""
+        return super().site(name) if self.model is None else self.model.site(name)
 
 
 class SoftmaxGuide(BoundGuide):
@@ -206,21 +265,53 @@ class SoftmaxGuide(BoundGuide):
             x = torch.cat((x, given.expand(*x.shape[:-1], given.shape[-1])), -1)
         return (self.network(x) / self.temperature).log_softmax(-1)
 
-    def log_posterior(
-        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Return log q(c|x, y) ``(*, K)``."""
-        log_q = self.log_q(x, given)
-        if y is None:
-            return log_q
-        return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
+    def objective(self, terms: dict[str, float]) -> float:
+        """Return the share ``elbo_gradient`` of the ELBO, and the penalties of the terms."""
+        penalties = sum(terms.get(name, 0.0) for name, _ in self.named_terms())
+        return self.elbo_gradient * (sum(terms.values()) - penalties) + penalties
+
+    @torch.no_grad()
+    def first_clusters(self, x: Tensor) -> Tensor | None:
+        if self.model is None or self.model.context_features:
+            return None
+        with evaluating(self):
+            return self.log_q(x).exp()
+
+    def take_(self, index: Tensor) -> None:
+        index = index.to(self.temperature.device)
+        network = self.network
+        if isinstance(network, Picked):
+            network, index = network.network, network.index[index]
+        self.network = Picked(network, index)
+
+    def compile(self, *_: object, **__: object) -> None:
+        self.network.compile()
+
+    def check(self, model: FlowMixture) -> None:
+        like = floating_buffer(model)
+        row_shape = list(model.event_shape)
+        row_shape[-1] += model.context_features
+        row = torch.zeros(1, *row_shape, dtype=like.dtype, device=like.device)
+        with evaluating(self), torch.no_grad():
+            try:
+                shape = tuple(self.network(row).shape)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the guide's network does not take rows of shape {tuple(row_shape)} (features "
+                    f"and context of a row): {error}"
+                ) from error
+        if shape != (1, model.num_components):
+            raise ValueError(
+                f"the guide's network returns {tuple(shape)} for one row; expected "
+                f"(1, {model.num_components}), one logit for each of the bank's components"
+            )
 
     def infer(self, rows: Rows) -> None:
         x, y, given, sample_weight = rows.x, rows.y, rows.given, rows.sample_weight
         event_dim = self.event_dim if self.model is None else len(self.model.event_shape)
         event_shape = x.shape[x.dim() - event_dim :]
         dim = free_dim()
-        with rows.plate(self._fullname("data"), event_shape) as positions:
+        with rows.plate(self.site("data"), event_shape) as positions:
             log_q = self.log_q(x, given)
             evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
             # The same value, with a share of the gradient.
@@ -233,7 +324,7 @@ class SoftmaxGuide(BoundGuide):
                 q = Categorical(logits=logits, validate_args=False)
             else:
                 q = TopCategorical(logits, self.top)
-            pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
+            pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
             # Rows of a larger whole whose positions nobody gave have none.
             count = x.shape[dim - event_dim]
             known = rows.index is not None or rows.size is None or rows.size == count
@@ -244,7 +335,7 @@ class SoftmaxGuide(BoundGuide):
                 penalty = term(batch)
                 # A guide's factor is subtracted from the ELBO, and is differentiated as it is only
                 # with has_rsample=True.
-                pyro.factor(self._fullname(name), term.current_weight * penalty, has_rsample=True)
+                pyro.factor(self.site(name), term.current_weight * penalty, has_rsample=True)
 
     def named_terms(self) -> list[tuple[str, Term]]:
         """Return the terms with the names of their factors, such as ``classification``."""
@@ -286,12 +377,12 @@ class ExactGuide(BoundGuide):
     """
 
     def infer(self, rows: Rows) -> None:
-        with rows.plate(self._fullname("data"), self._bound_model().event_shape):
+        with rows.plate(self.site("data"), self._bound_model().event_shape):
             with torch.no_grad():
                 logits = self.log_posterior(rows.x, rows.y, rows.given)
             self._observe(lambda: logits, rows.sample_weight)
             q = Categorical(logits=logits, validate_args=False)
-            pyro.sample(self._fullname("c"), q, infer={"enumerate": "parallel"})
+            pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
 
 
 class MarginalGuide(BoundGuide):
@@ -309,6 +400,8 @@ class MarginalGuide(BoundGuide):
         >>> bool(elbo(torch.zeros(7, 2)).isfinite())
         True
     """
+
+    draws_component = False
 
     def infer(self, rows: Rows) -> None:
         self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows.sample_weight)

@@ -7,16 +7,24 @@ import copy
 import pyro
 import torch
 from pyro.distributions import Categorical
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.validation import check_context, check_positive, check_rows, floating_buffer
+from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import pick, select
 from pyro_vmonf.flows.stack import Bank, as_bank
-from pyro_vmonf.program import Program, claim_parameters, data_plate, free_dim, log_evidence, rename
+from pyro_vmonf.program import (
+    Program,
+    claim_parameters,
+    data_plate,
+    detached_,
+    free_dim,
+    log_evidence,
+)
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
 
@@ -59,7 +67,7 @@ class FlowMixture(Program):
         super().__init__()
         self.bank = as_bank(bank)
         for part in self.bank.modules():
-            if part is not self.bank and getattr(part, "in_program", False):
+            if part is not self.bank and isinstance(part, Program | Weights) and part.in_program:
                 raise ValueError(
                     f"the bank holds a {type(part).__name__} inside of it, whose sites or updates "
                     "would be left out: random parameters and weights belong to a mixture of their "
@@ -117,11 +125,21 @@ class FlowMixture(Program):
             x: rows ``(N, *event_shape)``.
             weight: how much each row counts for each component, ``(N, K)``; all alike by default.
         """
-        start = getattr(self.bank, "start_", None)
-        if start is not None and not self.context_features:
+        if not self.context_features:
+            start = optional(self.bank, "start_", lambda rows, weight: None)
             rows = check_rows(x, self.event_shape, floating_buffer(self))
             with torch.no_grad():
                 start(rows if self.bounded else self.standardizer.inv(rows), weight)
+
+    def draw_parts(self, given: Tensor | None = None) -> tuple[Tensor, Distribution]:
+        """Return log-weights and components inside a program; random ones are drawn.
+
+        Arguments:
+            given: context ``(*, H)`` of the rows.
+        """
+        log_weights = self.weights(given)
+        draw = optional(self.bank, "draw", self.components_of)
+        return log_weights, self._in_raw_units(draw(given))
 
     def forward(
         self,
@@ -148,13 +166,11 @@ class FlowMixture(Program):
         """
         claim_parameters(self)
         check_context(given, self.context_features)
-        log_weights = self.weights(given)
-        draw = getattr(self.bank, "draw", self.components_of)  # a random bank draws its parameters
-        components = self._in_raw_units(draw(given))
+        log_weights, components = self.draw_parts(given)
         if size is None and x is None and given is not None:
             size = given.shape[free_dim() - 1]
         plate = data_plate(
-            self._pyro_get_fullname("data"),
+            self.site("data"),
             x,
             self.event_shape,
             index=index,
@@ -163,14 +179,14 @@ class FlowMixture(Program):
         )
         with plate:
             c = pyro.sample(
-                self._pyro_get_fullname("c"),
+                self.site("c"),
                 Categorical(logits=log_weights, validate_args=False),
                 infer={"enumerate": "parallel"},
             )
             if y is not None:
                 evidence = log_evidence(y, self.num_components, log_weights.dtype)
-                pyro.factor(self._pyro_get_fullname("evidence"), pick(evidence, c))
-            return pyro.sample(self._pyro_get_fullname("x"), select(components, c), obs=x)
+                pyro.factor(self.site("evidence"), pick(evidence, c))
+            return pyro.sample(self.site("x"), select(components, c), obs=x)
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture with c summed out, as a distribution for any Pyro model.
@@ -184,7 +200,7 @@ class FlowMixture(Program):
         if not frozen:
             return self._registered_mixture(given)
         model = copy.deepcopy(self).requires_grad_(False).eval()
-        rename(model, "", PyroModule()._pyro_context)  # out of the program that is running
+        detached_(model)
         return model.mixture(given)
 
     @pyro_method

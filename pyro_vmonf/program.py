@@ -1,4 +1,7 @@
-"""What model and guide share in a Pyro program: rows, evidence, ownership of parameters."""
+"""Names, plates, traces and parameters of Pyro programs.
+
+No other file touches names of Pyro that begin with an underscore.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import get_plates
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 
@@ -27,6 +32,7 @@ class Program(PyroModule):
     optimiser holds them already, :func:`unregistered` spares that.
     """
 
+    in_program = False  # whether it has sites of its own, or updates by the guide
     _registers = True
 
     def __getattr__(self, name: str) -> Any:
@@ -38,6 +44,45 @@ class Program(PyroModule):
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         rename(self, name, context)
+
+    def site(self, name: str) -> str:
+        """Return the full name of a site of this module."""
+        return f"{self._pyro_name}.{name}" if self._pyro_name else name
+
+
+class Transparent(Program):
+    """A Pyro module whose children carry its own name, and not their attribute's.
+
+    The attributes that :attr:`halves` names are looked up without Pyro.
+    """
+
+    halves: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        children = self.__dict__.get("_modules", {})
+        if name in self.halves and name in children:
+            return children[name]
+        return super().__getattr__(name)
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        self._pyro_name = name
+        self._pyro_context = context
+        for half in self.children():
+            rename(half, name, context)
+
+    def name_children_(self) -> None:
+        """Give the children the name of this module."""
+        self._pyro_set_supermodule(self._pyro_name, self._pyro_context)
+
+
+def name_of(module: PyroModule, default: str) -> str:
+    """Return the name of a Pyro module; alone it has the default."""
+    return module._pyro_name or default
+
+
+def detached_(module: PyroModule) -> None:
+    """Take a Pyro module out of the program that runs now."""
+    rename(module, "", PyroModule()._pyro_context)
 
 
 @contextmanager
@@ -63,6 +108,41 @@ def rename(module: nn.Module, name: str, context: Any) -> None:
         module._pyro_context = context
         for key, child in module.named_children():
             rename(child, f"{name}.{key}" if name else key, context)
+
+
+class Enumerate(EnumMessenger):
+    """Pyro's enumeration, which reads the shapes of values and not the values.
+
+    Under ``torch.vmap`` a value has a shape and no data.
+    """
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if value is not None:
+            value = torch.empty(value.shape, device="meta")
+        super()._pyro_post_sample({**msg, "value": value})  # type: ignore[arg-type]
+
+
+def enumerated_dim(site: dict[str, Any]) -> int | None:
+    """Return the dimension on which a traced site is enumerated; ``None`` if it is not."""
+    dim: int | None = site["infer"].get("_enumerate_dim")
+    return dim
+
+
+def is_enumerated(value: Tensor, count: int) -> bool:
+    """Return whether a value holds all of 0 to K - 1 on a dimension of its own."""
+    marked = hasattr(value, "_pyro_categorical_support")
+    return marked and value.numel() == count == value.shape[0]
+
+
+def is_plate(site: dict[str, Any]) -> bool:
+    """Return whether a traced site is the subsample of a plate."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def in_plate() -> bool:
+    """Return whether an enclosing plate is vectorised."""
+    return any(frame.vectorized for frame in get_plates())
 
 
 def free_dim() -> int:
@@ -190,6 +270,13 @@ def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(excluded.shape, dtype=dtype, device=y.device).masked_fill(
         excluded, -torch.inf
     )
+
+
+def with_evidence(log_q: Tensor, y: Tensor | None) -> Tensor:
+    """Return the normalised sum of a log-posterior ``(*, K)`` and the evidence, if there is any."""
+    if y is None:
+        return log_q
+    return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
 
 
 def claim_parameters(module: PyroModule) -> None:

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.processes import several_processes, sum_over_processes
 from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf.contracts import Batch
 from pyro_vmonf.schedules import Schedule
 
-if TYPE_CHECKING:
-    from pyro_vmonf.guides import SoftmaxGuide
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a term sees of one step.
-
-    Arguments:
-        guide: the guide that pays.
-        x: rows ``(*, *event_shape)`` as the user gave them.
-        log_q: log q(c|x) ``(*, K)`` by the network alone, before any evidence.
-        log_evidence: log p(y|c) ``(*, K)``, or ``None`` where no row carries any.
-        index: positions ``(B,)`` of the rows in the whole data set; ``None`` where they are unknown
-            (a ``DataLoader``'s batches).
-        dim: dimension of ``*`` that holds the rows, counted from the right.
-        sample_weight: weights of the rows that broadcast with ``*``, or ``None``. The program
-            scales each row's penalty by them; a term that averages over the rows does so itself.
-        given: the rows' context ``(*, H)``, or ``None``.
-    """
-
-    guide: SoftmaxGuide
-    x: Tensor
-    log_q: Tensor
-    log_evidence: Tensor | None
-    index: Tensor | None
-    dim: int = -1
-    sample_weight: Tensor | None = None
-    given: Tensor | None = None
+__all__ = [
+    "Balance",
+    "Batch",
+    "Classification",
+    "Confidence",
+    "Consistency",
+    "CustomTerm",
+    "Term",
+]
 
 
 class Term(nn.Module):

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vmonf import files
@@ -26,20 +25,19 @@ from pyro_vmonf._utils.validation import (
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import select
-from pyro_vmonf.guides import BoundGuide, MarginalGuide, SoftmaxGuide
+from pyro_vmonf.guides import BoundGuide, MarginalGuide
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import rename
+from pyro_vmonf.program import Transparent
 from pyro_vmonf.report import ComponentReport, component_report
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.restarts import fit_best
-from pyro_vmonf.training.trainer import Guide
 
 MOST_WEIGHTS = 20  # components whose weights are listed
 
 
-class VMoNF(PyroModule):
+class VMoNF(Transparent):
     """A variational mixture of normalizing flows: a model, its guide, and the verbs of both.
 
     ``vmonf.model`` and ``vmonf.guide`` are ordinary Pyro programs, for ``SVI``, ``Predictive``,
@@ -67,9 +65,10 @@ class VMoNF(PyroModule):
     """
 
     model: FlowMixture
-    guide: Guide
+    guide: BoundGuide
+    halves = ("model", "guide")
 
-    def __init__(self, model: FlowMixture, guide: Guide | None = None) -> None:
+    def __init__(self, model: FlowMixture, guide: BoundGuide | None = None) -> None:
         super().__init__()
         self.model = model
         self.guide = MarginalGuide() if guide is None else guide
@@ -85,18 +84,7 @@ class VMoNF(PyroModule):
         super().__setattr__(name, value)
         if len(halves) == 2:
             self.guide.bind_(self.model)
-            self._pyro_set_supermodule(self._pyro_name, self._pyro_context)
-
-    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
-        self._pyro_name = name
-        self._pyro_context = context
-        for half in self.children():
-            rename(half, name, context)
-
-    def __getattr__(self, name: str) -> Any:
-        # Pyro names a child after its attribute where it finds no name; these have the pair's.
-        halves = self.__dict__.get("_modules", {})
-        return halves[name] if name in halves else super().__getattr__(name)
+            self.name_children_()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model."""
@@ -151,8 +139,7 @@ class VMoNF(PyroModule):
         Values stay what they are, to rounding. The first step of each shape takes tens of seconds.
         """
         self.model.bank.compile()
-        if isinstance(self.guide, SoftmaxGuide):
-            self.guide.network.compile()
+        self.guide.compile()
 
     def predict(
         self, x: Any, *, given: Any = None, exact: bool = False, chunk_size: int = 8192
@@ -224,11 +211,7 @@ class VMoNF(PyroModule):
         def elbo(rows: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
             components = self._component_log_prob(rows, given)
             joint = self.model.weights.mean_log(given) + components
-            if isinstance(self.guide, MarginalGuide):
-                return joint.logsumexp(-1)
-            log_q = self.guide.log_q(rows, given)
-            q = log_q.exp()
-            return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
+            return self.guide.bound(joint, rows, given)
 
         return self._over_chunks(elbo, x, given, chunk_size)
 
@@ -363,25 +346,7 @@ def _check_pair(model: Any, guide: Any) -> None:
             f"guide is a {type(guide).__name__}; expected a SoftmaxGuide of a network, or None "
             "(with a Pyro guide of your own, use SVI on the model)"
         )
-    if not isinstance(guide, SoftmaxGuide):
-        return
-    like = floating_buffer(model)
-    row_shape = list(model.event_shape)
-    row_shape[-1] += model.context_features
-    row = torch.zeros(1, *row_shape, dtype=like.dtype, device=like.device)
-    with evaluating(guide), torch.no_grad():
-        try:
-            shape = tuple(guide.network(row).shape)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the guide's network does not take rows of shape {tuple(row_shape)} (features and "
-                f"context of a row): {error}"
-            ) from error
-    if shape != (1, model.num_components):
-        raise ValueError(
-            f"the guide's network returns {tuple(shape)} for one row; expected "
-            f"(1, {model.num_components}), one logit for each of the bank's components"
-        )
+    guide.check(model)
 
 
 def _shown_weights(model: FlowMixture) -> str:

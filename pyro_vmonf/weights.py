@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from pyro_vmonf._utils.processes import sum_over_processes
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.program import name_of
 from pyro_vmonf.weight_priors import Posterior, as_prior, posterior_of
 
 
@@ -21,7 +22,7 @@ class Weights(PyroModule):
 
     To implement one, write :meth:`forward`; if it draws from a prior, also :meth:`guide`, which
     draws the same sites from the approximate posterior, and :meth:`log_mean`. Weights that learn
-    from responsibilities write :meth:`observe`. Those that depend on the rows' context take it;
+    from responsibilities write :meth:`update_`. Those that depend on the rows' context take it;
     the others leave it alone.
     """
 
@@ -43,7 +44,7 @@ class Weights(PyroModule):
     def guide(self) -> None:
         """Draw the sites of :meth:`forward` from their approximate posterior: here, none."""
 
-    def observe(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
+    def update_(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
         """Learn from log q(c|x, y) ``(*, K)`` of a batch's rows, which the function computes.
 
         Guides call it at every step, before the model runs; here it does nothing.
@@ -136,7 +137,7 @@ class UpdatedWeights(Weights):
 
     Example:
         >>> weights = UpdatedWeights(2)
-        >>> weights.observe(lambda: torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), None)
+        >>> weights.update_(lambda: torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), None)
         >>> weights().exp()
         tensor([0.8000, 0.2000])
     """
@@ -168,7 +169,7 @@ class UpdatedWeights(Weights):
         # A component that has no row at all keeps a density to come back by.
         return self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log().log_softmax(-1)
 
-    def observe(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
+    def update_(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
         # Losses that are only evaluated, and those of ``eval()``, change nothing.
         if not self.training or not torch.is_grad_enabled():
             return
@@ -260,7 +261,7 @@ class RandomWeights(Weights):
 
     @property
     def _site(self) -> str:
-        return self._pyro_name or "weights"
+        return name_of(self, "weights")
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         drawn = sample(self._site, self.prior())

@@ -73,11 +73,11 @@ def test_updated_weights_are_ems(guide: str) -> None:
 def test_updated_weights_move_by_their_rate_and_keep_their_pseudo_counts() -> None:
     weights = UpdatedWeights(2, rate=0.25, pseudo_count=1.0)
     q = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    weights.observe(lambda: q.log(), None)
+    weights.update_(lambda: q.log(), None)
     counts = torch.tensor([3.0, 1.0]) / 4
     torch.testing.assert_close(weights().exp(), 0.75 * 0.5 + 0.25 * counts)
     weights = UpdatedWeights(2)
-    weights.observe(lambda: torch.eye(2).log(), torch.tensor([3.0, 1.0]))
+    weights.update_(lambda: torch.eye(2).log(), torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(weights().exp(), torch.tensor([0.75, 0.25]))
 
 

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf.program import is_enumerated
 
 
 def _places(c: Tensor, count: int) -> tuple[Tensor, int]:
@@ -67,11 +68,6 @@ def _grouped_log_prob(components: Distribution, c: Tensor, x: Tensor) -> Tensor:
     return components.log_prob(grouped)[place, flat].reshape(c.shape)
 
 
-def _enumerated(c: Tensor, count: int) -> bool:
-    """Whether ``c`` holds all of 0 to K - 1 on a dimension of its own."""
-    return hasattr(c, "_pyro_categorical_support") and c.numel() == count == c.shape[0]
-
-
 def pick(table: Tensor, c: Tensor) -> Tensor:
     """Return ``table[..., c]`` of shape ``(*)``, for ``table`` ``(*, K)`` and ``c`` ``(*)``.
 
@@ -79,7 +75,7 @@ def pick(table: Tensor, c: Tensor) -> Tensor:
     there; anything else is gathered.
     """
     count = table.shape[-1]
-    if _enumerated(c, count) and c.dim() >= table.dim():
+    if is_enumerated(c, count) and c.dim() >= table.dim():
         return table[(None,) * (c.dim() - table.dim() + 1)].transpose(0, -1).squeeze(-1)
     shape = broadcast(table.shape[:-1], c.shape)
     return table.expand(*shape, count).gather(-1, c.expand(shape).unsqueeze(-1)).squeeze(-1)
@@ -114,7 +110,7 @@ class Selected(ShownDistribution):
         batch_shape = x.shape[: x.dim() - self.event_dim]
         shape = broadcast(batch_shape, self.batch_shape)
         private = len(self.components.batch_shape) > 1
-        if private or _enumerated(self.c, self.components.batch_shape[-1]):
+        if private or is_enumerated(self.c, self.components.batch_shape[-1]):
             picked = pick(self.components.log_prob(x.unsqueeze(-1 - self.event_dim)), self.c)
         else:
             picked = _grouped_log_prob(self.components, self.c.expand(shape), x)

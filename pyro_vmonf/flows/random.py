@@ -10,14 +10,13 @@ import torch
 from pyro import sample
 from pyro.distributions import Delta, Normal
 from pyro.nn import pyro_method
-from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
-from pyro_vmonf.program import Program
+from pyro_vmonf.program import Program, in_plate, name_of
 
 # What the history calls the sites, together.
 _TERM: Any = {"term": "parameters"}
@@ -92,7 +91,7 @@ class RandomBank(Program):
         return [(n, p) for n, p in self.bank.named_parameters() if p.requires_grad]
 
     def _site(self, name: str) -> str:
-        return f"{self._pyro_name or 'bank'}.{name}"
+        return f"{name_of(self, 'bank')}.{name}"
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the bank at the posterior's centre."""
@@ -104,7 +103,7 @@ class RandomBank(Program):
     @pyro_method
     def draw(self, context: Tensor | None = None) -> WithParameters:
         """Draw the parameters inside the model, and return the bank under them."""
-        if any(frame.vectorized for frame in get_plates()):
+        if in_plate():
             raise ValueError(
                 "a random bank draws its parameters once; inside a plate it would have to be once "
                 "a row: call the mixture outside, or take a bank with fixed parameters"

@@ -11,12 +11,14 @@ from pyro_vmonf.nn.mlp import (
     start_near_zero,
     to_columns,
 )
+from pyro_vmonf.nn.picked import Picked
 
 __all__ = [
     "MLP",
     "Activation",
     "ConvEncoder",
     "Linear",
+    "Picked",
     "activation_named",
     "linear",
     "linear_of_columns",

@@ -10,11 +10,11 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
-from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.program import Enumerate, enumerated_dim, is_plate
 
 Site = dict[str, Any]
 
@@ -39,9 +39,9 @@ class EnumeratedELBO(TraceEnum_ELBO):
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the terms whose sum is the ELBO, by name."""
         first = -1 - self.max_plate_nesting
-        guide = _Enumerate(first_available_dim=first)(guide)
+        guide = Enumerate(first_available_dim=first)(guide)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(_Enumerate()(model), trace=guide_trace)
+        replayed = poutine.replay(Enumerate()(model), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         for trace in (prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)):
             trace.compute_log_prob()
@@ -66,33 +66,24 @@ class Objective(nn.Module):
         return self.elbo.terms(self.model, self.guide, *args, **kwargs)
 
 
-class _Enumerate(EnumMessenger):
-    """Pyro's enumeration, which asks values for nothing but their shapes."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        value = msg["value"]
-        if value is not None:  # under vmap a value has a shape, and no data
-            value = torch.empty(value.shape, device="meta")
-        super()._pyro_post_sample({**msg, "value": value})  # type: ignore[arg-type]
-
-
 def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
     sites: list[tuple[str, Site, int]] = [
         (name.rsplit(".", 1)[-1], site, sign)  # type: ignore[misc]
         for trace, sign in ((model_trace, 1), (guide_trace, -1))
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not _is_plate(site)  # type: ignore[arg-type]
+        if site["type"] == "sample" and not is_plate(site)  # type: ignore[arg-type]
     ]
     for name, site, sign in sites:
-        drawn = not site["is_observed"] and site["infer"].get("_enumerate_dim") is None
+        drawn = not site["is_observed"] and enumerated_dim(site) is None
         if sign < 0 and drawn and not site["fn"].has_rsample:
             raise ValueError(
                 f"the guide draws {name!r} from a {type(site['fn']).__name__}, which has no "
                 "reparametrised gradient; use SVI with TraceEnum_ELBO, or another guide for it"
             )
     # The guide's c if it has one, else the model's.
-    c = [s for _, s, _ in sites if s["infer"].get("_enumerate_dim") is not None][-1]
-    dim = c["infer"]["_enumerate_dim"]
+    c = [s for _, s, _ in sites if enumerated_dim(s) is not None][-1]
+    dim = enumerated_dim(c)
+    assert dim is not None
 
     def depends(site: Site) -> bool:
         return site["log_prob"].dim() >= -dim
@@ -120,10 +111,6 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
     mask = 1.0 if c["mask"] is None else c["mask"]
     terms["entropy"] = -expected(log_q * c["scale"] * mask)
     return terms
-
-
-def _is_plate(site: Site) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def max_plate_nesting(

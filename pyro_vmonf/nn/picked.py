@@ -1,0 +1,29 @@
+"""Some outputs of a network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Picked(nn.Module):
+    """A network of which only some outputs are taken, in an order of one's own.
+
+    Arguments:
+        network: module whose output ends in a dimension of logits.
+        index: positions of the logits that are taken.
+
+    Example:
+        >>> network = torch.nn.Identity()
+        >>> Picked(network, torch.tensor([2, 0]))(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[3., 1.]])
+    """
+
+    index: Tensor
+
+    def __init__(self, network: nn.Module, index: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("index", index.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).index_select(-1, self.index)
