@@ -248,7 +248,7 @@ class Pair(Protocol):
     model: Any
     guide: Any
 
-    def predict(self, x: Any) -> Tensor:
+    def predict(self, x: Any, *, exact: bool = False) -> Tensor:
         """Return the most probable component of each row."""
 
     def predict_proba(self, x: Any, *, exact: bool = False) -> Tensor:
@@ -260,7 +260,9 @@ class Pair(Protocol):
     def component_log_prob(self, x: Any) -> Tensor:
         """Return the log-density of each row under each component."""
 
-    def sample(self, num_samples: int | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, num_samples: int | None = None, *, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw points and their components."""
 
 
