@@ -1,37 +1,32 @@
-"""What became of each component: dead, doubled, or doing its share."""
+"""The state of each component of a fitted pair."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_rows, check_unconditional, floating_buffer
-
-if TYPE_CHECKING:
-    from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.contracts import Pair
 
 
 @dataclass(frozen=True)
 class ComponentReport:
-    r"""The state of a fitted mixture's components on some rows.
+    r"""The state of the components of a fitted mixture on some rows.
 
     Attributes:
-        weight: the mixture's :math:`\pi_c` ``(K,)``.
-        usage: share of the rows that the guide gives to each component, ``(K,)``: the mean of q.
-        usage_exact: the same by Bayes' rule.
-        entropy: mean entropy of the guide's posterior on each component's rows, nats ``(K,)``; NaN
-            where it has none.
-        log_prob: mean log p(x|c) of each component's rows, nats ``(K,)``.
-        overlap: ``(K, K)``; entry *i, j* is the exact posterior of *j* at a row drawn from what *i*
-            is responsible for. Its rows sum to one; a component that shares most of its mass with
-            another is a double.
-        gap: mean :math:`KL(q(c|x) \,\|\, p(c|x))`, nats, what the ELBO loses to the guide.
-        inversion_error: largest :math:`|x - g(g^{-1}(x))|` over each component's rows, in standard
-            deviations of the features, ``(K,)``; NaN where a component has no rows, or no inverse.
+        weight: mixture weights :math:`\pi_c` ``(K,)``.
+        usage: mean of the guide's q(c|x) over the rows, ``(K,)``.
+        usage_exact: mean of the exact posterior over the rows, ``(K,)``.
+        entropy: mean entropy of q on the rows of each component, nats ``(K,)``; NaN without rows.
+        log_prob: mean log p(x|c) of the rows of each component, nats ``(K,)``.
+        overlap: mean exact posterior of *j* over the mass of *i*, ``(K, K)``; each row sums to one.
+        gap: mean :math:`KL(q(c|x) \,\|\, p(c|x))`, nats: the loss of the ELBO to the guide.
+        inversion_error: largest :math:`|x - g(g^{-1}(x))|` over the rows of each component, in
+            standard deviations of the features, ``(K,)``; NaN without rows or without an inverse.
     """
 
     weight: Tensor
@@ -44,11 +39,11 @@ class ComponentReport:
     inversion_error: Tensor
 
     def dead(self, below: float = 0.01) -> Tensor:
-        """Return the components that hold less than a share of the rows."""
+        """Return the components whose usage is smaller than ``below``."""
         return (self.usage < below).nonzero().squeeze(1)
 
     def doubled(self, above: float = 0.25) -> list[tuple[int, int]]:
-        """Return the pairs of components that give each other more than a share of their rows."""
+        """Return the pairs of components whose overlap is above ``above`` in both directions."""
         mutual = torch.minimum(self.overlap, self.overlap.mT).triu(1)
         return [(int(i), int(j)) for i, j in (mutual > above).nonzero()]
 
@@ -79,14 +74,17 @@ class ComponentReport:
 
 
 @torch.no_grad()
-def component_report(vmonf: VMoNF, x: Any, *, inverted: int = 64) -> ComponentReport:
-    """Say what became of each component on the rows ``x``.
+def component_report(vmonf: Pair, x: Any, *, inverted: int = 64) -> ComponentReport:
+    """Return the state of each component on the rows ``x``.
 
     Arguments:
         vmonf: a fitted pair.
         x: rows ``(N, *event_shape)``.
-        inverted: rows of each component on which the inversion is checked; an autoregressive flow
-            takes a pass for each feature.
+        inverted: rows of each component for the inversion error. An autoregressive flow needs one
+            pass for each feature.
+
+    Raises:
+        ValueError: if the mixture depends on a context, or the rows do not fit.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
@@ -100,12 +98,12 @@ def component_report(vmonf: VMoNF, x: Any, *, inverted: int = 64) -> ComponentRe
         'NoneType'
     """
     check_unconditional("the report", vmonf.model.context_features)
-    x = check_rows(x, vmonf.model.event_shape, floating_buffer(vmonf))
+    x = check_rows(x, vmonf.model.event_shape, floating_buffer(vmonf.model))
     q, exact = vmonf.predict_proba(x), vmonf.predict_proba(x, exact=True)
     log_prob = vmonf.component_log_prob(x)
     count = q.shape[-1]
     own = torch.nn.functional.one_hot(q.argmax(-1), count).to(q.dtype)
-    share = own / own.sum(0)  # NaN for a component without rows
+    share = own / own.sum(0)  # NaN without rows
     mass = exact / exact.sum(0).clamp_min(torch.finfo(exact.dtype).tiny)
     entropy = -torch.special.xlogy(q, q).sum(-1)
     log_ratio = q.clamp_min(1e-30).log() - exact.clamp_min(1e-30).log()
@@ -121,8 +119,8 @@ def component_report(vmonf: VMoNF, x: Any, *, inverted: int = 64) -> ComponentRe
     )
 
 
-def _inversion_error(vmonf: VMoNF, x: Tensor, clusters: Tensor, rows: int) -> Tensor:
-    """Invert and map back some rows of each component, all components together."""
+def _inversion_error(vmonf: Pair, x: Tensor, clusters: Tensor, rows: int) -> Tensor:
+    """Return the inversion error of each component, from one call for all components."""
     count, event_dim = vmonf.model.num_components, len(vmonf.model.event_shape)
     components = vmonf.model.components()
     errors = torch.full((count,), torch.nan, dtype=x.dtype, device=x.device)
@@ -136,7 +134,7 @@ def _inversion_error(vmonf: VMoNF, x: Tensor, clusters: Tensor, rows: int) -> Te
     for c, chosen in enumerate(members):
         wanted[: len(chosen), c] = chosen
     scale = x.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).eps)
-    with evaluating(vmonf):
+    with evaluating(vmonf.model):
         found = components.reconstruct(x[wanted])
     error = ((found - x[wanted]) / scale).abs().flatten(2 if event_dim else 1)
     for c, chosen in enumerate(members):

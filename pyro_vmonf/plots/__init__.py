@@ -1,7 +1,7 @@
 """Figures of data, fitted mixtures and training runs, those of the thesis among them.
 
-Every function draws on ``ax`` and returns it; without one it opens a figure. None shows the figure,
-and none changes matplotlib's settings. A component has the same colour in all of them.
+Each function draws on ``ax`` and returns it; without ``ax`` it opens a figure. No function shows a
+figure or changes the settings of matplotlib. A component has the same colour in all figures.
 """
 
 from pyro_vmonf.plots.density import plot_component_contours, plot_density

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """What one picture of the animation shows.
+    """The content of one frame.
 
     Attributes:
-        epochs: epochs done; zero or less in pretraining.
+        epochs: finished epochs; zero or less in pretraining.
         elbo: ELBO of the epoch, nats per row.
-        temperature: of the guide.
-        regions: the guide's most probable component on a grid ``(R, R)``.
-        samples: points ``(S, 2)`` drawn from the mixture.
-        components: the component ``(S,)`` that each came from.
+        temperature: temperature of the guide.
+        regions: most probable component under the guide on a grid ``(R, R)``.
+        samples: samples ``(S, 2)`` of the mixture.
+        components: their components ``(S,)``.
     """
 
     epochs: int
@@ -42,22 +42,22 @@ class Frame:
 
 
 class Recorder:
-    """A callback of ``fit`` that records the guide's regions and samples of the components.
+    """A callback of ``fit`` that records the regions of the guide and samples of the mixture.
 
-    It keeps the first epoch and every ``every``-th, and leaves the run as it would be without it:
-    neither its random numbers nor the modules' modes change.
+    It records the first epoch and every ``every``-th. The run stays the same: the recorder changes
+    neither random numbers nor the modes of modules.
 
     Arguments:
-        x: points ``(N, 2)``, drawn in grey in each frame; they also set the part of the plane that
-            is shown, which without them is where the last frame's samples are.
+        x: points ``(N, 2)``, drawn in grey. They set the extent of the frames; without them the
+            samples of the last frame do.
         every: epochs from one frame to the next.
-        num_samples: points drawn in each frame, from the same random numbers.
+        num_samples: samples in each frame, from the same random numbers.
         resolution: grid points along each side.
-        extent: left, right, bottom and top, in place of the points' own.
-        seed: of the samples.
+        extent: left, right, bottom and top, in place of the extent of the points.
+        seed: seed of the samples.
 
     Raises:
-        ValueError: if ``every`` is below one; on the first call, if the mixture does not have two
+        ValueError: if ``every`` is below one, or, at the first call, the mixture does not have two
             features.
 
     Example:
@@ -93,7 +93,7 @@ class Recorder:
 
     @torch.no_grad()
     def __call__(self, progress: Progress) -> None:
-        """Record a frame, if it is time for one."""
+        """Record a frame if it is due."""
         epochs = progress.epoch + 1
         if self.frames and epochs % self.every:
             return
@@ -120,16 +120,16 @@ class Recorder:
     def save_gif(
         self, path: str | os.PathLike[str], *, fps: int = 8, size: float = 4.0, dpi: int = 80
     ) -> None:
-        """Write the frames as a GIF, which stays on the last one for two seconds.
+        """Write the frames as a GIF that shows the last frame for two seconds.
 
         Arguments:
             path: the file.
-            fps: frames a second.
+            fps: frames per second.
             size: width in inches.
-            dpi: pixels an inch.
+            dpi: pixels per inch.
 
         Raises:
-            RuntimeError: if nothing was recorded.
+            RuntimeError: if there are no frames.
         """
         if not self.frames or self.extent is None:
             raise RuntimeError("nothing was recorded; pass the recorder to fit: callbacks=[…]")
@@ -137,7 +137,7 @@ class Recorder:
         left, right, bottom, top = self._view()
         height = size * min(max((top - bottom) / (right - left), 0.5), 2.0) + 0.3
         figure = Figure(figsize=(size, height), dpi=dpi)
-        # A fixed place, so that nothing moves from frame to frame but the picture.
+        # The axes have a fixed place, so they do not move between frames.
         ax = figure.add_axes((0.02, 0.02, 0.96, 0.96 - 0.3 / height))
         colors = np.array(component_colors(self.num_components))
         if self.points is not None:
@@ -157,7 +157,7 @@ class Recorder:
                 writer.grab_frame()
 
     def _view(self) -> window.Extent:
-        """Return what to show: without points, where the last samples are and regions are known."""
+        """Return the extent to show; without points it is around the last samples, in the grid."""
         assert self.extent is not None
         if not self.zooms:
             return self.extent

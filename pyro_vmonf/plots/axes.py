@@ -1,4 +1,4 @@
-"""Where a figure is drawn, and how large."""
+"""The axes of a figure, and its scale."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def axes_or_new(ax: Axes | None) -> Axes:
 
 
 def points_per_unit(ax: Axes, width: float, height: float) -> float:
-    """Return the size in points of one unit where so many of them are to fit, with equal aspect."""
+    """Return the points of one unit, if ``width`` by ``height`` units fit with equal aspect."""
     window = ax.get_window_extent()
     return min(window.width / width, window.height / height) / ax.figure.dpi * 72

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
+from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import component_colors
-from pyro_vmonf.plots.window import Extent, to_numpy
-from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.plots.window import Array, Extent, to_numpy
 
 
 def plot_density(
-    vmonf: VMoNF,
+    vmonf: Pair,
     *,
     extent: Extent | None = None,
     depth: float = 10.0,
@@ -32,33 +33,31 @@ def plot_density(
 
     Arguments:
         vmonf: the pair, with two features.
-        extent: left, right, bottom and top; by default those of what ``ax`` already shows, or
-            else what holds the mixture's samples.
+        extent: left, right, bottom and top. The default is the extent of the data in ``ax``; on
+            empty axes it is that of samples of the mixture.
         depth: nats below the largest value at which the colours end.
         resolution: grid points along each side.
         colorbar: draw the scale beside ``ax``.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if the mixture does not have two features.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_density(vmonf, resolution=50, ax=Figure().subplots())
     """
     window.check(vmonf.model, "plot_density")
     ax = axes_or_new(ax)
     extent = window.choose_extent(vmonf, ax, extent)
-    points = window.grid(extent, resolution)
-    log_prob = vmonf.log_prob(points.flatten(0, 1)).reshape(resolution, resolution)
-    values = to_numpy(log_prob).astype(float)
+    across, up, values = _over_grid(vmonf.log_prob, extent, resolution)
+    values = values.astype(float)
     top = float(np.nanmax(values))
     values = values.clip(top - depth, top)
     image = ax.imshow(values, origin="lower", extent=extent, cmap="magma", interpolation="bilinear")
     levels = top - np.arange(2.0, depth, 2.0)[::-1]
     if values.min() < levels[-1]:
-        across, up = to_numpy(points[0, :, 0]), to_numpy(points[:, 0, 1])
         style: dict[str, Any] = {"colors": "white", "linewidths": 0.5, "linestyles": "solid"}
         ax.contour(across, up, values, levels[levels > values.min()], alpha=0.5, **style)
     ax.locator_params(nbins=6)
@@ -68,7 +67,7 @@ def plot_density(
 
 
 def plot_component_contours(
-    vmonf: VMoNF,
+    vmonf: Pair,
     *,
     mass: Sequence[float] = (0.5, 0.9),
     num_samples: int = 2000,
@@ -77,21 +76,18 @@ def plot_component_contours(
     resolution: int = 200,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""Draw, for each component, the lines inside which given shares of its mass lie.
+    r"""Draw contours that hold given shares of the mass of each component.
 
-    The line of a share *m* is where :math:`p(x|c)` has its (1 − *m*)-quantile under draws of the
-    component: the boundary of the smallest region with that mass. ``ax.legend()`` names the
+    The contour of a share *m* is the level of :math:`p(x|c)` at its (1 − *m*)-quantile under draws
+    of the component. It bounds the smallest region with that mass. ``ax.legend()`` names the
     components.
 
     Arguments:
         vmonf: the pair, with two features.
         mass: the shares, in (0, 1).
-        num_samples: draws of each component that the quantiles are taken of.
-        seed: seed of the draws; the global state is left alone.
-        extent: left, right, bottom and top; by default those of what ``ax`` already shows, or
-            else what holds the mixture's samples.
-        resolution: grid points along each side.
-        ax: where to draw.
+        num_samples: draws of each component, for the quantiles.
+        seed: seed of the draws; the global state stays.
+        extent, resolution, ax: as for :func:`plot_density`.
 
     Raises:
         ValueError: if the mixture does not have two features, or a share is not in (0, 1).
@@ -100,7 +96,7 @@ def plot_component_contours(
         Hyndman (1996), Computing and Graphing Highest Density Regions.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_component_contours(vmonf, resolution=50, ax=Figure().subplots())
         >>> [text.get_text() for text in ax.legend().get_texts()]
@@ -108,26 +104,31 @@ def plot_component_contours(
     """
     window.check(vmonf.model, "plot_component_contours")
     check_positive("num_samples", num_samples)
-    shares = sorted(mass, reverse=True)
+    shares = tuple(mass)
     if not shares or not all(0 < share < 1 for share in shares):
-        raise ValueError(f"mass is {tuple(mass)}; expected shares of the mass, in (0, 1)")
+        raise ValueError(f"mass is {shares}; expected shares of the mass, in (0, 1)")
     ax = axes_or_new(ax)
     extent = window.choose_extent(vmonf, ax, extent)
-    with local_seed(seed), evaluating(vmonf), torch.no_grad():
+    with local_seed(seed), evaluating(vmonf.model), torch.no_grad():
         components = vmonf.model.components()
-        drawn = components.log_prob(components.sample((num_samples,)))
-    levels = np.quantile(to_numpy(drawn), [1 - share for share in shares], axis=0)
-    points = window.grid(extent, resolution)
-    log_prob = vmonf.component_log_prob(points.flatten(0, 1))
-    values = to_numpy(log_prob).reshape(resolution, resolution, -1)
-    across, up = to_numpy(points[0, :, 0]), to_numpy(points[:, 0, 1])
+        drawn = to_numpy(components.log_prob(components.sample((num_samples,))))
+    levels = np.quantile(drawn, [1 - share for share in shares], axis=0)
+    across, up, values = _over_grid(vmonf.component_log_prob, extent, resolution)
     for k, color in enumerate(component_colors(values.shape[-1])):
         shown = values[..., k]
         inside = np.unique(levels[(levels[:, k] > shown.min()) & (levels[:, k] < shown.max()), k])
-        if len(inside):  # of a component outside the extent there is nothing to see
+        if len(inside):  # a component outside the extent has no contour in it
             ax.contour(across, up, shown, inside, colors=[color], linewidths=1.5)
         ax.plot([], [], color=color, linewidth=1.5, label=str(k))
-    left, right, bottom, top = extent
-    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     ax.locator_params(nbins=6)
     return ax
+
+
+def _over_grid(
+    function: Callable[[Tensor], Tensor], extent: Extent, resolution: int
+) -> tuple[Array, Array, Array]:
+    """Return x, y and the values ``(resolution, resolution, *)`` of a function on a grid."""
+    points = window.grid(extent, resolution)
+    values = to_numpy(function(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
+    return to_numpy(points[0, :, 0]), to_numpy(points[:, 0, 1]), values

@@ -1,4 +1,4 @@
-"""Images drawn from the components."""
+"""Images that the components draw."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.window import to_numpy
-from pyro_vmonf.vmonf import VMoNF
 
 
 def plot_component_grid(
-    vmonf: VMoNF,
+    vmonf: Pair,
     image_shape: Sequence[int],
     per_component: int = 10,
     seed: int | None = 0,
@@ -26,43 +26,43 @@ def plot_component_grid(
     value_range: tuple[float, float] = (0.0, 1.0),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw images sampled from each component, a row for each (thesis Figure 5.4).
+    """Draw samples of each component as a row of images (thesis Figure 5.4).
 
     Arguments:
         vmonf: the pair.
         image_shape: ``(H, W)``, or ``(C, H, W)`` with one or three channels.
         per_component: images in a row.
-        seed: seed of the samples; the global state is left alone.
-        value_range: the values of black and of white.
-        ax: where to draw.
+        seed: seed of the samples; the global state stays.
+        value_range: the values of black and white.
+        ax: the axes; by default those of a new figure.
 
     Raises:
-        ValueError: if the components' rows do not have as many numbers as an image.
+        ValueError: if a row of the components and an image differ in size.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(12, 5)))
         >>> ax = plot_component_grid(vmonf, (3, 4), per_component=7, ax=Figure().subplots())
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['0', '1', '2', '3', '4']
     """
     shape = tuple(image_shape)
-    channels, height, width = (1, *shape) if len(shape) == 2 else (*shape, 0, 0, 0)[:3]
     event_shape = tuple(vmonf.model.event_shape)
     fits = len(shape) in (2, 3) and math.prod(shape) == math.prod(event_shape)
+    channels = shape[0] if len(shape) == 3 else 1
     if not fits or channels not in (1, 3):
         raise ValueError(
             f"image_shape is {shape} but the components' rows have shape {event_shape}; expected "
             "(H, W) or (C, H, W), with 1 or 3 channels and as many numbers in all"
         )
     check_positive("per_component", per_component)
-    count = vmonf.model.num_components
-    with local_seed(seed), evaluating(vmonf), torch.no_grad():
+    (height, width), count = shape[-2:], vmonf.model.num_components
+    with local_seed(seed), evaluating(vmonf.model), torch.no_grad():
         images = vmonf.model.components().sample((per_component,))
     low, high = value_range
     pixels = to_numpy(images).reshape(per_component, count, channels, height, width)
     pixels = ((pixels - low) / (high - low)).clip(0, 1)
-    # One pixel of white between the images.
+    # One white pixel separates the images.
     tiles = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)] * 2, constant_values=1.0)
     tiled = tiles.transpose(1, 3, 0, 4, 2).reshape(
         count * (height + 1), per_component * (width + 1), channels

@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgb
 
 Color = tuple[float, float, float]
 
-# Any two are at least 17 apart in CIELAB, for normal sight and for simulated protanopia,
-# deuteranopia and tritanopia (Machado, Oliveira, Fernandes 2009). Grey is for what has no label.
+# Any two colours are at least 17 apart in CIELAB, for normal sight and for simulated protanopia,
+# deuteranopia and tritanopia (Machado, Oliveira, Fernandes 2009).
 PALETTE = (
     *("#332288", "#EE3377", "#228833", "#66CCEE", "#DDAA33"),
     *("#3F90DA", "#661100", "#AA4499", "#B9AC70", "#BD1F01"),
@@ -18,8 +18,8 @@ UNLABELLED = "#8A8A8A"
 def component_colors(count: int) -> list[Color]:
     """Return the colours of ``count`` components.
 
-    Ten can be told apart by colour-blind readers too; the next ten are the same ones, paler; from
-    the twenty-first on they repeat.
+    The first ten are distinct for colour-blind readers too. The next ten are paler versions of
+    them. Colours repeat from the twenty-first on.
 
     Example:
         >>> len(component_colors(12)), component_colors(12)[:10] == component_colors(10)
@@ -31,7 +31,7 @@ def component_colors(count: int) -> list[Color]:
 
 
 def tint(color: Color, share: float = 0.25) -> Color:
-    """Return ``share`` of a colour on white: a background that its own dots stay visible on.
+    """Return a colour mixed with white: a background for dots of the same colour.
 
     Example:
         >>> tint((1.0, 0.0, 0.5), 0.5)

@@ -1,4 +1,4 @@
-"""Points of the plane: data, clusters, samples, responsibilities, over the regions."""
+"""Points of the plane: data, clusters, samples and responsibilities; and regions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
+from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import UNLABELLED, component_colors, tint
 from pyro_vmonf.plots.window import Extent, to_numpy
-from pyro_vmonf.vmonf import VMoNF
 
 
 def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None = None) -> Axes:
-    """Draw points of the plane, unlabelled ones grey, labelled ones coloured (and larger).
+    """Draw points of the plane: unlabelled ones in grey, labelled ones in colour.
 
-    Each label is an artist of its own, so that ``ax.legend()`` names them.
+    ``ax.legend()`` names the labels.
 
     Arguments:
         x: points ``(N, 2)``.
-        labels: integers ``(N,)``, −1 for unlabelled; ``None`` for no labels at all.
-        size: area of a dot; labelled ones have six times as much where others are unlabelled.
-        ax: where to draw.
+        labels: integers ``(N,)``, −1 for unlabelled; ``None`` for no labels.
+        size: area of a dot. Beside unlabelled points, labelled ones have six times the area.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if the points do not have two features, or the labels do not fit them.
@@ -65,28 +65,28 @@ def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None 
 
 
 def plot_regions(
-    vmonf: VMoNF,
+    vmonf: Pair,
     *,
     exact: bool = False,
     extent: Extent | None = None,
     resolution: int = 300,
     ax: Axes | None = None,
 ) -> Axes:
-    """Tint the plane by the component that the guide holds most probable there.
+    """Colour the plane by the component that is most probable under the guide.
 
     Arguments:
         vmonf: the pair, with two features.
-        exact: by Bayes' rule, in place of the guide.
-        extent: left, right, bottom and top; by default those of what ``ax`` already shows, or
-            else what holds the mixture's samples.
+        exact: use Bayes' rule in place of the guide.
+        extent: left, right, bottom and top. The default is the extent of the data in ``ax``; on
+            empty axes it is that of samples of the mixture.
         resolution: grid points along each side.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if the mixture does not have two features.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_regions(vmonf, extent=(-1, 1, -2, 2), resolution=50, ax=Figure().subplots())
         >>> [float(limit) for limit in (*ax.get_xlim(), *ax.get_ylim())]
@@ -102,22 +102,22 @@ def plot_regions(
 
 
 def plot_clusters(
-    vmonf: VMoNF, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
+    vmonf: Pair, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
 ) -> Axes:
     """Draw points of the plane in the colour of their most probable component.
 
     Arguments:
         vmonf: the pair, with two features.
         x: points ``(N, 2)``.
-        exact: by Bayes' rule, in place of the guide.
+        exact: use Bayes' rule in place of the guide.
         size: area of a dot.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if mixture or points do not have two features.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_clusters(vmonf, torch.randn(100, 2), ax=Figure().subplots())
     """
@@ -128,7 +128,7 @@ def plot_clusters(
 
 
 def plot_samples(
-    vmonf: VMoNF,
+    vmonf: Pair,
     num_samples: int = 2000,
     *,
     seed: int | None = 0,
@@ -139,23 +139,22 @@ def plot_samples(
 ) -> Axes:
     """Draw samples in the colour of their component, over the regions (thesis Figure 5.1b).
 
-    A dot whose colour is not that of the ground came from one component and is assigned to another.
+    A dot differs in colour from its region if the guide assigns it to another component.
 
     Arguments:
         vmonf: the pair, with two features.
-        num_samples: how many.
-        seed: seed of the samples; the global state is left alone.
-        exact: regions by Bayes' rule, in place of the guide.
-        extent: left, right, bottom and top; by default those of what ``ax`` already shows, or
-            else what holds the mixture's samples but for the farthest 1 % on each side.
+        num_samples: number of points.
+        seed: seed of the samples; the global state stays.
+        exact: find the regions by Bayes' rule in place of the guide.
+        extent: as for :func:`plot_regions`.
         size: area of a dot.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if the mixture does not have two features.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_samples(vmonf, 100, ax=Figure().subplots())
     """
@@ -170,26 +169,26 @@ def plot_samples(
 
 
 def plot_responsibilities(
-    vmonf: VMoNF, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
+    vmonf: Pair, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
 ) -> Axes:
-    r"""Draw points in the colour of their most probable component, undecided ones pale and large.
+    r"""Draw points in the colour of their most probable component, uncertain ones pale and large.
 
-    With the entropy :math:`H = -\sum_c q(c|x) \log q(c|x)`, a dot has its full colour where
-    :math:`H = 0` and a fifth of it where :math:`H = \log K`, at four times the area; its edge keeps
-    the colour. Undecided points are drawn over the others.
+    The entropy is :math:`H = -\sum_c q(c|x) \log q(c|x)`. A dot has its full colour at
+    :math:`H = 0`. At :math:`H = \log K` it has a fifth of its colour and four times the area.
+    Uncertain points lie over the others.
 
     Arguments:
         vmonf: the pair, with two features.
         x: points ``(N, 2)``.
-        exact: by Bayes' rule, in place of the guide.
+        exact: use Bayes' rule in place of the guide.
         size: area of a dot that is certain.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if mixture or points do not have two features.
 
     Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
+        >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
         >>> ax = plot_responsibilities(vmonf, torch.randn(100, 2), ax=Figure().subplots())
     """

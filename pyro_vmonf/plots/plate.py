@@ -1,4 +1,4 @@
-"""The plate diagram of a Pyro program, from the program itself."""
+"""The plate diagram of a Pyro program."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pyro_vmonf._utils.contexts import evaluating
 from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.axes import axes_or_new, points_per_unit
-from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.plots.window import model_of
 
 SHADED = "0.8"
 
 
 @dataclass
 class Diagram:
-    """What a plate diagram shows, before it has a place.
+    """The nodes, edges and plates of a plate diagram.
 
     Attributes:
-        parents: the nodes that each node depends on.
-        plates: the nodes in each plate, by its name; of any two, one holds the other or none of it
-            (Pyro splits a plate where that is not so, and puts ``__CLONE`` behind its name).
-        observed: the nodes that are data.
-        fixed: the nodes that are parameters or constants, drawn as dots.
+        parents: the parents of each node.
+        plates: the nodes in each plate, by its name. Two plates are nested or disjoint: Pyro splits
+            other plates and adds ``__CLONE`` to the name.
+        observed: the nodes of data.
+        fixed: the nodes of parameters and constants, drawn as dots.
     """
 
     parents: dict[str, list[str]]
@@ -41,7 +41,7 @@ class Diagram:
     fixed: set[str] = field(default_factory=set)
 
     def stack(self, node: str) -> tuple[str, ...]:
-        """Return the labels of the plates that hold a node, the largest first."""
+        """Return the plates that hold a node, the largest first."""
         found = [(-len(held), label) for label, held in self.plates.items() if node in held]
         return tuple(label for _, label in sorted(found))
 
@@ -51,12 +51,12 @@ class Diagram:
         return list(dict.fromkeys(plate for stack in stacks for plate in stack))
 
     def places(self) -> dict[str, tuple[float, float]]:
-        """Return column and row of each node, such that a plate's box holds its own nodes only."""
+        """Return column and row of each node; the box of a plate holds no other nodes."""
         stacks = {node: self.stack(node) for node in self.parents}
         outside = [node for node in stacks if not stacks[node]]
         inside = [node for node in stacks if stacks[node]]
         rows: dict[str, int] = {}
-        # Boxes do not reach up to the nodes outside of them, unless those depend on what is inside.
+        # Nodes without a plate stand above all boxes, unless they depend on a node in a box.
         above = not any(stacks[parent] for node in outside for parent in self.parents[node])
         self._fill(rows, outside if above else list(stacks), 0)
         self._fill(rows, inside, 1 + max((rows[node] for node in outside), default=-1))
@@ -80,7 +80,7 @@ class Diagram:
         return {node: (columns[node], rows[node]) for node in self.parents}
 
     def _fill(self, rows: dict[str, int], nodes: list[str], least: int) -> None:
-        """Put nodes, which follow those they depend on, below those and no higher than a row."""
+        """Put sorted nodes below their parents, at row ``least`` or lower."""
         for node in nodes:
             if node not in rows:
                 depends = [rows[parent] for parent in self.parents[node] if parent in rows]
@@ -89,7 +89,7 @@ class Diagram:
     def _place_above(
         self, nodes: list[str], rows: dict[str, int], columns: dict[str, float]
     ) -> None:
-        """Give the nodes over all plates the mean column of what depends on them."""
+        """Give the nodes above all plates the mean column of their children."""
         taken: set[tuple[float, int]] = set()
         for node in sorted(nodes, key=lambda node: -rows[node]):
             below = [columns[n] for n, p in self.parents.items() if node in p and n in columns]
@@ -105,7 +105,7 @@ def diagram_of(
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Diagram:
-    """Return the diagram of one run of a Pyro program, by the provenance of its values."""
+    """Return the diagram of one run of a Pyro program, from the provenance of its values."""
     mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
     with pyro.get_param_store().scope(), mode:
         found = get_model_relations(model, model_args, dict(model_kwargs or {}))
@@ -117,7 +117,7 @@ def diagram_of(
 
 
 def _diagram_of_mixture(model: FlowMixture) -> Diagram:
-    """Return the diagram of a mixture on N rows, with its parameters (thesis Figure 4.1)."""
+    """Return the diagram of a mixture of N rows with its parameters (thesis Figure 4.1)."""
     like = floating_buffer(model)
     x = like.new_zeros(2, *model.event_shape)
     given = like.new_zeros(2, model.context_features) if model.context_features else None
@@ -125,7 +125,7 @@ def _diagram_of_mixture(model: FlowMixture) -> Diagram:
     name = model._pyro_get_fullname
     diagram.plates = {"N": diagram.plates[name("data")]}
     c, x_site = name("c"), name("x")
-    # The priors of a random bank: one node for the many tensors of its parameters.
+    # One node stands for all random parameters of a bank.
     random = [site for site in diagram.parents if site.startswith(f"{name('bank')}.")]
     for site in random:
         del diagram.parents[site]
@@ -148,18 +148,18 @@ def plot_plate(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the plate diagram of a Pyro program: for a mixture, thesis Figure 4.1.
+    """Draw the plate diagram of a Pyro program, such as thesis Figure 4.1 for a mixture.
 
-    The program is run once, and its sites are connected by what their distributions were computed
-    from. Observed sites are shaded, plates are boxes; the param store, the seeds and the gradients
-    stay as they are. A mixture or a pair without arguments is drawn on N rows with the parameters
-    of its K components and its weights, as dots where they are not random.
+    One run of the program gives the sites and their parents. Observed sites are grey, plates are
+    boxes. The param store, the seeds and the gradients stay as they are. A mixture or a pair needs
+    no arguments: its diagram has N rows, the parameters of K components and the weights. Dots mark
+    those that are not random.
 
     Arguments:
         model: the program: a mixture, a pair, or any other.
         model_args: its arguments.
         model_kwargs: its keyword arguments.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if the program has no sample sites.
@@ -170,8 +170,7 @@ def plot_plate(
         >>> sorted(text.get_text() for text in ax.texts if text.get_text())
         ['$\\\\pi$', '$\\\\theta_k$', 'K', 'N', 'c', 'x']
     """
-    if isinstance(model, VMoNF):
-        model = model.model
+    model = model_of(model)
     if isinstance(model, FlowMixture) and not model_args and not model_kwargs:
         diagram = _diagram_of_mixture(model)
     else:
@@ -184,7 +183,7 @@ def plot_plate(
 
 
 def _draw(ax: Axes, diagram: Diagram) -> None:
-    """Draw nodes, edges and plates, in units of one text's width to a node."""
+    """Draw nodes, edges and plates."""
     places = diagram.places()
     width = max([0.9, *(0.16 * len(node) + 0.3 for node in places if "$" not in node)])
     centres = {node: (column * (width + 0.7), -1.4 * row) for node, (column, row) in places.items()}
@@ -225,13 +224,13 @@ def _draw(ax: Axes, diagram: Diagram) -> None:
 def _boxes(
     diagram: Diagram, centres: Mapping[str, tuple[float, float]], width: float
 ) -> dict[str, tuple[float, float, float, float]]:
-    """Return left, bottom, right and top of each plate, around its nodes and the plates in it."""
+    """Return left, bottom, right and top of each plate, around its nodes and inner plates."""
     boxes: dict[str, tuple[float, float, float, float]] = {}
     for plate, held in sorted(diagram.plates.items(), key=lambda item: len(item[1])):
         content = [boxes[other] for other in boxes if diagram.plates[other] <= held]
         for x, y in (centres[node] for node in held):
             content.append((x - width / 2, y - 0.4, x + width / 2, y + 0.4))
         left, bottom, right, top = zip(*content, strict=True)
-        # There is room for the plate's name below.
+        # The name of the plate stands at the bottom.
         boxes[plate] = (min(left) - 0.15, min(bottom) - 0.4, max(right) + 0.15, max(top) + 0.15)
     return boxes

@@ -1,32 +1,51 @@
-"""What became of each component, as a figure."""
+"""The state of each component as a figure."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import component_colors, tint
 from pyro_vmonf.plots.tables import draw_table, outline
 from pyro_vmonf.plots.window import to_numpy
-from pyro_vmonf.report import ComponentReport
 
 
-def plot_report(report: ComponentReport, *, ax: Axes | None = None) -> Axes:
-    """Draw what each component holds: by the guide, by Bayes' rule, and by the mixture's weights.
+class Report(Protocol):
+    """The members of :class:`~pyro_vmonf.report.ComponentReport` that the figures show."""
 
-    For each component the upper bar is the share of the rows that the guide gives to it, the pale
-    one below that by Bayes' rule, and the black mark its weight. Beside them stand the mean entropy
-    of the guide and the mean log p(x|c) of its rows, in nats; then whether it is dead or doubled.
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def usage(self) -> Tensor: ...
+    @property
+    def usage_exact(self) -> Tensor: ...
+    @property
+    def entropy(self) -> Tensor: ...
+    @property
+    def log_prob(self) -> Tensor: ...
+    @property
+    def overlap(self) -> Tensor: ...
+    def dead(self) -> Tensor: ...
+    def doubled(self) -> list[tuple[int, int]]: ...
+
+
+def plot_report(report: Report, *, ax: Axes | None = None) -> Axes:
+    """Draw the share of the rows and the weight of each component.
+
+    The upper bar is the share by the guide, the pale bar below it the share by Bayes' rule. The
+    black mark is the weight. The numbers are the mean entropy of the guide and the mean log p(x|c)
+    of the rows of the component, in nats. A word marks dead and doubled components.
 
     Arguments:
-        report: what ``vmonf.report(x)`` returned.
-        ax: where to draw.
+        report: the result of ``vmonf.report(x)``.
+        ax: the axes; by default those of a new figure.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
@@ -66,13 +85,13 @@ def plot_report(report: ComponentReport, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_overlap(report: ComponentReport, *, ax: Axes | None = None) -> Axes:
-    """Draw how much of each component's mass the others share; doubled pairs are outlined.
+def plot_overlap(report: Report, *, ax: Axes | None = None) -> Axes:
+    """Draw the overlap of the components as a table, with doubled pairs outlined.
 
     Arguments:
-        report: what ``vmonf.report(x)`` returned; row *i*, column *j* is the exact posterior of *j*
-            at a row drawn from what *i* is responsible for.
-        ax: where to draw.
+        report: the result of ``vmonf.report(x)``. The cell in row *i* and column *j* is the mean
+            exact posterior of *j* over the mass of *i*.
+        ax: the axes; by default those of a new figure.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF

@@ -1,4 +1,4 @@
-"""How good a clustering or an anomaly score is."""
+"""Scores of clusterings and of anomaly detection."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ def plot_contingency(
     num_clusters: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how the labels (rows) fall into clusters (columns), as in thesis Table 5.1.
+    """Draw the contingency table of labels (rows) and clusters (columns), as in thesis Table 5.1.
 
-    The cells of the one-to-one matching with most agreement are outlined, and the share of the rows
-    that they hold is the title.
+    Outlines mark the best one-to-one matching. The title is its share of the rows of the data.
 
     Arguments:
         labels: integers ``(N,)`` of at least 0.
         clusters: integers ``(N,)`` of at least 0.
-        normalize: divide each row by its sum, or show the counts.
+        normalize: divide each row by its sum; ``False`` shows the counts.
         matching: ``False`` for no outlines and no title.
-        ordered: put each cluster below the label that it is matched with, on the diagonal; the
-            numbers below the columns stay those of the clusters.
-        num_clusters: columns to have at least, so that empty clusters show.
-        ax: where to draw.
+        ordered: sort the clusters by their matched labels; the ticks keep the cluster numbers.
+        num_clusters: the least number of columns, so that empty clusters show.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         TypeError: if labels or clusters are not integers.
@@ -67,16 +65,16 @@ def plot_contingency(
 
 
 def plot_roc(scores_in: Any, scores_out: Any, *, label: str = "", ax: Axes | None = None) -> Axes:
-    """Draw the share of anomalies found over that of false alarms, as the threshold falls.
+    """Draw the ROC curve: the share of anomalies flagged over the share of ordinary rows flagged.
 
-    A second call on the same Axes adds a curve, in another colour.
+    A second call on the same axes adds a curve in another colour.
 
     Arguments:
-        scores_in: scores ``(N,)`` of ordinary rows; larger is more anomalous, such as
-            ``-vmonf.log_prob(x)``.
+        scores_in: scores ``(N,)`` of ordinary rows, such as ``-vmonf.log_prob(x)``; larger is
+            more anomalous.
         scores_out: scores ``(M,)`` of anomalies.
-        label: what the legend says before the area under the curve.
-        ax: where to draw.
+        label: the text before the area under the curve in the legend.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if either has no scores, or a score is NaN.

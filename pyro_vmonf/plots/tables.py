@@ -13,9 +13,9 @@ from pyro_vmonf.plots.window import Array
 
 
 def draw_table(ax: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:
-    """Draw a table of numbers from 0 to 1, each with a text in its cell."""
+    """Draw a table of numbers from 0 to 1, with a text in each cell."""
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    # A digit takes some two thirds of its size across; no cell's text reaches into the next.
+    # A digit is about two thirds of the font size wide; a text stays inside its cell.
     longest = max(len(str(text)) for row in texts for text in row)
     cell = points_per_unit(ax, shares.shape[1], shares.shape[0])
     size = min(cell / (0.75 * max(longest, 3)), 10.0)
@@ -28,7 +28,7 @@ def draw_table(ax: Axes, shares: Array, texts: Sequence[Sequence[str]]) -> None:
 
 
 def outline(ax: Axes, cells: Iterable[tuple[int, int]]) -> None:
-    """Draw a frame around cells, given as row and column."""
+    """Draw a frame around cells ``(row, column)``."""
     for row, column in cells:
         corner = (column - 0.5, row - 0.5)
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#EE3377", linewidth=2))

@@ -1,4 +1,4 @@
-"""The course of a training run."""
+"""Curves of a training run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pyro_vmonf.training.history import History
 
 
 def plot_history(history: History, *, ax: Axes | None = None) -> Axes:
-    """Draw the ELBO per row over the epochs, and the temperature on an axis at the right.
+    """Draw the ELBO per row over the epochs, and the temperature on a second axis.
 
-    The first tenth of the run does not set the scale: it may begin far below the axis.
+    The scale ignores the first tenth of the run, so a curve can begin below the axes.
 
     Arguments:
-        history: what ``fit`` returned.
-        ax: where to draw.
+        history: the result of ``fit``.
+        ax: the axes; by default those of a new figure.
 
     Example:
         >>> history = History(epoch=[0, 1], elbo=[-2.0, -1.0], temperature=[1.0, 0.9])
@@ -56,11 +56,11 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_terms(history: History, *, ax: Axes | None = None) -> Axes:
-    """Draw what the ELBO is the sum of, over the epochs, but for what is zero throughout.
+    """Draw the terms of the ELBO over the epochs, without terms that are always zero.
 
     Arguments:
-        history: what ``fit`` returned.
-        ax: where to draw.
+        history: the result of ``fit``.
+        ax: the axes; by default those of a new figure.
 
     Example:
         >>> terms = {"log_likelihood": [-2.0, -1.0], "entropy": [1.6, 1.2]}
@@ -75,7 +75,7 @@ def plot_terms(history: History, *, ax: Axes | None = None) -> Axes:
         ax.plot(history.epoch, history.terms[name], color=color, label=name.replace("_", " "))
     ax.set_ylabel("nats per row")
     _epoch_axis(ax, history)
-    if names:  # above the axes, where it covers no line
+    if names:  # a legend above the axes covers no line
         style: dict[str, Any] = {"ncols": 2, "fontsize": "small", "frameon": False}
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), **style)
     return ax

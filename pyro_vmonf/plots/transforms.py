@@ -1,4 +1,4 @@
-"""The change of variables: what a transform or a whole flow does to the plane."""
+"""The change of variables: the image of the plane under a transform or a flow."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from torch.distributions import Distribution, Independent, Normal, Transform
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive, check_unconditional, floating_buffer
+from pyro_vmonf.contracts import Pair
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.stacked import StackedDistribution
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import component_colors
-from pyro_vmonf.plots.window import Extent, to_numpy
+from pyro_vmonf.plots.window import Extent, check_extent, model_of, to_numpy
 from pyro_vmonf.transforms.base import FlowTransform
-from pyro_vmonf.vmonf import VMoNF
 
-Flowing = VMoNF | FlowMixture | nn.Module | Distribution | Transform | Sequence[Transform]
+Flowing = Pair | FlowMixture | nn.Module | Distribution | Transform | Sequence[Transform]
 
 
 class _Map:
     """The map from base to data of one component, with its log-determinant.
 
     Arguments:
-        flow: what the user gave.
-        component: which of its K.
+        flow: the argument of the figure.
+        component: the number of the component.
 
     Raises:
-        ValueError: if it has no such component, other than two features, or no transforms.
+        ValueError: if the component does not exist, or it has other than two features or no
+            transforms.
     """
 
     def __init__(self, flow: Flowing, component: int) -> None:
-        if isinstance(flow, VMoNF):
-            flow = flow.model
+        flow = model_of(flow)
         if isinstance(flow, FlowMixture):
             check_unconditional("a figure of its transforms", flow.context_features)
             flow = flow.components()
@@ -48,7 +48,7 @@ class _Map:
             flow = flow()
         self.base: Distribution | None = None
         self.base_component = component
-        # The transforms from base to data, each with the component's place in its batch.
+        # The transforms from base to data, with the place of the component in the batch of each.
         self.chain: list[tuple[Transform, int]] = []
         if isinstance(flow, Distribution):
             self._unfold(flow, component)
@@ -90,7 +90,7 @@ class _Map:
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the image ``(*, 2)`` of points ``(*, 2)``, and log|det| ``(*)``."""
+        """Return the image ``(*, 2)`` of points ``(*, 2)``, and their log|det| ``(*)``."""
         modules = [t for t, _ in self.chain if isinstance(t, nn.Module)]
         x = z.reshape(-1, 2).to(floating_buffer(nn.ModuleList(modules)))
         total = x.new_zeros(len(x))
@@ -109,7 +109,7 @@ class _Map:
         return x.reshape(z.shape), total.reshape(z.shape[:-1])
 
     def draw(self, num_samples: int, seed: int | None) -> Tensor:
-        """Draw points ``(num_samples, 2)`` of the base, a standard normal where there is none."""
+        """Draw points ``(num_samples, 2)`` of the base, by default a standard normal."""
         base = Independent(Normal(torch.zeros(1, 2), 1.0), 1) if self.base is None else self.base
         place = 0 if self.base is None else self.base_component
         with local_seed(seed), torch.no_grad():
@@ -118,7 +118,7 @@ class _Map:
 
 
 def _pick(values: Tensor, component: int) -> Tensor:
-    """Return one component's values, of ``(N, K)`` or those that all share, ``(N, 1)``."""
+    """Return the values of a component from ``(N, K)``, or from ``(N, 1)``, shared by all."""
     if values.shape[1] == 1:
         return values[:, 0]
     if not 0 <= component < values.shape[1]:
@@ -137,24 +137,23 @@ def plot_transform_grid(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""Draw the image of a regular grid, in the colour of log|det|: the change of variables.
+    r"""Draw the image of a regular grid in the colour of log|det|: the change of variables.
 
     .. math::
         \log p(h(z)) = \log f_Z(z) - \log|\det \partial h(z)|
 
-    Red cells are larger than they were and thin the density out, blue ones are smaller and
-    concentrate it.
+    Red cells grow and lower the density. Blue cells shrink and raise it.
 
     Arguments:
-        flow: a transform of the plane or a chain of them, from base to data; a bank, or the
-            distribution that it returns; a mixture or a pair, which are in raw units.
-        component: which of the K components.
-        image: ``False`` for the grid itself, in the same colours.
+        flow: a transform of the plane, or a sequence of them from base to data; a bank or its
+            distribution; a mixture or a pair, in raw units.
+        component: the number of the component.
+        image: ``False`` draws the grid itself in the same colours.
         extent: left, right, bottom and top of the grid, in base space.
-        lines: grid lines each way.
+        lines: grid lines in each direction.
         resolution: coloured cells along each side.
         colorbar: draw the scale beside ``ax``.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if there is no such component, it has other than two features, or no transforms.
@@ -168,25 +167,14 @@ def plot_transform_grid(
     push = _Map(flow, component)
     check_positive("lines", lines, minimum=2)
     check_positive("resolution", resolution)
-    left, right, bottom, top = extent
-    if not (left < right and bottom < top):
-        raise ValueError(f"extent is {extent}; expected left < right and bottom < top")
-    corner, span = torch.tensor([left, bottom]), torch.tensor([right - left, top - bottom])
-    share = torch.linspace(0, 1, resolution + 1)
-    up, across = torch.meshgrid(share, share, indexing="ij")
-    corners = corner + span * torch.stack((across, up), -1)
-    centres = (corners[:-1, :-1] + corners[1:, 1:]) / 2
-    _, log_det = push(centres)
-    place, along = torch.meshgrid(torch.linspace(0, 1, lines), share, indexing="ij")
-    upright = corner + span * torch.stack((place, along), -1)
-    level = corner + span * torch.stack((along, place), -1)
-    drawn = torch.cat((upright, level))
+    corners, drawn = _grid(check_extent(extent), lines, resolution)
+    _, log_det = push((corners[:-1, :-1] + corners[1:, 1:]) / 2)
     if image:
         corners, drawn = push(corners)[0], push(drawn)[0]
     ax = axes_or_new(ax)
     largest = float(log_det.abs().max())
-    # A map that keeps volumes is in the middle of the scale, whatever its rounding errors.
-    # Never the ends of the colours, in which the lines would drown where all is the same.
+    # A map that keeps volumes has the middle of the scale, despite rounding errors. The factor
+    # leaves out the ends of the scale, where the lines are hard to see.
     norm = CenteredNorm(halfrange=1.3 * largest if largest > 1e-3 else 1.0)
     mesh = ax.pcolormesh(
         *to_numpy(corners.movedim(-1, 0)), to_numpy(log_det), cmap="RdBu_r", norm=norm, alpha=0.85
@@ -209,16 +197,16 @@ def plot_transform_samples(
     size: float = 6.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the image of points of the base, coloured by their quadrant (thesis Figures 3.2, 3.3).
+    """Draw the image of points of the base, coloured by quadrant (thesis Figures 3.2, 3.3).
 
     Arguments:
-        flow, component: as for :func:`plot_transform_grid`; bare transforms have a standard normal
-            as their base.
-        num_samples: how many.
-        image: ``False`` for the points themselves, in the same colours.
-        seed: seed of the points; the global state is left alone.
+        flow, component: as for :func:`plot_transform_grid`; the base of bare transforms is a
+            standard normal.
+        num_samples: number of points.
+        image: ``False`` draws the points themselves in the same colours.
+        seed: seed of the points; the global state stays.
         size: area of a dot.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Raises:
         ValueError: if there is no such component, it has other than two features, or no transforms.
@@ -234,7 +222,7 @@ def plot_transform_samples(
     points = to_numpy(push(z)[0] if image else z)
     quadrant = to_numpy((z[:, 0] < 0) + 2 * (z[:, 1] < 0))
     ax = axes_or_new(ax)
-    # Other colours than those of the first components, which these are not.
+    # Quadrants are no components, so they have other colours than the first components.
     for k, color in enumerate(component_colors(10)[5:9]):
         across, up = points[quadrant == k].T
         ax.scatter(across, up, s=size, color=color, linewidths=0)
@@ -242,8 +230,19 @@ def plot_transform_samples(
     return ax
 
 
+def _grid(extent: Extent, lines: int, resolution: int) -> tuple[Tensor, Tensor]:
+    """Return the corners of the cells ``(R + 1, R + 1, 2)`` and the lines ``(L, R + 1, 2)``."""
+    left, right, bottom, top = extent
+    corner, span = torch.tensor([left, bottom]), torch.tensor([right - left, top - bottom])
+    share = torch.linspace(0, 1, resolution + 1)
+    up, across = torch.meshgrid(share, share, indexing="ij")
+    place, along = torch.meshgrid(torch.linspace(0, 1, lines), share, indexing="ij")
+    drawn = torch.cat((torch.stack((place, along), -1), torch.stack((along, place), -1)))
+    return corner + span * torch.stack((across, up), -1), corner + span * drawn
+
+
 def _label(ax: Axes, image: bool) -> None:
     name = "x" if image else "z"
     ax.set(xlabel=f"${name}_1$", ylabel=f"${name}_2$", aspect="equal")
     ax.locator_params(nbins=5)
-    ax.locator_params(axis="x", nbins=4)  # an image may be narrow
+    ax.locator_params(axis="x", nbins=4)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating
 from pyro_vmonf._utils.validation import check_positive, check_unconditional, floating_buffer
+from pyro_vmonf.contracts import Pair
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.palette import component_colors, tint
-from pyro_vmonf.vmonf import VMoNF
 
 Array = np.ndarray[Any, Any]
 Extent = tuple[float, float, float, float]
@@ -39,15 +39,21 @@ def regions_of(
 
 
 def draw_regions(ax: Axes, regions: Array, count: int, extent: Extent) -> AxesImage:
-    """Draw what :func:`regions_of` returned, behind everything else."""
+    """Draw the regions of ``count`` components behind everything else."""
     return ax.imshow(
         tints(count)[regions], origin="lower", extent=extent, zorder=-1, interpolation="nearest"
     )
 
 
 def tints(count: int) -> Array:
-    """Return the background colours ``(count, 3)`` of the components' regions."""
+    """Return the background colours ``(count, 3)`` of the regions."""
     return np.array([tint(color) for color in component_colors(count)])
+
+
+def model_of(part: Any) -> Any:
+    """Return the mixture of a pair, and anything else as it is."""
+    model = getattr(part, "model", None)
+    return model if isinstance(model, FlowMixture) and hasattr(part, "guide") else part
 
 
 def check(model: FlowMixture, name: str, advice: str = "") -> None:
@@ -60,6 +66,14 @@ def check(model: FlowMixture, name: str, advice: str = "") -> None:
         )
 
 
+def check_extent(extent: Extent) -> Extent:
+    """Return the extent, and raise ``ValueError`` if it is empty."""
+    left, right, bottom, top = extent
+    if not (left < right and bottom < top):
+        raise ValueError(f"extent is {extent}; expected left < right and bottom < top")
+    return extent
+
+
 def find_extent(points: Array) -> Extent:
     """Return left, right, bottom and top around most of the points ``(N, 2)``."""
     low, high = np.quantile(points, (0.01, 0.99), axis=0)
@@ -68,24 +82,17 @@ def find_extent(points: Array) -> Extent:
     return left, right, bottom, top
 
 
-def choose_extent(vmonf: VMoNF, ax: Axes, extent: Extent | None) -> Extent:
-    """Return the extent given, or that of what the axes show, or that of the mixture's samples.
-
-    Raises:
-        ValueError: if the extent given is empty.
-    """
-    if extent is None and ax.has_data():
+def choose_extent(vmonf: Pair, ax: Axes, extent: Extent | None) -> Extent:
+    """Return the extent given, the limits of axes with data, or the extent of samples."""
+    if extent is not None:
+        return check_extent(extent)
+    if ax.has_data():
         return *ax.get_xlim(), *ax.get_ylim()
-    if extent is None:
-        return find_extent(to_numpy(vmonf.sample(2000, seed=0)[0]))
-    left, right, bottom, top = extent
-    if not (left < right and bottom < top):
-        raise ValueError(f"extent is {extent}; expected left < right and bottom < top")
-    return extent
+    return find_extent(to_numpy(vmonf.sample(2000, seed=0)[0]))
 
 
 def grid(extent: Extent, resolution: int) -> Tensor:
-    """Return the centres ``(resolution, resolution, 2)`` of the extent's pixels, upwards."""
+    """Return the centres ``(resolution, resolution, 2)`` of the pixels, the lowest row first."""
     check_positive("resolution", resolution)
     share = (torch.arange(resolution, dtype=torch.float64) + 0.5) / resolution
     left, right, bottom, top = extent
