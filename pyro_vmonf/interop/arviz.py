@@ -21,10 +21,9 @@ from pyro_vmonf._utils.validation import (
     floating_buffer,
 )
 from pyro_vmonf._version import __version__
-from pyro_vmonf.flows.random import RandomBank
-from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.interop.draws import Draws, draws_of_guide, draws_of_samples
-from pyro_vmonf.model import posterior_of_joint
+from pyro_vmonf.model import FlowMixture, posterior_of_joint
+from pyro_vmonf.program import name_of
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf import VMoNF
 
@@ -33,14 +32,14 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 NOTE = (
-    "One draw, a point estimate: these are in-sample scores. az.waic returns their sum and az.loo "
-    "has no draws to reweight, so neither is leave-one-out. Compare models by the log-density of "
-    "held-out rows, vmonf.log_prob(x_test).mean()."
+    "This is a point estimate with one draw, so the scores are in-sample. az.waic returns their "
+    "sum and az.loo has no draws to reweight, so neither is leave-one-out. Compare models by the "
+    "log-density of held-out rows, vmonf.log_prob(x_test).mean()."
 )
 NOTE_ON_DRAWS = (
-    "The flows are a point estimate that has seen these rows; only the weights are drawn. az.loo, "
-    "az.waic and az.compare make up for the fit of the weights and not for that of the flows. "
-    "Compare models by the log-density of held-out rows, to_inference_data(..., held_out=x_test)."
+    "Only the weights are drawn. The flows are a point estimate fitted to these rows, and az.loo, "
+    "az.waic and az.compare correct the fit of the weights only. Compare models by the log-density "
+    "of held-out rows, to_inference_data(..., held_out=x_test)."
 )
 
 
@@ -59,50 +58,48 @@ def to_inference_data(
 ) -> InferenceData | DataTree:
     r"""Return posterior, pointwise log-likelihood, data and training as ArviZ groups.
 
-    What has no prior is a point estimate, one chain with one draw. Where the weights or the bank's
-    parameters have one, ``draws`` takes draws from the guide's posterior, ``posterior`` an MCMC's,
-    and everything else follows under each of them; without either, weights are at their posterior
-    mean and parameters at the posterior's centre. With ArviZ 1.0 or later the result is an xarray
-    ``DataTree`` of the same groups.
+    A part without a prior is a point estimate: one chain with one draw. Random weights and random
+    parameters of a bank take draws from the guide (``draws``) or from an MCMC (``posterior``). All
+    groups then hold values under each draw. With neither argument, the weights are at their
+    posterior mean and the parameters at the centre of their posterior. ArviZ 1.0 and later return
+    an xarray ``DataTree`` with the same groups.
 
     =========================  ===================================================================
     group                      variables
     =========================  ===================================================================
-    ``posterior``              ``responsibilities`` (chain, draw, row, component), by the guide or
-                               exact; ``weights`` (chain, draw, component); a random bank's
-                               parameters by the names of their sites
+    ``posterior``              ``responsibilities`` (chain, draw, row, component);
+                               ``weights`` (chain, draw, component); the parameters of a random
+                               bank by the names of their sites
     ``log_likelihood``         ``x``, the log-density with c summed out (chain, draw, row)
-    ``posterior_predictive``   ``x``, new data sets (chain, draw, row, feature), if asked for
-    ``observed_data``          ``x`` (row, feature), ``y`` if given
+    ``posterior_predictive``   ``x``, new data sets (chain, draw, row, feature), on request
+    ``observed_data``          ``x`` (row, feature); ``y``, if given
     ``training``               ``elbo``, ``objective``, ``temperature``, ``held_out`` (epoch) and
-                               ``terms`` (term, epoch) of the last fit; no draws, so a group of its
-                               own in place of ``sample_stats``, whose rows would be draws
-    ``held_out``               ``log_prob`` (held_out_row), the log of the density's mean over the
-                               draws, if rows are given
+                               ``terms`` (term, epoch) of the last fit
+    ``held_out``               ``log_prob`` (held_out_row), the log of the mean density over the
+                               draws, if held-out rows are given
     =========================  ===================================================================
 
-    An image's dimensions are ``feature_0``, ``feature_1`` and so on. Means of the log-density a
-    row, of those given and of those held out, are attributes with their standard errors:
-    ``in_sample_log_prob_mean``, ``in_sample_log_prob_se``, ``held_out_log_prob_mean`` and
-    ``held_out_log_prob_se``; with several draws, of
-    :math:`\log \frac1S \sum_s p(x \mid \pi_s, \theta_s)`.
+    The dimensions of an image are ``feature_0``, ``feature_1`` and so on. The attributes
+    ``in_sample_log_prob_mean`` and ``held_out_log_prob_mean`` are means over the rows of
+    :math:`\log \frac1S \sum_s p(x \mid \pi_s, \theta_s)` for *S* draws. Their standard errors are
+    ``in_sample_log_prob_se`` and ``held_out_log_prob_se``.
 
     Arguments:
         vmonf: the fitted pair.
         x: rows ``(N, *event_shape)``, in raw units.
-        y: evidence of the rows, as in ``fit``: it enters the responsibilities.
-        exact: responsibilities by Bayes' rule under each draw, in place of the guide's, which are
-            the same under all.
-        draws: draws of the random parts from the guide's posterior.
-        posterior: in their place, an MCMC's samples ``(draws, *)`` or ``(chains, draws, *)`` by the
-            names of the sites, as from ``mcmc.get_samples(group_by_chain=True)``.
-        predictive: data sets of N rows to draw under each draw of the random parts; ``True`` is 1.
-        held_out: rows ``(M, *event_shape)`` that took no part in the fit.
-        seed: seed of the draws; the global state is left alone.
+        y: evidence of the rows, as in ``fit``; it enters the responsibilities.
+        exact: responsibilities by Bayes' rule under each draw. By default they are those of the
+            guide, the same under all draws.
+        draws: number of draws of the random parts from the guide.
+        posterior: samples of an MCMC ``(draws, *)`` or ``(chains, draws, *)`` by the names of the
+            sites, as ``mcmc.get_samples(group_by_chain=True)`` returns them.
+        predictive: number of data sets of N rows under each draw; ``True`` is 1.
+        held_out: rows ``(M, *event_shape)`` outside the fit.
+        seed: seed of the draws; the global state stays.
         chunk_size: rows evaluated at once.
 
     Raises:
-        ValueError: if both ``draws`` and ``posterior`` are given, nothing in the mixture is random
+        ValueError: if both ``draws`` and ``posterior`` are given, the mixture has no random parts
             for them, or a shape does not fit.
 
     Example:
@@ -124,72 +121,61 @@ def to_inference_data(
     check_unconditional("to_inference_data", model.context_features)
     like = floating_buffer(vmonf)
     x = check_rows(x, model.event_shape, like)
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
+    y = None if y is None else check_evidence(y, len(x), model.num_components, like)
     new = None if held_out is None else check_rows(held_out, model.event_shape, like)
-    scores = None
-    with pyro.get_param_store().scope():  # which random parts would fill
+    by_guide = not (exact or vmonf.guide.exact)
+    with pyro.get_param_store().scope():  # random parts fill the store
         found = _draws(vmonf, draws, posterior, seed)
         log_prob, log_q = _scores(vmonf, found, x, y, chunk_size)
-        responsibilities = log_q.exp()
-        by_guide = isinstance(vmonf.guide, SoftmaxGuide) and not exact
         if by_guide:
             q = vmonf.predict_proba(x, y, chunk_size=chunk_size)
-            responsibilities = q.expand(found.chains, found.draws, *q.shape)
-        if new is not None:
-            scores, _ = _scores(vmonf, found, new, None, chunk_size)
-        drawn = {}
+        q = q.expand(found.chains, found.draws, *q.shape) if by_guide else log_q.exp()
+        scores = None if new is None else _scores(vmonf, found, new, None, chunk_size)[0]
+        groups: dict[str, dict[str, Any]] = {
+            "posterior": {"responsibilities": q, **_sites(model, found)},
+            "log_likelihood": {"x": log_prob},
+            "observed_data": {"x": x} if y is None else {"x": x, "y": y},
+        }
         if predictive:
-            drawn["x"] = _replicate(vmonf, found, len(x), predictive, seed)
-    features = [f"feature_{i}" for i in range(len(model.event_shape))]
-    features = ["feature"] if len(features) == 1 else features
-    groups: dict[str, dict[str, Any]] = {
-        "posterior": {"responsibilities": responsibilities, **_sites(vmonf, found)},
-        "log_likelihood": {"x": log_prob},
-        "observed_data": {"x": x} if y is None else {"x": x, "y": y},
-    }
-    if drawn:
-        groups["posterior_predictive"] = drawn
-    dims = {
-        "responsibilities": ["row", "component"],
-        "weights": ["component"],
-        # The rows of x and their log-densities share a name but not their dimensions.
-        "x": ["row", *features],
-        "y": ["row", "component"][: 1 if y is None else y.dim()],
-    }
-    sizes = {"row": len(x), "component": model.num_components}
-    sizes |= dict(zip(features, model.event_shape, strict=True))
+            drawn = _replicate(vmonf, found, len(x), predictive, seed)
+            groups["posterior_predictive"] = {"x": drawn}
     attrs: dict[str, Any] = {
         "inference_library": "pyro_vmonf",
         "inference_library_version": __version__,
         "responsibilities": "guide" if by_guide else "exact posterior",
         **_summary("in_sample", log_prob),
+        **({} if scores is None else _summary("held_out", scores)),
     }
-    own: dict[str, dict[str, Any]] = {}
-    if vmonf.history is not None:
-        own["training"] = _training(vmonf.history)
-    if scores is not None:
-        attrs |= _summary("held_out", scores)
-        mean = _mean_density(scores).cpu().numpy()
-        own["held_out"] = {"data_vars": {"log_prob": (["held_out_row"], mean)}}
-    notes = {"note": NOTE}
-    if found.sites:
-        notes = {} if isinstance(model.bank, RandomBank) else {"note": NOTE_ON_DRAWS}
-    arrays = {
-        group: {name: value.detach().cpu().numpy() for name, value in held.items()}
-        for group, held in groups.items()
+    note = NOTE if not found.sites else None if found.changes_components(model) else NOTE_ON_DRAWS
+    dims, sizes = _axes(model, x, y)
+    return _convert(groups, _own_groups(vmonf.history, scores), dims, sizes, attrs, note)
+
+
+def _axes(
+    model: FlowMixture, x: Tensor, y: Tensor | None
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Return the dimensions of each variable, and the size of each dimension."""
+    features = [f"feature_{i}" for i in range(len(model.event_shape))]
+    features = ["feature"] if len(features) == 1 else features
+    dims = {
+        "responsibilities": ["row", "component"],
+        "weights": ["component"],
+        # ArviZ uses the leading dimensions for the log-densities of the rows.
+        "x": ["row", *features],
+        "y": ["row", "component"][: 1 if y is None else y.dim()],
     }
-    return _convert(arrays, own, dims, sizes, attrs, notes)
+    sizes = {"row": len(x), "component": model.num_components}
+    return dims, sizes | dict(zip(features, model.event_shape, strict=True))
 
 
 def _draws(
     vmonf: VMoNF, draws: int | None, posterior: Mapping[str, Any] | None, seed: int | None
 ) -> Draws:
-    """Return the draws that were asked for."""
+    """Return the draws of the random parts."""
     if draws is not None and posterior is not None:
         raise ValueError(
-            "both draws, of the guide's posterior, and posterior, an MCMC's samples, were given; "
-            "pass one of them"
+            "draws (from the guide) and posterior (samples of an MCMC) were both given; pass one "
+            "of them"
         )
     if posterior is not None:
         return draws_of_samples(vmonf, posterior)
@@ -204,36 +190,34 @@ def _scores(
     check_positive("chunk_size", chunk_size)
     axis = -1 - len(vmonf.model.event_shape)
     # Components that no draw changes are evaluated once.
-    fixed = not isinstance(vmonf.model.bank, RandomBank)
-    table = vmonf.component_log_prob(x, chunk_size=chunk_size) if fixed else None
+    table = None
+    if not draws.changes_components(vmonf.model):
+        table = vmonf.component_log_prob(x, chunk_size=chunk_size)
     log_prob, log_q = [], []
     with evaluating(vmonf):
         for mixture in draws.mixtures(vmonf.model):
-            if table is None:
-                parts = [
-                    mixture.components.log_prob(r.unsqueeze(axis)) for r in x.split(chunk_size)
-                ]
-                components = torch.cat(parts)
-            else:
-                components = table
+            components = table
+            if components is None:
+                rows = x.unsqueeze(axis).split(chunk_size)
+                components = torch.cat([mixture.components.log_prob(part) for part in rows])
             joint = mixture.log_weights + components
             log_prob.append(joint.logsumexp(-1))
             log_q.append(posterior_of_joint(joint, mixture.log_weights, y))
     return draws.by_chain(log_prob), draws.by_chain(log_q)
 
 
-def _sites(vmonf: VMoNF, draws: Draws) -> dict[str, Tensor]:
-    """Return the weights and the other random sites, with chain and draw in front."""
-    sites, weights = dict(draws.sites), vmonf.model.weights
-    fixed = weights.log_mean().exp().expand(draws.chains, draws.draws, -1)
-    return {"weights": sites.pop(weights._pyro_name or "weights", fixed), **sites}
+def _sites(model: FlowMixture, draws: Draws) -> dict[str, Tensor]:
+    """Return the weights and the other random sites ``(chains, draws, *)``."""
+    sites = dict(draws.sites)
+    fixed = model.weights.log_mean().exp().expand(draws.chains, draws.draws, -1)
+    return {"weights": sites.pop(name_of(model.weights, "weights"), fixed), **sites}
 
 
 @torch.no_grad()
 def _replicate(
     vmonf: VMoNF, draws: Draws, rows: int, predictive: bool | int, seed: int | None
 ) -> Tensor:
-    """Draw data sets of so many rows under each draw, ``(chains, draws * sets, rows, *)``."""
+    """Draw data sets under each draw, ``(chains, draws * sets, rows, *)``."""
     sets = check_positive("predictive", int(predictive))
     with evaluating(vmonf), local_seed(seed):
         drawn = [
@@ -250,14 +234,23 @@ def _mean_density(log_prob: Tensor) -> Tensor:
 
 
 def _summary(name: str, log_prob: Tensor) -> dict[str, float]:
-    """Return the mean log-density of rows and its standard error, as attributes."""
+    """Return the mean log-density of the rows and its standard error."""
     rows = _mean_density(log_prob)
     error = float(rows.std() / math.sqrt(len(rows))) if len(rows) > 1 else math.nan
     return {f"{name}_log_prob_mean": float(rows.mean()), f"{name}_log_prob_se": error}
 
 
+def _own_groups(history: History | None, scores: Tensor | None) -> dict[str, dict[str, Any]]:
+    """Return the arguments of the datasets of the training and of the held-out rows."""
+    own = {} if history is None else {"training": _training(history)}
+    if scores is not None:
+        mean = _mean_density(scores).cpu().numpy()
+        own["held_out"] = {"data_vars": {"log_prob": (["held_out_row"], mean)}}
+    return own
+
+
 def _training(history: History) -> dict[str, Any]:
-    """Return the arguments of the dataset of a run."""
+    """Return the arguments of the dataset of the training."""
     series = ("elbo", "objective", "temperature", "held_out")
     complete = [name for name in series if len(getattr(history, name)) == len(history.epoch)]
     names = list(history.terms)
@@ -276,30 +269,35 @@ def _training(history: History) -> dict[str, Any]:
 
 
 def _convert(
-    groups: dict[str, Any],
+    groups: dict[str, dict[str, Any]],
     own: dict[str, dict[str, Any]],
     dims: dict[str, list[str]],
     sizes: dict[str, int],
     attrs: dict[str, Any],
-    notes: dict[str, str],
+    note: str | None,
 ) -> Any:
-    """Call ArviZ, whose ``from_dict`` takes groups as arguments before 1.0 and as a dict since."""
+    """Call ``from_dict`` of ArviZ: groups are arguments before 1.0, and a dict since."""
     with warnings.catch_warnings():
-        # It announces its next major version once a day, at import.
+        # ArviZ announces its next major version once a day, at import.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     import xarray
 
+    arrays: dict[str, Any] = {
+        group: {name: value.detach().cpu().numpy() for name, value in held.items()}
+        for group, held in groups.items()
+    }
     coords = {name: np.arange(size) for name, size in sizes.items()}
+    notes = {} if note is None else {"note": note}
     datasets = {group: xarray.Dataset(**arguments) for group, arguments in own.items()}
     if int(arviz.__version__.split(".")[0]) >= 1:
         every = {"/": attrs, "log_likelihood": notes}
-        tree = arviz.from_dict(groups, coords=coords, dims=dims, attrs=every)
+        tree = arviz.from_dict(arrays, coords=coords, dims=dims, attrs=every)
         for group, dataset in datasets.items():
             tree[group] = xarray.DataTree(dataset)
         return tree
     data = arviz.from_dict(
-        **groups, coords=coords, dims=dims, attrs=attrs, log_likelihood_attrs=notes
+        **arrays, coords=coords, dims=dims, attrs=attrs, log_likelihood_attrs=notes
     )
     if datasets:
         data.add_groups(datasets)

@@ -1,4 +1,4 @@
-"""Draws of a mixture's random parts, and what the mixture says of rows under each of them."""
+"""Draws of the random parts of a mixture, and the mixture under each draw."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import as_tensor, check_positive, floating_buffer
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import name_of
 from pyro_vmonf.vmonf import VMoNF
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Values of the sites of a mixture's random parts; without any, the point estimate.
+    """Values of the random sites of a mixture; without sites, the point estimate.
 
     Attributes:
-        sites: values ``(chains, draws, *site_shape)`` by the sites' names.
-        chains, draws: how many.
+        sites: values ``(chains, draws, *site_shape)`` by the names of the sites.
+        chains: number of chains.
+        draws: number of draws in each chain.
     """
 
     sites: dict[str, Tensor]
     chains: int = 1
     draws: int = 1
+
+    def changes_components(self, model: FlowMixture) -> bool:
+        """Return ``True`` if sites other than the weights are drawn."""
+        return bool(self.sites.keys() - {name_of(model.weights, "weights")})
 
     def mixtures(self, model: FlowMixture) -> Iterator[Marginal]:
         """Return the mixture under each draw, chain after chain."""
@@ -39,41 +45,41 @@ class Draws:
             for draw in range(self.draws):
                 values = {name: value[chain, draw] for name, value in self.sites.items()}
                 with poutine.condition(data=values):
-                    mixture = _random_parts(model)
+                    mixture = Marginal(*model.draw_parts())
                 yield mixture
 
     def by_chain(self, values: list[Tensor]) -> Tensor:
-        """Return one value a draw as ``(chains, draws, *)``."""
+        """Stack one value for each draw as ``(chains, draws, *)``."""
         return torch.stack(values).unflatten(0, (self.chains, self.draws))
 
 
 def draws_of_guide(vmonf: VMoNF, draws: int, seed: int | None) -> Draws:
-    """Draw from the guide's posterior of the mixture's random parts.
+    """Draw the random parts of the mixture from the guide.
 
     Raises:
-        ValueError: if there are none, or the number is below one.
+        ValueError: if the mixture has no random parts, or the number is below one.
     """
     check_positive("draws", draws)
     _shapes(vmonf.model, f"draws is {draws}")
     found: list[dict[str, Tensor]] = []
     with local_seed(seed), evaluating(vmonf), torch.no_grad():
         for _ in range(draws):
-            # Without rows the guide draws what belongs to all of them.
+            # Without rows the guide draws the global sites only.
             found.append(_values(poutine.trace(vmonf.guide).get_trace()))
     sites = {name: torch.stack([one[name] for one in found])[None] for name in found[0]}
     return Draws(sites, 1, draws)
 
 
 def draws_of_samples(vmonf: VMoNF, samples: Mapping[str, Any]) -> Draws:
-    """Take an MCMC's samples of the mixture's random parts.
+    """Take samples of the random parts of the mixture from an MCMC.
 
     Arguments:
         vmonf: the pair.
-        samples: by the sites' names ``(draws, *site_shape)``, which is one chain, or
-            ``(chains, draws, *site_shape)``, as from ``mcmc.get_samples(group_by_chain=True)``.
+        samples: values ``(draws, *site_shape)`` or ``(chains, draws, *site_shape)`` by the names of
+            the sites, as ``mcmc.get_samples(group_by_chain=True)`` returns them.
 
     Raises:
-        ValueError: if they are not those of the mixture's sites, or of other shapes.
+        ValueError: if names or shapes differ from those of the random sites.
     """
     like = floating_buffer(vmonf)
     shapes = _shapes(vmonf.model, f"posterior holds {', '.join(samples) or 'nothing'}")
@@ -103,28 +109,17 @@ def draws_of_samples(vmonf: VMoNF, samples: Mapping[str, Any]) -> Draws:
     return Draws(sites, *counts.pop())
 
 
-def _random_parts(model: FlowMixture) -> Marginal:
-    """Run the sites of weights and bank, as the model does, and return the mixture under them."""
-    log_weights = model.weights()
-    draw = getattr(model.bank, "draw", model.components_of)
-    return Marginal(log_weights, model._in_raw_units(draw(None)))
-
-
 def _values(trace: poutine.Trace) -> dict[str, Tensor]:
-    """Return the values of a trace's sample sites."""
+    """Return the values of the sample sites of a trace."""
     nodes: dict[str, Any] = trace.nodes
     return {name: site["value"] for name, site in nodes.items() if site["type"] == "sample"}
 
 
 @torch.no_grad()
 def _shapes(model: FlowMixture, given: str) -> dict[str, torch.Size]:
-    """Return the shapes of the sites of the mixture's random parts.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """Return the shapes of the random sites; raise ``ValueError`` if there are none."""
     with local_seed(0):
-        values = _values(poutine.trace(_random_parts).get_trace(model))
+        values = _values(poutine.trace(model.draw_parts).get_trace())
     shapes = {name: value.shape for name, value in values.items()}
     if not shapes:
         raise ValueError(

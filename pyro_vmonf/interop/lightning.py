@@ -1,4 +1,4 @@
-"""The pair as a Lightning module (extra ``lightning``)."""
+"""A pair as a Lightning module (extra ``lightning``)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.schedules import Schedule
 from pyro_vmonf.vmonf import VMoNF
 
 
 class LightningMixture(LightningModule):
-    """A pair that Lightning's ``Trainer`` fits: batches are ``x`` or ``(x, y)``.
+    """A pair for Lightning's ``Trainer``, with batches ``x`` or ``(x, y)``.
 
-    Devices, processes, precision, checkpoints and resuming are the ``Trainer``'s. Standardise
-    first: ``vmonf.model.standardize_(x)``, or ``vmonf.model.standardizer.fit_batches_(batches)``.
+    The ``Trainer`` handles devices, processes, precision and checkpoints. Standardise the rows
+    first, by ``vmonf.model.standardize_(x)`` or ``vmonf.model.standardizer.fit_batches_(batches)``.
 
     Arguments:
         vmonf: the pair.
-        lr: of Adam.
-        temperature: the guide's temperature, a function of the step; by default it stays.
-        size: rows of the whole data set; needed where the weights or parameters are random.
+        lr: learning rate of Adam.
+        temperature: function from the step to the temperature of the guide; by default it stays.
+        size: rows of the whole data set; random weights or parameters need it.
         optimizer: function from the parameters to an optimiser, in place of Adam.
+
+    Raises:
+        ValueError: at the first step, if the guide has no temperature to set.
     """
 
     def __init__(
@@ -54,12 +56,11 @@ class LightningMixture(LightningModule):
         return loss
 
     def training_step(self, batch: Any, number: int) -> Tensor:
-        """Return the loss of a batch, per row."""
+        """Return the loss per row of a batch."""
         guide = self.vmonf.guide
-        if isinstance(guide, SoftmaxGuide):
-            guide.set_step_(self.global_step)
-            if self.temperature is not None:
-                guide.set_temperature_(self.temperature(self.global_step))
+        guide.set_step_(self.global_step)
+        if self.temperature is not None:
+            guide.set_temperature_(self.temperature(self.global_step))
         loss = self._loss(batch)
         self.log("elbo", -loss.detach(), prog_bar=True)
         return loss
@@ -69,7 +70,7 @@ class LightningMixture(LightningModule):
         self.log("held_out", -self._loss(batch), sync_dist=True)
 
     def configure_optimizers(self) -> Optimizer:
-        """Return Adam, or the optimiser that was asked for."""
+        """Return Adam or the given optimiser."""
         if self.optimizer is not None:
             return self.optimizer(self.vmonf.parameters())
         return torch.optim.Adam(self.vmonf.parameters(), lr=self.lr)
