@@ -1,4 +1,4 @@
-"""Distortions that leave a point's cluster alone: what :class:`Consistency` compares it with."""
+"""Distortions: random copies of rows that belong to the same cluster."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from torch.nn import functional as F
 from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.terms import Batch
+from pyro_vmonf.contracts import Batch
 
 
 def _units(batch: Batch) -> Tensor | float:
-    """One standard deviation of each feature, where the model knows it."""
+    """Return the standard deviation of each feature where the model knows it, and else 1."""
     model = batch.guide.model
     return 1.0 if model is None else model.standardizer.scale
 
 
 class Jitter(ShownModule):
-    """Gaussian noise on every feature.
+    r"""Gaussian noise on every feature, :math:`x + \sigma s \varepsilon`.
+
+    The units :math:`s` are the features' standard deviations where the model is standardised, and
+    1 elsewhere.
 
     Arguments:
-        scale: its standard deviation, in units of the features' own where the model is
-            standardised.
+        scale: standard deviation :math:`\sigma` of the noise, in these units.
+
+    Example:
+        >>> from pyro_vmonf import SoftmaxGuide
+        >>> from pyro_vmonf.nn import MLP
+        >>> from pyro_vmonf.terms import Consistency
+        >>> guide = SoftmaxGuide(MLP(2, 5), [Consistency(Jitter(0.1))])
     """
 
     def __init__(self, scale: float = 0.1) -> None:
@@ -40,18 +48,25 @@ class Jitter(ShownModule):
 class RandomWalk(ShownModule):
     """The end of a random walk that starts at the point, on the graph of nearest neighbours.
 
-    Points that long walks connect belong together, however far apart they are: nothing is said of
-    the clusters' shape but that they are connected and not joined to each other.
+    Points that long walks connect belong together, however far apart they are. Clusters may have
+    any shape, as long as each is connected and no two are joined.
 
     Arguments:
-        x: all rows ``(N, *event_shape)``, which ``index`` counts; each feature is divided by its
+        x: all rows ``(N, *event_shape)``, which ``index`` counts. Each feature is divided by its
             standard deviation before distances are taken.
-        neighbors: nearest neighbours that a point is linked to; links go both ways.
-        length: walks have a uniform number of steps from 1 to this.
-        walks: walks drawn from each row, once; a step of training picks one of them.
+        neighbors: nearest neighbours that a point is linked to. Links go both ways.
+        length: largest number of steps. The number of each walk is uniform from 1 to this.
+        walks: walks from each row, drawn once. A step of training picks one of them.
+
+    Attributes:
+        ends: positions ``(N, walks)`` where the walks from each row end.
 
     Raises:
-        ValueError: if there are not more rows than neighbours.
+        ValueError: if there are not more rows than neighbours, or, in the call, if the positions of
+            the rows are unknown.
+
+    References:
+        Lovász (1993), Random walks on graphs: a survey.
 
     Example:
         >>> walk = RandomWalk(torch.randn(100, 2))
@@ -104,15 +119,26 @@ class RandomWalk(ShownModule):
 
 
 class Adversarial(ShownModule):
-    """The direction in which the guide's answer changes most (virtual adversarial training).
+    r"""A step in the direction in which the guide's answer changes most.
+
+    .. math::
+        x + \epsilon \, \arg\max_{\|r\| = 1} KL(q(c|x) \| q(c|x + \xi r))
+
+    A power method finds the direction.
 
     Arguments:
-        epsilon: length of the step, in units of the features' standard deviations.
-        probe: length of the probing step, in the same units.
-        iterations: of the power method.
+        epsilon: length :math:`\epsilon` of the step, in units of the features' standard deviations.
+        probe: length :math:`\xi` of the probing step, in the same units.
+        iterations: number of iterations of the power method.
 
     References:
         Miyato, Maeda, Koyama, Ishii (2018), Virtual Adversarial Training, arXiv:1704.03976.
+
+    Example:
+        >>> from pyro_vmonf import SoftmaxGuide
+        >>> from pyro_vmonf.nn import MLP
+        >>> from pyro_vmonf.terms import Consistency
+        >>> guide = SoftmaxGuide(MLP(2, 5), [Consistency(Adversarial(0.1))])
     """
 
     def __init__(self, epsilon: float = 0.1, *, probe: float = 1e-2, iterations: int = 1) -> None:
@@ -174,7 +200,10 @@ class AffineImages(ShownModule):
         self.shift = shift
 
     def distorted(self, x: Tensor) -> Tensor:
-        """Distort rows ``(*, *event_shape)``, each in its own way.
+        """Distort each row in its own way.
+
+        Arguments:
+            x: rows ``(*, *event_shape)``, flat or of the image's shape.
 
         Raises:
             ValueError: if rows are no images of the shape that was given.

@@ -1,4 +1,4 @@
-"""Nearest neighbours, on which preferences for connected clusters rest."""
+"""Nearest neighbours, the links of a graph of rows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from torch import Tensor
 from pyro_vmonf._utils.validation import check_positive
 
 
-def nearest_neighbors(x: Tensor, neighbors: int, chunk_size: int = 1024) -> Tensor:
-    """Return the positions ``(N, neighbors)`` of each row's nearest rows, itself left out.
+def nearest_neighbors(x: Tensor, neighbors: int) -> Tensor:
+    """Return the positions of each row's nearest rows, itself left out.
 
-    Each feature is divided by its standard deviation before distances are taken; constant features
-    count nothing.
+    Each feature is divided by its standard deviation before distances are taken. Constant features
+    count nothing. Equal rows are neighbours of each other.
+
+    Arguments:
+        x: rows ``(N, *event_shape)``.
+        neighbors: number of neighbours of each row.
+
+    Returns:
+        Positions ``(N, neighbors)``, the nearest first.
 
     Raises:
         ValueError: if there are not more rows than neighbours.
@@ -23,20 +30,13 @@ def nearest_neighbors(x: Tensor, neighbors: int, chunk_size: int = 1024) -> Tens
                 [0],
                 [1]])
     """
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import StandardScaler
+
     check_positive("neighbors", neighbors)
     if len(x) <= neighbors:
         raise ValueError(f"x has {len(x)} rows; {neighbors} neighbours need more rows than that")
-    rows = x.flatten(1)
-    rows = rows - rows.mean(0)
-    spread = rows.square().mean(0).sqrt()
-    rows = rows / spread.where(spread > 0, torch.ones_like(spread))
-    found = []
-    for start in range(0, len(rows), chunk_size):
-        # By products, distances of rows that lie close together would be rounding errors.
-        distance = torch.cdist(
-            rows[start : start + chunk_size], rows, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        own = torch.arange(len(distance), device=x.device)
-        distance[own, start + own] = torch.inf  # equal rows are neighbours, a row is not its own
-        found.append(distance.topk(neighbors, largest=False).indices)
-    return torch.cat(found)
+    rows = StandardScaler().fit_transform(x.detach().flatten(1).cpu().double().numpy())
+    # Rows that are fitted and not given again are left out of their own neighbours.
+    found = NearestNeighbors(n_neighbors=neighbors).fit(rows).kneighbors(return_distance=False)
+    return torch.as_tensor(found, device=x.device)

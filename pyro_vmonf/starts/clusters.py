@@ -1,38 +1,36 @@
-"""Starting points that look at the data: spectral clusters, and a guide that is taught them."""
+"""Clusters of rows along a graph of nearest neighbours, a start for a guide."""
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
-from scipy import linalg, sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from pyro_vmonf._utils.neighbors import nearest_neighbors
-from pyro_vmonf._utils.validation import (
-    as_tensor,
-    check_positive,
-    check_rows,
-)
+from pyro_vmonf._utils.validation import as_tensor, check_positive, check_rows
 
 
-def spectral_clusters(
-    x: Tensor, num_clusters: int, *, neighbors: int = 15, iterations: int = 30
-) -> Tensor:
+def spectral_clusters(x: Tensor, num_clusters: int, *, neighbors: int = 15) -> Tensor:
     r"""Cluster rows by the slowest directions of a random walk on their nearest neighbours.
 
-    The first K eigenvectors of the normalised adjacency :math:`D^{-1/2} A D^{-1/2}` embed the rows;
-    a pivoted QR factorisation of the embedding assigns them, without any random start.
+    The first K eigenvectors of the normalised adjacency :math:`D^{-1/2} A D^{-1/2}` embed the rows.
+    A pivoted QR factorisation of the embedding assigns them. The same ``x`` gives the same
+    clusters: the seed is fixed.
 
     Arguments:
         x: rows ``(N, *event_shape)``.
         num_clusters: number of clusters *K*.
-        neighbors: links of each row; links go both ways, and count once more where both rows ask.
-        iterations: of block inverse iteration. It factorises the graph once, which is cheap for the
-            graphs of points in few dimensions and dear in many.
+        neighbors: links of each row. Links go both ways, and a link that both rows ask for counts
+            twice.
 
     Returns:
         The cluster ``(N,)`` of each row.
+
+    Raises:
+        ValueError: if there are fewer rows than clusters, not more rows than neighbours, or a
+            value is not finite.
 
     References:
         Shi, Malik (2000), Normalized cuts and image segmentation. Damle, Minden, Ying (2019),
@@ -55,41 +53,40 @@ def spectral_clusters(
     if num_clusters == 1:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
     near = nearest_neighbors(x, neighbors).cpu().numpy()
-    count = len(near)
+    if num_clusters == len(x):  # the eigenvectors of a sparse matrix are fewer than its rows
+        return torch.arange(len(x), device=x.device)
+    return torch.as_tensor(_cut(near, num_clusters), dtype=torch.long, device=x.device)
+
+
+def _cut(near: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Return the cluster of each row of a graph with links to the rows in ``near``."""
+    from scipy import sparse
+    from sklearn.cluster import SpectralClustering
+
+    count, neighbors = near.shape
     rows = np.repeat(np.arange(count), neighbors)
-    ones = np.ones(rows.shape)
-    directed = sparse.csr_matrix((ones, (rows, near.ravel())), shape=(count, count))
-    adjacency = directed + directed.T
-    scale = 1 / np.sqrt(np.asarray(adjacency.sum(1)).ravel())
-    normalized = sparse.diags(scale) @ adjacency @ sparse.diags(scale)
-    # Inverse iteration on a block finds them also where eigenvalues coincide (parts that no link
-    # joins), which a Lanczos iteration from one vector does not. A fixed start makes the result a
-    # function of the data.
-    shifted = (1 + 1e-4) * sparse.identity(count) - normalized
-    solve = splu(shifted.tocsc()).solve
-    block = np.random.default_rng(0).standard_normal((count, min(num_clusters + 4, count)))
-    for _ in range(iterations):
-        block, _ = np.linalg.qr(solve(block))
-    _, rotation = np.linalg.eigh(block.T @ (normalized @ block))
-    vectors = block @ rotation[:, -num_clusters:]
-    embedding = vectors * scale[:, None]
-    _, _, pivots = linalg.qr(embedding.T, pivoting=True)
-    left, _, right = np.linalg.svd(embedding[pivots[:num_clusters]].T)
-    return torch.as_tensor(np.abs(embedding @ (left @ right)).argmax(1), device=x.device)
+    directed = sparse.csr_matrix((np.ones(near.size), (rows, near.ravel())), (count, count))
+    method = SpectralClustering(
+        num_clusters, affinity="precomputed", assign_labels="cluster_qr", random_state=0
+    )
+    with warnings.catch_warnings():
+        # Parts that no link joins are the easiest clusters, and each is found.
+        warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
+        return method.fit_predict(directed + directed.T)
 
 
 def merge_linked(clusters: Tensor, ends: Tensor, *, above: float = 0.04) -> Tensor:
     """Join clusters that exchange more than a share of their random walks.
 
-    With more clusters than the data have, it says how many there are: a cluster that was cut in two
-    loses many walks across the cut, two clusters with few points between them lose few.
+    It says how many clusters the data have, where it is given more of them. A cluster that was cut
+    in two loses many walks across the cut. Two clusters with few points between them lose few.
 
     Arguments:
         clusters: cluster ``(N,)`` of each row.
         ends: where walks from each row ended, ``(N, walks)``: the ``ends`` of a
             :class:`~pyro_vmonf.distortions.RandomWalk` of the same rows.
         above: two clusters are one if more than this share of the walks from either ends in the
-            other. The pair that exchanges most is joined first, until none does.
+            other. The pair that exchanges most is joined first, until no pair exchanges more.
 
     Returns:
         Clusters ``(N,)``, numbered from 0 without gaps.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import NearestNeighbors
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
@@ -18,17 +16,25 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import spectral_clusters, warm_start_
 
 
-@pytest.mark.parametrize("chunk_size", [7, 1000])
-def test_neighbours_equal_scikit_learn(chunk_size: int) -> None:
-    x = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1.0, 10.0, 0.1])
-    units = (x / x.std(0, unbiased=False)).numpy()
-    expected = NearestNeighbors(n_neighbors=6).fit(units).kneighbors(units)[1][:, 1:]
-    assert np.array_equal(nearest_neighbors(x, 5, chunk_size=chunk_size).numpy(), expected)
+@pytest.mark.parametrize("features", [1, 3, 40])
+def test_neighbours_are_those_of_all_distances(features: int) -> None:
+    x = torch.randn(50, features, dtype=torch.float64) * torch.logspace(-1, 1, features)
+    units = x / x.std(0)
+    distances = (units[:, None] - units).norm(dim=-1).fill_diagonal_(torch.inf)
+    assert torch.equal(nearest_neighbors(x, 5), distances.argsort(1)[:, :5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
+def test_neighbours_of_rows_of_any_shape_and_type(dtype: torch.dtype) -> None:
+    x = torch.tensor([[[0, 0], [1, 2]], [[0, 1], [1, 2]], [[8, 8], [9, 9]]], dtype=dtype)
+    assert nearest_neighbors(x, 1).tolist() == [[1], [0], [1]]
 
 
 def test_a_row_is_not_its_own_neighbour_even_among_equals() -> None:
-    near = nearest_neighbors(torch.zeros(6, 2), 3)
-    assert (near != torch.arange(6)[:, None]).all()
+    near = nearest_neighbors(torch.zeros(60, 2), 3)
+    assert (near != torch.arange(60)[:, None]).all()
+    pairs = torch.arange(4.0).repeat_interleave(2).unsqueeze(1)
+    assert nearest_neighbors(pairs, 1).squeeze(1).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,6 +51,22 @@ def test_parts_that_nothing_links_are_the_clusters(parts: int) -> None:
     assert accuracy(truth, clusters) == 1.0
     order = torch.randperm(len(x))
     assert accuracy(clusters[order], spectral_clusters(x[order], parts)) == 1.0
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 4])
+def test_parts_stay_whole_where_there_are_more_of_them(clusters: int) -> None:
+    x = torch.cat([torch.randn(40, 2) + 100 * i for i in range(20)])
+    found = spectral_clusters(x, clusters)
+    assert found.unique().tolist() == list(range(clusters))
+    assert (found.reshape(20, 40) == found[::40, None]).all()
+
+
+def test_equal_rows_and_a_cluster_for_each_row() -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).repeat_interleave(30, 0)
+    assert accuracy(torch.arange(60) // 30, spectral_clusters(x, 2)) == 1.0
+    few = torch.randn(6, 2)
+    assert sorted(spectral_clusters(few, 6, neighbors=3).tolist()) == list(range(6))
+    assert spectral_clusters(torch.zeros(40, 2), 3).shape == (40,)
 
 
 def test_a_result_is_a_function_of_the_data() -> None:
