@@ -1,4 +1,4 @@
-"""How good a clustering or a density is."""
+"""Scores of clusterings and densities."""
 
 from __future__ import annotations
 
@@ -12,26 +12,11 @@ from torch import Tensor
 from pyro_vmonf._utils.validation import as_tensor
 
 Array = np.ndarray[Any, Any]
-LARGEST_TABLE = 2**24  # entries; the number of labels times that of clusters
+LARGEST_TABLE = 2**24  # entries: the number of labels times that of clusters
 
 
-def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
-    """Return how many rows have each label (row) and each cluster (column).
-
-    Arguments:
-        labels: integers ``(N,)`` of at least 0.
-        clusters: integers ``(N,)`` of at least 0.
-        num_clusters: columns to have at least, so that empty clusters show.
-
-    Raises:
-        TypeError: if labels or clusters are not integers.
-        ValueError: if the lengths differ, there are no rows, or a number is negative.
-
-    Example:
-        >>> contingency([0, 0, 1], [1, 1, 0])
-        tensor([[0, 2],
-                [1, 0]])
-    """
+def _checked(labels: Any, clusters: Any) -> tuple[Tensor, Tensor]:
+    """Return labels and clusters as integers ``(N,)`` on the CPU, or say why they are none."""
     labels, clusters = as_tensor("labels", labels).cpu(), as_tensor("clusters", clusters).cpu()
     if labels.shape != clusters.shape or labels.dim() != 1 or not len(labels):
         raise ValueError(
@@ -46,20 +31,45 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
                 f"{name} contain {int(numbers.min())}; expected numbers of at least 0: leave out "
                 "the rows that are not labelled"
             )
-    labels, clusters = labels.long(), clusters.long()
+    return labels.long(), clusters.long()
+
+
+def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
+    """Return how many rows have each label (row) and each cluster (column).
+
+    Arguments:
+        labels: integers ``(N,)`` of at least 0.
+        clusters: integers ``(N,)`` of at least 0.
+        num_clusters: columns to have at least, so that empty clusters show.
+
+    Returns:
+        Counts ``(L, K)``, for labels 0 to L − 1 and clusters 0 to K − 1.
+
+    Raises:
+        TypeError: if labels or clusters are not integers.
+        ValueError: if the lengths differ, there are no rows, a number is negative, or the table
+            would have more than 2²⁴ entries.
+
+    Example:
+        >>> contingency([0, 0, 1], [1, 1, 0])
+        tensor([[0, 2],
+                [1, 0]])
+    """
+    labels, clusters = _checked(labels, clusters)
     rows, columns = int(labels.max()) + 1, max(int(clusters.max()) + 1, num_clusters)
     if rows * columns > LARGEST_TABLE:
         raise ValueError(
             f"labels reach {rows - 1} and clusters {columns - 1}; expected numbers that count from "
             "0: torch.unique(labels, return_inverse=True)[1] renumbers them"
         )
+    # scikit-learn's table leaves out labels and clusters without rows, and with them the numbering.
     counts = torch.bincount(labels * columns + clusters, minlength=rows * columns)
     return counts.reshape(rows, columns)
 
 
 def _assignment(table: Array) -> tuple[Array, Array]:
     """Return rows and columns of the one-to-one matching with the largest sum."""
-    from scipy.optimize import linear_sum_assignment  # takes longer to import than all else here
+    from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(table, maximize=True)
     return rows, columns
@@ -74,8 +84,11 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
         num_clusters: number of clusters, where not all of them occur.
 
     Returns:
-        Labels ``(num_clusters,)``, each a different one; clusters beyond the labels get the numbers
+        Labels ``(num_clusters,)``, each a different one. Clusters beyond the labels get the numbers
         that are left.
+
+    Raises:
+        TypeError, ValueError: as for :func:`contingency`.
 
     Example:
         >>> match([0, 0, 1, 1], [2, 2, 0, 0], 3)
@@ -99,8 +112,8 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
         posterior: responsibilities ``(N, K)`` of the same rows.
 
     Returns:
-        The order ``(K,)``: ``posterior[:, order]`` has the reference's components, as far as there
-        are such, in their places.
+        The order ``(K,)``: ``posterior[:, order]`` has the reference's components in their places,
+        as far as the posterior has them.
 
     Raises:
         TypeError: if clusters are not integers.
@@ -138,6 +151,12 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
 def accuracy(labels: Any, clusters: Any) -> float:
     """Return the share of rows that agree under the best one-to-one matching of clusters to labels.
 
+    Arguments:
+        labels, clusters: as for :func:`contingency`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`contingency`.
+
     Example:
         >>> accuracy([0, 0, 1, 1], [1, 1, 0, 1])
         0.75
@@ -147,45 +166,62 @@ def accuracy(labels: Any, clusters: Any) -> float:
     return float(table[rows, columns].sum() / table.sum())
 
 
-def _entropy(counts: Array) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
-
-
 def normalized_mutual_information(labels: Any, clusters: Any) -> float:
     r"""Return :math:`I(y, c) / \tfrac12 (H(y) + H(c))`; 1 where both are constant.
+
+    Arguments:
+        labels, clusters: integers ``(N,)`` of at least 0.
+
+    Raises:
+        TypeError: if labels or clusters are not integers.
+        ValueError: if the lengths differ, there are no rows, or a number is negative.
 
     Example:
         >>> round(normalized_mutual_information([0, 0, 1, 1], [1, 1, 0, 0]), 6)
         1.0
     """
-    table = contingency(labels, clusters).numpy().astype(float)
-    one, other = _entropy(table.sum(1)), _entropy(table.sum(0))
-    shared = one + other - _entropy(table.ravel())
-    return 1.0 if one + other == 0 else max(shared, 0.0) / ((one + other) / 2)
+    from sklearn.metrics import normalized_mutual_info_score
+
+    labels, clusters = _checked(labels, clusters)
+    return float(normalized_mutual_info_score(labels.numpy(), clusters.numpy()))
 
 
 def adjusted_rand_index(labels: Any, clusters: Any) -> float:
-    """Return the Rand index corrected for chance (Hubert, Arabie 1985).
+    """Return the Rand index corrected for chance; 1 where both are constant.
+
+    Arguments:
+        labels, clusters: integers ``(N,)`` of at least 0.
+
+    Raises:
+        TypeError: if labels or clusters are not integers.
+        ValueError: if the lengths differ, there are no rows, or a number is negative.
+
+    References:
+        Hubert, Arabie (1985), Comparing partitions.
 
     Example:
         >>> adjusted_rand_index([0, 0, 1, 1], [1, 1, 0, 0])
         1.0
     """
-    table = contingency(labels, clusters).numpy().astype(float)
+    from sklearn.metrics import adjusted_rand_score
 
-    def pairs(counts: Array) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    both, one, other = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
-    total = pairs(np.array([table.sum()]))
-    expected = one * other / total if total else 0.0
-    largest = (one + other) / 2
-    return 1.0 if largest == expected else (both - expected) / (largest - expected)
+    labels, clusters = _checked(labels, clusters)
+    return float(adjusted_rand_score(labels.numpy(), clusters.numpy()))
 
 
 def clustering_scores(labels: Any, clusters: Any) -> dict[str, float]:
-    """Return ``accuracy``, ``nmi`` and ``ari`` together."""
+    """Return ``accuracy``, ``nmi`` and ``ari`` together.
+
+    Arguments:
+        labels, clusters: as for :func:`contingency`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`contingency`.
+
+    Example:
+        >>> clustering_scores([0, 0, 1, 1], [1, 1, 0, 0])["accuracy"]
+        1.0
+    """
     return {
         "accuracy": accuracy(labels, clusters),
         "nmi": normalized_mutual_information(labels, clusters),
@@ -195,6 +231,12 @@ def clustering_scores(labels: Any, clusters: Any) -> dict[str, float]:
 
 def format_contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> str:
     """Return the contingency table as text, each row divided by its sum, as thesis Table 5.1.
+
+    Arguments:
+        labels, clusters, num_clusters: as for :func:`contingency`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`contingency`.
 
     Example:
         >>> print(format_contingency([0, 0, 1], [1, 1, 0]))
@@ -214,8 +256,8 @@ def roc_curve(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
     """Return the shares of ordinary rows and of anomalies at or above each threshold.
 
     Arguments:
-        scores_in: scores ``(N,)`` of ordinary rows; larger is more anomalous, such as minus the
-            log-density.
+        scores_in: scores ``(N,)`` of ordinary rows. A larger score is more anomalous, such as minus
+            the log-density; it may be infinite.
         scores_out: scores ``(M,)`` of anomalies.
 
     Returns:
@@ -228,6 +270,7 @@ def roc_curve(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
         >>> roc_curve([0.0, 1.0], [1.0, 2.0])[1]
         tensor([0.0000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
     """
+    # scikit-learn's curve refuses infinite scores, which rows outside the support have.
     parts = []
     for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
         scores = as_tensor(name, scores).cpu().double()
@@ -249,7 +292,7 @@ def area_under_roc(scores_in: Any, scores_out: Any) -> float:
     .. math::
         P(s_\mathrm{out} > s_\mathrm{in}) + \tfrac12 P(s_\mathrm{out} = s_\mathrm{in})
 
-    It is the area under the ROC curve: 1 where the scores separate, 1/2 where they say nothing.
+    This is the area under the ROC curve: 1 where the scores separate, 1/2 where they say nothing.
 
     Arguments:
         scores_in, scores_out: as for :func:`roc_curve`.
@@ -275,6 +318,9 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
         log_truth: log-density ``(N,)`` of the truth at points drawn from it.
         log_model: log-density ``(N,)`` of the model at the same points.
 
+    Returns:
+        The estimate and its standard error.
+
     Example:
         >>> kl_to_truth(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
         (0.5, 0.0)
@@ -286,8 +332,17 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
 def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:
     r"""Return the mean of :math:`-\frac{\log p(x)}{D \log 2} + \log_2 \mathrm{levels}`.
 
-    It counts dequantised pixels divided by ``levels``, that is densities on [0, 1]: the convention
-    of 8-bit images (Theis, van den Oord, Bethge 2016, arXiv:1511.01844).
+    The density is that of dequantised pixels divided by ``levels``, on [0, 1]. This is the
+    convention of 8-bit images.
+
+    Arguments:
+        log_prob: log-density ``(N,)`` of the rows, in nats.
+        dimensions: number of pixels *D* of a row.
+        levels: number of grey levels.
+
+    References:
+        Theis, van den Oord, Bethge (2016), A note on the evaluation of generative models,
+        arXiv:1511.01844.
 
     Example:
         >>> bits_per_dim(torch.zeros(3), 784)  # the uniform density

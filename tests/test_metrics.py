@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, brute force and closed forms."""
+"""Scores against known values, brute force, closed forms and scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import (
-    adjusted_rand_score,
-    normalized_mutual_info_score,
-    roc_auc_score,
-)
+from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
@@ -80,13 +76,41 @@ def test_the_matching_has_the_accuracy(name: str) -> None:
     assert float(agreeing) == pytest.approx(accuracy(labels, clusters), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_scores_equal_those_of_scikit_learn(name: str) -> None:
-    labels, clusters = CASES[name]()
-    nmi = normalized_mutual_info_score(labels, clusters, average_method="arithmetic")
-    ari = adjusted_rand_score(labels, clusters)
+# labels, clusters, NMI, ARI. The second case: H(y) = log 2, H(c) = 3/2 log 2, I = log 2; of 6 pairs
+# labels join 2, clusters 1, both 1, so that ARI = (1 - 1/3) / (3/2 - 1/3).
+KNOWN: dict[str, tuple[list[int], list[int], float, float]] = {
+    "renamed": ([0, 0, 1, 1], [1, 1, 0, 0], 1.0, 1.0),
+    "one-label-halved": ([0, 0, 1, 1], [0, 0, 1, 2], 0.8, 4 / 7),
+    "crossed": ([0, 0, 1, 1], [0, 1, 0, 1], 0.0, -0.5),
+    "one-cluster": ([0, 0, 1, 1], [0, 0, 0, 0], 0.0, 0.0),
+    "all-apart": ([0, 0, 0, 0], [0, 1, 2, 3], 0.0, 0.0),
+    "both-constant": ([2, 2, 2], [1, 1, 1], 1.0, 1.0),
+    "numbers-with-gaps": ([0, 0, 9, 9], [5, 5, 70_000, 8], 0.8, 4 / 7),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_scores_have_the_known_values(name: str) -> None:
+    labels, clusters, nmi, ari = KNOWN[name]
     assert normalized_mutual_information(labels, clusters) == pytest.approx(nmi, abs=1e-12)
     assert adjusted_rand_index(labels, clusters) == pytest.approx(ari, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "one-row"])
+def test_the_rand_index_counts_pairs(name: str) -> None:
+    labels, clusters = CASES[name]()
+    pairs = list(itertools.combinations(range(len(labels)), 2))
+    one = [bool(labels[i] == labels[j]) for i, j in pairs]
+    other = [bool(clusters[i] == clusters[j]) for i, j in pairs]
+    both = sum(a and b for a, b in zip(one, other, strict=True))
+    expected, largest = sum(one) * sum(other) / len(pairs), (sum(one) + sum(other)) / 2
+    ari = 1.0 if largest == expected else (both - expected) / (largest - expected)
+    assert adjusted_rand_index(labels, clusters) == pytest.approx(ari, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_come_together(name: str) -> None:
+    labels, clusters = CASES[name]()
     assert clustering_scores(labels, clusters) == {
         "accuracy": accuracy(labels, clusters),
         "nmi": normalized_mutual_information(labels, clusters),
@@ -208,6 +232,11 @@ def test_roc_is_that_of_scikit_learn(kind: str) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
     area = roc_auc_score(truth, both)
     assert area_under_roc(inside, outside) == pytest.approx(area, rel=1e-12)
+
+
+def test_scores_of_rows_outside_the_support_are_infinite() -> None:
+    assert area_under_roc([0.0, 1.0], [math.inf, 1.0]) == 0.875
+    assert area_under_roc([0.0, math.inf], [math.inf, math.inf]) == 0.75
 
 
 @pytest.mark.parametrize("bad", [[], [0.0, math.nan], [[0.0]]])

@@ -16,23 +16,22 @@ from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.training.fit import Progress
 
 
-def split_in_two(x: Tensor, iterations: int = 10) -> Tensor:
-    """Return which half ``(N,)`` of 2-means each row is in, from its longest direction.
+def split_in_two(x: Tensor) -> Tensor:
+    """Return the half ``(N,)`` of 2-means, 0 or 1, that each row is in.
+
+    The same ``x`` gives the same halves: the seed is fixed. Rows that are all equal stay together.
 
     Example:
         >>> split_in_two(torch.tensor([[0.0], [1.0], [9.0], [10.0]])).bincount()
         tensor([2, 2])
     """
-    rows = x.flatten(1)
-    rows = rows - rows.mean(0)
-    _, _, directions = torch.linalg.svd(rows, full_matrices=False)
-    half = (rows @ directions[0] > 0).long()
-    for _ in range(iterations):
-        if half.min() == half.max():
-            break
-        centres = torch.stack([rows[half == i].mean(0) for i in (0, 1)])
-        half = torch.cdist(rows, centres).argmin(-1)
-    return half
+    from sklearn.cluster import KMeans
+
+    rows = x.detach().flatten(1).cpu().double().numpy()
+    if (rows == rows[0]).all():
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
+    half = KMeans(2, n_init=4, random_state=0).fit_predict(rows)
+    return torch.as_tensor(half, dtype=torch.long, device=x.device)
 
 
 class Reseed:
