@@ -15,7 +15,8 @@ the −log₂ p of dequantised images that the literature reports.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -25,12 +26,13 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed, training
-from pyro_vmonf._utils.progress import progress_bar
+from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.metrics import bits_per_dim
+from pyro_vmonf.training.lanes import Single
+from pyro_vmonf.training.trainer import Plan, Run, Trainer
 from pyro_vmonf.transforms import AffineImageCoupling, Logit, Squeezed, squeeze
 from pyro_vmonf.vmonf import VMoNF
 
@@ -252,21 +254,40 @@ class Dequantized(PyroModule):
             raise ValueError(
                 "uniform noise has no parameters; pass a VariationalDequantization, or flows=True"
             )
-        elbo, history = Trace_ELBO(), []
-        with (
-            pyro.get_param_store().scope(),
-            local_seed(seed),
-            training(self),
-            progress_bar(steps, progress, "dequantization") as bar,
-        ):
-            optimizer = torch.optim.Adam(trained, lr=lr)
-            for _ in range(check_positive("steps", steps)):
-                chosen = rows[torch.randint(len(rows), (min(batch_size, len(rows)),))]
-                loss = elbo.differentiable_loss(self.model, self.guide, chosen) / len(chosen)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(trained, 100.0)
-                optimizer.step()
-                history.append(bits_per_dim(-loss.detach(), dimensions, LEVELS))
-                bar.update()
-        return history
+        batch = min(batch_size, len(rows))
+        loss = DequantizationLoss(self)
+        optimizer = torch.optim.Adam(trained, lr=lr)
+        run = Run(RandomRows(rows, batch), torch.Generator())  # type: ignore[arg-type]
+        plan = Plan(epochs=check_positive("steps", steps), title="dequantization" * progress)
+        with pyro.get_param_store().scope(), local_seed(seed):
+            lanes = Single(loss, 100.0, trained)
+            [history] = Trainer(lanes, [run], optimizer, None, plan).run()
+        if run.failure:
+            raise FloatingPointError(run.failure)
+        return [bits_per_dim(torch.tensor(elbo), dimensions, LEVELS) for elbo in history.elbo]
+
+
+class DequantizationLoss(nn.Module):
+    """The ELBO of noise and mixture as the objective of a trainer."""
+
+    def __init__(self, dequantized: Dequantized) -> None:
+        super().__init__()
+        self.dequantized = dequantized
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        model, guide = self.dequantized.model, self.dequantized.guide
+        return {"elbo": -Trace_ELBO().differentiable_loss(model, guide, x) / len(x)}
+
+
+@dataclass
+class RandomRows:
+    """Rows drawn with replacement: one batch an epoch."""
+
+    rows: Tensor
+    batch_size: int
+    batches: int = 1
+    generators: tuple[torch.Generator, ...] = ()
+
+    def epoch(self, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+        """Return one batch; the draws are those of the local seed."""
+        yield {"x": self.rows[torch.randint(len(self.rows), (self.batch_size,))]}

@@ -3,24 +3,109 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed, training
-from pyro_vmonf._utils.progress import progress_bar
+from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf.contracts import Start
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.program import log_evidence
 from pyro_vmonf.starts.clusters import spectral_clusters
 from pyro_vmonf.terms import Batch, CustomTerm, Term
+from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.restarts import best_of_
+from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
 JUDGED = 8192  # rows on which starts are compared
+
+
+class Lesson(nn.Module):
+    """A loss of a guide alone, as the objective of a trainer.
+
+    Arguments:
+        guide: the guide, whose network learns.
+        loss: function from positions of rows to the loss.
+        terms: those whose weights follow schedules.
+    """
+
+    def __init__(
+        self,
+        guide: SoftmaxGuide,
+        loss: Callable[[Tensor], Tensor],
+        terms: Sequence[Term] = (),
+    ) -> None:
+        super().__init__()
+        self.guide = guide
+        self.loss = loss
+        self.terms = list(terms)
+
+    def set_step_(self, step: int) -> None:
+        """Move the terms along their schedules."""
+        for term in self.terms:
+            term.set_step_(step)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"lesson": -self.loss(x)}
+
+
+@dataclass
+class Draws:
+    """Positions of rows, drawn with replacement: one batch an epoch.
+
+    Arguments:
+        size: number of rows.
+        batch_size: rows of one step.
+        known: positions of the rows that carry evidence.
+        labelled: how many of these join each batch.
+        device: of the positions.
+    """
+
+    size: int
+    batch_size: int
+    known: Tensor | None = None
+    labelled: int = 0
+    device: torch.device | None = None
+    batches: int = 1
+    generators: tuple[torch.Generator, ...] = ()
+
+    def epoch(self, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+        """Return one batch; the draws are those of the local seed."""
+        index = torch.randint(self.size, (self.batch_size,), device=self.device)
+        if self.known is not None and len(self.known):
+            more = torch.randint(len(self.known), (self.labelled,), device=self.device)
+            index = torch.cat((index, self.known[more]))
+        yield {"x": index}
+
+
+def teach(
+    lesson: Lesson,
+    rows: Draws,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    steps: int,
+    title: str,
+) -> None:
+    """Take the steps of a lesson.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    parameters = [p for p in lesson.guide.network.parameters() if p.requires_grad]
+    run = Run(rows, torch.Generator())  # type: ignore[arg-type]
+    plan = Plan(steps=steps, max_rejected=1, title=title)
+    Trainer(Single(lesson, parameters=parameters), [run], optimizer, scheduler, plan).run()
+    if run.failure:
+        raise FloatingPointError(
+            f"the sum of the terms is not finite: {run.failure}; the network is as it was before"
+        )
 
 
 def pretrain_(
@@ -100,40 +185,25 @@ def pretrain_(
     if not model.bounded and not model.standardizer.fitted:
         model.standardize_(x)
 
-    def total(index: Tensor, step: int) -> Tensor:
+    def total(index: Tensor) -> Tensor:
         rows = x[index]
         log_q = guide.log_q(rows if augment is None else augment(rows))
         batch = Batch(guide, rows, log_q, None if evidence is None else evidence[index], index)
-        for term in wanted:
-            term.set_step_(step)
         return torch.stack([t.current_weight * t(batch).mean() for t in wanted]).sum()
 
+    lesson = Lesson(guide, total, wanted)
+
     def train(count: int, title: str) -> None:
+        rows = Draws(len(x), min(batch_size, len(x)), known, labelled, x.device)
         optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr, fused=True)
-        scheduler = CosineAnnealingLR(optimizer, count)
-        with training(guide), progress_bar(count, progress, title) as bar:
-            for step in range(count):
-                index = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
-                if len(known):
-                    more = torch.randint(len(known), (labelled,), device=x.device)
-                    index = torch.cat((index, known[more]))
-                loss = total(index, step)
-                if not loss.isfinite():
-                    raise FloatingPointError(
-                        f"the terms' sum is {loss.item()} at step {step}; the network was put back "
-                        "as it was. Try a smaller lr"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-                bar.update()
+        teach(lesson, rows, optimizer, CosineAnnealingLR(optimizer, count), count, title * progress)
 
     def trial(number: int) -> float:
         train(trial_steps, f"start {number + 1} of {n_init}")
         index = torch.randperm(len(x), device=x.device)[:JUDGED]
+        lesson.set_step_(trial_steps)
         with torch.no_grad(), evaluating(guide):
-            return -float(total(index, trial_steps))
+            return -float(total(index))
 
     def whole(_: int) -> float:
         train(steps, "pretrain")
@@ -153,7 +223,7 @@ def pretrain_(
 def warm_start_(
     guide: SoftmaxGuide,
     x: Any,
-    clusters: Tensor | None = None,
+    clusters: Tensor | Start | None = None,
     y: Tensor | None = None,
     *,
     steps: int = 300,
@@ -166,7 +236,8 @@ def warm_start_(
     Arguments:
         guide: a guide that is bound to its model.
         x: rows ``(N, *event_shape)``.
-        clusters: cluster ``(N,)`` of each row; by default :func:`spectral_clusters`.
+        clusters: cluster ``(N,)`` of each row, or a :class:`~pyro_vmonf.contracts.Start` that finds
+            them; by default :func:`spectral_clusters`.
         y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods ``(N, K)``; clusters take the
             numbers that agree best with them.
         steps, batch_size, lr: of Adam, on the cross-entropy.
@@ -185,6 +256,7 @@ def warm_start_(
     if clusters is None:
         clusters = spectral_clusters(x, model.num_components)
     else:
+        clusters = clusters(x, model.num_components) if callable(clusters) else clusters
         clusters = check_evidence(clusters, len(x), model.num_components, like)
         if clusters.dim() > 1 or (clusters < 0).any():
             raise ValueError("clusters hold something else than one number from 0 for each row")
@@ -199,10 +271,10 @@ def warm_start_(
     if not model.bounded and not model.standardizer.fitted:
         model.standardize_(x)
     optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
-    with local_seed(seed), training(guide):
-        for _ in range(steps):
-            chosen = torch.randint(len(x), (min(batch_size, len(x)),), device=x.device)
-            log_q = guide.log_q(x[chosen])
-            optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.nll_loss(log_q, clusters[chosen]).backward()
-            optimizer.step()
+    rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
+
+    def cross_entropy(index: Tensor) -> Tensor:
+        return torch.nn.functional.nll_loss(guide.log_q(x[index]), clusters[index])
+
+    with local_seed(seed):
+        teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_vmonf._utils.validation import check_evidence, check_rows
+from pyro_vmonf._utils.validation import (
+    check_context,
+    check_context_rows,
+    check_evidence,
+    check_rows,
+    check_sample_weight,
+    floating_buffer,
+)
 from pyro_vmonf.model import FlowMixture
 
 Arguments = dict[str, Any]  # of one call of model and guide
@@ -31,6 +38,8 @@ class Source(Protocol):
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
     def standardize(self, model: FlowMixture) -> None: ...
+
+    def sample(self, count: int) -> TensorSource | None: ...
 
 
 @dataclass
@@ -101,6 +110,18 @@ class TensorSource:
             batches[-2:] = [torch.cat(batches[-2:])]
         for chosen in batches:
             yield self.arguments(chosen)
+
+    def in_order(self) -> Iterator[Arguments]:
+        """Return batches of all rows, in their own order."""
+        for chosen in torch.arange(self.size, device=self.x.device).split(self.batch_size):
+            yield self.arguments(chosen)
+
+    def sample(self, count: int) -> TensorSource:
+        """Return some of the rows, always the same ones."""
+        if self.size <= count:
+            return self
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))
+        return self.rows(order[:count].to(self.x.device))
 
     def split(
         self, fraction: float | Tensor, generator: torch.Generator
@@ -196,6 +217,99 @@ class LoaderSource:
         own = (self.loader.generator, getattr(self.loader.sampler, "generator", None))
         return list({id(g): g for g in own if g is not None}.values())
 
+    def sample(self, count: int) -> TensorSource | None:
+        """Return the first rows."""
+        batches, found = [], 0
+        for batch in self.epoch(torch.Generator()):
+            batches.append(batch)
+            found += len(batch["x"])
+            if found >= count:
+                break
+        x = torch.cat([batch["x"] for batch in batches])[:count]
+        y = None if batches[0]["y"] is None else torch.cat([b["y"] for b in batches])[:count]
+        return TensorSource(x, y, None, len(batches[0]["x"]), torch.arange(len(x)))
+
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units, in one pass."""
         model.standardizer.fit_batches_(batch["x"] for batch in self.epoch(torch.Generator()))
+
+
+class Sources(NamedTuple):
+    """Where the rows of a run come from."""
+
+    train: Source
+    labelled: TensorSource | None
+    held_out: TensorSource | None
+
+
+def check_data(
+    model: FlowMixture, x: Any, y: Any, sample_weight: Any, given: Any
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return rows, evidence, weights and context as tensors of the model's kind.
+
+    Raises:
+        TypeError: if they have the wrong kind of numbers.
+        ValueError: if they do not fit, or there are fewer rows than components.
+    """
+    like = floating_buffer(model)
+    x = check_rows(x, model.event_shape, like)
+    if len(x) < model.num_components:
+        raise ValueError(
+            f"x has {len(x)} rows but the mixture has {model.num_components} components; "
+            "pass at least one row for each component"
+        )
+    if y is not None:
+        y = check_evidence(y, len(x), model.num_components, like)
+    if sample_weight is not None:
+        sample_weight = check_sample_weight(sample_weight, len(x), like)
+    given = check_context_rows(given, len(x), model.context_features, like)
+    return x, y, sample_weight, given
+
+
+def make_sources(
+    model: FlowMixture,
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    given: Any,
+    *,
+    batch_size: int,
+    held_out: float | Tensor,
+    by_label: bool,
+    interleave: bool,
+    generator: torch.Generator,
+) -> Sources:
+    """Check the data and say where the rows of training, supervision and validation come from."""
+    like = floating_buffer(model)
+    if isinstance(x, DataLoader):
+        nothing_held_out = not isinstance(held_out, Tensor) and held_out == 0
+        in_memory = (y, sample_weight, given)
+        if any(v is not None for v in in_memory) or not nothing_held_out or by_label:
+            raise ValueError(
+                "y, sample_weight, given, held_out, pretrain_epochs and interleave go with rows "
+                "in memory; a DataLoader yields its labels as (x, y)"
+            )
+        check_context(None, model.context_features)
+        return Sources(LoaderSource(x, model, like), None, None)
+    x, y, sample_weight, given = check_data(model, x, y, sample_weight, given)
+    positions = torch.arange(len(x), device=x.device)
+    rows = TensorSource(x, y, sample_weight, batch_size, positions, given)
+    train, held = rows.split(held_out, generator)
+    if not by_label:
+        return Sources(train, None, held)
+    labelled, others = train.split_by_label()
+    return Sources(others if interleave and others.size else train, labelled, held)
+
+
+def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
+    """Return what a resumed run has to have in common with the one that it goes on with."""
+    data = sources.train
+    rows = data.size
+    sums: dict[str, float | None] = {}
+    if isinstance(data, TensorSource):
+        for name in ("x", "y", "sample_weight", "given"):
+            values = getattr(data, name)
+            sums[f"sum of {name}"] = (
+                None if values is None else float(values.sum(dtype=torch.float64))
+            )
+    return {**options, "rows": rows, **sums}

@@ -1,80 +1,39 @@
-"""``fit``: the loop over TraceEnum_ELBO."""
+"""``fit``: from rows and options to a fitted pair."""
 
 from __future__ import annotations
 
-import math
 import os
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vmonf import files
-from pyro_vmonf._utils.contexts import evaluating, local_seed, training
-from pyro_vmonf._utils.progress import progress_bar
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import listed
+from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.training import checkpoints
+from pyro_vmonf.training.data import Arguments, Sources, fingerprint, make_sources
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.objective import max_plate_nesting
-from pyro_vmonf.training.preparing import (
-    check_options,
-    fingerprint,
-    make_sources,
-    schedule_of,
-    start_parts,
-)
-from pyro_vmonf.training.trainer import Guide, Trainer
+from pyro_vmonf.training.lanes import Single, Terms
+from pyro_vmonf.training.objective import Objective, max_plate_nesting, road
+from pyro_vmonf.training.options import Callback, Keep, Options, Progress, drawn_seed
+from pyro_vmonf.training.selection import MEASURED_ROWS, Keeper
+from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback sees after each epoch; it stops the run by returning ``True``."""
-
-    epoch: int
-    step: int
-    model: FlowMixture
-    guide: Guide
-    history: History
-
-
-Callback = Callable[[Progress], bool | None]
-
-
-class Best:
-    """The best epoch so far, and a real copy of its parameters where they are wanted."""
-
-    def __init__(self, module: nn.Module, keep: bool) -> None:
-        self.module = module
-        self.keep = keep
-        self.objective = -math.inf
-        self.epoch = 0
-        self.state: dict[str, Tensor] = {}
-
-    def see(self, epoch: int, objective: float) -> None:
-        """Compare an epoch with the best."""
-        if objective > self.objective:
-            self.objective, self.epoch = objective, epoch
-            if self.keep:
-                self.state = {k: v.clone() for k, v in self.module.state_dict().items()}
-
-    def restore(self) -> None:
-        """Give the module the best epoch's parameters back."""
-        if self.state:
-            self.module.load_state_dict(self.state)
+__all__ = ["Callback", "Progress", "fit"]
 
 
 def fit(
     model: FlowMixture,
-    guide: Guide,
+    guide: BoundGuide,
     x: Any,
     y: Any = None,
     *,
@@ -93,7 +52,7 @@ def fit(
     interleave: bool = False,
     held_out: float | Tensor = 0.0,
     patience: int | None = None,
-    keep: Literal["last", "best"] = "last",
+    keep: Keep | None = None,
     standardize: bool = True,
     callbacks: Callback | Sequence[Callback] = (),
     max_rejected: int = 20,
@@ -102,11 +61,13 @@ def fit(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int | None = None,
+    fast: bool = True,
 ) -> History:
-    r"""Fit model and guide together by maximising the ELBO, per row.
+    r"""Fit model and guide together: maximise the ELBO per row.
 
     The loop is ``TraceEnum_ELBO()(model, guide)`` and a torch optimiser, inside a param store of
-    its own; every term it minimises is a site of the Pyro program, so plain ``SVI`` does the same.
+    its own. Every term that it minimises is a site of the Pyro program, and plain ``SVI`` does the
+    same.
 
     Arguments:
         model: the mixture.
@@ -122,24 +83,32 @@ def fit(
         scheduler: function from the optimiser to its schedule, moved once a step.
         clip_norm: largest norm of the gradient.
         temperature: a number, or a schedule over the steps, whose last value stays; by default
-            :func:`~pyro_vmonf.schedules.cooling`, from where the guide is to 0.1 in half the run.
+            :func:`~pyro_vmonf.schedules.cooling`, from the guide's temperature to 0.1 in half the
+            run.
         sample_weight: weights of the rows ``(N,)``, at least zero.
         given: the rows' context ``(N, H)``, where the mixture depends on one.
         pretrain_epochs: passes through the labelled rows alone, before anything else.
         interleave: each epoch goes through the labelled rows and then through the others.
         held_out: fraction of the rows kept for the held-out ELBO, or their positions.
         patience: epochs without a better held-out ELBO before the run stops.
-        keep: which parameters stay, the last or those with the best ELBO (held out, if any is).
+        keep: the parameters that stay: ``"last"``, or ``"best"`` for the state with the best
+            objective. By default the best where rows are held out, and the last otherwise. States
+            are measured in ``eval()`` after each epoch and before the first, on the held-out rows,
+            or else on a fixed sample of at most 4,096 training rows. A state that is not finite is
+            never kept.
         standardize: standardise at the first fit; later ones keep what the first one found, and
             components on a bounded set (pixels behind a logit) are left as they are.
         callbacks: called after each epoch with :class:`Progress`; returning ``True`` stops the run.
         max_rejected: steps in a row with a non-finite loss before the run gives up.
-        checkpoint: file that the run's state is written to, so that it can be resumed.
+        checkpoint: file that the state of the run is written to, for ``resume``.
         every: epochs between two checkpoints; the last epoch always leaves one.
         resume: checkpoint of a run with the same options and data, which goes on from there. On
-            the CPU it ends where it would have ended, to the bit. Where it is the ``checkpoint``
-            too and is not there yet, the run begins, so one call starts and resumes.
+            the CPU the resumed run ends in the same state, to the bit. If it is the ``checkpoint``
+            too and does not exist yet, the run begins: one call starts and resumes.
         progress: show a progress bar.
+        fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
+            the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
+            ran.
         seed: seed of the order of the rows and of every draw; the global state is left alone.
 
     Returns:
@@ -159,174 +128,185 @@ def fit(
         >>> len(history.elbo)
         2
     """
-    epochs = check_options(
-        model,
-        guide,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        max_rejected=max_rejected,
-        clip_norm=clip_norm,
-        temperature=temperature,
-        sample_weight=sample_weight,
-        pretrain_epochs=pretrain_epochs,
-        held_out=held_out,
-        patience=patience,
-        keep=keep,
-    )
-    callbacks = [callbacks] if callable(callbacks) else callbacks
-    check_positive("every", every)
-    if checkpoint is not None:
-        files.check_writable(checkpoint)
+    arguments = dict(locals())
+    for name in ("model", "guide", "x", "y", "sample_weight", "given", "seed"):
+        del arguments[name]
+    options = Options(**arguments)
+    return _fit(model, guide, (x, y, sample_weight, given), options, seed)
+
+
+def _fit(
+    model: FlowMixture, guide: BoundGuide, data: tuple[Any, ...], options: Options, seed: int | None
+) -> History:
+    options.check_pair(model, guide, data[2])
     past = None
-    begins = (
-        resume is not None
-        and checkpoint is not None
-        and os.path.abspath(resume) == os.path.abspath(checkpoint)
-        and not os.path.exists(resume)
-    )
-    if resume is not None and not begins:
-        past = checkpoints.read(resume, seed)
+    if options.resume is not None and not options.begins:
+        past = checkpoints.read(options.resume, seed)
         seed = past["seed"]
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = drawn_seed() if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
     sources = make_sources(
         model,
-        x,
-        y,
-        sample_weight,
-        given,
-        batch_size=batch_size,
-        held_out=held_out,
-        by_label=pretrain_epochs > 0 or interleave,
-        interleave=interleave,
+        *data,
+        batch_size=options.batch_size,
+        held_out=options.held_out,
+        by_label=options.by_label,
+        interleave=options.interleave,
         generator=generator,
     )
-    generators = [generator, *sources.train.generators]
-    run: dict[str, Any] = {}
-    if checkpoint is not None or past is not None:  # it goes through all rows
-        run = fingerprint(
-            sources,
-            lr=lr,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            held_out=None if isinstance(held_out, Tensor) else float(held_out),
-            standardize=standardize,
-            temperature=temperature if isinstance(temperature, (int, float)) else None,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            pretrain_epochs=pretrain_epochs,
-            interleave=interleave,
-            patience=patience,
-            keep=keep,
-        )
+    own: dict[str, Any] = {}
+    if options.checkpoint is not None or past is not None:  # it goes through all rows
+        own = fingerprint(sources, **options.fingerprint())
     if past is not None:
-        checkpoints.check_same(past, run)
-
-    total_steps = steps or (epochs or 0) * sources.train.batches
-    schedule = schedule_of(guide, temperature, total_steps)
+        checkpoints.check_same(past, own)
+    schedule = options.schedule(guide, sources.train.batches)
     # dict.fromkeys: a parameter that both own counts once, in a fixed order.
     shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
-    parameters = [parameter for parameter in shared if parameter.requires_grad]
-    made = (
-        optimizer(parameters)
-        if optimizer
-        else Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    )
-    units = {name: value.clone() for name, value in model.standardizer.state_dict().items()}
+    optimizer = options.optimizer_of([p for p in shared if p.requires_grad])
+    with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
+        probe = next(iter(sources.train.epoch(torch.Generator())))
+        objective = objective_of(model, guide, probe, options.fast)
+        plan = plan_of(model, guide, options, schedule)
+        scheduler = options.scheduler(optimizer) if options.scheduler else None
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        lanes = Single(objective, options.clip_norm, parameters)
+        trainer = Trainer(lanes, [run_of(sources, generator, options)], optimizer, scheduler, plan)
+        if past is not None:
+            trainer.load_state_dict(past)
+        settled()
+        if past is None:
+            start_parts(model, guide, probe)
+            lanes.guard_()
+        trainer.after_epoch = [_hook(model, guide, options)]
+        if options.checkpoint is not None:
+            trainer.at_epoch_end = checkpoints.Writer(  # type: ignore[method-assign]
+                trainer, options.checkpoint, options.every, seed, own
+            )
+        with pyro.validation_enabled(False):  # the probe has paid for it
+            [history] = trainer.run()
+    history.road = objective.road
+    [run] = trainer.runs
+    if run.failure:
+        raise FloatingPointError(run.failure)
+    if history.rejected:
+        warnings.warn(f"{trainer.rejected(run)} and were rolled back", RuntimeWarning, stacklevel=4)
+    return history
+
+
+@contextmanager
+def in_units(
+    model: FlowMixture, guide: BoundGuide, sources: Sources, standardize: bool
+) -> Iterator[Callable[[], None]]:
+    """Bind the guide and standardise at the first fit; put the units back if the run is refused.
+
+    The block calls what it is given once nothing can be refused any more.
+    """
+    before = {name: value.clone() for name, value in model.standardizer.state_dict().items()}
+    is_settled: list[bool] = []
     guide.bind_(model)
     if standardize and not model.bounded and not model.standardizer.fitted:
         sources.train.standardize(model)
     model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
-    start = time.perf_counter()
+    try:
+        yield lambda: is_settled.append(True)
+    except BaseException:
+        if not is_settled:
+            model.standardizer.load_state_dict(before)
+        raise
+
+
+@contextmanager
+def quiet_scope(generator: torch.Generator) -> Iterator[None]:
+    """Run a block in a param store of its own, with local draws, without warnings of each step."""
     with (
         pyro.get_param_store().scope(),
         local_seed(int(torch.randint(2**62, (), generator=generator))),
         warnings.catch_warnings(),
     ):
-        # Non-finite losses are counted and reported; frozen parameters are the user's choice.
+        # Losses that are not finite are counted; frozen parameters are the choice of the user.
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)")
         warnings.filterwarnings("ignore", ".*requires_grad=False")
-        try:
-            with evaluating(model), evaluating(guide):
-                probe = next(iter(sources.train.epoch(torch.Generator())))
-                nesting = max_plate_nesting(model, guide, **probe)
-            trainer = Trainer(
-                model,
-                guide,
-                made,
-                scheduler(made) if scheduler else None,
-                clip_norm=clip_norm,
-                max_rejected=max_rejected,
-                temperature=schedule,
-                nesting=nesting,
-            )
-            trainer.anneal()  # pretraining stays at the schedules' start
-            best = Best(trainer.objective, keep == "best")
-            total = None if epochs is None else pretrain_epochs + epochs
-            epoch = -pretrain_epochs
-            if past is not None:
-                epoch = checkpoints.restore(past, trainer, best, generators)
-                start -= past["seconds"]
-        except BaseException:  # it was refused after all: nothing has been trained
-            model.standardizer.load_state_dict(units)
-            raise
-        if past is None:
-            start_parts(model, guide, probe)
-        history = trainer.history
+        yield
 
-        def done(epoch: int) -> bool:
-            return epoch >= (epochs or 0) if steps is None else trainer.scheduled_steps >= steps
 
-        with (
-            training(model),
-            training(guide),
-            pyro.validation_enabled(False),  # the probe has paid for it; bad steps are caught below
-            progress_bar(total, progress, "fit") as bar,
-        ):
-            bar.update(epoch + pretrain_epochs)
-            while not history.stopped and not done(epoch):
-                if sources.labelled and (epoch < 0 or interleave):
-                    trainer.epoch(sources.labelled.epoch(generator), steps, scheduled=False)
-                if epoch >= 0:
-                    trainer.epoch(sources.train.epoch(generator), steps, scheduled=True)
-                trainer.record(epoch)
-                if sources.held_out:
-                    trainer.score(sources.held_out)
-                bar.update()
-                bar.set_postfix(
-                    elbo=f"{history.elbo[-1]:.3f}",
-                    T=f"{history.temperature[-1]:.3f}",
-                    refresh=False,
-                )
-                if epoch >= 0:
-                    best.see(epoch, (history.held_out or history.elbo)[-1])
-                view = Progress(epoch, trainer.steps, model, guide, history)
-                stops = [callback(view) for callback in callbacks]  # all of them see every epoch
-                if any(stops):
-                    history.stopped = "a callback returned True"
-                elif patience is not None and epoch - best.epoch >= patience:
-                    history.stopped = f"no better held-out ELBO for {patience} epochs"
-                epoch += 1
-                due = epoch % every == 0 or history.stopped or done(epoch)
-                if checkpoint is not None and due:
-                    checkpoints.save(
-                        checkpoint,
-                        trainer,
-                        best,
-                        generators,
-                        seed=seed,
-                        epoch=epoch,
-                        run=run,
-                        seconds=time.perf_counter() - start,
-                    )
-        best.restore()
-        if best.state:
-            history.kept = history.epoch.index(best.epoch)
-    if history.rejected:
-        trainer.report_rejected()
-    history.seconds = time.perf_counter() - start
-    return history
+def objective_of(model: FlowMixture, guide: BoundGuide, probe: Arguments, fast: bool) -> Objective:
+    """Return the objective of a fit: the short road, where it is the same on the first batch."""
+    with evaluating(model), evaluating(guide):
+        nesting = max_plate_nesting(model, guide, **probe)
+    with pyro.validation_enabled(False):
+        reason = road(model, guide, nesting, probe) if fast else "asked for by fast=False"
+    return Objective(model, guide, nesting, reason)
+
+
+def run_of(sources: Sources, generator: torch.Generator, options: Options) -> Run:
+    """Return one run of a fit: its rows, and those that its states are measured on."""
+    measured = sources.held_out
+    if measured is None and options.keeps_best:
+        measured = sources.train.sample(MEASURED_ROWS)
+    return Run(
+        sources.train,
+        generator,
+        sources.labelled,
+        measured,
+        held_out=sources.held_out is not None,
+        keeper=Keeper(options.keeps_best),
+    )
+
+
+def plan_of(
+    model: FlowMixture,
+    guide: BoundGuide,
+    options: Options,
+    schedule: Schedule | None,
+    title: str = "fit",
+    words: Callable[[Terms, Arguments], str] | None = None,
+) -> Plan:
+    """Return the course of a fit; ``words`` name a fault."""
+    return Plan(
+        epochs=options.epochs,
+        steps=options.steps,
+        pretrain_epochs=options.pretrain_epochs,
+        interleave=options.interleave,
+        patience=options.patience,
+        max_rejected=options.max_rejected,
+        temperature=schedule,
+        objective=guide.objective,
+        culprit=words or (lambda terms, arguments: culprit(model, terms, arguments)),
+        title=title if options.progress else "",
+    )
+
+
+def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
+    """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
+    model.start_(probe["x"], guide.first_clusters(probe["x"]))
+
+
+def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:
+    """Return the words that name the term, the component and the rows that are not finite."""
+    names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
+    said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
+    with torch.no_grad(), evaluating(model):
+        x = arguments["x"]
+        components = model.components(arguments.get("given"))
+        log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
+    bad = ~log_probs.isfinite()
+    if bad.any():
+        said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")
+        rows = bad.any(1).nonzero().squeeze(1)
+        index = arguments.get("index")
+        said.append(f"rows {listed(rows if index is None else index[rows])}")
+    return "; ".join(said)
+
+
+def _hook(
+    model: FlowMixture, guide: BoundGuide, options: Options
+) -> Callable[[Trainer, int], str | None]:
+    """Return the hook that calls the user's callbacks after each epoch."""
+
+    def hook(trainer: Trainer, epoch: int) -> str | None:
+        callbacks: Any = options.callbacks
+        view = Progress(epoch, trainer.steps, model, guide, trainer.runs[0].history)
+        stops = [callback(view) for callback in callbacks]  # all of them see every epoch
+        return "a callback returned True" if any(stops) else None
+
+    return hook

@@ -23,7 +23,10 @@ class History:
         objective: what the guide is trained on, larger is better: the share ``elbo_gradient`` of
             the ELBO, less its terms; of the held-out rows if there are any. Restarts are compared
             by it, since the likelihood alone prefers wrong splits.
-        kept: position of the epoch whose parameters stayed, the last one as a rule.
+        kept: position of the epoch whose parameters stayed, the last one as a rule; ``None`` for
+            the state before training.
+        start: the objective of the state before training, where states are measured.
+        road: the objective that ran: ``"short"``, or ``"TraceEnum_ELBO"`` and the reason.
         restarts: the objective that each restart ended with, empty without any.
         rejected: steps whose loss or gradient was not finite and that were rolled back.
         seconds: wall-clock time of the run.
@@ -37,7 +40,9 @@ class History:
     temperature: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
-    kept: int = -1
+    kept: int | None = -1
+    start: float | None = None
+    road: str = ""
     restarts: list[float] = field(default_factory=list)
     rejected: int = 0
     seconds: float = 0.0
@@ -46,6 +51,8 @@ class History:
     @property
     def final_objective(self) -> float:
         """The objective of the parameters that stayed; minus infinity if nothing was recorded."""
+        if self.kept is None:
+            return -math.inf if self.start is None else self.start
         return self.objective[self.kept] if self.objective else -math.inf
 
     def record(

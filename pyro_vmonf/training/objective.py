@@ -1,8 +1,8 @@
-"""The ELBO of a mixture and its guide, term by term."""
+"""The ELBO of model and guide, term by term, on a short road and on the road of Pyro."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from typing import Any
 
 import pyro
@@ -14,9 +14,17 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf.program import Enumerate, enumerated_dim, is_plate
+from pyro_vmonf.program import (
+    Enumerate,
+    Program,
+    contracted,
+    enumerated_dim,
+    is_plate,
+    unregistered,
+)
 
 Site = dict[str, Any]
+GUARDED_ROWS = 64  # rows of the first batch on which the two roads are compared
 
 
 class EnumeratedELBO(TraceEnum_ELBO):
@@ -25,12 +33,12 @@ class EnumeratedELBO(TraceEnum_ELBO):
     .. math::
         \sum_n \sum_c q(c|x_n) \big(\log p(x_n|c) + \log\pi_c - \log q(c|x_n)\big) + \dots
 
-    The sites are traced and enumerated as there, so value and gradient are the same; a single sum
-    over c needs none of the general contraction, nor its look at the values. Hence it also runs
-    under ``torch.vmap``, several restarts at a time.
+    The sites are traced and enumerated as there, so value and gradient are the same. A single sum
+    over c needs none of the general contraction, and it reads no values. It also runs under
+    ``torch.vmap``, several restarts at a time.
 
     Raises:
-        ValueError: if the guide draws a site whose gradient would need a score function.
+        OtherProgram: if the program has another structure.
     """
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -38,6 +46,11 @@ class EnumeratedELBO(TraceEnum_ELBO):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the terms whose sum is the ELBO, by name."""
+        guide_trace, model_trace = self.traces(model, guide, *args, **kwargs)
+        return _terms(model_trace, guide_trace)
+
+    def traces(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Trace, Trace]:
+        """Return the traces of guide and model, with their log-densities."""
         first = -1 - self.max_plate_nesting
         guide = Enumerate(first_available_dim=first)(guide)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -45,41 +58,120 @@ class EnumeratedELBO(TraceEnum_ELBO):
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         for trace in (prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)):
             trace.compute_log_prob()
-        return _terms(model_trace, guide_trace)
+        return guide_trace, model_trace
+
+
+class OtherProgram(ValueError):
+    """The program is not one sum over c."""
 
 
 class Objective(nn.Module):
-    """Model and guide as one module, whose call returns the ELBO's terms.
+    """The ELBO of model and guide as one module, whose call returns its terms per row.
 
     Arguments:
         model, guide: the pair.
-        nesting: how deep their plates nest.
+        nesting: the depth of their plates.
+        reason: the reason for the long road, ``TraceEnum_ELBO`` on the whole program; empty for the
+            short road.
     """
 
-    def __init__(self, model: nn.Module, guide: nn.Module, nesting: int) -> None:
+    def __init__(self, model: nn.Module, guide: nn.Module, nesting: int, reason: str = "") -> None:
         super().__init__()
         self.model = model
         self.guide = guide
+        self.reason = reason
         self.elbo = EnumeratedELBO(max_plate_nesting=nesting)
+        self.long = TraceEnum_ELBO(max_plate_nesting=nesting)
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return self.elbo.terms(self.model, self.guide, *args, **kwargs)
+    @property
+    def road(self) -> str:
+        """The objective that runs, as the history says it."""
+        return f"TraceEnum_ELBO: {self.reason}" if self.reason else "short"
+
+    def set_step_(self, step: int) -> None:
+        """Move the terms of the guide along their schedules."""
+        self.guide.set_step_(step)  # type: ignore[operator]
+
+    @property
+    def programs(self) -> list[Program]:
+        """The Pyro modules, whose parameters an optimiser holds already."""
+        return [part for part in self.modules() if isinstance(part, Program)]
+
+    def forward(self, **arguments: Any) -> dict[str, Tensor]:
+        if not self.reason:
+            return self.elbo.terms(self.model, self.guide, **arguments)
+        total, parts = contracted(self.long, self.model, self.guide, arguments)
+        terms: dict[str, Tensor] = {}
+        for name, site, sign, value in parts:
+            key = _key(name, site, sign)
+            terms[key] = terms.get(key, 0.0) + sign * value
+        terms["entropy"] = total - sum(value.detach() for value in terms.values())
+        return {name: v if name == "entropy" else v.detach() for name, v in terms.items()}
 
 
-def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
-    sites: list[tuple[str, Site, int]] = [
-        (name.rsplit(".", 1)[-1], site, sign)  # type: ignore[misc]
+def _key(name: str, site: Site, sign: int) -> str:
+    """Return the name in the history of a site of the model (+1) or of the guide (−1)."""
+    own = name.rsplit(".", 1)[-1]
+    names = {"x": "log_likelihood", "c": "log_prior"}
+    key: str = site["infer"].get("term", names.get(own, own) if sign > 0 else own)
+    return key
+
+
+def _sample_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site, int]]:
+    return [
+        (name, site, sign)  # type: ignore[misc]
         for trace, sign in ((model_trace, 1), (guide_trace, -1))
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not is_plate(site)  # type: ignore[arg-type]
     ]
+
+
+def check_structure(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse a program that is not one sum over c.
+
+    Raises:
+        OtherProgram: if there is another latent, another sum, or a mask or plate inside the sum.
+        ValueError: if a latent of the model has no posterior: no bound contains it.
+    """
+    sites = _sample_sites(model_trace, guide_trace)
+    drawn = {name for name, _, sign in sites if sign < 0}
     for name, site, sign in sites:
-        drawn = not site["is_observed"] and enumerated_dim(site) is None
-        if sign < 0 and drawn and not site["fn"].has_rsample:
+        latent = not site["is_observed"] and enumerated_dim(site) is None
+        if sign > 0 and latent and name not in drawn:
             raise ValueError(
-                f"the guide draws {name!r} from a {type(site['fn']).__name__}, which has no "
-                "reparametrised gradient; use SVI with TraceEnum_ELBO, or another guide for it"
+                f"the model draws {name!r}, which the guide does not draw and nobody enumerates: "
+                "the ELBO has no term for its posterior. Draw the site in the guide, or mark it "
+                'with infer={"enumerate": "parallel"} if it is discrete'
             )
+        if sign < 0 and latent and not site["fn"].has_rsample:
+            raise OtherProgram(f"the guide draws {name!r} without a reparametrised gradient")
+    enumerated = [
+        (name, site, sign)
+        for name, site, sign in sites
+        if enumerated_dim(site) is not None and not (sign > 0 and name in drawn)
+    ]
+    if len(enumerated) != 1:
+        raise OtherProgram(f"{len(enumerated)} sites are enumerated: one is expected")
+    [(_, c, sign)] = enumerated
+    if sign > 0:  # a sum inside of the logarithm
+        dim = enumerated_dim(c)
+        assert dim is not None
+        for name, site, _ in sites:
+            if site["log_prob"].dim() < -dim:
+                continue
+            plates = {frame.name for frame in site["cond_indep_stack"]}
+            if plates != {frame.name for frame in c["cond_indep_stack"]}:
+                raise OtherProgram(f"{name!r} lies in other plates than the sum over c")
+            if site["mask"] is not None or not _same(site["scale"], c["scale"]):
+                raise OtherProgram(f"{name!r} has a mask or a scale of its own")
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(torch.equal(torch.as_tensor(a), torch.as_tensor(b)))
+
+
+def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+    sites = _sample_sites(model_trace, guide_trace)
     # The guide's c if it has one, else the model's.
     c = [s for _, s, _ in sites if enumerated_dim(s) is not None][-1]
     dim = enumerated_dim(c)
@@ -90,69 +182,141 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
 
     if any(c is site for _, site, sign in sites if sign < 0):
         log_q = c["unscaled_log_prob"]
-    else:  # summed out: the exact posterior takes the place of q
+    else:  # the exact posterior takes the place of q
         parts = [s["unscaled_log_prob"] for _, s, _ in sites if depends(s)]
         log_q = torch.stack(torch.broadcast_tensors(*parts)).sum(0).log_softmax(dim)
     q = log_q.exp()
     possible = q > 0
 
     def expected(value: Tensor) -> Tensor:
-        # What is impossible counts nothing, and no gradient comes from it either.
+        # A component that is impossible counts nothing and gives no gradient.
         return (q * torch.where(possible, value, torch.zeros_like(q))).sum()
 
-    names = {"x": "log_likelihood", "c": "log_prior"}
     terms: dict[str, Tensor] = {}
     for name, site, sign in sites:
         if site is c and sign < 0:
             continue
         value = expected(site["log_prob"]) if depends(site) else site["log_prob"].sum()
-        key = site["infer"].get("term", names.get(name, name) if sign > 0 else name)
+        key = _key(name, site, sign)
         terms[key] = terms.get(key, 0.0) + sign * value
     mask = 1.0 if c["mask"] is None else c["mask"]
     terms["entropy"] = -expected(log_q * c["scale"] * mask)
     return terms
 
 
-def max_plate_nesting(
-    model: Callable[..., Any], guide: Callable[..., Any], **arguments: Any
-) -> int:
-    """Return how deep the plates nest, from one run of each that draws nothing global.
+def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, Any]) -> str:
+    """Return the reason why a fit needs ``TraceEnum_ELBO``; empty if the short road is the same.
 
-    With Pyro's validation on, the shape of every site is checked here, once. Values that are not
-    finite are no matter of shapes, and are the training loop's affair.
+    Structure, value and gradient are compared on copies in float64, on some rows of the first
+    batch, to 1e-9.
+
+    Arguments:
+        model, guide, nesting: of the fit.
+        arguments: of the first batch.
+
+    Raises:
+        ValueError: if the program has no bound.
     """
+    arguments = _first_rows(arguments, GUARDED_ROWS)
+    found: list[tuple[Tensor, list[Tensor | None]]] = []
     try:
-        return _nesting(model, guide, arguments)
-    except ValueError as error:
-        said = ("found invalid values", "to be within the support")
-        if not any(words in str(error) for words in said):
-            raise
+        for reason in ("", "compared"):
+            pair = copy.deepcopy(nn.ModuleList([model, guide])).double()
+            objective = Objective(*pair, nesting, reason).train()
+            objective.guide.bind_(objective.model)  # type: ignore[operator]
+            with local_seed(0), unregistered(*objective.programs):
+                if not reason:
+                    with torch.no_grad():
+                        traces = objective.elbo.traces(*pair, **arguments)
+                        check_structure(traces[1], traces[0])
+            with local_seed(0), unregistered(*objective.programs):
+                value = torch.stack(list(objective(**arguments).values())).sum()
+            trained = [p for p in objective.parameters() if p.requires_grad]
+            wanted = bool(trained) and value.requires_grad
+            gradients = (
+                torch.autograd.grad(value, trained, allow_unused=True)
+                if wanted
+                else [None] * len(trained)
+            )
+            found.append((value.detach(), list(gradients)))
+    except OtherProgram as other:
+        return str(other)
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+        return f"the two roads could not be compared in float64: {error}".splitlines()[0]
+    (short, own), (long, theirs) = found
+    if not torch.allclose(short, long, rtol=1e-9, atol=1e-9, equal_nan=True):
+        return f"the value is {float(long):.6g} and the short road gives {float(short):.6g}"
+    for mine, other in zip(own, theirs, strict=True):
+        zero = torch.zeros_like(other if mine is None else mine) if mine is not other else None
+        a, b = (zero if mine is None else mine), (zero if other is None else other)
+        if a is None or b is None:
+            continue
+        scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+        if not torch.allclose(a, b, rtol=1e-9, atol=1e-9 * scale, equal_nan=True):
+            return "the gradients of the two roads differ"
+    return ""
+
+
+def _first_rows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the arguments of the first rows of a batch, in float64."""
+    rows = len(arguments["x"])
+    result = {}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            value = value[:count] if value.dim() and len(value) == rows else value
+            value = value.double() if value.is_floating_point() else value
+        result[name] = value
+    return result
+
+
+def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
+    """Return the depth of the plates, from one run of each program that draws nothing global.
+
+    Pyro's validation checks the shape of every site here, once. Values that are not finite are left
+    to the training loop.
+
+    Raises:
+        ValueError: if the posterior of the first batch is not finite.
+    """
+    _check_posterior(guide, arguments)
     with pyro.validation_enabled(False):
-        return _nesting(model, guide, arguments)
+        traces = _probe(model, guide, arguments)
+    sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+    if all(_is_valid(site) for site in sites):
+        _probe(model, guide, arguments)  # with the validation that is set
+    return max(
+        -frame.dim  # type: ignore[operator]
+        for site in sites
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    )
 
 
-def _nesting(
-    model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
-) -> int:
+def _is_valid(site: Any) -> bool:
+    """Return whether the value of a traced site is finite, in the support, and has a density."""
+    value, support = site["value"], getattr(site["fn"], "support", None)
+    if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
+        return False
+    if bool(site["log_prob"].isnan().any()):
+        return False
+    return support is None or is_plate(site) or bool(support.check(value).all())
+
+
+def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
+    with local_seed(0), torch.no_grad():
+        log_q = guide.log_posterior(arguments["x"], arguments.get("y"), arguments.get("given"))
+    if log_q.isnan().any():
+        raise ValueError(
+            "the guide's posterior of the first batch is not finite: its parameters are not, "
+            "or the rows are out of its reach; look at vmonf.guide.log_q(x)"
+        )
+
+
+def _probe(model: Any, guide: Any, arguments: dict[str, Any]) -> tuple[Trace, Trace]:
     with local_seed(0), torch.no_grad(), poutine.block():
-        try:
-            guide_trace = poutine.trace(guide).get_trace(**arguments)
-        except RuntimeError as error:
-            if "probability tensor" not in str(error):
-                raise
-            raise ValueError(
-                "the guide's posterior of the first batch is not finite: its parameters are not, "
-                "or the rows are out of its reach; look at vmonf.guide.log_q(x)"
-            ) from error
+        guide_trace = poutine.trace(guide).get_trace(**arguments)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(**arguments)
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
-    return max(
-        -frame.dim  # type: ignore[operator]
-        for trace in (guide_trace, model_trace)
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    )
+    return guide_trace, model_trace

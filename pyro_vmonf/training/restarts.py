@@ -10,17 +10,43 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf._utils.contexts import evaluating, local_seed, training
+from pyro_vmonf.contracts import optional
+from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.training import together
-from pyro_vmonf.training.fit import fit
+from pyro_vmonf.training.data import Sources, TensorSource, check_data
+from pyro_vmonf.training.fit import (
+    fit,
+    in_units,
+    objective_of,
+    plan_of,
+    quiet_scope,
+    run_of,
+    start_parts,
+)
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.trainer import Guide
+from pyro_vmonf.training.lanes import Stacked
+from pyro_vmonf.training.objective import Objective
+from pyro_vmonf.training.options import Options
+from pyro_vmonf.training.trainer import Run, Trainer
+
+# The options of ``fit`` under which runs go on side by side.
+TOGETHER = {
+    "epochs", "steps", "batch_size", "lr", "weight_decay", "scheduler", "clip_norm", "temperature",
+    "sample_weight", "given", "held_out", "patience", "keep", "standardize", "max_rejected",
+    "progress", "fast",
+}  # fmt: skip
+
+Pair = tuple[FlowMixture, BoundGuide]
+
+
+class NotTogether(RuntimeError):
+    """The pair cannot run under ``torch.vmap``."""
 
 
 def reset_parameters_(module: nn.Module) -> None:
@@ -39,16 +65,14 @@ def reset_parameters_(module: nn.Module) -> None:
     """
     for name, part in module.named_modules():
         own = [p for p in part.parameters(recurse=False) if p.requires_grad]
-        if own and not callable(getattr(part, "reset_parameters", None)):
+        if own and optional(part, "reset_parameters", None) is None:
             raise ValueError(
                 f"{name or 'the module'} is a {type(part).__name__} without reset_parameters(): "
                 "give it one, that draws its parameters anew, or use a single start"
             )
 
     def reset(part: nn.Module) -> None:
-        method = getattr(part, "reset_parameters", None)
-        if callable(method):
-            method()
+        optional(part, "reset_parameters", lambda: None)()
 
     module.apply(reset)  # the parts come before what they are parts of
 
@@ -102,7 +126,7 @@ def best_of_(
 
 def fit_best(
     model: FlowMixture,
-    guide: Guide,
+    guide: BoundGuide,
     x: Any,
     y: Any = None,
     *,
@@ -113,10 +137,10 @@ def fit_best(
 ) -> History:
     """Fit from several starts and keep the run with the best objective on held-out rows.
 
-    The objective is :attr:`History.objective`: what the guide is trained on. The runs go on side by
-    side in one batch (``together.py``); with an optimiser of your own, callbacks, a
-    ``DataLoader``, or something that ``torch.vmap`` does not take (``top``, random weights, an
-    ``Adversarial`` distortion, a network that looks at values), they come one after the other.
+    The objective is :attr:`History.objective`. The runs go on side by side, as one batch. They come
+    one after the other with an optimiser of your own, callbacks, a ``DataLoader``, or a part that
+    ``torch.vmap`` does not take (``top``, random weights, an ``Adversarial`` distortion, a network
+    that reads values).
 
     Arguments:
         model, guide: the pair; the first run begins with their parameters as they are.
@@ -138,8 +162,8 @@ def fit_best(
         raise ValueError("checkpoint and resume go with one run; pass n_init=1")
     first = int(torch.randint(2**31, ())) if seed is None else seed
     held_out = _common_rows(x, held_out, first)
-    if options.keys() <= together.OPTIONS and not isinstance(x, DataLoader):
-        with contextlib.suppress(together.NotTogether):
+    if options.keys() <= TOGETHER and not isinstance(x, DataLoader):
+        with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, options)
     histories: list[History] = []
     failures: list[FloatingPointError] = []
@@ -163,7 +187,7 @@ def fit_best(
 
 def _best_together(
     model: FlowMixture,
-    guide: Guide,
+    guide: BoundGuide,
     x: Any,
     y: Any,
     n_init: int,
@@ -175,7 +199,7 @@ def _best_together(
     for i, start in enumerate(starts[1:], 1):
         with local_seed(first + i):
             reset_parameters_(start)
-    histories = together.fit_together(
+    histories = fit_together(
         [tuple(pair) for pair in starts],  # type: ignore[misc]
         x,
         y,
@@ -193,8 +217,7 @@ def _best_together(
     nn.ModuleList([model, guide]).load_state_dict(starts[best].state_dict())
     guide.bind_(model)
     history = histories[best]
-    if isinstance(guide, SoftmaxGuide):
-        guide.set_step_(history.step[-1] - 1)  # where the terms' weights are is no part of a state
+    guide.set_step_(history.step[-1] - 1)  # the weights of the terms are no part of a state
     history.restarts = objectives
     if history.rejected:
         warnings.warn(
@@ -204,6 +227,124 @@ def _best_together(
             stacklevel=4,
         )
     return history
+
+
+def fit_together(
+    pairs: Sequence[Pair],
+    x: Any,
+    y: Any,
+    seeds: Sequence[int],
+    *,
+    sample_weight: Any = None,
+    given: Any = None,
+    **options: Any,
+) -> list[History]:
+    """Fit pairs that differ in their state alone, as :func:`~pyro_vmonf.fit` would fit each.
+
+    Each run has its own batches, held-out rows, clipping, rejected steps and early stopping. The
+    draws of terms and of random weights come from one stream.
+
+    Arguments:
+        pairs: models and guides, which end in the state of their run.
+        x, y, sample_weight, given: rows, their evidence, weights and context.
+        seeds: one for each run, as ``fit`` takes it.
+        options: as for ``fit``, those of :data:`TOGETHER`.
+
+    Returns:
+        The history of each; the objective of a run that was given up is minus infinity.
+
+    Raises:
+        NotTogether: if the program does not run under ``torch.vmap``; no pair has then changed.
+        ValueError: if data or options do not fit.
+    """
+    if len(pairs) == 1:
+        [(model, guide)] = pairs
+        data = {"sample_weight": sample_weight, "given": given}
+        return [fit(model, guide, x, y, seed=seeds[0], **data, **options)]
+    checked = Options(**options)
+    checked.check_pair(*pairs[0], sample_weight)
+    arrays = dict(
+        zip(
+            ("x", "y", "sample_weight", "given"),
+            check_data(pairs[0][0], x, y, sample_weight, given),
+            strict=True,
+        )
+    )
+    runs = [_run(arrays["x"], checked, seed) for seed in seeds]
+    copies = [
+        _copy(pair, arrays["x"], run, checked) for pair, (run, _) in zip(pairs, runs, strict=True)
+    ]
+    schedule = checked.schedule(copies[0][1], runs[0][0].train.batches)
+    with quiet_scope(runs[0][1]), pyro.validation_enabled(False):
+        warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over some
+        probe = next(iter(runs[0][0].train.epoch(torch.Generator())))
+        objective = objective_of(*copies[0], _rows(arrays, probe["x"]), checked.fast)
+        if objective.reason:
+            raise NotTogether(objective.reason)
+        nesting = objective.elbo.max_plate_nesting
+        objectives = [Objective(*pair, nesting) for pair in copies]
+        size = runs[0][0].train.size
+        _try(Stacked(copy.deepcopy(objectives), arrays, size), [run for run, _ in runs])
+        lanes = Stacked(objectives, arrays, size, checked.clip_norm)
+        lanes.optimizer = optimizer = checked.optimizer_of(lanes.parameters)
+        title = f"fit {len(pairs)} starts"
+        plan = plan_of(*copies[0], checked, schedule, title, lambda terms, _: ", ".join(terms))
+        scheduler = checked.scheduler(optimizer) if checked.scheduler else None
+        trainer = Trainer(lanes, [run for run, _ in runs], optimizer, scheduler, plan)
+        histories = trainer.run()
+    for i, ((model, guide), run) in enumerate(zip(pairs, trainer.runs, strict=True)):
+        guide.bind_(model)
+        Objective(model, guide, nesting).load_state_dict(lanes.state(i))
+        run.history.road = objective.road
+        if run.failure or not run.history.objective:
+            run.history.objective.append(-math.inf)
+            run.history.kept = -1
+    return histories
+
+
+def _run(x: Tensor | None, options: Options, seed: int) -> tuple[Run, torch.Generator]:
+    """Return a run over the numbers of the rows: the rows themselves are there once."""
+    assert x is not None
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.arange(len(x), device=x.device)
+    rows = TensorSource(numbers, None, None, options.batch_size, numbers)
+    train, held = rows.split(options.held_out, generator)
+    draws = torch.Generator().manual_seed(seed)
+    draws.set_state(generator.get_state())
+    torch.randint(2**62, (), generator=generator)  # the seed of the draws, as fit takes it
+    return run_of(Sources(train, None, held), generator, options), draws
+
+
+def _copy(pair: Pair, x: Tensor | None, run: Run, options: Options) -> Pair:
+    """Return a copy of a pair, in units and with its parts started, as fit would begin."""
+    assert x is not None
+    copied, guide = copy.deepcopy(nn.ModuleList(pair))
+    assert isinstance(copied, FlowMixture)
+    assert isinstance(guide, BoundGuide)
+    train: Any = run.train
+    rows = TensorSource(x[train.positions], None, None, options.batch_size, train.positions)
+    with in_units(copied, guide, Sources(rows, None, None), options.standardize):
+        first = next(iter(run.train.epoch(torch.Generator())))["x"]  # those that fit begins with
+        start_parts(copied, guide, {"x": x[first]})
+    return copied, guide
+
+
+def _rows(arrays: dict[str, Tensor | None], index: Tensor) -> dict[str, Any]:
+    """Return the arguments of the program for the rows of some numbers."""
+    rows = {name: None if a is None else a[index] for name, a in arrays.items()}
+    return {**rows, "index": index, "size": len(index)}
+
+
+@torch.no_grad()
+def _try(lanes: Stacked, runs: Sequence[Run]) -> None:
+    """Run the program once in either mode, on a copy that is thrown away."""
+    batches = [next(iter(run.train.epoch(torch.Generator()))) for run in runs]
+    for mode in (evaluating, training):
+        try:
+            with mode(lanes.module), local_seed(0):
+                lanes.terms(batches)
+        except RuntimeError as error:
+            raise NotTogether(str(error)) from error
 
 
 def _common_rows(x: Any, held_out: float | Tensor | None, seed: int) -> float | Tensor:

@@ -1,221 +1,363 @@
-"""The steps of a training run: their loss, their safety, and the record of them."""
+"""The training loop, of one run or of R runs side by side."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vmonf._utils.contexts import evaluating
-from pyro_vmonf._utils.validation import listed
-from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
-from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import Program, unregistered
+from pyro_vmonf._utils.contexts import evaluating, local_seed, training
+from pyro_vmonf._utils.progress import progress_bar
 from pyro_vmonf.schedules import Schedule
-from pyro_vmonf.training.data import Arguments, TensorSource
+from pyro_vmonf.training.data import Arguments, Source, TensorSource
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.objective import Objective
-
-Guide = SoftmaxGuide | ExactGuide | MarginalGuide
-
-
-def objective_of(guide: Guide, terms: dict[str, float]) -> float:
-    """Return what of the ELBO's terms the guide is trained on."""
-    if not isinstance(guide, SoftmaxGuide):
-        return sum(terms.values())
-    penalties = sum(terms.get(name, 0.0) for name, _ in guide.named_terms())
-    return guide.elbo_gradient * (sum(terms.values()) - penalties) + penalties
+from pyro_vmonf.training.lanes import Lanes, Single, Terms
+from pyro_vmonf.training.selection import START, Keeper
 
 
-class Safeguard:
-    """The state that a rejected step goes back to: buffers that the forward pass moves."""
+@dataclass
+class Run:
+    """The rows of one run, and its record.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
-        self.copies = [b.clone() for b in self.buffers]
-        self.versions = [b._version for b in self.buffers]
-        self.parameters: list[Tensor] = []
+    Arguments:
+        train: rows of the epochs.
+        generator: of their order.
+        labelled: rows of pretraining and of interleaved epochs.
+        measured: rows on which states are measured; ``None`` measures none.
+        held_out: whether the measured rows are held out of training.
+    """
 
-    @torch.no_grad()
-    def remember(self, parameters: list[Tensor]) -> None:
-        """Keep parameters whose loss is finite."""
-        if self.parameters:
-            torch._foreach_copy_(self.parameters, parameters)
-        else:
-            self.parameters = [parameter.detach().clone() for parameter in parameters]
+    train: Source
+    generator: torch.Generator
+    labelled: TensorSource | None = None
+    measured: TensorSource | None = None
+    held_out: bool = False
+    history: History = field(default_factory=History)
+    keeper: Keeper = field(default_factory=lambda: Keeper(False))
+    rejected_in_a_row: int = 0
+    going: bool = True
+    failure: str = ""  # the reason why the run was given up
+    totals: Terms = field(default_factory=dict)
+    taken: int = 0
 
-    @torch.no_grad()
-    def restore(self, parameters: list[Tensor]) -> None:
-        """Go back to the last parameters whose loss was finite."""
-        if self.parameters:
-            torch._foreach_copy_(parameters, self.parameters)
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Every generator that the order of the rows depends on."""
+        return [self.generator, *self.train.generators]
 
-    @torch.no_grad()
-    def accept(self) -> None:
-        for i, buffer in enumerate(self.buffers):
-            if buffer._version != self.versions[i]:
-                self.copies[i].copy_(buffer)
-                self.versions[i] = buffer._version
-
-    @torch.no_grad()
-    def roll_back(self) -> None:
-        for i, buffer in enumerate(self.buffers):
-            if buffer._version != self.versions[i]:
-                buffer.copy_(self.copies[i])
-                self.versions[i] = buffer._version
+    def close_epoch(
+        self, number: int, step: int, temperature: float, objective: Callable[..., float]
+    ) -> None:
+        """Record the means of the terms over the steps of the epoch."""
+        count = max(self.taken, 1)
+        means = {name: float(value) / count for name, value in self.totals.items()}
+        self.history.record(number, step, means, temperature, objective(means))
+        self.totals, self.taken = {}, 0
 
 
-def _culprit(model: FlowMixture, terms: dict[str, Tensor], arguments: Arguments) -> str:
-    """Say which term, component and rows are not finite."""
-    names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
-    said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
-    with torch.no_grad(), evaluating(model):
-        x = arguments["x"]
-        components = model.components(arguments.get("given"))
-        log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
-    bad = ~log_probs.isfinite()
-    if bad.any():
-        said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")
-        rows = bad.any(1).nonzero().squeeze(1)
-        index = arguments.get("index")
-        said.append(f"rows {listed(rows if index is None else index[rows])}")
-    return "; ".join(said)
+@dataclass(frozen=True)
+class Plan:
+    """The course of a run.
+
+    Arguments:
+        epochs: passes through the rows; ``None`` where steps count.
+        steps: training steps; ``None`` where epochs count.
+        pretrain_epochs: passes through the labelled rows, before the first epoch.
+        interleave: each epoch begins with the labelled rows.
+        patience: epochs without a better state before a run stops.
+        max_rejected: steps in a row with a loss that is not finite before a run is given up.
+        temperature: schedule of the guide's temperature.
+        objective: function from the terms to the objective that the history records.
+        culprit: function from terms and arguments to the words that name a fault.
+        title: of the progress bar; empty for none.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    pretrain_epochs: int = 0
+    interleave: bool = False
+    patience: int | None = None
+    max_rejected: int = 20
+    temperature: Schedule | None = None
+    objective: Callable[[dict[str, float]], float] = lambda terms: sum(terms.values())
+    culprit: Callable[[Terms, Arguments], str] = lambda terms, arguments: "the sum of the terms"
+    title: str = ""
 
 
 class Trainer:
-    """One training run: the steps, their safety, and the record of them."""
+    """The loop over epochs and batches: steps, record, measured states, stopping.
+
+    Its whole state is :meth:`state_dict`, and a checkpoint holds nothing else of it.
+
+    Arguments:
+        lanes: the state that is trained.
+        runs: one for each lane.
+        optimizer: of the parameters of the lanes.
+        scheduler: of the optimiser, moved once a step.
+        plan: the course.
+        after_epoch: called with the trainer and the number of the epoch; returning a text stops
+            the run, and the history says it.
+    """
 
     def __init__(
         self,
-        model: FlowMixture,
-        guide: Guide,
+        lanes: Lanes,
+        runs: Sequence[Run],
         optimizer: Optimizer,
-        scheduler: LRScheduler | None,
-        *,
-        clip_norm: float | None,
-        max_rejected: int,
-        temperature: Schedule | None,
-        nesting: int,
+        scheduler: LRScheduler | None = None,
+        plan: Plan = Plan(),
+        after_epoch: Sequence[Callable[[Trainer, int], str | None]] = (),
     ) -> None:
-        self.model = model
-        self.guide = guide
+        self.lanes = lanes
+        self.runs = list(runs)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.clip_norm = math.inf if clip_norm is None else clip_norm
-        self.max_rejected = max_rejected
-        self.temperature = temperature
-        self.history = History()
-        self.objective = Objective(model, guide, nesting)
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.programs = [p for p in self.objective.modules() if isinstance(p, Program)]
-        self.safeguard = Safeguard(self.objective)
+        self.plan = plan
+        self.after_epoch = after_epoch
         self.steps = 0
         self.scheduled_steps = 0
-        self.rejected_in_a_row = 0
-        self.open: list[dict[str, Tensor]] = []
+        self.epoch = -plan.pretrain_epochs
+        self.seconds = 0.0
+        self.temperature = 1.0
+        self.anneal()  # pretraining stays at the start of the schedules
 
-    def start_guarding(self, last_finite: list[Tensor]) -> None:
-        """Take the state as it is now for one to go back to, and parameters that were good."""
-        self.safeguard = Safeguard(self.objective)
-        if last_finite:
-            self.safeguard.remember(last_finite)
+    def run(self) -> list[History]:
+        """Go through the epochs; return the history of each run."""
+        start = time.perf_counter() - self.seconds
+        plan = self.plan
+        total = plan.steps if plan.epochs is None else plan.pretrain_epochs + plan.epochs
+        with (
+            training(self.lanes.module),
+            progress_bar(total, bool(plan.title), plan.title) as self.bar,
+        ):
+            self.bar.update(
+                self.scheduled_steps if plan.epochs is None else self.epoch + plan.pretrain_epochs
+            )
+            if self.steps == 0:
+                self._measure(START)
+            while any(run.going for run in self.runs) and not self.done():
+                self._go_through_epoch()
+                self.seconds = time.perf_counter() - start
+                stops = [hook(self, self.epoch) for hook in self.after_epoch]  # all see the epoch
+                for run in self.runs:
+                    if run.going and any(stops):
+                        run.going, run.history.stopped = False, next(filter(None, stops))
+                self.epoch += 1
+                self.bar.update(plan.epochs is not None)
+                self.at_epoch_end()
+        self._choose()
+        self.seconds = time.perf_counter() - start
+        for run in self.runs:
+            run.history.seconds = self.seconds
+        return [run.history for run in self.runs]
+
+    def at_epoch_end(self) -> None:
+        """Do what is due between two epochs: here, nothing."""
+
+    def done(self) -> bool:
+        """Return whether every epoch or step is behind."""
+        if self.plan.steps is not None:
+            return self.scheduled_steps >= self.plan.steps
+        return self.epoch >= (self.plan.epochs or 0)
 
     def anneal(self) -> None:
         """Move temperature and terms along their schedules."""
-        if isinstance(self.guide, SoftmaxGuide):
-            self.guide.set_step_(self.scheduled_steps)
-            if self.temperature is not None:
-                self.guide.set_temperature_(self.temperature(self.scheduled_steps))
-                self.safeguard.accept()
+        follow = getattr(self.lanes.module, "set_step_", None)
+        if follow is not None:
+            follow(self.scheduled_steps)
+        if self.plan.temperature is not None:
+            self.temperature = self.plan.temperature(self.scheduled_steps)
+            self.lanes.set_temperature_(self.temperature)
 
-    def step(self, arguments: Arguments) -> dict[str, Tensor] | None:
-        """Take one step; return the terms of the ELBO, or ``None`` if it was rolled back."""
-        self.optimizer.zero_grad(set_to_none=True)
-        size = arguments["size"]
-        with unregistered(*self.programs):
-            terms = {name: value / size for name, value in self.objective(**arguments).items()}
-        loss = -torch.stack(list(terms.values())).sum()
-        terms = {name: value.detach() for name, value in terms.items()}
-        finite = bool(loss.isfinite())
-        if finite:
-            self.safeguard.remember(self.parameters)
-            loss.backward()
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            finite = bool(norm.isfinite())
-            if finite and norm > self.clip_norm:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        self.steps += 1
-        if finite:
-            self.optimizer.step()
-            if self.scheduler is not None:
-                self.scheduler.step()
-            self.safeguard.accept()
-            self.rejected_in_a_row = 0
-            return terms
-        self.optimizer.zero_grad(set_to_none=True)
-        self.safeguard.roll_back()
-        self.history.rejected += 1
-        self.rejected_in_a_row += 1
-        if self.rejected_in_a_row >= self.max_rejected:
-            culprit = _culprit(self.model, terms, arguments)
-            self.safeguard.restore(self.parameters)
-            raise FloatingPointError(
-                f"{self.rejected_in_a_row} steps in a row had a loss or gradient that is not "
-                f"finite (step {self.steps}: {culprit}); the last good state was kept. "
-                "Try a smaller lr, clip_norm, or a smaller bound of the flows"
+    def _go_through_epoch(self) -> None:
+        plan = self.plan
+        if self.runs[0].labelled is not None and (self.epoch < 0 or plan.interleave):
+            labelled = [run.labelled.epoch(run.generator) for run in self.runs if run.labelled]
+            self._go_through(labelled, scheduled=False)
+        if self.epoch >= 0:
+            batches = [run.train.epoch(run.generator) for run in self.runs]
+            self._go_through(batches, scheduled=True)
+        for run in self.runs:
+            if not run.history.stopped and not run.failure:
+                run.close_epoch(self.epoch, self.steps, self.temperature, plan.objective)
+        self._measure(self.epoch)
+        history = self.runs[0].history
+        if history.elbo:
+            self.bar.set_postfix(
+                elbo=f"{history.elbo[-1]:.3f}", T=f"{history.temperature[-1]:.3f}", refresh=False
             )
-        return None
 
-    def report_rejected(self) -> None:
-        """Say how many steps were rolled back; a run of nothing else is an error."""
-        count = f"{self.history.rejected} of {self.steps} steps"
-        if self.history.rejected == self.steps:
-            raise FloatingPointError(f"{count} had a loss or gradient that is not finite")
-        message = f"{count} had a loss or gradient that is not finite and were rolled back"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-    def epoch(self, batches: Iterable[Arguments], limit: int | None, scheduled: bool) -> None:
-        """Go through the batches and add the mean of their terms to the history's open epoch."""
-        for arguments in batches:
-            if scheduled and limit is not None and self.scheduled_steps >= limit:
+    def _go_through(self, batches: list[Iterator[Arguments]], scheduled: bool) -> None:
+        for arguments in zip(*batches, strict=True):
+            if scheduled and self.plan.steps is not None and self.done():
+                return
+            if not any(run.going for run in self.runs):
                 return
             if scheduled:
                 self.anneal()
-            terms = self.step(arguments)
-            if scheduled:
-                self.scheduled_steps += 1
-            if terms is not None:
-                self.open.append(terms)
+            self.step(arguments)
+            self.scheduled_steps += scheduled
+            if self.plan.epochs is None:
+                self.bar.update(scheduled)
 
-    def record(self, number: int) -> None:
-        """Close the epoch."""
-        count = max(len(self.open), 1)
-        totals: dict[str, Tensor | float] = {}
-        for terms in self.open:
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + value
-        means = {name: float(value) / count for name, value in totals.items()}
-        temperature = self.guide.temperature if isinstance(self.guide, SoftmaxGuide) else 1.0
-        self.history.record(
-            number, self.steps, means, float(temperature), objective_of(self.guide, means)
+    def step(self, batches: Sequence[Arguments]) -> Terms:
+        """Take one step of every run; return its terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        going = [run.going for run in self.runs]
+        terms, taken = self.lanes.step(batches, going, self._move)
+        self.steps += 1
+        alone = len(self.runs) == 1
+        for i, (run, ok) in enumerate(zip(self.runs, taken, strict=True)):
+            if not run.going:
+                continue
+            own = terms if alone else {name: value[i] for name, value in terms.items()}
+            if ok:
+                run.rejected_in_a_row = 0
+                run.taken += 1
+                for name, value in own.items():
+                    run.totals[name] = run.totals.get(name, 0.0) + value
+            else:
+                self._reject(i, own, batches[i])
+        return terms
+
+    def _move(self) -> None:
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _reject(self, number: int, terms: Terms, arguments: Arguments) -> None:
+        run = self.runs[number]
+        run.history.rejected += 1
+        run.rejected_in_a_row += 1
+        if run.rejected_in_a_row < self.plan.max_rejected:
+            return
+        culprit = self.plan.culprit(terms, arguments)
+        self.lanes.step_back_(number)
+        run.going = False
+        run.history.stopped = f"{run.rejected_in_a_row} steps in a row were not finite"
+        run.failure = (
+            f"{run.rejected_in_a_row} steps in a row had a loss or gradient that is not "
+            f"finite (step {self.steps}: {culprit}); the last good state was kept. "
+            "Try a smaller lr, clip_norm, or a smaller bound of the flows"
         )
-        self.open = []
 
     @torch.no_grad()
-    def score(self, source: TensorSource) -> None:
-        """Record ELBO and objective per row of a source, in ``eval()``."""
-        totals: dict[str, float] = {}
-        with evaluating(self.objective):
-            rows = torch.arange(source.size, device=source.x.device)
-            for chosen in rows.split(source.batch_size):
-                for name, value in self.objective(**source.arguments(chosen)).items():
-                    share = len(chosen) / source.size**2  # of a batch scaled to the whole
-                    totals[name] = totals.get(name, 0.0) + float(value) * share
-        self.history.held_out.append(sum(totals.values()))
-        self.history.objective[-1] = objective_of(self.guide, totals)
+    def _measure(self, epoch: int) -> None:
+        """Measure the state of each run, record it, and stop the runs that are out of patience."""
+        if self.runs[0].measured is None:
+            return
+        found = self._terms_of_measured_rows()
+        for i, run in enumerate(self.runs):
+            if run.history.stopped:
+                continue
+            terms = {name: float(value[i]) for name, value in found.items()}
+            objective = sum(terms.values())
+            if epoch != START and run.held_out:
+                run.history.held_out.append(objective)
+                run.history.objective[-1] = self.plan.objective(terms)
+            elif epoch == START:
+                run.history.start = self.plan.objective(terms)
+            if epoch >= 0 or (epoch == START and self.plan.pretrain_epochs == 0):
+                run.keeper.see(epoch, objective, lambda i=i: self.lanes.state(i))  # type: ignore[misc]
+            patience = self.plan.patience
+            if patience is not None and epoch >= 0 and epoch - run.keeper.trained_epoch >= patience:
+                run.going = False
+                run.history.stopped = f"no better held-out ELBO for {patience} epochs"
+                if len(self.runs) > 1 and not run.keeper.state:  # the others go on
+                    run.keeper.state = self.lanes.state(i)
+
+    def _terms_of_measured_rows(self) -> Terms:
+        """Return the terms per row of each run ``(R,)`` on its measured rows."""
+        sources = [run.measured for run in self.runs if run.measured is not None]
+        totals: Terms = {}
+        with evaluating(self.lanes.module), local_seed(0):
+            for batches in zip(*(source.in_order() for source in sources), strict=True):
+                share = len(batches[0]["x"]) / batches[0]["size"]
+                for name, value in self.lanes.terms(batches).items():
+                    totals[name] = totals.get(name, 0.0) + value.detach().reshape(-1).cpu() * share
+        return totals
+
+    def _choose(self) -> None:
+        """Put every run into the state that stays."""
+        for i, run in enumerate(self.runs):
+            if run.keeper.keep and run.keeper.state:
+                self.lanes.load_(i, run.keeper.state)
+                epochs = run.history.epoch
+                chosen = run.keeper.epoch
+                run.history.kept = epochs.index(chosen) if chosen in epochs else None
+            elif run.keeper.state:  # of a run that stopped before the others
+                self.lanes.load_(i, run.keeper.state)
+            elif not self.lanes.is_finite(i):
+                self.lanes.step_back_(i)
+            if run.history.rejected == self.steps > 0:
+                run.failure = run.failure or self.rejected(run)
+
+    def rejected(self, run: Run) -> str:
+        """Say how many steps of a run were rolled back."""
+        count = f"{run.history.rejected} of {self.steps} steps"
+        return f"{count} had a loss or gradient that is not finite"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that moves during the first run, with the states of all generators."""
+        assert isinstance(self.lanes, Single), "R runs side by side have no checkpoint"
+        [run] = self.runs
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "state": self.lanes.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "counts": [self.steps, self.scheduled_steps, run.rejected_in_a_row],
+            "last_finite": self.lanes.last_finite,
+            "history": dataclasses.asdict(run.history),
+            "best": {
+                "objective": run.keeper.objective,
+                "epoch": run.keeper.epoch,
+                "state": run.keeper.state,
+                "trained": [run.keeper.trained, run.keeper.trained_epoch],
+            },
+            "order": [generator.get_state() for generator in run.generators],
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Put the run where :meth:`state_dict` found it.
+
+        Raises:
+            ValueError: if the state does not fit; nothing has then changed.
+        """
+        assert isinstance(self.lanes, Single)
+        [run] = self.runs
+        before = self.lanes.state(0)
+        try:
+            self.lanes.module.load_state_dict(content["state"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(content["scheduler"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            self.lanes.module.load_state_dict(before)
+            raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
+        self.epoch, self.seconds = int(content["epoch"]), content["seconds"]
+        self.steps, self.scheduled_steps, run.rejected_in_a_row = content["counts"]
+        run.history = History(**content["history"])
+        self.lanes.guard_(content["last_finite"])
+        best = content["best"]
+        run.keeper.objective, run.keeper.epoch = best["objective"], best["epoch"]
+        run.keeper.state = best["state"]
+        since = best.get("trained", [best["objective"], best["epoch"]])
+        run.keeper.trained, run.keeper.trained_epoch = since
+        run.going = not run.history.stopped
+        if run.history.temperature:
+            self.temperature = run.history.temperature[-1]
+        for generator, state in zip(run.generators, content["order"], strict=True):
+            generator.set_state(state)
+        torch.set_rng_state(content["random"])
+        if content["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(content["random_cuda"])

@@ -242,7 +242,8 @@ def test_pretraining_sees_labelled_rows_only_and_interleaving_alternates() -> No
     def spy(batch: Batch) -> Tensor:
         known = batch.log_evidence
         labelled = 0 if known is None else int((known < 0).any(-1).sum())
-        seen.append((labelled, len(batch.x)))
+        if in_a_step(batch):
+            seen.append((labelled, len(batch.x)))
         return torch.zeros(len(batch.x))
 
     vmonf = pair()
@@ -252,8 +253,7 @@ def test_pretraining_sees_labelled_rows_only_and_interleaving_alternates() -> No
     )
     count = int((y >= 0).sum())
     rest = len(x) - count
-    # the first call finds the depth of the plates
-    assert seen[1:] == [(count, count)] * 2 + [(count, count), (0, rest)] * 2
+    assert seen == [(count, count)] * 2 + [(count, count), (0, rest)] * 2
     assert history.epoch == [-2, -1, 0, 1]
     assert history.terms["classification"][0] < 0
 
@@ -270,14 +270,19 @@ def test_labels_reach_the_guide() -> None:
     assert torch.equal(given.argmax(-1)[known], y[known])
 
 
+def in_a_step(batch: Batch) -> bool:
+    """Whether a term is called by a step, and not by the checks at the start of a run."""
+    return torch.is_grad_enabled() and batch.x.dtype == torch.get_default_dtype()
+
+
 class Faulty:
     """Loss factors that turn bad for some steps."""
 
     def __init__(self, bad: set[int], value: float = float("nan")) -> None:
-        self.bad, self.value, self.calls = bad, value, -2  # one call finds the plates
+        self.bad, self.value, self.calls = bad, value, -1
 
     def __call__(self, batch: Batch) -> Tensor:
-        self.calls += 1
+        self.calls += in_a_step(batch)
         penalty = batch.log_q.square().sum(-1)
         return penalty * self.value if self.calls in self.bad else penalty * 0
 
@@ -489,12 +494,13 @@ def test_a_last_batch_of_one_row_joins_the_one_before() -> None:
     sizes: list[int] = []
 
     def spy(batch: Batch) -> Tensor:
-        sizes.append(len(batch.x))
+        if in_a_step(batch):
+            sizes.append(len(batch.x))
         return torch.zeros(len(batch.x))
 
     vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
     vmonf.fit(torch.randn(41, D), epochs=1, batch_size=20, progress=False)
-    assert sizes[1:] == [20, 21]
+    assert sizes == [20, 21]
 
 
 def test_the_units_of_a_fitted_model_are_settled() -> None:

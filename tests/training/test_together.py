@@ -18,8 +18,7 @@ from pyro_vmonf.flows import Flow, StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import exponential_decay, linear_decay
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency
-from pyro_vmonf.training.restarts import fit_best
-from pyro_vmonf.training.together import NotTogether, fit_together
+from pyro_vmonf.training.restarts import NotTogether, fit_best, fit_together
 from pyro_vmonf.transforms import Affine, BatchNorm
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -184,7 +183,7 @@ def test_no_guide_restarts_too() -> None:
     x, _ = data()
     vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=1)), MarginalGuide()).double()
     history = vmonf.fit(x, n_init=3, epochs=2, seed=0, progress=False)
-    assert history.objective[-1] == max(history.restarts)
+    assert history.final_objective == max(history.restarts)
     assert len(set(history.restarts)) == 3
 
 
