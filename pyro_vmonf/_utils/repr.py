@@ -1,15 +1,18 @@
-"""What objects say of themselves: the arguments they were made with, and their shapes."""
+"""Objects keep the arguments of their constructors, and show them."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LARGEST_LIST = 10  # numbers of a tensor that are shown one by one
 
 
@@ -58,7 +61,91 @@ def _rounded(numbers: Any) -> Any:
     return float(f"{numbers:.4g}")
 
 
-class ShownModule(nn.Module):
+class Recorded:
+    """A class that keeps the arguments of its constructor under their names.
+
+    The constructor runs first. The plain arguments that it leaves out become attributes afterwards:
+    numbers, strings, ``None``, and sequences of these as tuples. A class keeps tensors, modules and
+    functions itself, because their place decides how they move and where they are saved.
+
+    A constructor may end in ``**options: Unpack[...]`` and pass the options on to its base class.
+    Its signature then shows the keyword arguments of the base class in their place.
+
+    Example:
+        >>> class Grid(Recorded):
+        ...     def __init__(self, width: int, *, sizes: Sequence[int] = (1, 2)) -> None:
+        ...         self.area = width**2
+        >>> grid = Grid(3, sizes=[4])
+        >>> grid.width, grid.sizes
+        (3, (4,))
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        init = vars(cls).get("__init__")
+        if inspect.isfunction(init):
+            cls.__init__ = _recording(cls, init)  # type: ignore[method-assign]
+
+
+def _recording(cls: type, init: Callable[..., None]) -> Callable[..., None]:
+    """Return the constructor that calls ``init`` and then records its arguments."""
+    own = inspect.signature(init)
+    shown = _with_options(cls, own)
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if shown is not own:
+            try:
+                shown.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{init.__qualname__}() {error}") from None
+        init(self, *args, **kwargs)
+        given = own.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        for name, parameter in list(own.parameters.items())[1:]:
+            value = _plain(given.arguments[name])
+            if parameter.kind not in VARIABLE and value is not NotPlain and not _holds(self, name):
+                setattr(self, name, value)
+
+    __init__.__signature__ = shown  # type: ignore[attr-defined]
+    return __init__
+
+
+def _with_options(cls: type, own: inspect.Signature) -> inspect.Signature:
+    """Return a signature in which the base class's arguments stand for typed ``**options``."""
+    last = list(own.parameters.values())[-1]
+    if last.kind is not last.VAR_KEYWORD or "Unpack[" not in str(last.annotation):
+        return own
+    base = inspect.signature(super(cls, cls).__init__)  # type: ignore[arg-type]
+    passed = [p for p in base.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    kept = [p for p in own.parameters.values() if p is not last]
+    return own.replace(parameters=kept + [p for p in passed if p.name not in own.parameters])
+
+
+def _holds(thing: Any, name: str) -> bool:
+    # Not hasattr: a Pyro module would register what it is asked for.
+    held = vars(thing)
+    kinds = ("_parameters", "_buffers", "_modules")
+    return name in held or hasattr(type(thing), name) or any(name in held.get(k, ()) for k in kinds)
+
+
+class NotPlain:
+    """Stands for a value that is not recorded."""
+
+
+def _plain(value: Any) -> Any:
+    """Return plain data with sequences as tuples, or ``NotPlain``."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, float, str, torch.Size)):
+        return value
+    if isinstance(value, (list, tuple, range)):
+        items = tuple(_plain(item) for item in value)
+        return NotPlain if NotPlain in items else items
+    return NotPlain
+
+
+class ShownModule(Recorded, nn.Module):
     """A module whose ``repr`` has its arguments."""
 
     def extra_repr(self) -> str:

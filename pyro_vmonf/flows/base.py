@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from pyro_vmonf.flows.gaussian import StandardNormal
 from pyro_vmonf.flows.stack import as_bank
 from pyro_vmonf.nn.mlp import Activation
 from pyro_vmonf.transforms import FlowTransform
+from pyro_vmonf.transforms.base import NetworkOptions
 
 End = Literal["data", "base"]
 Shape = tuple[int, ...]
@@ -114,35 +115,67 @@ def batch_shapes(blocks: int, shared: int, components: int, shared_at: End = "da
     return [() if i in common else (components,) for i in range(blocks)]
 
 
+class LayerOptions(NetworkOptions, total=False):
+    """The arguments that a bank passes to each of its layers."""
+
+    bound: float
+
+
+class BankOptions(TypedDict, total=False):
+    """The arguments that the ready-made banks share."""
+
+    bound: float
+    base: nn.Module | Distribution | None
+    context_features: int
+    shared: int
+    shared_at: End
+
+
 class LayeredFlow(Flow):
-    """What the ready-made banks share: so many blocks, each made by a function of its number."""
+    """A bank of equal blocks; a subclass writes :meth:`layer`, which makes one of them."""
+
+    features: int
+    components: int
+    blocks: int
+    hidden: tuple[int, ...]
+    activation: Activation
+    bound: float
+    context_features: int
+    shared: int
+    shared_at: End
 
     def __init__(
         self,
         features: int,
         components: int,
-        *,
         blocks: int,
         hidden: Sequence[int],
         activation: Activation,
-        bound: float,
-        base: nn.Module | Distribution | None,
-        context_features: int,
-        shared: int,
-        shared_at: End,
-        make: Callable[[int, tuple[int, ...]], FlowTransform],
+        *,
+        bound: float = 5.0,
+        base: nn.Module | Distribution | None = None,
+        context_features: int = 0,
+        shared: int = 0,
+        shared_at: End = "data",
     ) -> None:
         components = check_positive("components", components)
         check_positive("blocks", blocks, minimum=0)
         shapes = batch_shapes(blocks, shared, components, shared_at)
         base = base_bank(base, (features,), components)  # which refuses a wrong number of features
-        super().__init__([make(i, shape) for i, shape in enumerate(shapes)], base=base)
-        self.features = features
-        self.components = components
-        self.blocks = blocks
-        self.hidden = tuple(hidden)
-        self.activation = activation
-        self.bound = bound
-        self.context_features = context_features
-        self.shared = shared
-        self.shared_at = shared_at
+        layers = [
+            self.layer(
+                block,
+                features,
+                hidden=hidden,
+                activation=activation,
+                bound=bound,
+                context_features=context_features,
+                batch_shape=batch_shape,
+            )
+            for block, batch_shape in enumerate(shapes)
+        ]
+        super().__init__(layers, base=base)
+
+    def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
+        """Return a block, given its number; the first is next to the base."""
+        raise NotImplementedError

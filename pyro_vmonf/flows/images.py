@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from pyro_vmonf.transforms import (
     Split,
     Squeezed,
 )
-from pyro_vmonf.transforms.image_coupling import Pattern
+from pyro_vmonf.transforms.image_coupling import ImageCouplingOptions, Pattern
 
 Chain = list[FlowTransform]
 
@@ -35,12 +36,13 @@ class Plan:
     Attributes:
         own: the batch shape of each block, base to data: ``()`` for those that are shared.
         private: the batch shape of what is never shared, ``(K,)``.
-        couple: maker of a coupling of images of a shape: pattern, whether flipped, batch shape.
+        couple: the function from the shape of the images to a coupling; it takes the pattern, the
+            flip and the batch shape by name.
     """
 
     own: Sequence[Shape]
     private: Shape
-    couple: Callable[[Shape, Pattern, bool, Shape], ImageCoupling]
+    couple: Callable[..., ImageCoupling]
 
 
 # From the shape of the images, how many scales are left, and the plan to a chain, base to data.
@@ -55,7 +57,7 @@ def coarser(scale: Scale, shape: Shape, scales: int, plan: Plan) -> Chain:
     if scales == 1:
         return []
     inner = scale((shape[0] // 2, *shape[1:]), scales - 1, plan)
-    return [Split(inner), plan.couple(shape, "channels", False, plan.private)]
+    return [Split(inner), plan.couple(shape, batch_shape=plan.private)]
 
 
 def glow_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
@@ -64,7 +66,7 @@ def glow_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
     chain = coarser(glow_scale, shape, scales, plan)
     for i, batch_shape in enumerate(plan.own):
         chain += [
-            plan.couple(shape, "channels", i % 2 == 1, batch_shape),
+            plan.couple(shape, flip=i % 2 == 1, batch_shape=batch_shape),
             InvertibleConvolution(shape[0], batch_shape=batch_shape),
             ActNorm(shape[0], batch_shape=batch_shape),
         ]
@@ -77,8 +79,11 @@ def realnvp_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
     def couplings(shape: Shape, pattern: Pattern) -> Chain:
         chain: Chain = []
         for i, batch_shape in enumerate(plan.own):
-            chain.append(plan.couple(shape, pattern, i % 2 == 1, batch_shape))
-            chain.append(ActNorm(shape[0], batch_shape=batch_shape))
+            flip = i % 2 == 1
+            chain += [
+                plan.couple(shape, pattern=pattern, flip=flip, batch_shape=batch_shape),
+                ActNorm(shape[0], batch_shape=batch_shape),
+            ]
         return chain
 
     deep = _squeezed(shape)
@@ -93,24 +98,55 @@ def _squeezed(shape: Shape) -> Shape:
     return (4 * shape[0], shape[1] // 2, shape[2] // 2)
 
 
-class _MultiScaleFlow(Flow):
-    """What the banks for images share: scales inside of each other, each half as fine."""
+class LayerOptions(ImageCouplingOptions, total=False):
+    """The arguments that a bank passes to each of its couplings."""
+
+    bound: float
+
+
+class ImageOptions(TypedDict, total=False):
+    """The arguments that the banks for images share."""
+
+    scales: int
+    channels: int
+    depth: int
+    shared: int
+    base: nn.Module | Distribution | None
+    way: Way
+    precision: Precision
+
+
+class MultiScaleFlow(Flow):
+    """A bank of scales inside of each other, each half as fine.
+
+    A subclass writes :meth:`coupling`, and may write another :meth:`chain`.
+    """
+
+    image_shape: torch.Size
+    components: int
+    scales: int
+    blocks: int
+    channels: int
+    depth: int
+    shared: int
+    bound: float
+    way: Way
+    precision: Precision
 
     def __init__(
         self,
         image_shape: Sequence[int],
         components: int,
-        *,
-        scales: int,
         blocks: int,
-        channels: int,
-        depth: int,
-        shared: int,
-        base: nn.Module | Distribution | None,
-        scale: Scale,
-        couple: Callable[..., ImageCoupling],
-        way: Way,
-        precision: Precision,
+        bound: float,
+        *,
+        scales: int = 2,
+        channels: int = 32,
+        depth: int = 1,
+        shared: int = 0,
+        base: nn.Module | Distribution | None = None,
+        way: Way = "grouped",
+        precision: Precision = "float32",
     ) -> None:
         shape, components = check_image_shape(image_shape), check_positive("components", components)
         if any(size % 2 ** check_positive("scales", scales) for size in shape[1:]):
@@ -118,36 +154,29 @@ class _MultiScaleFlow(Flow):
                 f"images are {shape[1]} by {shape[2]}, which {scales} scales cannot halve that "
                 "often; use fewer scales, or pad the images"
             )
-
-        def coupling(
-            shape: Shape, pattern: Pattern, flip: bool, batch_shape: Shape
-        ) -> ImageCoupling:
-            return couple(
-                shape,
-                pattern=pattern,
-                flip=flip,
-                channels=channels,
-                blocks=depth,
-                way=way,
-                precision=precision,
-                batch_shape=batch_shape,
-            )
-
+        couple = partial(
+            self.coupling,
+            channels=channels,
+            blocks=depth,
+            bound=bound,
+            way=way,
+            precision=precision,
+        )
         own = batch_shapes(check_positive("blocks", blocks), shared, components)
-        chain = scale(shape, scales, Plan(own, (components,), coupling))
+        chain = self.chain(shape, scales, Plan(own, (components,), couple))
         super().__init__(chain, base=base_bank(base, shape, components))
         self.image_shape = torch.Size(shape)
-        self.components = components
-        self.scales = scales
-        self.blocks = blocks
-        self.channels = channels
-        self.depth = depth
-        self.shared = shared
-        self.way = way
-        self.precision = precision
+
+    def chain(self, shape: Shape, scales: int, plan: Plan) -> Chain:
+        """Return the chain of all scales, from base to data."""
+        return glow_scale(shape, scales, plan)
+
+    def coupling(self, shape: Shape, **options: Unpack[LayerOptions]) -> ImageCoupling:
+        """Return a coupling of images of a shape."""
+        raise NotImplementedError
 
 
-class Glow(_MultiScaleFlow):
+class Glow(MultiScaleFlow):
     """The bank of K Glows: blocks of normalisation, 1×1 convolution and affine coupling.
 
     It maps images on the real line; pixels need a :class:`~pyro_vmonf.transforms.Logit` at the
@@ -186,34 +215,17 @@ class Glow(_MultiScaleFlow):
         image_shape: Sequence[int],
         components: int,
         *,
-        scales: int = 2,
         blocks: int = 4,
-        channels: int = 32,
-        depth: int = 1,
-        shared: int = 0,
         bound: float = 2.0,
-        base: nn.Module | Distribution | None = None,
-        way: Way = "grouped",
-        precision: Precision = "float32",
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            components,
-            scales=scales,
-            blocks=blocks,
-            channels=channels,
-            depth=depth,
-            shared=shared,
-            base=base,
-            scale=glow_scale,
-            way=way,
-            precision=precision,
-            couple=partial(AffineImageCoupling, bound=bound),
-        )
-        self.bound = bound
+        super().__init__(image_shape, components, blocks, bound, **options)
+
+    def coupling(self, shape: Shape, **options: Unpack[LayerOptions]) -> ImageCoupling:
+        return AffineImageCoupling(shape, **options)
 
 
-class ImageNSF(_MultiScaleFlow):
+class ImageNSF(MultiScaleFlow):
     """The bank of K spline flows of images: :class:`Glow` with rational-quadratic couplings.
 
     Arguments:
@@ -230,41 +242,26 @@ class ImageNSF(_MultiScaleFlow):
         torch.Size([7, 5, 1, 8, 8])
     """
 
+    bins: int
+
     def __init__(
         self,
         image_shape: Sequence[int],
         components: int,
         *,
-        scales: int = 2,
         blocks: int = 4,
-        channels: int = 32,
-        depth: int = 1,
-        shared: int = 0,
         bins: int = 8,
         bound: float = 4.0,
-        base: nn.Module | Distribution | None = None,
-        way: Way = "grouped",
-        precision: Precision = "float32",
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            components,
-            scales=scales,
-            blocks=blocks,
-            channels=channels,
-            depth=depth,
-            shared=shared,
-            base=base,
-            scale=glow_scale,
-            way=way,
-            precision=precision,
-            couple=partial(SplineImageCoupling, bins=bins, bound=bound),
-        )
         self.bins = bins
-        self.bound = bound
+        super().__init__(image_shape, components, blocks, bound, **options)
+
+    def coupling(self, shape: Shape, **options: Unpack[LayerOptions]) -> ImageCoupling:
+        return SplineImageCoupling(shape, bins=self.bins, **options)
 
 
-class MultiScaleRealNVP(_MultiScaleFlow):
+class MultiScaleRealNVP(MultiScaleFlow):
     """The bank of K multi-scale RealNVPs: checkerboard couplings, squeeze, channel-wise couplings.
 
     An activation normalisation stands in the place of the paper's batch normalisation, which
@@ -291,28 +288,14 @@ class MultiScaleRealNVP(_MultiScaleFlow):
         image_shape: Sequence[int],
         components: int,
         *,
-        scales: int = 2,
         blocks: int = 3,
-        channels: int = 32,
-        depth: int = 1,
-        shared: int = 0,
         bound: float = 2.0,
-        base: nn.Module | Distribution | None = None,
-        way: Way = "grouped",
-        precision: Precision = "float32",
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            components,
-            scales=scales,
-            blocks=blocks,
-            channels=channels,
-            depth=depth,
-            shared=shared,
-            base=base,
-            scale=realnvp_scale,
-            way=way,
-            precision=precision,
-            couple=partial(AffineImageCoupling, bound=bound),
-        )
-        self.bound = bound
+        super().__init__(image_shape, components, blocks, bound, **options)
+
+    def coupling(self, shape: Shape, **options: Unpack[LayerOptions]) -> ImageCoupling:
+        return AffineImageCoupling(shape, **options)
+
+    def chain(self, shape: Shape, scales: int, plan: Plan) -> Chain:
+        return realnvp_scale(shape, scales, plan)

@@ -48,6 +48,20 @@ class PixelFlow(Flow):
         torch.Size([7, 5])
     """
 
+    image_shape: torch.Size
+    components: int
+    blocks: int
+    channels: int
+    depth: int
+    first: int
+    squeezes: int
+    shared_trunk: bool
+    shared: int
+    bins: int
+    bound: float
+    way: Way
+    precision: Precision
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -91,15 +105,3 @@ class PixelFlow(Flow):
             chain = [Squeezed(chain)]
         super().__init__(chain, base=base_bank(base, shape, components))
         self.image_shape = torch.Size(shape)
-        self.components = components
-        self.blocks = blocks
-        self.channels = channels
-        self.depth = depth
-        self.first = first
-        self.squeezes = squeezes
-        self.shared_trunk = shared_trunk
-        self.shared = shared
-        self.bins = bins
-        self.bound = bound
-        self.way = way
-        self.precision = precision

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from torch import nn
-from torch.distributions import Distribution
-
-from pyro_vmonf.flows.base import End, Flow, LayeredFlow
+from pyro_vmonf.flows.base import BankOptions, Flow, LayeredFlow, LayerOptions
 from pyro_vmonf.flows.gaussian import Gaussian, StandardNormal
 from pyro_vmonf.nn.mlp import Activation
 from pyro_vmonf.transforms import (
@@ -64,33 +62,13 @@ class RealNVP(LayeredFlow):
         blocks: int = 8,
         hidden: Sequence[int] = (16,),
         activation: Activation = "tanh",
-        bound: float = 5.0,
-        base: nn.Module | Distribution | None = None,
-        context_features: int = 0,
-        shared: int = 0,
-        shared_at: End = "data",
+        **options: Unpack[BankOptions],
     ) -> None:
-        super().__init__(
-            features,
-            components,
-            blocks=blocks,
-            hidden=hidden,
-            activation=activation,
-            bound=bound,
-            base=base,
-            context_features=context_features,
-            shared=shared,
-            shared_at=shared_at,
-            make=lambda i, batch_shape: AffineCoupling(
-                features,
-                mask=alternating_mask(features, flip=i % 2 == 1),
-                hidden=hidden,
-                activation=activation,
-                bound=bound,
-                context_features=context_features,
-                batch_shape=batch_shape,
-            ),
-        )
+        super().__init__(features, components, blocks, hidden, activation, **options)
+
+    def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
+        mask = alternating_mask(features, flip=block % 2 == 1)
+        return AffineCoupling(features, mask=mask, **options)
 
 
 def alternating_order(features: int, block: int) -> list[int]:
@@ -135,33 +113,13 @@ class MAF(LayeredFlow):
         blocks: int = 5,
         hidden: Sequence[int] = (64,),
         activation: Activation = "relu",
-        bound: float = 5.0,
-        base: nn.Module | Distribution | None = None,
-        context_features: int = 0,
-        shared: int = 0,
-        shared_at: End = "data",
+        **options: Unpack[BankOptions],
     ) -> None:
-        super().__init__(
-            features,
-            components,
-            blocks=blocks,
-            hidden=hidden,
-            activation=activation,
-            bound=bound,
-            base=base,
-            context_features=context_features,
-            shared=shared,
-            shared_at=shared_at,
-            make=lambda i, batch_shape: AffineAutoregressive(
-                features,
-                order=alternating_order(features, i),
-                hidden=hidden,
-                activation=activation,
-                bound=bound,
-                context_features=context_features,
-                batch_shape=batch_shape,
-            ),
-        )
+        super().__init__(features, components, blocks, hidden, activation, **options)
+
+    def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
+        order = alternating_order(features, block)
+        return AffineAutoregressive(features, order=order, **options)
 
 
 class NSF(LayeredFlow):
@@ -191,6 +149,8 @@ class NSF(LayeredFlow):
         torch.Size([7, 5])
     """
 
+    bins: int
+
     def __init__(
         self,
         features: int,
@@ -200,35 +160,14 @@ class NSF(LayeredFlow):
         hidden: Sequence[int] = (32,),
         bins: int = 8,
         activation: Activation = "relu",
-        bound: float = 5.0,
-        base: nn.Module | Distribution | None = None,
-        context_features: int = 0,
-        shared: int = 0,
-        shared_at: End = "data",
+        **options: Unpack[BankOptions],
     ) -> None:
-        super().__init__(
-            features,
-            components,
-            blocks=blocks,
-            hidden=hidden,
-            activation=activation,
-            bound=bound,
-            base=base,
-            context_features=context_features,
-            shared=shared,
-            shared_at=shared_at,
-            make=lambda i, batch_shape: SplineCoupling(
-                features,
-                mask=alternating_mask(features, flip=i % 2 == 1),
-                hidden=hidden,
-                activation=activation,
-                bins=bins,
-                bound=bound,
-                context_features=context_features,
-                batch_shape=batch_shape,
-            ),
-        )
         self.bins = bins
+        super().__init__(features, components, blocks, hidden, activation, **options)
+
+    def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
+        mask = alternating_mask(features, flip=block % 2 == 1)
+        return SplineCoupling(features, mask=mask, bins=self.bins, **options)
 
 
 class AutoregressiveNSF(LayeredFlow):
@@ -247,6 +186,8 @@ class AutoregressiveNSF(LayeredFlow):
         torch.Size([7, 5])
     """
 
+    bins: int
+
     def __init__(
         self,
         features: int,
@@ -256,35 +197,14 @@ class AutoregressiveNSF(LayeredFlow):
         hidden: Sequence[int] = (32,),
         bins: int = 8,
         activation: Activation = "relu",
-        bound: float = 5.0,
-        base: nn.Module | Distribution | None = None,
-        context_features: int = 0,
-        shared: int = 0,
-        shared_at: End = "data",
+        **options: Unpack[BankOptions],
     ) -> None:
-        super().__init__(
-            features,
-            components,
-            blocks=blocks,
-            hidden=hidden,
-            activation=activation,
-            bound=bound,
-            base=base,
-            context_features=context_features,
-            shared=shared,
-            shared_at=shared_at,
-            make=lambda i, batch_shape: SplineAutoregressive(
-                features,
-                order=alternating_order(features, i),
-                hidden=hidden,
-                activation=activation,
-                bins=bins,
-                bound=bound,
-                context_features=context_features,
-                batch_shape=batch_shape,
-            ),
-        )
         self.bins = bins
+        super().__init__(features, components, blocks, hidden, activation, **options)
+
+    def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
+        order = alternating_order(features, block)
+        return SplineAutoregressive(features, order=order, bins=self.bins, **options)
 
 
 class MAFMoG(LayeredFlow):
@@ -307,6 +227,8 @@ class MAFMoG(LayeredFlow):
         torch.Size([7, 5])
     """
 
+    mixtures: int
+
     def __init__(
         self,
         features: int,
@@ -316,37 +238,13 @@ class MAFMoG(LayeredFlow):
         hidden: Sequence[int] = (64,),
         mixtures: int = 10,
         activation: Activation = "relu",
-        bound: float = 5.0,
-        base: nn.Module | Distribution | None = None,
-        context_features: int = 0,
-        shared: int = 0,
-        shared_at: End = "data",
+        **options: Unpack[BankOptions],
     ) -> None:
-        def make(block: int, batch_shape: tuple[int, ...]) -> FlowTransform:
-            order = alternating_order(features, block)
-            options = {
-                "order": order,
-                "hidden": hidden,
-                "activation": activation,
-                "bound": bound,
-                "context_features": context_features,
-                "batch_shape": batch_shape,
-            }
-            if block == 0:
-                return MixtureAutoregressive(features, mixtures=mixtures, **options)  # type: ignore[arg-type]
-            return AffineAutoregressive(features, **options)  # type: ignore[arg-type]
-
-        super().__init__(
-            features,
-            components,
-            blocks=blocks,
-            hidden=hidden,
-            activation=activation,
-            bound=bound,
-            base=base,
-            context_features=context_features,
-            shared=shared,
-            shared_at=shared_at,
-            make=make,
-        )
         self.mixtures = mixtures
+        super().__init__(features, components, blocks, hidden, activation, **options)
+
+    def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
+        order = alternating_order(features, block)
+        if block:
+            return AffineAutoregressive(features, order=order, **options)
+        return MixtureAutoregressive(features, order=order, mixtures=self.mixtures, **options)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.flows.ready_made import Flow, StandardNormal
-from pyro_vmonf.flows.stack import as_bank
+from pyro_vmonf.flows.ready_made import Flow, RealNVP
 from pyro_vmonf.nn.mlp import Activation
-from pyro_vmonf.transforms import AffineCoupling, Rotation, alternating_mask
+from pyro_vmonf.transforms import Rotation
 
 
 class RotatedRealNVP(Flow):
@@ -32,6 +30,13 @@ class RotatedRealNVP(Flow):
         torch.Size([7, 5])
     """
 
+    components: int
+    features: int
+    blocks: int
+    hidden: tuple[int, ...]
+    activation: Activation
+    bound: float
+
     def __init__(
         self,
         components: int,
@@ -43,23 +48,15 @@ class RotatedRealNVP(Flow):
         bound: float = 5.0,
         base: nn.Module | Distribution | None = None,
     ) -> None:
-        components = check_positive("components", components)
-        wing = [
-            AffineCoupling(
-                features,
-                mask=alternating_mask(features, flip=i % 2 == 1),
-                hidden=hidden,
-                activation=activation,
-                bound=bound,
-            )
-            for i in range(check_positive("blocks", blocks, minimum=0))
-        ]
+        wing = RealNVP(
+            features,
+            components,
+            blocks=blocks,
+            hidden=hidden,
+            activation=activation,
+            bound=bound,
+            base=base,
+            shared=blocks,
+        )
         turned = Rotation(features, batch_shape=(components,))
-        base = as_bank(StandardNormal(features, components) if base is None else base)
-        super().__init__([*wing, turned], base=base)
-        self.components = components
-        self.features = features
-        self.blocks = blocks
-        self.hidden = tuple(hidden)
-        self.activation = activation
-        self.bound = bound
+        super().__init__([*wing.transforms, turned], base=wing.base)  # type: ignore[list-item]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,16 @@ from pyro_vmonf._utils.validation import check_positive
 
 Way = Literal["grouped", "loop"]
 Precision = Literal["float32", "bfloat16"]
+
+
+class ConvolutionOptions(TypedDict, total=False):
+    """The arguments that the convolutional networks share."""
+
+    channels: int
+    blocks: int
+    way: Way
+    precision: Precision
+    batch_shape: Sequence[int]
 
 
 def to_maps(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

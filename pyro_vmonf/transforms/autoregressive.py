@@ -11,8 +11,14 @@ from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.nn.made import MaskedMLP
 from pyro_vmonf.nn.mlp import Activation, start_near_zero
 from pyro_vmonf.nn.unrolled import unroll
-from pyro_vmonf.transforms.base import Conditional
+from pyro_vmonf.transforms.base import Conditional, NetworkOptions
 from pyro_vmonf.transforms.univariate import Univariate
+
+
+class AutoregressiveOptions(NetworkOptions, total=False):
+    """The arguments of an :class:`Autoregressive` layer beside the features and their map."""
+
+    order: Sequence[int] | Tensor | None
 
 
 class Autoregressive(Conditional):
@@ -33,6 +39,7 @@ class Autoregressive(Conditional):
         batch_shape: one transform for each index of this shape.
     """
 
+    network: MaskedMLP
     order: Tensor
 
     def __init__(
@@ -49,8 +56,6 @@ class Autoregressive(Conditional):
         super().__init__(context_features=context_features, batch_shape=batch_shape)
         self.features = check_positive("features", features)
         self.univariate = univariate
-        self.hidden = tuple(hidden)
-        self.activation = activation
         chosen = list(range(features)) if order is None else torch.as_tensor(order).tolist()
         if sorted(chosen) != list(range(features)):
             raise ValueError(f"order is {chosen}; expected a permutation of 0 to {features - 1}")
@@ -64,12 +69,6 @@ class Autoregressive(Conditional):
             context_features=context_features,
             batch_shape=batch_shape,
         )
-        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
-
-    def reset_parameters(self) -> None:
-        """Draw the network anew, near the identity."""
-        for layer in self.network.layers:
-            layer.reset_parameters()  # type: ignore[operator]
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypedDict, cast
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.repr import Recorded, arguments_of
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.nn.mlp import to_columns
+from pyro_vmonf.nn.made import MaskedMLP
+from pyro_vmonf.nn.mlp import MLP, Activation, Linear, start_near_zero, to_columns
 
 Restore = Callable[[Tensor], Tensor]
 
 
-class FlowTransform(TransformModule):
+class FlowTransform(Recorded, TransformModule):
     r"""A bijection :math:`x = h(z)` from base to data, which computes its log-determinant with it.
 
     To implement a transform, derive from this class, pass ``batch_shape`` on, and write the two
@@ -117,6 +118,15 @@ def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:
     return log_det.expand(torch.broadcast_shapes(log_det.shape, x.shape[: x.dim() - event_dim]))
 
 
+class NetworkOptions(TypedDict, total=False):
+    """The arguments that the transforms with a network share."""
+
+    hidden: Sequence[int]
+    activation: Activation
+    context_features: int
+    batch_shape: Sequence[int]
+
+
 class Conditional(FlowTransform):
     """A transform whose network may see a context of the rows beside their features.
 
@@ -125,11 +135,21 @@ class Conditional(FlowTransform):
         batch_shape: the batch shape of the parameters.
     """
 
+    network: MLP | MaskedMLP
+    hidden: tuple[int, ...]
+    activation: Activation
     context: Tensor | None = None
 
     def __init__(self, *, context_features: int, batch_shape: Sequence[int]) -> None:
         super().__init__(batch_shape=batch_shape)
         self.context_features = check_positive("context_features", context_features, minimum=0)
+
+    def reset_parameters(self) -> None:
+        """Draw the network anew, near the identity."""
+        layers = cast("Sequence[Linear]", self.network.layers)
+        for layer in layers:
+            layer.reset_parameters()
+        start_near_zero(layers[-1])
 
     def condition(self, context: Tensor) -> FlowTransform:
         if not self.context_features:

@@ -35,6 +35,9 @@ class ContextAffine(Conditional):
         torch.Size([7, 5, 2])
     """
 
+    network: MLP
+    bound: float
+
     def __init__(
         self,
         features: int,
@@ -48,9 +51,6 @@ class ContextAffine(Conditional):
         check_positive("context_features", context_features)
         super().__init__(context_features=context_features, batch_shape=batch_shape)
         self.features = check_positive("features", features)
-        self.hidden = tuple(hidden)
-        self.activation = activation
-        self.bound = bound
         self.univariate = ShiftAndScale(bound)
         self.network = MLP(
             context_features,
@@ -59,12 +59,6 @@ class ContextAffine(Conditional):
             activation=activation,
             batch_shape=self.batch_shape,
         )
-        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
-
-    def reset_parameters(self) -> None:
-        """Draw the network anew, near the identity."""
-        for layer in self.network.layers:
-            layer.reset_parameters()  # type: ignore[operator]
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def _moved(self, rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:

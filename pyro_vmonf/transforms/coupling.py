@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.nn.mlp import MLP, Activation, start_near_zero
-from pyro_vmonf.transforms.base import Conditional, FlowTransform
+from pyro_vmonf.transforms.base import Conditional, FlowTransform, NetworkOptions
 from pyro_vmonf.transforms.univariate import Univariate
 
 Halves = tuple[Tensor, Tensor]
@@ -36,6 +36,12 @@ def checkerboard_mask(height: int, width: int, flip: bool = False) -> Tensor:
     return (((rows + columns) % 2 == 0) ^ flip).flatten()
 
 
+class CouplingOptions(NetworkOptions, total=False):
+    """The arguments of a :class:`Coupling` beside the features and their map."""
+
+    mask: Tensor | Sequence[bool] | None
+
+
 class Coupling(Conditional):
     r"""A monotone map of some features, with parameters computed from the others.
 
@@ -57,6 +63,7 @@ class Coupling(Conditional):
             passes all features or none.
     """
 
+    network: MLP
     mask: Tensor
     passive: Tensor
     active: Tensor
@@ -78,8 +85,6 @@ class Coupling(Conditional):
         super().__init__(context_features=context_features, batch_shape=batch_shape)
         self.features = check_positive("features", features, minimum=2)
         self.univariate = univariate
-        self.hidden = tuple(hidden)
-        self.activation = activation
         mask = alternating_mask(features) if mask is None else torch.as_tensor(mask).bool()
         if mask.shape != (features,) or mask.all() or not mask.any():
             raise ValueError(
@@ -100,12 +105,6 @@ class Coupling(Conditional):
             activation=activation,
             batch_shape=(*self.batch_shape, univariate.networks),
         )
-        start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
-
-    def reset_parameters(self) -> None:
-        """Draw the network anew, near the identity."""
-        for layer in self.network.layers:
-            layer.reset_parameters()  # type: ignore[operator]
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:

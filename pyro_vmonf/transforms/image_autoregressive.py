@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from pyro_vmonf.nn.convolutions import Precision, Way, to_maps
+from pyro_vmonf.nn.convolutions import ConvolutionOptions, Precision, Way, to_maps
 from pyro_vmonf.nn.pixels import PixelNetwork
 from pyro_vmonf.transforms.image import ImageTransform
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
+
+
+class ImageAutoregressiveOptions(ConvolutionOptions, total=False):
+    """The arguments of an :class:`ImageAutoregressive` beside the images and their map."""
+
+    backwards: bool
+    first: int
+    shared_trunk: bool
 
 
 class ImageAutoregressive(ImageTransform):
@@ -39,6 +48,14 @@ class ImageAutoregressive(ImageTransform):
         arXiv:1601.06759.
     """
 
+    backwards: bool
+    channels: int
+    blocks: int
+    first: int
+    shared_trunk: bool
+    way: Way
+    precision: Precision
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -56,13 +73,6 @@ class ImageAutoregressive(ImageTransform):
         super().__init__(batch_shape=batch_shape)
         self.image_shape = torch.Size(image_shape)
         self.univariate = univariate
-        self.backwards = backwards
-        self.channels = channels
-        self.blocks = blocks
-        self.first = first
-        self.shared_trunk = shared_trunk
-        self.way = way
-        self.precision = precision
         self.network = PixelNetwork(
             image_shape,
             univariate.parameters,
@@ -118,33 +128,16 @@ class AffineImageAutoregressive(ImageAutoregressive):
         torch.Size([7, 5, 1, 6, 6])
     """
 
+    bound: float
+
     def __init__(
         self,
         image_shape: Sequence[int],
         *,
-        backwards: bool = False,
-        channels: int = 32,
-        blocks: int = 3,
-        first: int = 7,
-        shared_trunk: bool = False,
         bound: float = 5.0,
-        way: Way = "grouped",
-        precision: Precision = "float32",
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[ImageAutoregressiveOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            ShiftAndScale(bound),
-            backwards=backwards,
-            channels=channels,
-            blocks=blocks,
-            first=first,
-            shared_trunk=shared_trunk,
-            way=way,
-            precision=precision,
-            batch_shape=batch_shape,
-        )
-        self.bound = bound
+        super().__init__(image_shape, ShiftAndScale(bound), **options)
 
 
 class SplineImageAutoregressive(ImageAutoregressive):
@@ -162,32 +155,15 @@ class SplineImageAutoregressive(ImageAutoregressive):
         torch.Size([7, 5, 1, 4, 4])
     """
 
+    bins: int
+    bound: float
+
     def __init__(
         self,
         image_shape: Sequence[int],
         *,
-        backwards: bool = False,
-        channels: int = 32,
-        blocks: int = 3,
-        first: int = 7,
-        shared_trunk: bool = False,
         bins: int = 8,
         bound: float = 4.0,
-        way: Way = "grouped",
-        precision: Precision = "float32",
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[ImageAutoregressiveOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            RationalQuadratic(bins, bound),
-            backwards=backwards,
-            channels=channels,
-            blocks=blocks,
-            first=first,
-            shared_trunk=shared_trunk,
-            way=way,
-            precision=precision,
-            batch_shape=batch_shape,
-        )
-        self.bins = bins
-        self.bound = bound
+        super().__init__(image_shape, RationalQuadratic(bins, bound), **options)

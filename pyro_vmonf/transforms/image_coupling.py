@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.nn.convolutions import Precision, ResidualNetwork, Way, to_maps
+from pyro_vmonf.nn.convolutions import ConvolutionOptions, Precision, ResidualNetwork, Way, to_maps
 from pyro_vmonf.transforms.coupling import checkerboard_mask
 from pyro_vmonf.transforms.image import ImageTransform
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale, Univariate
@@ -89,6 +89,14 @@ PATTERNS: dict[str, type[Channels] | type[Checkerboard]] = {
 }
 
 
+class ImageCouplingOptions(ConvolutionOptions, total=False):
+    """The arguments of an :class:`ImageCoupling` beside the images and their map."""
+
+    pattern: Pattern
+    flip: bool
+    context_channels: int
+
+
 class ImageCoupling(ImageTransform):
     r"""A monotone map of some channels or pixels, with parameters computed from the others.
 
@@ -114,6 +122,13 @@ class ImageCoupling(ImageTransform):
         ValueError: if the pattern is unknown, or does not fit the images.
     """
 
+    pattern: Pattern
+    flip: bool
+    channels: int
+    blocks: int
+    way: Way
+    precision: Precision
+
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -134,13 +149,7 @@ class ImageCoupling(ImageTransform):
             raise ValueError(f"pattern is {pattern!r}; choose one of {', '.join(PATTERNS)}")
         self.image_shape = torch.Size(image_shape)
         self.univariate = univariate
-        self.pattern = pattern
-        self.flip = flip
-        self.channels = channels
-        self.blocks = blocks
         self.context_channels = check_positive("context_channels", context_channels, minimum=0)
-        self.way = way
-        self.precision = precision
         halves = PATTERNS[pattern](self.image_shape, flip)
         self.halves = halves
         self.network = ResidualNetwork(
@@ -224,33 +233,16 @@ class AffineImageCoupling(ImageCoupling):
         (torch.Size([7, 5, 4, 6, 6]), torch.Size([7, 5]))
     """
 
+    bound: float
+
     def __init__(
         self,
         image_shape: Sequence[int],
         *,
-        pattern: Pattern = "channels",
-        flip: bool = False,
-        channels: int = 32,
-        blocks: int = 1,
-        context_channels: int = 0,
         bound: float = 2.0,
-        way: Way = "grouped",
-        precision: Precision = "float32",
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[ImageCouplingOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            ShiftAndScale(bound),
-            pattern=pattern,
-            flip=flip,
-            channels=channels,
-            blocks=blocks,
-            context_channels=context_channels,
-            way=way,
-            precision=precision,
-            batch_shape=batch_shape,
-        )
-        self.bound = bound
+        super().__init__(image_shape, ShiftAndScale(bound), **options)
 
 
 class SplineImageCoupling(ImageCoupling):
@@ -271,32 +263,15 @@ class SplineImageCoupling(ImageCoupling):
         torch.Size([7, 5, 1, 6, 6])
     """
 
+    bins: int
+    bound: float
+
     def __init__(
         self,
         image_shape: Sequence[int],
         *,
-        pattern: Pattern = "channels",
-        flip: bool = False,
-        channels: int = 32,
-        blocks: int = 1,
-        context_channels: int = 0,
         bins: int = 8,
         bound: float = 4.0,
-        way: Way = "grouped",
-        precision: Precision = "float32",
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[ImageCouplingOptions],
     ) -> None:
-        super().__init__(
-            image_shape,
-            RationalQuadratic(bins, bound),
-            pattern=pattern,
-            flip=flip,
-            channels=channels,
-            blocks=blocks,
-            context_channels=context_channels,
-            way=way,
-            precision=precision,
-            batch_shape=batch_shape,
-        )
-        self.bins = bins
-        self.bound = bound
+        super().__init__(image_shape, RationalQuadratic(bins, bound), **options)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
-from torch import Tensor
-
-from pyro_vmonf.nn.mlp import Activation
-from pyro_vmonf.transforms.autoregressive import Autoregressive
-from pyro_vmonf.transforms.coupling import Coupling
+from pyro_vmonf.transforms.autoregressive import Autoregressive, AutoregressiveOptions
+from pyro_vmonf.transforms.coupling import Coupling, CouplingOptions
 from pyro_vmonf.transforms.mixture_of_gaussians import MixtureOfGaussians
 from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale
 
@@ -31,27 +28,12 @@ class AffineCoupling(Coupling):
         (torch.Size([7, 5, 2]), torch.Size([7, 5]))
     """
 
+    bound: float
+
     def __init__(
-        self,
-        features: int,
-        *,
-        mask: Tensor | Sequence[bool] | None = None,
-        hidden: Sequence[int] = (64, 64),
-        activation: Activation = "relu",
-        context_features: int = 0,
-        bound: float = 5.0,
-        batch_shape: Sequence[int] = (),
+        self, features: int, *, bound: float = 5.0, **options: Unpack[CouplingOptions]
     ) -> None:
-        super().__init__(
-            features,
-            ShiftAndScale(bound),
-            mask=mask,
-            hidden=hidden,
-            activation=activation,
-            context_features=context_features,
-            batch_shape=batch_shape,
-        )
-        self.bound = bound
+        super().__init__(features, ShiftAndScale(bound), **options)
 
 
 class SplineCoupling(Coupling):
@@ -71,29 +53,18 @@ class SplineCoupling(Coupling):
         torch.Size([7, 5, 2])
     """
 
+    bins: int
+    bound: float
+
     def __init__(
         self,
         features: int,
         *,
-        mask: Tensor | Sequence[bool] | None = None,
-        hidden: Sequence[int] = (64, 64),
-        activation: Activation = "relu",
-        context_features: int = 0,
         bins: int = 8,
         bound: float = 5.0,
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[CouplingOptions],
     ) -> None:
-        super().__init__(
-            features,
-            RationalQuadratic(bins, bound),
-            mask=mask,
-            hidden=hidden,
-            activation=activation,
-            context_features=context_features,
-            batch_shape=batch_shape,
-        )
-        self.bins = bins
-        self.bound = bound
+        super().__init__(features, RationalQuadratic(bins, bound), **options)
 
 
 class AffineAutoregressive(Autoregressive):
@@ -113,27 +84,12 @@ class AffineAutoregressive(Autoregressive):
         torch.Size([7, 5, 3])
     """
 
+    bound: float
+
     def __init__(
-        self,
-        features: int,
-        *,
-        order: Sequence[int] | Tensor | None = None,
-        hidden: Sequence[int] = (64, 64),
-        activation: Activation = "relu",
-        context_features: int = 0,
-        bound: float = 5.0,
-        batch_shape: Sequence[int] = (),
+        self, features: int, *, bound: float = 5.0, **options: Unpack[AutoregressiveOptions]
     ) -> None:
-        super().__init__(
-            features,
-            ShiftAndScale(bound),
-            order=order,
-            hidden=hidden,
-            activation=activation,
-            context_features=context_features,
-            batch_shape=batch_shape,
-        )
-        self.bound = bound
+        super().__init__(features, ShiftAndScale(bound), **options)
 
 
 class SplineAutoregressive(Autoregressive):
@@ -153,29 +109,18 @@ class SplineAutoregressive(Autoregressive):
         torch.Size([7, 5, 1])
     """
 
+    bins: int
+    bound: float
+
     def __init__(
         self,
         features: int,
         *,
-        order: Sequence[int] | Tensor | None = None,
-        hidden: Sequence[int] = (64, 64),
-        activation: Activation = "relu",
-        context_features: int = 0,
         bins: int = 8,
         bound: float = 5.0,
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[AutoregressiveOptions],
     ) -> None:
-        super().__init__(
-            features,
-            RationalQuadratic(bins, bound),
-            order=order,
-            hidden=hidden,
-            activation=activation,
-            context_features=context_features,
-            batch_shape=batch_shape,
-        )
-        self.bins = bins
-        self.bound = bound
+        super().__init__(features, RationalQuadratic(bins, bound), **options)
 
 
 class MixtureAutoregressive(Autoregressive):
@@ -199,26 +144,15 @@ class MixtureAutoregressive(Autoregressive):
         torch.Size([7, 5, 3])
     """
 
+    mixtures: int
+    bound: float
+
     def __init__(
         self,
         features: int,
         *,
-        order: Sequence[int] | Tensor | None = None,
-        hidden: Sequence[int] = (64, 64),
-        activation: Activation = "relu",
-        context_features: int = 0,
         mixtures: int = 10,
         bound: float = 5.0,
-        batch_shape: Sequence[int] = (),
+        **options: Unpack[AutoregressiveOptions],
     ) -> None:
-        super().__init__(
-            features,
-            MixtureOfGaussians(mixtures, bound),
-            order=order,
-            hidden=hidden,
-            activation=activation,
-            context_features=context_features,
-            batch_shape=batch_shape,
-        )
-        self.mixtures = mixtures
-        self.bound = bound
+        super().__init__(features, MixtureOfGaussians(mixtures, bound), **options)
