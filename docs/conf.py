@@ -55,13 +55,13 @@ html_copy_source = False
 linkcheck_timeout = 20
 linkcheck_retries = 2
 
-# Every reference has to lead somewhere, but for those to other projects, and to types of signatures
-# that are no part of the interface.
+# A broken reference is an error. Exceptions are other projects, and types of signatures outside the
+# interface.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|sklearn|torch)\..*"),
     (r"py:.*", r"Tensor|Distribution|Transform|DataTree|InferenceData|nn\.Module|dict\[str|rows"),
-    (r"py:.*", r"pyro_vmonf\.(distributions\.Selected|functional\.WithParameters|rows\.Rows)"),
+    (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Selected|WithParameters|Rows)"),
 ]
 
 EXTENSION_POINTS = {"FlowTransform", "Posterior", "Term", "Weights"}
@@ -88,10 +88,7 @@ def home_of(name: str) -> str | None:
 
 
 def documented(target: str, module: str | None, objects: Any) -> str | None:
-    """Return the name under which a page documents what may be named otherwise.
-
-    That is a class of the package by its module or the other way round, or a bare name.
-    """
+    """Return the documented name of a target: a bare name, or a name by package or module."""
     names = [target]
     if not target.startswith("pyro_vmonf."):
         names = [
@@ -100,7 +97,7 @@ def documented(target: str, module: str | None, objects: Any) -> str | None:
         ]
     for name in filter(lambda name: name.startswith("pyro_vmonf."), names):
         home = home_of(name)
-        short = re.sub(r"^pyro_vmonf\.[a-z_]+\.", "pyro_vmonf.", home or "")
+        short = re.sub(r"^pyro_vmonf\.(?:[a-z_]+\.)+", "pyro_vmonf.", home or "")
         for found in (name, home, short):
             if found in objects:
                 return found
