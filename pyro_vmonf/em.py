@@ -1,4 +1,8 @@
-"""EM for the Gaussian bank, the classical mixture, and information criteria."""
+"""Expectation maximisation of Gaussian mixtures, and information criteria.
+
+The algorithm is our own: scikit-learn's ``GaussianMixture`` takes no weights of rows, and works on
+the CPU alone. The tests compare the two.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,12 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import check_positive, check_rows, floating_buffer
+from pyro_vmonf._utils.validation import (
+    check_positive,
+    check_rows,
+    check_sample_weight,
+    floating_buffer,
+)
 from pyro_vmonf.flows.ready_made import Gaussian
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.transforms import Standardize
@@ -18,7 +27,7 @@ from pyro_vmonf.weights import LearnedWeights
 
 
 def _maximise(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The M-step: weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)``."""
+    """Return weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)`` of the M-step."""
     total = responsibilities.sum(0) + 10 * torch.finfo(x.dtype).eps
     means = responsibilities.T @ x / total[:, None]
     centred = x - means[:, None]
@@ -27,15 +36,15 @@ def _maximise(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor
     return total / total.sum(), means, covariances
 
 
-def _spread_start(x: Tensor, count: int) -> Tensor:
-    """Responsibilities of the nearest of K centres drawn by k-means++."""
-    centres = x[torch.randint(len(x), (1,))]
-    for _ in range(count - 1):
-        distance = torch.cdist(x, centres).amin(1).square()
-        even = torch.full_like(distance, 1.0)
-        chosen = torch.multinomial(distance if distance.sum() > 0 else even, 1)
-        centres = torch.cat((centres, x[chosen]))
-    nearest = torch.cdist(x, centres).argmin(1)
+def _spread_start(x: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Return responsibilities ``(N, K)`` of the nearest of K centres drawn by k-means++."""
+    from sklearn.cluster import kmeans_plusplus
+
+    seed = int(torch.randint(2**31 - 1, ()))
+    centres, _ = kmeans_plusplus(
+        x.cpu().numpy(), count, sample_weight=weight.cpu().numpy(), random_state=seed
+    )
+    nearest = torch.cdist(x, torch.as_tensor(centres, device=x.device)).argmin(1)
     return torch.nn.functional.one_hot(nearest, count).to(x.dtype)
 
 
@@ -45,6 +54,7 @@ def fit_em(
     x: Any,
     *,
     responsibilities: Tensor | None = None,
+    sample_weight: Any = None,
     n_init: int = 10,
     max_iter: int = 200,
     tolerance: float = 1e-4,
@@ -54,16 +64,25 @@ def fit_em(
 ) -> list[float]:
     r"""Fit a mixture of Gaussians by expectation maximisation (thesis 2.5).
 
+    .. math::
+        r_{nc} \propto \pi_c N(x_n; \mu_c, \Sigma_c), \quad
+        \pi_c \propto \sum_n w_n r_{nc}, \quad
+        \mu_c = \frac{\sum_n w_n r_{nc} x_n}{\sum_n w_n r_{nc}}, \quad
+        \Sigma_c = \frac{\sum_n w_n r_{nc} (x_n - \mu_c)(x_n - \mu_c)^T}{\sum_n w_n r_{nc}}
+
     Arguments:
         model: mixture of a :class:`~pyro_vmonf.Gaussian` bank with learned weights.
         x: rows ``(N, D)``.
-        responsibilities: ``(N, K)`` to start from; by default, k-means++ ``n_init`` times, and the
-            fit with the highest likelihood is kept.
+        responsibilities: ``(N, K)`` to start from. By default, k-means++ draws ``n_init`` starts,
+            and the fit with the highest likelihood is kept.
+        sample_weight: weights :math:`w` of the rows ``(N,)``, at least zero. Only their ratios
+            count.
         n_init: number of starts.
         max_iter: largest number of iterations of one start.
         tolerance: gain of log-likelihood per row, in nats, below which a start has converged.
         ridge: added to the diagonals of the covariances, in standardised units.
-        standardize: standardise a model that never was, as :func:`pyro_vmonf.fit` does.
+        standardize: standardise the rows, all alike, where the model never was, as
+            :func:`pyro_vmonf.fit` does.
         seed: seed of the starts.
 
     Returns:
@@ -71,8 +90,8 @@ def fit_em(
 
     Raises:
         TypeError: if the bank is not Gaussian, or its weights are not learned.
-        ValueError: if there are fewer rows than components, the responsibilities do not fit, or a
-            covariance is singular; the model is then as it was.
+        ValueError: if there are fewer rows than components, responsibilities or weights do not fit,
+            or a covariance is singular. The model is then as it was.
 
     References:
         Dempster, Laird, Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
@@ -99,6 +118,12 @@ def fit_em(
         )
     if responsibilities is not None and not responsibilities.isfinite().all():
         raise ValueError("responsibilities have NaN or infinite values")
+    weight = x.new_ones(len(x), dtype=torch.float64)
+    if sample_weight is not None:
+        weight = check_sample_weight(sample_weight, len(x), weight)
+        if not weight.any():
+            raise ValueError("sample_weight is zero for every row; some have to count")
+        weight = weight / weight.mean()
     units = Standardize(model.event_shape).to(x)
     units.load_state_dict(model.standardizer.state_dict())
     if standardize and not units.fitted:
@@ -109,8 +134,8 @@ def fit_em(
     with local_seed(seed):
         for _ in range(1 if responsibilities is not None else n_init):
             start = responsibilities
-            r = _spread_start(z, model.num_components) if start is None else start.to(z)
-            found, fitted = _iterate(z, r, max_iter, tolerance, ridge)
+            r = _spread_start(z, weight, model.num_components) if start is None else start.to(z)
+            found, fitted = _iterate(z, weight, r, max_iter, tolerance, ridge)
             if best is None or found[-1] > curve[-1]:
                 curve, best = found, fitted
     assert best is not None
@@ -124,12 +149,17 @@ def fit_em(
 
 
 def _iterate(
-    z: Tensor, responsibilities: Tensor, max_iter: int, tolerance: float, ridge: float
+    z: Tensor,
+    weight: Tensor,
+    responsibilities: Tensor,
+    max_iter: int,
+    tolerance: float,
+    ridge: float,
 ) -> tuple[list[float], tuple[Tensor, Tensor, Tensor]]:
-    """One start: the log-likelihood after each iteration, and the last parameters."""
+    """Return the log-likelihood after each iteration of one start, and the last parameters."""
     curve: list[float] = []
     for _ in range(max_iter):
-        weights, means, covariances = _maximise(z, responsibilities, ridge)
+        weights, means, covariances = _maximise(z, weight[:, None] * responsibilities, ridge)
         factors, failed = torch.linalg.cholesky_ex(covariances)
         if failed.any():
             raise ValueError(
@@ -139,7 +169,7 @@ def _iterate(
         components = MultivariateNormal(means, scale_tril=factors, validate_args=False)
         joint = weights.log() + components.log_prob(z.unsqueeze(-2))
         responsibilities = joint.softmax(-1)
-        curve.append(float(joint.logsumexp(-1).mean()))
+        curve.append(float((weight * joint.logsumexp(-1)).mean()))
         if len(curve) > 1 and curve[-1] - curve[-2] < tolerance:
             break
     return curve, (weights, means, covariances)
@@ -148,8 +178,15 @@ def _iterate(
 def num_parameters(model: FlowMixture) -> int:
     """Return the number of free parameters of a mixture.
 
-    A Gaussian bank has K(D + D(D+1)/2) and learned weights K - 1; the parameters of a flow are
-    merely counted, which overstates what they can do: see :func:`information_criteria`.
+    .. math::
+        K (D + D (D + 1) / 2) + K - 1
+
+    This is the number for a Gaussian bank with learned weights. The parameters of a flow are merely
+    counted, which overstates the freedom that they give: see :func:`information_criteria`.
+
+    Example:
+        >>> num_parameters(FlowMixture(Gaussian(2, 3), "learned"))
+        17
     """
     bank, weights = model.bank, model.weights
     if isinstance(bank, Gaussian):
@@ -168,12 +205,27 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
         \mathrm{AIC} = 2 k - 2 \log L, \quad \mathrm{BIC} = k \log N - 2 \log L, \quad
         \mathrm{MDL} = \tfrac{k}{2} \log N - \log L
 
-    (thesis 2.2). For flows read them with care: the criteria assume identifiable parameters at a
-    regular maximum of the likelihood, and a network has neither. Prefer a held-out log-density.
+    (thesis 2.2). The criteria assume identifiable parameters at a regular maximum of the
+    likelihood, and a flow has neither. Prefer a held-out log-density for flows.
+
+    Arguments:
+        model: the mixture, with *k* free parameters.
+        x: rows ``(N, *event_shape)``.
+
+    Returns:
+        ``aic``, ``bic`` and ``mdl``.
+
+    Raises:
+        ValueError: if the rows do not fit the model.
 
     References:
         Akaike (1974), A new look at the statistical model identification. Schwarz (1978),
         Estimating the dimension of a model.
+
+    Example:
+        >>> model = FlowMixture(Gaussian(2, 3), "learned")
+        >>> sorted(information_criteria(model, torch.zeros(9, 2)))
+        ['aic', 'bic', 'mdl']
     """
     x = check_rows(x, model.event_shape, floating_buffer(model))
     with evaluating(model):

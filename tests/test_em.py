@@ -112,6 +112,32 @@ def test_the_converged_likelihood_is_that_of_scikit_learn(name: str, tolerance: 
 
 
 @pytest.mark.parametrize("name", DATA)
+def test_a_weight_is_a_number_of_copies(name: str) -> None:
+    x = DATA[name]()
+    copies = torch.arange(len(x)) % 4
+    repeated = torch.repeat_interleave(torch.arange(len(x)), copies)
+    weighted, plain = mixture(x.shape[1]), mixture(x.shape[1])
+    start = start_for(x)
+    options: dict[str, Any] = {"max_iter": 20, "tolerance": -math.inf}
+    curve = raw_em(weighted, x, responsibilities=start, sample_weight=9.0 * copies, **options)
+    expected = raw_em(plain, x[repeated], responsibilities=start[repeated], **options)
+    assert curve == pytest.approx(expected, rel=1e-9)
+    for key, value in parameters_of(plain).items():
+        torch.testing.assert_close(
+            torch.as_tensor(parameters_of(weighted)[key]), torch.as_tensor(value), rtol=1e-6, atol=0
+        )
+
+
+def test_rows_without_weight_draw_no_centre() -> None:
+    x = torch.cat([torch.randn(30, 2) + 20 * i for i in range(4)])
+    weight = (torch.arange(120) < 90).double()
+    model = mixture(2)
+    raw_em(model, x, sample_weight=weight, seed=0)
+    assert model.bank().loc.max() < 45
+    assert sorted(model.log_posterior(x[:90:30]).argmax(-1).tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", DATA)
 def test_the_likelihood_never_falls(name: str) -> None:
     x = DATA[name]()
     curve = torch.tensor(
@@ -249,6 +275,16 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "too-few-rows": (lambda: raw_em(mixture(2), torch.randn(2, 2)), ValueError, "x has 2 rows"),
     "features": (lambda: raw_em(mixture(2), torch.randn(9, 3)), ValueError, "3 features"),
     "nan": (lambda: raw_em(mixture(2), torch.full((9, 2), math.nan)), ValueError, "NaN"),
+    "weights": (
+        lambda: raw_em(mixture(2), torch.randn(9, 2), sample_weight=torch.ones(8)),
+        ValueError,
+        r"sample_weight has shape \(8,\) but x has 9 rows",
+    ),
+    "no-weight": (
+        lambda: raw_em(mixture(2), torch.randn(9, 2), sample_weight=torch.zeros(9)),
+        ValueError,
+        "zero for every row",
+    ),
     "n_init": (lambda: raw_em(mixture(2), torch.randn(9, 2), n_init=0), ValueError, "n_init is 0"),
     "max_iter": (
         lambda: raw_em(mixture(2), torch.randn(9, 2), max_iter=0),
