@@ -23,22 +23,29 @@ from pyro_vmonf._utils.repr import arguments_of
 class Pinwheel:
     r"""The pinwheel of W wings, and its exact density.
 
-    With r ~ N(1, 0.3²), t ~ N(0, 0.05²) and a wing k drawn uniformly, the angle is
-    :math:`a = 2\pi k / W + \mathrm{rate}\, e^r` and
+    Radius, tangent and wing are r ~ N(1, 0.3²), t ~ N(0, 0.05²) and k uniform. The angle is
+    :math:`a = 2\pi k / W + \mathrm{rate}\, e^r`, and
 
     .. math::
         x = \tfrac12 (r \cos a + t \sin a,\; -r \sin a + t \cos a), \qquad
         |\det| = \tfrac14\, |1 + t\,\mathrm{rate}\,e^r|
 
-    A point's density sums over the wings and over every radius r that leads to it.
+    The density of a point is a sum over the wings and over each radius r that gives the point.
 
     Arguments:
         wings: number of wings *W*.
-        rate: how fast a wing turns.
+        rate: angle of a wing per :math:`e^r`.
+
+    Raises:
+        ValueError: if there is no wing.
 
     References:
         Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural
         networks for structured representations and fast inference, arXiv:1603.06277.
+
+    Example:
+        >>> Pinwheel(wings=3).log_prob(torch.zeros(7, 2)).shape
+        torch.Size([7])
     """
 
     radius, radial_std, tangential_std = 1.0, 0.3, 0.05
@@ -70,21 +77,41 @@ class Pinwheel:
         return torch.cat([self._log_joint(c).softmax(-1) for c in x.split(chunk_size)]).to(x)
 
     def _log_joint(self, x: Tensor) -> Tensor:
-        """Log-density of each wing, ``(N, W)``: all roots r of v₀ cos a − v₁ sin a − r = 0."""
-        v = 2 * x.double()
+        """Return the log-density of each wing ``(N, W)``."""
+        row, wing, r, t = self._roots(2 * x.double())
+        log_density = (
+            torch.distributions.Normal(self.radius, self.radial_std).log_prob(r)
+            + torch.distributions.Normal(0.0, self.tangential_std).log_prob(t)
+            - torch.log(0.25 * (1 + t * self.rate * r.exp()).abs())
+            - math.log(self.wings)
+        )
+        # The sum over the roots of a point and a wing, relative to the largest.
+        flat = row * self.wings + wing
+        size = len(x) * self.wings
+        top = torch.full((size,), -torch.inf, dtype=torch.float64)
+        top = top.scatter_reduce(0, flat, log_density, "amax")
+        total = torch.zeros(size, dtype=torch.float64)
+        total = total.scatter_add(0, flat, (log_density - top[flat]).exp())
+        # A point without a root lies outside the grid and has the density of its edge.
+        floor = -0.5 * 6.5**2 * 2 - 20.0
+        joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor)
+        return joint.reshape(len(x), self.wings)
+
+    def _roots(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return row, wing, r and t of each root r of v₀ cos a − v₁ sin a − r = 0."""
         start = 2 * math.pi * torch.arange(self.wings, dtype=torch.float64) / self.wings
 
         def angles(r: Tensor, wing: Tensor) -> tuple[Tensor, Tensor]:
             a = wing + self.rate * r.exp()
             return a.cos(), a.sin()
 
-        # Beyond 6.5 standard deviations of r there is no mass; roots closer than a step of this
-        # grid need a t beyond 6 standard deviations.
+        # The grid covers 6.5 standard deviations of r. Two roots within one step of the grid need
+        # a t beyond 6 standard deviations.
         reach = 6.5 * self.radial_std
         grid = torch.linspace(self.radius - reach, self.radius + reach, 161, dtype=torch.float64)
         cos, sin = angles(grid, start[:, None])
         at = v[:, :1, None] * cos - v[:, 1:, None] * sin - grid  # (N, W, grid)
-        # A root on a node of the grid counts once: it ends one interval and begins none.
+        # A root on a node of the grid counts once, in one of its two intervals.
         below = at <= 0
         row, wing, left = (below[..., :-1] != below[..., 1:]).nonzero().unbind(1)
         low, high = grid[left], grid[left + 1]
@@ -97,24 +124,7 @@ class Pinwheel:
             low, high = torch.where(before, middle, low), torch.where(before, high, middle)
         r = (low + high) / 2
         cos, sin = angles(r, phase)
-        t = v0 * sin + v1 * cos
-        log_density = (
-            torch.distributions.Normal(self.radius, self.radial_std).log_prob(r)
-            + torch.distributions.Normal(0.0, self.tangential_std).log_prob(t)
-            - torch.log(0.25 * (1 + t * self.rate * r.exp()).abs())
-            - math.log(self.wings)
-        )
-        # Sum the roots of each point and wing in the linear scale of their largest.
-        flat = row * self.wings + wing
-        size = len(x) * self.wings
-        top = torch.full((size,), -torch.inf, dtype=torch.float64)
-        top = top.scatter_reduce(0, flat, log_density, "amax")
-        total = torch.zeros(size, dtype=torch.float64)
-        total = total.scatter_add(0, flat, (log_density - top[flat]).exp())
-        # A point that no root leads to lies beyond the grid: give it the density of its edge.
-        floor = -0.5 * 6.5**2 * 2 - 20.0
-        joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor)
-        return joint.reshape(len(x), self.wings)
+        return row, wing, r, v0 * sin + v1 * cos
 
 
 class TwoCircles:
@@ -127,6 +137,10 @@ class TwoCircles:
     Arguments:
         radii: the two radii, outer first.
         noise: standard deviation ε of the radius.
+
+    Example:
+        >>> TwoCircles().log_prob(torch.ones(7, 2)).shape
+        torch.Size([7])
     """
 
     def __init__(self, radii: tuple[float, float] = (0.8, 0.4), noise: float = 0.05) -> None:
@@ -137,7 +151,7 @@ class TwoCircles:
         return f"{type(self).__name__}({arguments_of(self)})"
 
     def sample(self, per_circle: int) -> tuple[Tensor, Tensor]:
-        """Draw ``per_circle`` points of each: points ``(N, 2)`` and circles ``(N,)``."""
+        """Draw ``per_circle`` points of each circle: points ``(N, 2)`` and circles ``(N,)``."""
         circle = torch.arange(2).repeat_interleave(per_circle)
         radius = torch.tensor(self.radii)[circle] + self.noise * torch.randn(len(circle))
         angle = 2 * math.pi * torch.rand(len(circle))
@@ -149,7 +163,7 @@ class TwoCircles:
         normal = torch.distributions.Normal(
             torch.tensor(self.radii, dtype=torch.float64), self.noise
         )
-        # A radius drawn below zero puts the point on the other side.
+        # A negative radius is a point on the opposite side.
         both = torch.cat((normal.log_prob(radius), normal.log_prob(-radius)), -1)
         return (both.logsumexp(-1) - math.log(4 * math.pi) - radius.squeeze(-1).log()).to(x)
 
@@ -157,7 +171,15 @@ class TwoCircles:
 def pinwheel(
     wings: int = 5, per_wing: int = 512, rate: float = 0.4, seed: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw a pinwheel: points ``(wings·per_wing, 2)`` and the wing ``(wings·per_wing,)`` of each.
+    """Draw points ``(wings·per_wing, 2)`` of a pinwheel and their wings ``(wings·per_wing,)``.
+
+    Arguments:
+        wings, rate: as for :class:`Pinwheel`.
+        per_wing: points of each wing.
+        seed: seed of the points; the global state stays.
+
+    Raises:
+        ValueError: if there is no wing.
 
     Example:
         >>> x, wing = pinwheel(wings=5, per_wing=512, rate=0.4, seed=0)
@@ -174,7 +196,12 @@ def two_circles(
     noise: float = 0.05,
     seed: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw two circles: points ``(2·per_circle, 2)`` and the circle ``(2·per_circle,)`` of each.
+    """Draw points ``(2·per_circle, 2)`` of two circles and their circles ``(2·per_circle,)``.
+
+    Arguments:
+        per_circle: points of each circle.
+        radii, noise: as for :class:`TwoCircles`.
+        seed: seed of the points; the global state stays.
 
     Example:
         >>> x, circle = two_circles(per_circle=512, seed=0)
@@ -192,17 +219,15 @@ MNIST_FILES = {
     "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
 }
-
-
-LARGEST = 2**31  # bytes of one file of images; MNIST's have 47 million
+LARGEST = 2**31  # bytes of one file; the largest of MNIST has 47 million
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """Read a file of bytes in MNIST's format, plain or gzipped, as a ``uint8`` tensor.
+    """Read a file of bytes in the IDX format of MNIST, plain or gzipped, as a ``uint8`` tensor.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, truncated, or not of this format.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is damaged, truncated, or of another format.
     """
     path = Path(path)
     try:
@@ -215,7 +240,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
             count = math.prod(shape)
             if count > LARGEST:
                 raise ValueError(f"{path} promises {shape} bytes; at most {LARGEST} are read")
-            content = file.read(count + 1)  # what a small file unpacks to has no bound
+            content = file.read(count + 1)  # a small file can unpack to any size
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -234,12 +259,12 @@ def mnist(
     train: bool = True,
     digits: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Read images ``(N, 28, 28)`` as ``uint8`` and labels ``(N,)`` from a folder of MNIST's files.
+    """Read the images ``(N, 28, 28)`` of MNIST as ``uint8``, and their labels ``(N,)``.
 
     Arguments:
-        folder: where ``train-images-idx3-ubyte`` and the others are, plain or with ``.gz``.
-        train: the training images, or the test images.
-        digits: keep these digits only.
+        folder: folder of ``train-images-idx3-ubyte`` and the other files, plain or with ``.gz``.
+        train: ``False`` for the test images.
+        digits: the digits to keep; by default all.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -270,10 +295,11 @@ def mnist(
 
 
 def download_mnist(folder: str | os.PathLike[str]) -> None:
-    """Fetch MNIST's four files into a folder, with their checksums checked.
+    """Download the four files of MNIST into a folder and compare their checksums.
 
     Raises:
-        ValueError: if a file does not have the checksum it should have; it is not kept.
+        OSError: if a file cannot be downloaded.
+        ValueError: if a checksum differs; the file is not written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -287,9 +313,11 @@ def download_mnist(folder: str | os.PathLike[str]) -> None:
 
 
 def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
-    """Return 8-bit images as floats in [0, 1): (pixel + u) / 256 with u uniform.
+    """Return 8-bit images as floats in [0, 1): (level + u) / 256 with u uniform in [0, 1).
 
-    The step is random and no bijection; it is done once per image, for all components.
+    Arguments:
+        images: levels of any shape, ``uint8``.
+        seed: seed of u; the global state stays.
 
     Raises:
         TypeError: if the images are not ``uint8``.
@@ -301,18 +329,21 @@ def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
     if images.dtype != torch.uint8:
         raise TypeError(f"images have dtype {images.dtype}; expected uint8")
     with local_seed(seed):
-        # 16 random bits: with more, float32 rounds 255 + u up to 256.
+        # u has 16 random bits; with more, float32 rounds 255 + u to 256.
         u = (torch.rand(images.shape) * 2**16).floor() / 2**16
         return (images.float() + u) / 256
 
 
 class DequantizedImages(Dataset[Tensor]):
-    """8-bit images that are dequantised anew whenever they are asked for, for a ``DataLoader``.
+    """8-bit images with new uniform noise at each access, for a ``DataLoader``.
 
-    A flow that sees the same noise in every epoch learns it by heart.
+    A flow overfits noise that is the same in each epoch.
 
     Arguments:
         images: levels ``(N, *event_shape)``, ``uint8``.
+
+    Raises:
+        TypeError: if the images are not ``uint8``.
 
     Example:
         >>> images = DequantizedImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
@@ -332,7 +363,7 @@ class DequantizedImages(Dataset[Tensor]):
         return dequantize(self.images[index])
 
     def loader(self, batch_size: int, seed: int) -> DataLoader[Tensor]:
-        """Return a loader of shuffled batches, whose order can be resumed."""
+        """Return a loader of shuffled batches; a resumed run continues its order."""
         generator = torch.Generator().manual_seed(seed)
         order = RandomSampler(self, generator=generator)
         batches = BatchSampler(order, batch_size, drop_last=False)

@@ -11,7 +11,7 @@ Schedule = Callable[[int], float]
 
 
 def check_temperature(value: float) -> float:
-    """Return ``value`` if it can be a temperature.
+    """Return a valid temperature as a float.
 
     Raises:
         ValueError: if it is not a positive finite number.
@@ -23,7 +23,7 @@ def check_temperature(value: float) -> float:
 
 @dataclass(frozen=True)
 class Constant:
-    """The schedule that stays at one value: see :func:`constant`."""
+    """A constant schedule: see :func:`constant`."""
 
     value: float = 1.0
 
@@ -64,7 +64,7 @@ class Linear:
     def __post_init__(self) -> None:
         for name in ("initial", "final"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):  # a term's weight may well be zero
+            if not (math.isfinite(value) and value >= 0):  # the weight of a term can be zero
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
@@ -75,7 +75,10 @@ class Linear:
 
 
 def constant(value: float = 1.0) -> Constant:
-    """Return the schedule that stays at ``value``.
+    r"""Return the constant schedule :math:`T(t) = \mathrm{value}`.
+
+    Raises:
+        ValueError: if the value is not a positive finite number.
 
     Example:
         >>> constant(0.5)(1000)
@@ -90,7 +93,7 @@ def exponential_decay(rate: float, *, initial: float = 1.0, floor: float = 0.1) 
     Arguments:
         rate: decay per step.
         initial: the temperature :math:`T_0` of the first step.
-        floor: what it never falls below; without one the softmax ends as an argmax.
+        floor: smallest temperature; at zero the softmax becomes an argmax.
 
     Raises:
         ValueError: if the initial temperature is not positive, the rate is negative, or the floor
@@ -105,7 +108,15 @@ def exponential_decay(rate: float, *, initial: float = 1.0, floor: float = 0.1) 
 
 
 def linear_decay(steps: int, *, initial: float = 1.0, final: float = 0.1) -> Linear:
-    """Return the straight line from ``initial`` to ``final`` over ``steps`` steps, flat afterwards.
+    r"""Return the line from ``initial`` to ``final`` over ``steps`` steps, constant afterwards.
+
+    .. math::
+        T(t) = T_0 + \min(t / \mathrm{steps}, 1) \, (T_1 - T_0)
+
+    Arguments:
+        steps: number of steps.
+        initial: the value :math:`T_0` of the first step.
+        final: the value :math:`T_1` after the last step.
 
     Raises:
         ValueError: if a value is negative, or there are no steps.
@@ -120,7 +131,7 @@ def linear_decay(steps: int, *, initial: float = 1.0, final: float = 0.1) -> Lin
 
 @dataclass(frozen=True)
 class Cooling:
-    """The exponential decay that suits a run's length: see :func:`cooling`."""
+    """The exponential decay over a share of a run: see :func:`cooling`."""
 
     final: float = 0.1
     share: float = 0.5
@@ -131,7 +142,7 @@ class Cooling:
             raise ValueError(f"share is {self.share}; expected a share of the run, in (0, 1]")
 
     def over(self, steps: int, initial: float) -> Schedule:
-        """Return the schedule of a run of so many steps that begins at ``initial``."""
+        """Return the schedule of a run of ``steps`` steps that begins at ``initial``."""
         if initial <= self.final:
             return constant(initial)
         rate = math.log(initial / self.final) / max(self.share * steps, 1)
@@ -139,14 +150,17 @@ class Cooling:
 
 
 def cooling(final: float = 0.1, *, share: float = 0.5) -> Cooling:
-    """Return the decay from where the guide is to ``final``, over a share of the run's steps.
+    r"""Return the exponential decay to ``final`` over a share of the steps of a run.
 
-    The run's length is known once it starts, so this suits any number of rows; a rate per step is
-    over after a few epochs of many rows and has hardly begun after as many of few.
+    .. math::
+        T(t) = \max(T_1, T_0 (T_1 / T_0)^{t / (\mathrm{share} \cdot \mathrm{steps})})
+
+    :math:`T_0` is the temperature of the guide at the start of the run. The decay takes the same
+    share of each run, whereas a rate per step depends on the number of rows and epochs.
 
     Arguments:
-        final: the temperature that is reached; a guide that is as cool already stays as it is.
-        share: the part of the run that it takes.
+        final: the last temperature :math:`T_1`; a colder guide keeps its temperature.
+        share: share of the run.
 
     Raises:
         ValueError: if the temperature is not positive, or the share not in (0, 1].
@@ -162,12 +176,19 @@ def cooling(final: float = 0.1, *, share: float = 0.5) -> Cooling:
 def as_schedule(
     temperature: float | Schedule | Cooling, *, steps: int = 1, initial: float = 1.0
 ) -> Schedule:
-    """Return the schedule for a number (constant), a callable (itself), or the rest of a run.
+    """Return a number as a constant schedule, a function as it is, and a cooling over a run.
 
     Arguments:
-        temperature: what a user gave.
-        steps: of the run.
-        initial: the temperature that it begins at.
+        temperature: a number, a function of the step, or a :func:`cooling`.
+        steps: steps of the run, for a cooling.
+        initial: the first temperature, for a cooling.
+
+    Raises:
+        ValueError: if a number is no temperature.
+
+    Example:
+        >>> as_schedule(0.5)(10), as_schedule(cooling(), steps=10)(10)
+        (0.5, 0.1)
     """
     if isinstance(temperature, Cooling):
         return temperature.over(steps, initial)
