@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def seeds(text: str) -> list[int]:
-    """Read ``0,1,2``."""
+    """Read a list of seeds such as ``0,1,2``."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -61,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("out"))
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     command.add_argument(
-        "--resume", action="store_true", help="go on where an interrupted run of images stopped"
+        "--resume", action="store_true", help="continue an interrupted run of images"
     )
-    command.add_argument("--quick", action="store_true", help="a shortened run")
+    command.add_argument("--quick", action="store_true", help="a short run")
     return root
 
 
@@ -74,13 +74,13 @@ def row(label: str, scores: dict[str, float]) -> str:
 
 
 def header(scores: dict[str, float]) -> str:
-    """Return the table's head."""
+    """Return the head of the table."""
     shown = [title for key, title in COLUMNS if key in scores]
     return f"{'seed':>6}  " + "  ".join(f"{title:>{max(len(title), 8)}}" for title in shown)
 
 
 def run_seeds(options: argparse.Namespace) -> list[Result]:
-    """Run an experiment for each seed, and print a row for each."""
+    """Run an experiment for each seed, and print a row of scores."""
     from pyro_vmonf.plots.animation import Recorder
 
     experiment = EXPERIMENTS[options.name]

@@ -1,4 +1,4 @@
-"""The experiments as data: for each name a data set, and recipes for it."""
+"""The experiments: a data set and its recipes by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Experiment:
     """A named experiment.
 
     Attributes:
-        title: one line that says what it is.
-        draw: the function that draws its data.
-        recipes: by name, ``thesis`` and ``best``.
+        title: a description in one line.
+        draw: function from settings to data.
+        recipes: the recipes by name, ``thesis`` and ``best``.
     """
 
     title: str

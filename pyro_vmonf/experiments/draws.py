@@ -1,4 +1,4 @@
-"""What an experiment's data are: drawn, or read, by seed."""
+"""The data of the experiments: drawn or read by seed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import Pinwheel, TwoCircles, dequantize, mnist
 
-# Offsets that keep the draws of one seed apart: data, held-out data, fresh points of the truth.
+# Offsets of the seeds of held-out data and of fresh points of the truth.
 HELD_OUT, FRESH = 10_000, 20_000
 FRESH_POINTS, FRESH_POINTS_QUICK = 100_000, 10_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line sets of an experiment.
+    """The settings of a run on the command line.
 
     Attributes:
-        seed: of data, initialisation and training.
-        per_wing: points of each wing or circle; the experiment's own by default.
-        labels: number of labelled rows; the experiment's own by default.
-        data: folder of MNIST's files.
-        quick: a shortened run that shows that everything works.
+        seed: seed of data, initialisation and training.
+        per_wing: points of each wing or circle; by default 512.
+        labels: number of labelled rows; by default that of the experiment.
+        data: folder of the files of MNIST.
+        quick: a short run.
     """
 
     seed: int = 0
@@ -36,7 +36,7 @@ class Settings:
 
     @property
     def fresh_points(self) -> int:
-        """How many fresh points of the truth the KL divergence is estimated on."""
+        """The number of fresh points of the truth, for the KL divergence."""
         return FRESH_POINTS_QUICK if self.quick else FRESH_POINTS
 
 
@@ -45,16 +45,16 @@ class Data:
     """One draw of an experiment's data.
 
     Attributes:
-        x: rows that the mixture is fitted to.
-        labels: their true labels, for scoring.
+        x: rows for the fit.
+        labels: true labels of the rows, for scores.
         x_test: held-out rows.
-        labels_test: their true labels.
-        num_components: how many components to fit.
-        y: labels that the fit may use, −1 for unlabelled; ``None`` in an unsupervised experiment.
-        truth: the density that the rows come from, where it is known.
-        fresh: points drawn from the truth, for the KL divergence.
-        image_shape: shape of a row that is an image.
-        levels: the images that ``x`` is made of, before they were dequantised, as ``x`` is shaped.
+        labels_test: true labels of the held-out rows.
+        num_components: number of components.
+        y: labels for the fit, −1 for unlabelled; ``None`` in an unsupervised experiment.
+        truth: the true density, if known.
+        fresh: points of the truth, for the KL divergence.
+        image_shape: shape of an image; ``None`` for other rows.
+        levels: the 8-bit images behind ``x``, in the shape of ``x``.
     """
 
     x: Tensor
@@ -70,19 +70,15 @@ class Data:
 
 
 def draw_pinwheel(settings: Settings, *, wings: int = 5, rate: float = 0.4) -> Data:
-    """Draw a pinwheel, as many held-out points, and fresh ones."""
+    """Draw a pinwheel, as many held-out points, and fresh points."""
     truth, count = Pinwheel(wings, rate), settings.per_wing or 512
     with local_seed(settings.seed):
         x, labels = truth.sample(count)
-    with local_seed(HELD_OUT + settings.seed):
-        x_test, labels_test = truth.sample(count)
-    with local_seed(FRESH + settings.seed):
-        fresh, _ = truth.sample(settings.fresh_points // wings)
-    return Data(x, labels, x_test, labels_test, wings, truth=truth, fresh=fresh)
+    return _with_truth(settings, x, labels, truth, count, wings)
 
 
 def draw_circles(settings: Settings, *, labelled: int = 0) -> Data:
-    """Draw two circles; ``labelled`` more points, half on each, come with their label."""
+    """Draw two circles, and ``labelled`` more points with labels, half on each circle."""
     truth, count = TwoCircles(), settings.per_wing or 512
     with local_seed(settings.seed):
         x, labels = truth.sample(count)
@@ -93,11 +89,24 @@ def draw_circles(settings: Settings, *, labelled: int = 0) -> Data:
             kept = torch.arange(len(known))[: len(known) - wanted % 2]
             x, labels = torch.cat((x, more[kept])), torch.cat((labels, known[kept]))
             y = torch.cat((torch.full((2 * count,), -1), known[kept]))
+    return _with_truth(settings, x, labels, truth, count, 2, y)
+
+
+def _with_truth(
+    settings: Settings,
+    x: Tensor,
+    labels: Tensor,
+    truth: Pinwheel | TwoCircles,
+    count: int,
+    clusters: int,
+    y: Tensor | None = None,
+) -> Data:
+    """Return the data with held-out points and fresh points of the truth."""
     with local_seed(HELD_OUT + settings.seed):
         x_test, labels_test = truth.sample(count)
     with local_seed(FRESH + settings.seed):
-        fresh, _ = truth.sample(settings.fresh_points // 2)
-    return Data(x, labels, x_test, labels_test, 2, y=y, truth=truth, fresh=fresh)
+        fresh, _ = truth.sample(settings.fresh_points // clusters)
+    return Data(x, labels, x_test, labels_test, clusters, y=y, truth=truth, fresh=fresh)
 
 
 def draw_mnist(
@@ -108,14 +117,17 @@ def draw_mnist(
     labelled: int = 0,
     flat: bool = True,
 ) -> Data:
-    """Read MNIST's digits below ``digits``, dequantised.
+    """Read the digits of MNIST below ``digits``, dequantised.
 
     Arguments:
-        settings: of the run.
-        digits: how many, from 0.
-        held_out: training images left aside at random, as behind thesis Table 5.1.
-        labelled: training images, as many of each digit, that come with their label.
-        flat: whether a row is flattened, or an image ``(1, H, W)``.
+        settings: settings of the run.
+        digits: number of digits, from 0.
+        held_out: number of random training images to leave out, as in thesis Table 5.1.
+        labelled: number of training images with labels, as many of each digit.
+        flat: flatten the rows; otherwise a row is an image ``(1, H, W)``.
+
+    Raises:
+        ValueError: if there are too few training images.
     """
     images, labels = mnist(settings.data, digits=tuple(range(digits)))
     images_test, labels_test = mnist(settings.data, train=False, digits=tuple(range(digits)))

@@ -1,9 +1,10 @@
-"""Recipes for images: a guide that distortions teach, and flows that fit its clusters."""
+"""Recipes for images: distortions teach the guide, and flows fit its clusters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -29,7 +30,7 @@ Bank = Callable[[tuple[int, ...], int], Flow]
 
 
 def behind_pixels(bank: Flow, data: Data) -> Flow:
-    """Return a bank for pixels in [0, 1): the bank behind units of their logits and the logit."""
+    """Return a bank for pixels in [0, 1), from a bank for their standardised logits."""
     event_shape = tuple(data.x.shape[1:])
     pixels, units = Logit(event_dim=len(event_shape)), Standardize(event_shape)
     units.fit_(pixels.inv(data.x[:ROWS_FOR_UNITS]))
@@ -37,34 +38,34 @@ def behind_pixels(bank: Flow, data: Data) -> Flow:
 
 
 def fitting_pair(network: nn.Module, flows: Flow) -> VMoNF:
-    """Return a pair whose flows fit the clusters that the guide's network was taught.
+    """Return a pair whose flows fit the clusters of a taught guide.
 
-    The guide sees no likelihood, and each row trains the flow of its own component alone.
+    No likelihood reaches the guide. Each row trains the flow of its most probable component only.
     """
     guide = SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1)
     return VMoNF(FlowMixture(flows, weights="uniform"), guide)
 
 
 def encoder(data: Data) -> ConvEncoder:
-    """Return the guide's network for images, flattened or not."""
+    """Return the network of the guide for images, flattened or not."""
     assert data.image_shape is not None
     return ConvEncoder((1, *data.image_shape), data.num_components)
 
 
 def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
-    """Return the teaching of a guide that small affine distortions do not mislead.
+    """Return a function that teaches a guide to ignore small affine distortions.
 
     Arguments:
-        n_init: starts of the guide, of which the one with the best terms is gone on with.
-        quick_steps: steps in a shortened run, which has one start.
+        n_init: starts of the guide; the one with the best terms stays.
+        quick_steps: steps in a quick run, which has one start.
     """
 
     def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
-        assert isinstance(vmonf.guide, SoftmaxGuide)
         assert data.image_shape is not None
         distort = AffineImages(data.image_shape, shift=0.2)
+        guide: Any = vmonf.guide
         pretrain_(
-            vmonf.guide,
+            guide,
             data.x,
             data.y,
             terms=[Classification(), Consistency(distort), Balance(weight=3.0)],
@@ -81,11 +82,7 @@ SPLINE_STEPS, SPLINE_STEPS_QUICK = 250, 10
 
 
 def undistorted(n_init: int) -> Recipe:
-    """Return the recipe of dense spline flows that fit the clusters of a taught guide.
-
-    Arguments:
-        n_init: starts of the guide.
-    """
+    """Return the recipe of dense spline flows, with ``n_init`` starts of the guide."""
 
     def build(data: Data) -> VMoNF:
         splines = AutoregressiveNSF(
@@ -108,17 +105,17 @@ def undistorted(n_init: int) -> Recipe:
 
 
 def one_cycle(lr: float, steps: int) -> Callable[[Optimizer], LRScheduler]:
-    """Return a schedule that warms up for a hundredth of the run and then cools to nothing."""
+    """Return a learning rate that rises for 1 % of the run and then falls to zero."""
     return partial(OneCycleLR, max_lr=lr, total_steps=steps + 1, pct_start=0.01)
 
 
 def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) -> Recipe:
-    """Return the recipe of a bank that fits the clusters of a guide taught by distortions.
+    """Return the recipe of a bank that fits the clusters of a taught guide.
 
     Arguments:
         bank: function from the shape of a row and the number of components to flows of logits.
-        steps, batch_size: of the flows.
-        quick: steps in a shortened run.
+        steps, batch_size: steps and batch size of the flows.
+        quick: steps in a quick run.
         lr: largest learning rate.
     """
 
@@ -132,7 +129,7 @@ def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) ->
             "steps": steps,
             "batch_size": batch_size,
             "scheduler": one_cycle(lr, steps),
-            "clip_norm": 1000.0,  # of nats a row
+            "clip_norm": 1000.0,  # nats per row
             "temperature": 1.0,
         }
 
@@ -146,7 +143,7 @@ def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) ->
 
 
 def masked_convolutions(event_shape: tuple[int, ...], components: int) -> Flow:
-    """Return pixel-by-pixel spline flows whose components share all layers but the last."""
+    """Return pixel-by-pixel spline flows; the components share all layers but the last."""
     return PixelFlow(
         event_shape,
         components,
@@ -160,7 +157,7 @@ def masked_convolutions(event_shape: tuple[int, ...], components: int) -> Flow:
 
 
 def glow(event_shape: tuple[int, ...], components: int) -> Flow:
-    """Return Glows, each with layers of its own."""
+    """Return Glows with separate layers."""
     return Glow(event_shape, components, blocks=4, channels=32, precision="bfloat16")
 
 

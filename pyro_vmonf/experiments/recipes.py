@@ -1,4 +1,4 @@
-"""Recipes: for the data of an experiment a pair, how it is taught, and the options of its fit."""
+"""Recipes: for the data of an experiment, how to build a pair, teach its guide and fit it."""
 
 from __future__ import annotations
 
@@ -20,112 +20,83 @@ from pyro_vmonf.terms import Balance, Classification, Consistency
 from pyro_vmonf.transforms import Logit
 from pyro_vmonf.vmonf import VMoNF
 
+Build = Callable[[Data], VMoNF]
 Teach = Callable[[VMoNF, Data, bool], None]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model and guide for the data, and the options of ``fit``.
+    """A pair for the data of an experiment, and the options of ``fit``.
 
     Attributes:
-        build: makes the pair.
-        options: of ``fit``.
-        quick: options that differ in a shortened run.
-        teach: teaches the guide first clusters, before the fit; true for a shortened run.
-        fresh_noise: dequantise the images anew at every step; the run can then be resumed as well.
+        build: function from data to a pair.
+        options: options of ``fit``.
+        quick: options that a quick run replaces.
+        teach: function of pair, data and ``quick`` that teaches the guide before the fit.
+        fresh_noise: dequantise the images anew at every step. Such a run can be resumed.
     """
 
-    build: Callable[[Data], VMoNF]
+    build: Build
     options: Mapping[str, Any]
     quick: Mapping[str, Any] = field(default_factory=dict)
     teach: Teach | None = None
     fresh_noise: bool = False
 
 
-def toy_pair(blocks: int, flow_hidden: int, guide_hidden: tuple[int, ...]) -> Any:
-    """Return the builder of a RealNVP mixture with a perceptron as its guide."""
+def toy_pair(blocks: int, flow_hidden: int, guide_hidden: tuple[int, ...]) -> Build:
+    """Return a function that builds a RealNVP mixture with a perceptron as its guide."""
 
     def build(data: Data) -> VMoNF:
         features, components = data.x.shape[1], data.num_components
         bank = RealNVP(features, components, blocks=blocks, hidden=(flow_hidden,))
-        return VMoNF(
-            FlowMixture(bank, weights="uniform"),
-            SoftmaxGuide(MLP(features, components, hidden=guide_hidden)),
-        )
+        guide = SoftmaxGuide(MLP(features, components, hidden=guide_hidden))
+        return VMoNF(FlowMixture(bank, weights="uniform"), guide)
 
     return build
 
 
 def image_pair(data: Data) -> VMoNF:
-    """Build the thesis's mixture of MAFs over pixels, behind a logit."""
+    """Build the mixture of MAFs of the thesis, over the logits of pixels."""
     features, components = data.x.shape[1], data.num_components
     layers = MAF(features, components, blocks=5, hidden=(200,)).transforms
     bank = Flow([*layers, Logit()], base=StandardNormal(features, components))  # type: ignore[list-item]
-    return VMoNF(
-        FlowMixture(bank, weights="uniform"),
-        SoftmaxGuide(MLP(features, components, hidden=(512,))),
-    )
+    guide = SoftmaxGuide(MLP(features, components, hidden=(512,)))
+    return VMoNF(FlowMixture(bank, weights="uniform"), guide)
 
 
-# The thesis's own settings, to the letter; docs/thesis.md lists the choices where it is silent.
-THESIS_COOLING = exponential_decay(rate=1e-3)
-THESIS_PINWHEEL = Recipe(
-    toy_pair(blocks=8, flow_hidden=8, guide_hidden=(3,)),
-    {
-        "epochs": 400,
-        "batch_size": 512,
-        "lr": 1e-3,
-        "temperature": THESIS_COOLING,
-        "standardize": False,
-    },
-    quick={"epochs": 20},
+def of_thesis(build: Build, quick: int = 20, **options: Any) -> Recipe:
+    """Return a recipe with the settings of the thesis; docs/thesis.md lists choices of our own."""
+    common = {"temperature": exponential_decay(rate=1e-3), "standardize": False}
+    return Recipe(build, {**options, **common}, quick={"epochs": quick})
+
+
+def semi_supervised(recipe: Recipe, pretrain_epochs: int, quick: int) -> Recipe:
+    """Return a recipe with pretraining on the labelled rows, and interleaved epochs."""
+    more = {"pretrain_epochs": pretrain_epochs, "interleave": True}
+    short = {"epochs": quick, "pretrain_epochs": quick}
+    return Recipe(recipe.build, {**recipe.options, **more}, quick=short)
+
+
+THESIS_PINWHEEL = of_thesis(toy_pair(8, 8, (3,)), epochs=400, batch_size=512, lr=1e-3)
+THESIS_CIRCLES = of_thesis(toy_pair(10, 8, (16, 16)), epochs=500, batch_size=128, lr=1e-3)
+THESIS_CIRCLES_SEMI = semi_supervised(THESIS_CIRCLES, pretrain_epochs=300, quick=20)
+THESIS_MNIST = of_thesis(
+    image_pair, quick=3, epochs=100, batch_size=100, lr=1e-4, weight_decay=1e-6
 )
-THESIS_CIRCLES = Recipe(
-    toy_pair(blocks=10, flow_hidden=8, guide_hidden=(16, 16)),
-    {
-        "epochs": 500,
-        "batch_size": 128,
-        "lr": 1e-3,
-        "temperature": THESIS_COOLING,
-        "standardize": False,
-    },
-    quick={"epochs": 20},
-)
-THESIS_CIRCLES_SEMI = Recipe(
-    THESIS_CIRCLES.build,
-    {**THESIS_CIRCLES.options, "pretrain_epochs": 300, "interleave": True},
-    quick={"epochs": 20, "pretrain_epochs": 20},
-)
-THESIS_MNIST = Recipe(
-    image_pair,
-    {
-        "epochs": 100,
-        "batch_size": 100,
-        "lr": 1e-4,
-        "weight_decay": 1e-6,
-        "temperature": THESIS_COOLING,
-        "standardize": False,
-    },
-    quick={"epochs": 3},
-)
-THESIS_MNIST_SEMI = Recipe(
-    image_pair,
-    {**THESIS_MNIST.options, "pretrain_epochs": 20, "interleave": True},
-    quick={"epochs": 1, "pretrain_epochs": 1},
-)
+THESIS_MNIST_SEMI = semi_supervised(THESIS_MNIST, pretrain_epochs=20, quick=1)
 
 STEPS, STEPS_QUICK = 3000, 300
 
 
-def neighbourly_pair(length: int, last: float) -> Callable[[Data], VMoNF]:
-    """Return the builder of a pair that prefers neighbours to share a component.
+def neighbourly(length: int, last: float) -> Recipe:
+    """Return the recipe of a pair whose guide prefers one component for neighbours.
 
-    Beside the ELBO the guide pays for points that walks on the
-    graph of nearest neighbours connect and that it tells apart, and for unbalanced components.
+    The guide pays for different components at the two ends of a random walk on the graph of
+    nearest neighbours, and for unbalanced components.
 
     Arguments:
-        length: of the longest walks.
-        last: weight of the consistency at the end of the training; it begins with 1.
+        length: length of the longest walks.
+        last: weight of the consistency at the end of the training; the first weight is 1.
     """
 
     def build(data: Data) -> VMoNF:
@@ -140,33 +111,22 @@ def neighbourly_pair(length: int, last: float) -> Callable[[Data], VMoNF]:
         guide = SoftmaxGuide(MLP(features, components, hidden=(64, 64)), terms)
         return VMoNF(FlowMixture(bank, weights="uniform"), guide)
 
-    return build
+    def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
+        guide: Any = vmonf.guide
+        warm_start_(guide, data.x, y=data.y)  # spectral clusters
+
+    options = {
+        "steps": STEPS,
+        "batch_size": 512,
+        "lr": 3e-3,
+        "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, STEPS),
+        "clip_norm": 10.0,
+        "temperature": exponential_decay(rate=2e-3),
+    }
+    return Recipe(build, options, quick={"steps": STEPS_QUICK}, teach=teach)
 
 
-def teach_neighbours(vmonf: VMoNF, data: Data, quick: bool) -> None:
-    """Start the guide from spectral clusters."""
-    assert isinstance(vmonf.guide, SoftmaxGuide)
-    warm_start_(vmonf.guide, data.x, y=data.y)
-
-
-def neighbourly(length: int, last: float) -> Recipe:
-    """Return the recipe of :func:`neighbourly_pair`."""
-    return Recipe(
-        neighbourly_pair(length, last),
-        {
-            "steps": STEPS,
-            "batch_size": 512,
-            "lr": 3e-3,
-            "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, STEPS),
-            "clip_norm": 10.0,
-            "temperature": exponential_decay(rate=2e-3),
-        },
-        quick={"steps": STEPS_QUICK},
-        teach=teach_neighbours,
-    )
-
-
-# Wings nearly touch: walks are short, and the likelihood has the last word on the border.
+# The wings nearly touch. Short walks stay in a wing, and the likelihood decides on the border.
 BEST_PINWHEEL = neighbourly(length=16, last=0.1)
-# Circles lie apart, and the likelihood would rather cut them in halves: walks are long and stay.
+# The circles are apart, and the likelihood alone would halve them. Long walks keep them whole.
 BEST_CIRCLES = neighbourly(length=64, last=1.0)

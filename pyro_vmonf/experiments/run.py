@@ -1,4 +1,4 @@
-"""One run of an experiment: fit, score, and write what was found."""
+"""One run of an experiment: fit, score and write the results."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pyro_vmonf.training.fit import Callback, Progress
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf import VMoNF
 
-SCORED_IMAGES = 2000  # of those fitted
+SCORED_IMAGES = 2000  # training images with a score
 
 
 class Curve:
-    """The bits per dimension of training against time, a row an epoch, kept in a file.
+    """A callback that writes the bits per dimension of each epoch and the time to a file.
 
-    They are those of the ELBO, an upper bound, on images that are dequantised anew.
+    The bits are those of the ELBO, an upper bound, on images with fresh noise.
 
     Arguments:
-        path: the file, which a resumed run goes on with.
-        dimensions: numbers of an image.
+        path: the file; a resumed run appends to it.
+        dimensions: number of pixels of an image.
     """
 
     def __init__(self, path: Path, dimensions: int) -> None:
@@ -56,7 +56,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run leaves: the fitted pair, its data, the training's history and the scores."""
+    """The result of a run: the fitted pair, its data, the history of the training, and scores."""
 
     vmonf: VMoNF
     data: Data
@@ -77,12 +77,12 @@ def run(
     """Fit a recipe to the data of one seed and score it.
 
     Arguments:
-        data, recipe, settings: of the run.
+        data, recipe, settings: data, recipe and settings of the run.
         device: ``"cpu"`` or ``"cuda"``.
-        callbacks: of ``fit``.
+        callbacks: callbacks of ``fit``.
         progress: show progress bars.
-        checkpoint: file that the run's state is written to after each epoch; where it is there
-            already, the run goes on from it.
+        checkpoint: file for the state of the run after each epoch. If it exists, the run continues
+            from it.
     """
     options = {**recipe.options, **(recipe.quick if settings.quick else {})}
     with local_seed(settings.seed):
@@ -114,7 +114,7 @@ def run(
 
 
 def _agreement(data: Data, labels: Tensor, clusters: Tensor) -> dict[str, float]:
-    """Score a clustering; where labels were given, cluster c has to be label c."""
+    """Score a clustering. After a fit with labels, cluster c has to be label c."""
     scores = metrics.clustering_scores(labels, clusters)
     if data.y is not None:
         scores["accuracy"] = float((labels == clusters).double().mean())
@@ -122,9 +122,9 @@ def _agreement(data: Data, labels: Tensor, clusters: Tensor) -> dict[str, float]
 
 
 def score(vmonf: VMoNF, data: Data) -> dict[str, float]:
-    """Return the scores of a fitted pair on the data it was fitted to and on held-out data.
+    """Return the scores of a fitted pair on its data and on held-out data.
 
-    Densities of images are slow: those that the pair was fitted to are a sample of their rows.
+    Densities of images are slow, so the densities of training images use a sample of them.
     """
     images = data.image_shape is not None
     scored = {"": SCORED_IMAGES if images else len(data.x), "_test": len(data.x_test)}
@@ -136,9 +136,8 @@ def score(vmonf: VMoNF, data: Data) -> dict[str, float]:
         log_prob = vmonf.component_log_prob(rows, chunk_size=chunk_size)
         joint = vmonf.model.weights.log_mean().detach() + log_prob
         scores[f"accuracy{suffix}"] = agreement["accuracy"]
-        scores[f"accuracy_exact{suffix}"] = _agreement(data, some, joint.argmax(-1).cpu())[
-            "accuracy"
-        ]
+        exact = _agreement(data, some, joint.argmax(-1).cpu())
+        scores[f"accuracy_exact{suffix}"] = exact["accuracy"]
         scores[f"nmi{suffix}"] = agreement["nmi"]
         scores[f"ari{suffix}"] = agreement["ari"]
         scores[f"log_prob{suffix}"] = float(joint.logsumexp(-1).double().mean())
@@ -157,8 +156,8 @@ def score(vmonf: VMoNF, data: Data) -> dict[str, float]:
 
 
 def write(result: Result, folder: Path, recorder: Any = None) -> None:
-    """Write ``metrics.json``, the fitted pair and the figures of a run into a folder."""
-    import matplotlib.pyplot as plt
+    """Write the scores, the fitted pair and the figures of a run into a folder."""
+    import matplotlib.pyplot as plt  # slow to import
 
     from pyro_vmonf import plots
 
