@@ -61,6 +61,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|sklearn|torch)\..*"),
     (r"py:.*", r"Tensor|Distribution|Transform|DataTree|InferenceData|nn\.Module|dict\[str|rows"),
+    (r"py:class", r"Activation|End|Precision|Way"),
     (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Selected|WithParameters|Rows)"),
 ]
 
