@@ -1,4 +1,4 @@
-"""The loss as a module, for several processes and for other people's trainers."""
+"""The loss as a module, for several processes and for other trainers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyro_vmonf.training.objective import Objective
 
 
 class TrainingLoss(nn.Module):
-    """Minus the ELBO per row as a module, whose parameters are those of model and guide.
+    """Minus the ELBO per row as a module with the parameters of model and guide.
 
-    Wrap it in ``DistributedDataParallel``, or return its value from a Lightning module's
-    ``training_step``. Each process passes its share of the batch, as long as that of the others;
-    terms of a whole batch, such as :class:`~pyro_vmonf.terms.Balance`, see all shares.
+    Wrap it in ``DistributedDataParallel``, or return its value from the ``training_step`` of a
+    Lightning module. Each process passes its part of the batch; all parts have the same length.
+    Terms of a whole batch, such as :class:`~pyro_vmonf.terms.Balance`, see all parts.
 
     Arguments:
         vmonf: the pair.
@@ -34,16 +34,19 @@ class TrainingLoss(nn.Module):
         self.programs = [p for p in self.objective.modules() if isinstance(p, Program)]
 
     def forward(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:
-        """Return the loss of rows ``(B, *event_shape)``; ``arguments`` are the program's own.
+        """Return the loss of a batch.
 
-        ``size=N`` is the number of rows in the whole data set, of which the batch stands for all;
-        a global part, such as the prior of random weights, counts once for N rows.
+        Arguments:
+            x: rows ``(B, *event_shape)``.
+            y: labels ``(B,)`` or log-likelihoods ``(B, K)``.
+            arguments: other arguments of the model. ``size=N`` is the number of rows of the whole
+                data set; the prior of random weights counts once for N rows.
         """
         size = arguments.setdefault("size", len(x))
         with unregistered(*self.programs):
             terms = self.objective(x=x, y=y, **arguments)
         loss = -torch.stack(list(terms.values())).sum() / size
-        # A batch may leave parameters out (a network, where every row is labelled), and processes
-        # that wait for their gradients would wait for ever.
+        # A batch can leave parameters out, for example the network if each row has a label. Other
+        # processes would wait for their gradients forever.
         untouched = sum(p.flatten()[:1].sum() for p in self.parameters() if p.requires_grad)
         return loss + 0 * untouched  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The mixture as an estimator like scikit-learn's ``GaussianMixture`` (extra ``sklearn``)."""
+"""The mixture as an estimator in the form of ``GaussianMixture`` of scikit-learn."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ FLOWS: dict[str, Callable[..., nn.Module]] = {
 
 
 class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type: ignore[misc]
-    """A variational mixture of normalizing flows behind scikit-learn's interface.
+    """A variational mixture of normalizing flows with the interface of scikit-learn.
 
-    It estimates densities and clusters like ``sklearn.mixture.GaussianMixture``, with flows for
-    components; a few labels can guide it. ``vmonf_`` is the fitted pair, with everything that this
-    façade leaves out.
+    It estimates densities and clusters like ``sklearn.mixture.GaussianMixture``, with flows as
+    components. A few labels can guide the clusters. ``vmonf_`` is the fitted pair.
 
     Arguments:
         n_components: number of components *K*.
         flow: ``"realnvp"``, ``"nsf"``, ``"maf"``, ``"spline"`` (autoregressive), ``"gaussian"``, or
-            a function ``(features, components) → bank``. With one feature the couplings, which
-            need two, give way to ``"spline"``.
-        weights: of the mixture, as :class:`~pyro_vmonf.FlowMixture` takes them.
-        hidden: widths of the guide's hidden layers.
-        init: where the guide begins: ``"kmeans"``, ``"spectral"`` (clusters along neighbours), or
-            ``"random"``.
-        n_init: starts, of which the best on held-out rows stays.
+            a function ``(features, components) → bank``. Couplings need two features; with one
+            feature ``"spline"`` takes their place.
+        weights: mixture weights, as for :class:`~pyro_vmonf.FlowMixture`.
+        hidden: widths of the hidden layers of the guide.
+        init: first clusters of the guide: ``"kmeans"``, ``"spectral"`` (clusters along neighbours),
+            or ``"random"``.
+        n_init: number of starts; the one with the best objective on held-out rows stays.
         max_iter: passes through the data.
         batch_size: rows of one step.
-        learning_rate: of Adam.
-        use_labels: whether ``y`` guides the clusters: by default where it holds −1, the mark of an
-            unlabelled row; then cluster *c* is class ``classes_[c]``. Otherwise it is ignored.
-        random_state: seed of the start, the order of the rows and every draw.
+        learning_rate: learning rate of Adam.
+        use_labels: use ``y`` for the clusters. ``"auto"`` uses it if it holds −1, the mark of an
+            unlabelled row. Cluster *c* is then class ``classes_[c]``.
+        random_state: seed of the start, the order of the rows and each draw.
 
     Example:
         >>> from pyro_vmonf.datasets import pinwheel
@@ -99,7 +98,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
         Arguments:
             X: the rows.
-            y: classes, −1 for unlabelled rows; ignored unless ``use_labels`` says otherwise.
+            y: classes, −1 for unlabelled rows; see ``use_labels``.
             sample_weight: weights of the rows ``(n_samples,)``, at least zero.
 
         Raises:
@@ -122,7 +121,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             features = X.shape[1]
             network = MLP(features, self.n_components, hidden=tuple(self.hidden))
             guide = SoftmaxGuide(network)
-            weights = copy.deepcopy(self.weights)  # a fit leaves its parameters alone
+            weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
             vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)
         vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
         options = {
@@ -133,7 +132,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             "seed": seed,
         }
         first = self.max_iter // 4 if self._start(guide, X, labels, seed) else 0
-        if first:  # the flows go to the clusters before the clusters follow the flows
+        if first:  # the flows fit the first clusters before the ELBO moves the guide
             guide.elbo_gradient = 0.0
             vmonf.fit(X, labels, epochs=first, temperature=1.0, **options)
             guide.elbo_gradient = 1.0
@@ -153,7 +152,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         return self
 
     def _start(self, guide: SoftmaxGuide, X: Array, labels: torch.Tensor | None, seed: int) -> bool:
-        """Teach the guide the clusters that it begins with, if any."""
+        """Teach the first clusters to the guide, and return whether there are any."""
         if self.init not in ("kmeans", "spectral", "random"):
             raise ValueError(f"init is {self.init!r}; expected 'kmeans', 'spectral' or 'random'")
         if self.init == "random" or self.n_components == 1:
@@ -178,7 +177,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         return FLOWS[flow](features, self.n_components)
 
     def _labels(self, y: Any, rows: int) -> torch.Tensor | None:
-        """Return the class numbers of the rows, if they are to be used."""
+        """Return the class numbers of the rows, or ``None`` without labels for the fit."""
         if y is None or self.use_labels is False:
             return None
         y = np.asarray(y)
@@ -231,15 +230,15 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         return x.numpy(), c.numpy()
 
     def bic(self, X: Any) -> float:
-        """Return the Bayesian information criterion on the rows, smaller is better.
+        """Return the Bayesian information criterion on the rows; smaller is better.
 
-        Every weight of every flow counts as a parameter; networks have far more than they use, so
-        it is out of proportion for flows. Compare held-out :meth:`score` instead.
+        Each weight of a network counts as a parameter, so the criterion overstates the size of
+        flows. Compare :meth:`score` on held-out rows instead.
         """
         X = self._rows(X)
         free = num_parameters(self.vmonf_.model)
         return float(free * math.log(len(X)) - 2 * self.score_samples(X).sum())
 
     def aic(self, X: Any) -> float:
-        """Return the Akaike information criterion; the caveat of :meth:`bic` holds."""
+        """Return the Akaike information criterion; see the limits of :meth:`bic`."""
         return float(2 * num_parameters(self.vmonf_.model) - 2 * self.score_samples(X).sum())
