@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from benchmarks import limit
 from benchmarks.configurations import BINS, BOUND, CONFIGURATIONS, Configuration
 from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf.training.objective import max_plate_nesting
-from pyro_vmonf.training.trainer import Trainer
+from pyro_vmonf.training.data import TensorSource
+from pyro_vmonf.training.lanes import Single
+from pyro_vmonf.training.objective import Objective, max_plate_nesting
+from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
 Step = Callable[[], Any]
 
@@ -43,21 +45,15 @@ def library(
     if compile:
         pair.compile()
     nesting = max_plate_nesting(pair.model, pair.guide, **arguments)
-    trainer = Trainer(
-        pair.model,
-        pair.guide,
-        adam(pair.parameters()),
-        None,
-        clip_norm=None,
-        max_rejected=20,
-        temperature=lambda step: 1.0,
-        nesting=nesting,
-    )
+    lanes = Single(Objective(pair.model, pair.guide, nesting))
+    run = Run(TensorSource(x, None, None, c.rows, arguments["index"]), torch.Generator())
+    plan = Plan(temperature=lambda step: 1.0)
+    trainer = Trainer(lanes, [run], adam(lanes.parameters), None, plan)
 
     def step() -> None:
         with pyro.validation_enabled(False):
             trainer.anneal()
-            trainer.step(arguments)
+            trainer.step([arguments])
 
     return step
 

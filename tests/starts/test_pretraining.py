@@ -122,7 +122,7 @@ def test_a_bad_start_leaves_the_network_as_it_was() -> None:
     calls: list[int] = []
     vmonf = pair([])
     before = state(vmonf.guide.network)
-    with pytest.raises(FloatingPointError, match="the terms' sum is nan at step 3"):
+    with pytest.raises(FloatingPointError, match="the sum of the terms is not finite: .*step 4"):
         pretrain_(
             vmonf.guide, x, terms=[Bad()], augment=lambda r: calls.append(1) or r, steps=9, lr=0.1
         )
@@ -232,7 +232,8 @@ def test_one_diverging_restart_is_left_out() -> None:
     calls: list[int] = []
 
     def bad_at_first(batch: Batch) -> torch.Tensor:
-        calls.append(1)
+        if torch.is_grad_enabled() and batch.x.dtype == torch.get_default_dtype():
+            calls.append(1)  # a step, and no check at the start of a run
         return batch.log_q.sum(-1) * (torch.nan if 2 <= len(calls) <= 8 else 0.0)
 
     vmonf = pair([bad_at_first])  # type: ignore[list-item]
