@@ -281,7 +281,7 @@ class SoftmaxGuide(BoundGuide):
         index = index.to(self.temperature.device)
         network = self.network
         if isinstance(network, Picked):
-            network, index = network.network, network.index[index]
+            network, index = network.get_submodule("network"), network.get_buffer("index")[index]
         self.network = Picked(network, index)
 
     def compile(self, *_: object, **__: object) -> None:

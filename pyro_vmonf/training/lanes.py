@@ -71,8 +71,8 @@ class Single:
     ) -> None:
         self.module = module
         self.clip_norm = float("inf") if clip_norm is None else clip_norm
-        own = [p for p in module.parameters() if p.requires_grad]
-        self.parameters: list[Tensor] = own if parameters is None else list(parameters)  # type: ignore[arg-type]
+        own: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = own if parameters is None else list(parameters)
         self.programs = [part for part in module.modules() if isinstance(part, Program)]
         self.last_finite: list[Tensor] = []
         self.guard_()

@@ -222,7 +222,7 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
     try:
         for reason in ("", "compared"):
             pair = copy.deepcopy(nn.ModuleList([model, guide])).double()
-            objective = Objective(*pair, nesting, reason).train()
+            objective = Objective(pair[0], pair[1], nesting, reason).train()
             objective.guide.bind_(objective.model)  # type: ignore[operator]
             with local_seed(0), unregistered(*objective.programs):
                 if not reason:
@@ -239,8 +239,8 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
                 else [None] * len(trained)
             )
             found.append((value.detach(), list(gradients)))
-    except OtherProgram as other:
-        return str(other)
+    except OtherProgram as difference:
+        return str(difference)
     except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
         return f"the two roads could not be compared in float64: {error}".splitlines()[0]
     (short, own), (long, theirs) = found

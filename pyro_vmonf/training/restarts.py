@@ -65,7 +65,7 @@ def reset_parameters_(module: nn.Module) -> None:
     """
     for name, part in module.named_modules():
         own = [p for p in part.parameters(recurse=False) if p.requires_grad]
-        if own and optional(part, "reset_parameters", None) is None:
+        if own and not hasattr(part, "reset_parameters"):
             raise ValueError(
                 f"{name or 'the module'} is a {type(part).__name__} without reset_parameters(): "
                 "give it one, that draws its parameters anew, or use a single start"
