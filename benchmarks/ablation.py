@@ -30,7 +30,7 @@ from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import ConvEncoder
 from pyro_vmonf.schedules import Linear
-from pyro_vmonf.starts.lessons import pretrain_
+from pyro_vmonf.starts import pretrain_
 from pyro_vmonf.terms import Balance, Consistency, Term
 
 STEPS, GUIDE_STEPS = 1500, 800
