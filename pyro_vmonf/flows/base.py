@@ -1,4 +1,4 @@
-"""The bank made of a base and a chain of transforms, and what the ready-made ones share."""
+"""The bank of a base and a chain of transforms, and the base class of the ready-made banks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pyro_vmonf.flows.gaussian import StandardNormal
 from pyro_vmonf.flows.stack import as_bank
 from pyro_vmonf.nn.mlp import Activation
 from pyro_vmonf.transforms import FlowTransform
-from pyro_vmonf.transforms.base import NetworkOptions
+from pyro_vmonf.transforms.base import NetworkOptions, conditioned
 
 End = Literal["data", "base"]
 Shape = tuple[int, ...]
 
 
 class Flow(ShownModule):
-    """A bank made of a base and a chain of transforms of one's own, from base to data.
+    """A bank of a base and a chain of transforms, from base to data.
 
     Private transforms ``(K,)`` and shared ones ``()`` mix in any order.
 
@@ -49,31 +49,31 @@ class Flow(ShownModule):
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         base, transforms = self.base(context), list(self.transforms)
-        if context is not None:  # the rows' context lies over the components
+        if context is not None:  # a dimension of components joins the context
             base = base.expand(torch.broadcast_shapes((*context.shape[:-1], 1), base.batch_shape))
             context = context.unsqueeze(-2)
-            transforms = [
-                t.condition(context) if hasattr(t, "condition") else t  # type: ignore[operator]
-                for t in transforms
-            ]
+            transforms = [conditioned(transform, context) for transform in transforms]
         flow = FlowDistribution(base, transforms)  # type: ignore[arg-type]
         return Compiled(flow, self) if self.compiled and context is None else flow
 
     def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Start what starts from data, such as activation normalisations, where it has not been.
+        """Start the transforms that start from data, such as activation normalisations, once.
 
         Arguments:
             x: rows ``(N, *event_shape)``.
-            weight: how much each row counts for each component, ``(N, K)``; all alike by default.
+            weight: weight of each row for each component, ``(N, K)``; equal by default.
         """
-        if all(getattr(part, "started", True) for part in self.modules()):
+        if not any(isinstance(t, FlowTransform) and t.waits for t in self.transforms):
             return
         x = x.unsqueeze(-1 - len(self.base().event_shape))
         for transform in reversed(self.transforms):
-            x = transform.start_(x, weight)  # type: ignore[operator]
+            if isinstance(transform, FlowTransform):
+                x = transform.start_(x, weight)
+            else:
+                x = transform.inv(x)  # type: ignore[operator]
 
     def compile(self, *_: object, **__: object) -> None:
-        """Let ``torch.compile`` take the log-density, forwards and backwards, from now on."""
+        """Compile the log-density and its gradient with ``torch.compile`` from now on."""
         self.compiled = True
 
 
@@ -83,7 +83,7 @@ def base_bank(
     """Return the bank at the start of a chain, K standard normals by default.
 
     Raises:
-        ValueError: if rows or number of components are not what the chain expects.
+        ValueError: if its rows or its number of components do not fit the chain.
     """
     default = StandardNormal(event_shape[0] if len(event_shape) == 1 else event_shape, components)
     bank = as_bank(default if base is None else base)
@@ -97,10 +97,10 @@ def base_bank(
 
 
 def batch_shapes(blocks: int, shared: int, components: int, shared_at: End = "data") -> list[Shape]:
-    """Return the batch shape of each block, base to data: ``()`` for those that are shared.
+    """Return the batch shape of each block, from base to data; a shared block has ``()``.
 
     Raises:
-        ValueError: if more are shared than there are, or the end is unknown.
+        ValueError: if ``shared`` exceeds the number of blocks, or the end is unknown.
 
     Example:
         >>> batch_shapes(3, 1, 5)
@@ -161,7 +161,7 @@ class LayeredFlow(Flow):
         components = check_positive("components", components)
         check_positive("blocks", blocks, minimum=0)
         shapes = batch_shapes(blocks, shared, components, shared_at)
-        base = base_bank(base, (features,), components)  # which refuses a wrong number of features
+        base = base_bank(base, (features,), components)  # checks the features
         layers = [
             self.layer(
                 block,

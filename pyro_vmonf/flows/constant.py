@@ -1,4 +1,4 @@
-"""Distributions that are there already, as modules which move with the rest of a model."""
+"""Fixed distributions as modules, which move with the rest of a model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from torch.distributions import Distribution, Transform
 
 
 class ConstantDistribution(nn.Module):
-    """The module whose call returns a given distribution, which nothing trains.
+    """A module whose call returns a fixed distribution.
 
-    The distribution is copied, and its tensors go where the module goes: to another dtype, to
-    another device.
+    The module holds a copy, and moves its tensors to another dtype or device with itself.
 
     Arguments:
-        distribution: any distribution of torch's or Pyro's.
+        distribution: any distribution of torch or Pyro.
 
     Raises:
         ValueError: if it holds tensors that require a gradient.
@@ -55,7 +54,7 @@ def _copied(tensor: Tensor) -> Tensor:
 def mapped(
     value: Any, function: Callable[[Tensor], Tensor], seen: dict[int, Any] | None = None
 ) -> Any:
-    """Return a copy of a distribution, or of what it holds, with a function applied to tensors."""
+    """Return a copy of a distribution, or of a part, after a function of all its tensors."""
     seen = {} if seen is None else seen
     if id(value) in seen:
         return seen[id(value)]

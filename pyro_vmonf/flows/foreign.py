@@ -1,4 +1,4 @@
-"""Flows of other libraries, and a user's own modules, as the components of a bank."""
+"""Flows of other libraries, and modules of a user, as the components of a bank."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import (
     Distribution,
@@ -32,11 +33,11 @@ Component = nn.Module | Distribution | Transform | Sequence[Transform]
 class Replicated(nn.Module):
     """A bank of K components that a function makes one by one: flows of any library.
 
-    The density of all K is one batched call where that is proven to be the same: the components
-    differ in nothing but the values of their tensors, and value and gradients of one call were
-    found equal to those of K calls. Otherwise they are called one after the other; ``repr`` says
-    which, and why. Draws are always taken one component after the other. The proof holds for the
-    components as they were made: parameters may move, other attributes of theirs may not.
+    One batched call computes the K densities where a check at construction allows it: the
+    components differ only in the values of their tensors, and one call gives the same values and
+    gradients as K calls. Otherwise the bank calls the components one after the other; ``repr``
+    shows the reason. Draws always come from one component after the other. The check holds for the
+    components as they are at construction: their parameters may change, but no other attribute.
 
     Arguments:
         factory: function that returns a new component: a module whose call returns a distribution
@@ -46,13 +47,13 @@ class Replicated(nn.Module):
         features: number of features *D*; needed for bare transforms, which get a standard normal
             base.
         reverse: for transforms: run each of them from data to base. Pyro's planar, radial,
-            Sylvester, polynomial and neural autoregressive transforms cannot score data otherwise,
-            and its masked autoregressive ones take a pass for each feature; drawing is then what
-            they cannot do, or not fast.
-        vectorize: ``False`` for one call after the other, whatever could be proven.
+            Sylvester, polynomial and neural autoregressive transforms score data only this way,
+            and its masked autoregressive ones need a pass for each feature otherwise. In return
+            they draw slowly, or not at all.
+        vectorize: ``False`` calls the components one after the other in any case.
         context_features: features *H* of the rows' context, if the components take one.
-        support: where the components live, if their distributions do not say; all of space by
-            default.
+        support: the support of the components, if their distributions have none; the whole space
+            by default.
 
     Raises:
         TypeError: if the function returns something else.
@@ -88,7 +89,7 @@ class Replicated(nn.Module):
 
     @property
     def vectorized(self) -> bool:
-        """Whether the K densities are one batched call."""
+        """True if one batched call computes the K densities."""
         return self.why_not is None
 
     def forward(self, context: Tensor | None = None) -> ReplicatedDistribution:
@@ -105,10 +106,10 @@ class ReplicatedDistribution(ShownDistribution):
 
     Arguments:
         parts: the modules.
-        context: the rows' context ``(*, H)``, which each of them is called with.
-        vectorized: whether densities are one batched call.
+        context: the context ``(*, H)`` of the rows, an argument of each call.
+        vectorized: compute the densities in one batched call.
         batch_shape: ``(*, K)`` by default.
-        support: that of the components by default, or all of space where they have none to tell.
+        support: the support of the components by default, or the whole space if they have none.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -162,13 +163,13 @@ class ReplicatedDistribution(ShownDistribution):
 
     def _in_one_call(self, x: Tensor) -> Tensor:
         """Return the densities ``(*, K)`` of rows ``(K, *, *event_shape)``."""
-        # Stacked at each call, so that the parameters stay the components' own.
+        # Each call stacks anew, because the components keep their own parameters.
         states = [dict(Use(part).named_parameters()) for part in self.parts]
         parameters = {name: torch.stack([s[name] for s in states]) for name in states[0]}
         held = [dict(Use(part).named_buffers()) for part in self.parts]
         buffers, lies = {}, {}
         for name, first in held[0].items():
-            # Masks and the like stay without a batch: some code asks them for their values.
+            # Equal buffers, such as masks, get no batch: some code reads their values.
             same = all(torch.equal(first, other[name]) for other in held[1:])
             buffers[name] = first if same else torch.stack([other[name] for other in held])
             lies[name] = None if same else 0
@@ -202,7 +203,7 @@ class ReplicatedDistribution(ShownDistribution):
 
 
 def _as_module(component: Component, features: int | None, reverse: bool) -> nn.Module:
-    """Return the module that a component stands for."""
+    """Return a component as a module."""
     if isinstance(component, nn.Module) and not isinstance(component, Transform):
         return component
     if isinstance(component, TransformedDistribution):
@@ -211,7 +212,7 @@ def _as_module(component: Component, features: int | None, reverse: bool) -> nn.
         return ConstantDistribution(component)
     transforms = [component] if isinstance(component, Transform) else component
     if not isinstance(transforms, (list, tuple)) or not all(
-        isinstance(t, Transform) or hasattr(t, "condition") for t in transforms
+        isinstance(t, (Transform, ConditionalTransform)) for t in transforms
     ):
         raise TypeError(
             f"the factory returned a {type(component).__name__}; expected a module whose call "
@@ -263,7 +264,7 @@ def _check(part: nn.Module, context_features: int) -> None:
 
 
 def _why_not(parts: Sequence[nn.Module], context_features: int) -> str | None:
-    """Say why K components cannot be one batched call, or ``None`` if that is proven to be so."""
+    """Return the reason against one batched call of K components, or ``None`` if there is none."""
     for other in parts[1:]:
         found = difference(parts[0], other)
         if found is not None:
@@ -286,7 +287,7 @@ def _why_not(parts: Sequence[nn.Module], context_features: int) -> str | None:
             return "their buffers change when they are called"
         try:
             with local_seed(0), mode(trial), warnings.catch_warnings():
-                warnings.simplefilter("error")  # vmap warns of what it would only loop over
+                warnings.simplefilter("error")  # vmap warns where it falls back to a loop
                 together = _value_and_gradients(trial, x, context, vectorized=True)
         except Exception as error:
             return f"torch.vmap does not take them: {_first_words(error)}"
@@ -301,7 +302,7 @@ def _first_words(error: Exception) -> str:
 
 
 def _rows(parts: nn.ModuleList, context: Tensor | None, count: int) -> Tensor:
-    """Return rows ``(count, 1, *event_shape)`` inside the components' support, if they can draw."""
+    """Return rows ``(count, 1, *event_shape)``, in the support if the components can draw."""
     distribution = ReplicatedDistribution(list(parts), context, vectorized=False)
     like = next(parts.parameters())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A bank's distribution under parameters that are not the bank's own."""
+"""The distribution of a bank under other parameters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pyro_vmonf._utils.repr import ShownDistribution
 
 
 class Use(nn.Module):
-    """Calls a bank and at once a function of its distribution.
+    """A module that calls a bank, and then a function of its distribution.
 
-    A flow's distribution reads the flow's parameters when it is scored; what puts other parameters
-    in their place has to be there still.
+    A flow reads its parameters when it computes a density. Both calls therefore happen inside one
+    ``functional_call``, which puts other parameters in their place.
 
     Arguments:
         bank: module whose call returns a distribution.
@@ -32,13 +32,13 @@ class Use(nn.Module):
 
 
 class WithParameters(ShownDistribution):
-    """The distribution that a bank returns when its parameters have other values.
+    """The distribution of a bank whose parameters have other values.
 
     Arguments:
         bank: the bank.
-        parameters: values by the parameters' names.
-        context: the rows' context, where the bank takes one.
-        batch_shape: that of the bank's distribution by default.
+        parameters: values by the names of the parameters.
+        context: the context of the rows, if the bank takes one.
+        batch_shape: the batch shape of the bank's distribution by default.
 
     Example:
         >>> from pyro_vmonf import Gaussian

@@ -1,4 +1,4 @@
-"""Banks of K Gaussians: standard ones, which flows begin with, and those of a mixture."""
+"""Banks of K Gaussians: the standard ones at the base of flows, and those of a mixture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StandardNormal(ShownModule):
     """The bank of K equal standard normals, the usual base of a flow.
 
     Arguments:
-        features: number of features *D*, or the shape of a row that is an image.
+        features: number of features *D*, or the shape ``(C, H, W)`` of an image.
         components: number of components *K*.
 
     Example:
@@ -45,8 +45,8 @@ class StandardNormal(ShownModule):
 class Gaussian(ShownModule):
     r"""The bank of K Gaussians with full covariance, :math:`N(\mu_c, L_c L_c^\top)`.
 
-    Fitted by EM (:func:`pyro_vmonf.em.fit_em`) it is the classical mixture of thesis 2.5, the
-    baseline of every table.
+    :func:`pyro_vmonf.em.fit_em` fits it by EM: the classical mixture of thesis 2.5, and the baseline
+    of every table.
 
     Arguments:
         features: number of features *D*.

@@ -1,4 +1,4 @@
-"""One flow turned K ways: what the pinwheel's wings have in common, and what not."""
+"""One flow under K rotations, such as the wings of a pinwheel."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pyro_vmonf.transforms import Rotation
 
 
 class RotatedRealNVP(Flow):
-    """The bank of one RealNVP turned by K angles: one wing, K rotations (thesis 6.2).
+    """The bank of one RealNVP under K rotations (thesis 6.2).
 
-    Every row trains the one flow, so a K-th of the data is enough for the same density. The centre
-    is the origin, in standardised units the mean of the data.
+    Every row trains the same flow, so the same density needs a K-th of the data. The centre of
+    rotation is the origin: the mean of the data, in standardised units.
 
     Arguments:
         components: number of components *K*.
-        features: number of features *D*, at least 2; the first two are turned.
-        blocks, hidden, activation, bound: of the one RealNVP.
+        features: number of features *D*, at least 2; the rotation turns the first two.
+        blocks, hidden, activation, bound: as for :class:`~pyro_vmonf.RealNVP`.
         base: bank or distribution at the start of the chain; K standard normals by default.
 
     Example:

@@ -1,4 +1,4 @@
-"""Banks: modules whose call returns one distribution of K components, and what stands for one."""
+"""Different components side by side, and short forms of banks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Bank = nn.Module | Distribution | Sequence[nn.Module | Distribution]
 
 
 def as_bank(bank: Bank) -> nn.Module:
-    """Return the module that a bank's short form stands for.
+    """Return a bank as a module.
 
     Arguments:
-        bank: a module, which is returned; a distribution; or a list of them, side by side.
+        bank: a module, which comes back itself; a distribution; or a list of them, side by side.
 
     Raises:
-        TypeError: if it is none of these.
+        TypeError: for anything else.
 
     Example:
         >>> from torch.distributions import Independent, Laplace, Normal

@@ -1,4 +1,4 @@
-"""Flows made of the transforms of torch and Pyro, which keep no values from call to call."""
+"""Flows of transforms of torch and Pyro, without a cache between calls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.distributions import Distribution, Transform
 
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.flows.constant import ConstantDistribution
+from pyro_vmonf.transforms.base import conditioned
 
 
 class TransformedFlow(nn.Module):
-    """A flow of torch's or Pyro's transforms as a module: one component.
+    """One component: a flow of transforms of torch or Pyro, as a module.
 
-    Values that the transforms keep from one call to the next are thrown away after each; they are
-    those of parameters that have moved on since.
+    Each call empties the caches of the transforms, because the parameters may have changed since.
 
     Arguments:
-        transforms: from base to data; those that are conditional are given the rows' context.
+        transforms: from base to data; a conditional one gets the context of the rows.
         base: distribution of the base.
         reverse: run each transform from data to base.
     """
@@ -32,15 +32,12 @@ class TransformedFlow(nn.Module):
         self.base = ConstantDistribution(base)
         self.transforms = list(transforms)
         self.reverse = reverse
-        # Conditional transforms are modules and no transforms.
+        # A conditional transform of Pyro is a module, but no torch Transform.
         own = [t for t in (*transforms, *parts_of(*transforms)) if isinstance(t, nn.Module)]
         self.networks = nn.ModuleList({id(t): t for t in own}.values())
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
-        transforms = [
-            t.condition(context) if context is not None and hasattr(t, "condition") else t
-            for t in self.transforms
-        ]
+        transforms = [conditioned(transform, context) for transform in self.transforms]
         base = self.base()
         if context is not None:
             base = base.expand(torch.broadcast_shapes(context.shape[:-1], base.batch_shape))
@@ -48,14 +45,14 @@ class TransformedFlow(nn.Module):
 
 
 class _Fresh(FlowDistribution):
-    """A flow whose transforms keep no values."""
+    """A flow whose transforms have empty caches after each call."""
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Fresh:
         return _Fresh(self.base.expand(Size(batch_shape)), self.transforms)
 
     def log_prob(self, x: Tensor) -> Tensor:
         try:
-            return super().log_prob(x.view_as(x))  # a new object, which no cache knows
+            return super().log_prob(x.view_as(x))  # a new object, so no cache has it
         finally:
             self._forget()
 
@@ -80,7 +77,7 @@ class _Fresh(FlowDistribution):
 
 
 def parts_of(*transforms: Any) -> list[Any]:
-    """Return transforms and those they are made of, each once."""
+    """Return the transforms and all transforms inside of them, each once."""
     found: dict[int, Any] = {}
     waiting = list(transforms)
     while waiting:

@@ -188,6 +188,13 @@ def _fit(
     [run] = trainer.runs
     if run.failure:
         raise FloatingPointError(run.failure)
+    if history.stepped_back:
+        warnings.warn(
+            "the last step led to a state whose objective is not finite; the state before it was "
+            "kept. Try a smaller lr, or clip_norm",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     if history.rejected:
         warnings.warn(f"{trainer.rejected(run)} and were rolled back", RuntimeWarning, stacklevel=4)
     return history

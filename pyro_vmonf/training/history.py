@@ -26,6 +26,8 @@ class History:
         kept: position of the epoch whose parameters stayed, the last one as a rule; ``None`` for
             the state before training.
         start: the objective of the state before training, where states are measured.
+        stepped_back: whether the last step led to a state without a finite objective and was
+            taken back.
         road: the objective that ran: ``"short"``, or ``"TraceEnum_ELBO"`` and the reason.
         restarts: the objective that each restart ended with, empty without any.
         rejected: steps whose loss or gradient was not finite and that were rolled back.
@@ -43,6 +45,7 @@ class History:
     kept: int | None = -1
     start: float | None = None
     road: str = ""
+    stepped_back: bool = False
     restarts: list[float] = field(default_factory=list)
     rejected: int = 0
     seconds: float = 0.0

@@ -217,44 +217,51 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
     Raises:
         ValueError: if the program has no bound.
     """
-    arguments = _first_rows(arguments, GUARDED_ROWS)
-    found: list[tuple[Tensor, list[Tensor | None]]] = []
+    some = _first_rows(arguments, GUARDED_ROWS)
     try:
-        for reason in ("", "compared"):
-            pair = copy.deepcopy(nn.ModuleList([model, guide])).double()
-            objective = Objective(pair[0], pair[1], nesting, reason).train()
-            objective.guide.bind_(objective.model)  # type: ignore[operator]
-            with local_seed(0), unregistered(*objective.programs):
-                if not reason:
-                    with torch.no_grad():
-                        traces = objective.elbo.traces(*pair, **arguments)
-                        check_structure(traces[1], traces[0])
-            with local_seed(0), unregistered(*objective.programs):
-                value = torch.stack(list(objective(**arguments).values())).sum()
-            trained = [p for p in objective.parameters() if p.requires_grad]
-            wanted = bool(trained) and value.requires_grad
-            gradients = (
-                torch.autograd.grad(value, trained, allow_unused=True)
-                if wanted
-                else [None] * len(trained)
-            )
-            found.append((value.detach(), list(gradients)))
+        short, own = _value_and_gradient(model, guide, nesting, some, "")
+        long, theirs = _value_and_gradient(model, guide, nesting, some, "compared")
     except OtherProgram as difference:
+        with torch.no_grad(), local_seed(0):  # Pyro refuses some programs: it does so here
+            contracted(TraceEnum_ELBO(max_plate_nesting=nesting), model, guide, arguments)
         return str(difference)
     except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
         return f"the two roads could not be compared in float64: {error}".splitlines()[0]
-    (short, own), (long, theirs) = found
     if not torch.allclose(short, long, rtol=1e-9, atol=1e-9, equal_nan=True):
         return f"the value is {float(long):.6g} and the short road gives {float(short):.6g}"
     for mine, other in zip(own, theirs, strict=True):
-        zero = torch.zeros_like(other if mine is None else mine) if mine is not other else None
-        a, b = (zero if mine is None else mine), (zero if other is None else other)
-        if a is None or b is None:
-            continue
-        scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
-        if not torch.allclose(a, b, rtol=1e-9, atol=1e-9 * scale, equal_nan=True):
+        scale = max(1.0, float(other.abs().max()) if other.numel() else 1.0)
+        if not torch.allclose(mine, other, rtol=1e-9, atol=1e-9 * scale, equal_nan=True):
             return "the gradients of the two roads differ"
     return ""
+
+
+def _value_and_gradient(
+    model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, Any], reason: str
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the ELBO of a copy in float64 on one road, and its gradient.
+
+    Raises:
+        OtherProgram: on the short road, if the structure is another one.
+        ValueError: if the program has no bound.
+    """
+    pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
+    objective = Objective(pair[0], pair[1], nesting, reason)
+    objective.guide.bind_(objective.model)  # type: ignore[operator]
+    with unregistered(*objective.programs):
+        if not reason:
+            with local_seed(0), torch.no_grad():
+                guide_trace, model_trace = objective.elbo.traces(*pair, **arguments)
+                check_structure(model_trace, guide_trace)
+        with local_seed(0):
+            value = torch.stack(list(objective(**arguments).values())).sum()
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    if not trained or not value.requires_grad:
+        return value.detach(), []
+    gradients = torch.autograd.grad(value, trained, allow_unused=True)
+    return value.detach(), [
+        torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)
+    ]
 
 
 def _first_rows(arguments: dict[str, Any], count: int) -> dict[str, Any]:

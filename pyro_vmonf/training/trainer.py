@@ -125,6 +125,7 @@ class Trainer:
         self.epoch = -plan.pretrain_epochs
         self.seconds = 0.0
         self.temperature = 1.0
+        self.batches: Sequence[Arguments] = ()  # of the last step
         self.anneal()  # pretraining stays at the start of the schedules
 
     def run(self) -> list[History]:
@@ -209,6 +210,7 @@ class Trainer:
     def step(self, batches: Sequence[Arguments]) -> Terms:
         """Take one step of every run; return its terms."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.batches = batches
         going = [run.going for run in self.runs]
         terms, taken = self.lanes.step(batches, going, self._move)
         self.steps += 1
@@ -283,8 +285,20 @@ class Trainer:
                     totals[name] = totals.get(name, 0.0) + value.detach().reshape(-1).cpu() * share
         return totals
 
+    @torch.no_grad()
+    def _last_is_finite(self) -> list[bool]:
+        """Return whether the last state of each run, and its objective, are finite."""
+        finite = [self.lanes.is_finite(i) for i in range(len(self.runs))]
+        if self.batches:
+            with evaluating(self.lanes.module), local_seed(0):
+                terms = self.lanes.terms(self.batches)
+            total = torch.stack(list(terms.values())).sum(0).reshape(-1)
+            finite = [a and b for a, b in zip(finite, total.isfinite().tolist(), strict=True)]
+        return finite
+
     def _choose(self) -> None:
         """Put every run into the state that stays."""
+        last_is_finite = self._last_is_finite()
         for i, run in enumerate(self.runs):
             if run.keeper.keep and run.keeper.state:
                 self.lanes.load_(i, run.keeper.state)
@@ -293,8 +307,9 @@ class Trainer:
                 run.history.kept = epochs.index(chosen) if chosen in epochs else None
             elif run.keeper.state:  # of a run that stopped before the others
                 self.lanes.load_(i, run.keeper.state)
-            elif not self.lanes.is_finite(i):
+            elif not last_is_finite[i]:
                 self.lanes.step_back_(i)
+                run.history.stepped_back = True
             if run.history.rejected == self.steps > 0:
                 run.failure = run.failure or self.rejected(run)
 

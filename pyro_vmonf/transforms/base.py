@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import ClassVar, Self, TypedDict, cast
+from typing import Any, ClassVar, Self, TypedDict, cast
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_vmonf._utils.repr import Recorded, arguments_of
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.contracts import optional
 from pyro_vmonf.nn.made import MaskedMLP
 from pyro_vmonf.nn.mlp import MLP, Activation, Linear, start_near_zero, to_columns
 
@@ -93,6 +94,11 @@ class FlowTransform(Recorded, TransformModule):
         """
         return self.inverse_and_log_det(x)[0]
 
+    @property
+    def waits(self) -> bool:
+        """True while a buffer ``started`` of the transform is false: :meth:`start_` has not run."""
+        return not self._buffers.get("started", True)
+
     def _call(self, z: Tensor) -> Tensor:
         return self.forward_and_log_det(z)[0]
 
@@ -111,6 +117,13 @@ class FlowTransform(Recorded, TransformModule):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def conditioned(transform: Any, context: Tensor | None) -> Any:
+    """Return a transform for rows with a context; one that takes no context stays itself."""
+    if context is None:
+        return transform
+    return optional(transform, "condition", lambda _: transform)(context)
 
 
 def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:

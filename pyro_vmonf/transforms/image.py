@@ -62,6 +62,10 @@ class _Nested(ImageTransform):
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)  # with the chain
 
+    @property
+    def waits(self) -> bool:
+        return any(transform.waits for transform in self.transforms)
+
     def _forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         total = z.new_zeros(z.shape[:-3])
         for transform in self.transforms:

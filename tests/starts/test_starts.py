@@ -14,6 +14,7 @@ from pyro_vmonf.datasets import pinwheel, two_circles
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.starts.reseeding import split_in_two
 
 
 @pytest.mark.parametrize("features", [1, 3, 40])
@@ -75,6 +76,14 @@ def test_a_result_is_a_function_of_the_data() -> None:
     assert torch.equal(spectral_clusters(x, 3), spectral_clusters(x, 3))
     assert torch.equal(torch.get_rng_state(), before)
     assert spectral_clusters(x, 1).unique().tolist() == [0]
+
+
+def test_halves_are_a_function_of_the_rows_and_equal_rows_stay_together() -> None:
+    x = torch.cat((torch.randn(30, 2, 2), torch.randn(10, 2, 2) + 30))
+    half = split_in_two(x)
+    assert sorted(half.bincount().tolist()) == [10, 30]
+    assert torch.equal(split_in_two(x), half)
+    assert split_in_two(torch.full((9, 3), 0.1)).tolist() == [0] * 9
 
 
 def test_a_warm_guide_knows_the_clusters_and_no_flow_moved() -> None:
