@@ -1,15 +1,19 @@
-r"""From 8-bit images to densities and back, with every bit accounted for.
+r"""Mixtures of whole grey levels: the noise that makes images continuous, and its log-density.
 
-A density of numbers in [0, 1) says how probable an image of whole levels is:
+A density on [0, 1) gives the probability of an image of 8-bit levels:
 
 .. math::
     P(\text{image}) = \int_{[0,1)^D} p\big((\text{image} + u)/256\big)\, 256^{-D}\, du
     = \mathrm E_{q(u|\text{image})}\left[\frac{p\big((\text{image} + u)/256\big)}
     {256^{D}\, q(u|\text{image})}\right]
 
-With one draw the mean of its logarithm is a lower bound on log P, with S draws inside of the
-logarithm a tighter one, and bits per dimension are −log₂ P/D. With q uniform and one draw this is
-the −log₂ p of dequantised images that the literature reports.
+The mean logarithm of one draw is a lower bound on log P. The logarithm of the mean of S draws is a
+tighter bound. Bits per dimension are −log₂ P/D. A uniform q and one draw give the usual bits per
+dimension of dequantised images.
+
+References:
+    Theis, van den Oord, Bethge (2016), A note on the evaluation of generative models,
+    arXiv:1511.01844.
 """
 
 from __future__ import annotations
@@ -40,10 +44,10 @@ LEVELS = 256
 
 
 class UniformDequantization(ShownModule):
-    """The noise that says nothing: uniform on [0, 1) for each number, whatever the image.
+    """Noise that is uniform on [0, 1) for each pixel of each image.
 
-    To implement another, write a module whose call returns a distribution of the noise, of batch
-    shape ``(N,)`` and the images' event shape, with ``rsample``.
+    To implement another noise, write a module whose call returns its distribution. It has batch
+    shape ``(N,)``, the event shape of the images, and ``rsample``.
 
     Example:
         >>> UniformDequantization()(torch.zeros(7, 1, 8, 8)).event_shape
@@ -58,16 +62,16 @@ class UniformDequantization(ShownModule):
 
 
 class VariationalDequantization(ShownModule):
-    r"""Noise that a flow chooses for each image, :math:`u = \sigma(f(\epsilon; \text{image}))`.
+    r"""Noise of a flow that depends on the image, :math:`u = \sigma(f(\epsilon; \text{image}))`.
 
-    The flow is a chain of channel-wise couplings at half the resolution that see the image. It
-    begins near :math:`\sigma(1.7\,\epsilon)`, which is close to uniform.
+    The flow is a chain of channel-wise couplings at half the resolution. Its first value is near
+    :math:`\sigma(1.7\,\epsilon)`, which is almost uniform.
 
     Arguments:
         image_shape: ``(C, H, W)``, with even height and width.
-        couplings: their number.
+        couplings: number of couplings.
         channels: width of the networks.
-        depth: their residual blocks.
+        depth: residual blocks of the networks.
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel (2019), Flow++, arXiv:1902.00275.
@@ -107,13 +111,13 @@ class VariationalDequantization(ShownModule):
     def forward(self, images: Tensor) -> TorchDistribution:
         context = squeeze(images / LEVELS - 0.5)
         chain = Squeezed([layer.condition(context) for layer in self.layers])  # type: ignore[operator]
-        # A logistic density, which the logit makes uniform, is nearly a normal of this scale.
+        # A normal of this scale is nearly the logistic density, which the logit makes uniform.
         base = Normal(torch.zeros_like(images), 1.7, validate_args=False).to_event(3)
         return FlowDistribution(base, [chain, _Open()])
 
 
 class _Open(Logit):
-    """The map from the real line to (0, 1), for values that must stay inside in float32."""
+    """The map from the real line to (0, 1), inside the open interval also in float32."""
 
     def __init__(self) -> None:
         super().__init__(alpha=0.0, event_dim=3)
@@ -126,16 +130,15 @@ class _Open(Logit):
 
 
 class Dequantized(PyroModule):
-    r"""A mixture as a model of images of whole levels, with the noise as a latent.
+    r"""A mixture as a Pyro model of images of whole levels, with latent noise.
 
-    ``model`` and ``guide`` are a Pyro program, in which the mixture is a distribution like any
-    other: site ``noise`` in plate ``images``, uniform in the model and q(u|image) in the guide, and
-    ``pixels``, the mixture's density of (image + noise)/256.
+    The site ``noise`` in plate ``images`` is uniform in ``model`` and q(u|image) in ``guide``. The
+    site ``pixels`` is the density of (image + noise)/256 under the mixture.
 
     Arguments:
         vmonf: a mixture of images in [0, 1).
         dequantization: module from images ``(N, *event_shape)`` of levels, as floats, to the
-            distribution q of their noise; uniform by default.
+            distribution q of their noise; by default uniform.
 
     Example:
         >>> from pyro_vmonf import Flow, FlowMixture, Glow
@@ -156,7 +159,7 @@ class Dequantized(PyroModule):
     def model(
         self, images: Tensor, *, index: Tensor | None = None, size: int | None = None
     ) -> None:
-        """Score images of levels ``(B, *event_shape)``, as floats."""
+        """Score images of levels ``(B, *event_shape)`` as floats."""
         with pyro.plate("images", size or len(images), subsample=index, dim=-1):
             noise = pyro.sample("noise", UniformDequantization()(images))
             pyro.sample("pixels", self.vmonf.marginal(), obs=(images + noise) / LEVELS)
@@ -188,12 +191,12 @@ class Dequantized(PyroModule):
     def log_prob(
         self, images: Any, *, samples: int = 1, seed: int | None = None, chunk_size: int = 256
     ) -> Tensor:
-        r"""Return a lower bound on log P of each image, nats: the log of a mean of ``samples``.
+        r"""Return a lower bound on log P of each image ``(N,)``, nats.
 
         Arguments:
             images: levels ``(N, *event_shape)``, 0 to 255.
             samples: importance samples *S* of each image.
-            seed: of the noise; the global state is then left alone.
+            seed: seed of the noise; the global state then stays.
             chunk_size: images evaluated at once.
 
         Raises:
@@ -217,7 +220,7 @@ class Dequantized(PyroModule):
     def bits_per_dim(
         self, images: Any, *, samples: int = 1, seed: int | None = None, chunk_size: int = 256
     ) -> float:
-        """Return −log₂ P per number, the mean over images: an upper bound, by :meth:`log_prob`."""
+        """Return the mean of −log₂ P/D over images, an upper bound; see :meth:`log_prob`."""
         bound = self.log_prob(images, samples=samples, seed=seed, chunk_size=chunk_size)
         return bits_per_dim(bound.mean(), math.prod(self.vmonf.model.event_shape), levels=1)
 
@@ -232,20 +235,20 @@ class Dequantized(PyroModule):
         seed: int | None = None,
         progress: bool = True,
     ) -> list[float]:
-        """Train the noise, by the ELBO of the program, and the mixture with it where wanted.
+        """Train the noise by the ELBO, and return the bits per dimension of each step.
 
         Arguments:
             images: levels ``(N, *event_shape)``, 0 to 255.
-            steps, batch_size, lr: of Adam.
+            steps: training steps.
+            batch_size: images of one step.
+            lr: learning rate of Adam.
             flows: train the mixture as well.
-            seed: of the order of the rows and of every draw.
+            seed: seed of the order of the rows and of each draw.
             progress: show a progress bar.
 
-        Returns:
-            The bound of each step, in bits per dimension.
-
         Raises:
-            ValueError: if the images do not fit, or there is nothing to train.
+            ValueError: if the images do not fit, or no parameter is left to train.
+            FloatingPointError: if too many steps are not finite.
         """
         rows = self._levels(images)
         dimensions = math.prod(self.vmonf.model.event_shape)
