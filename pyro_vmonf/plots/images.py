@@ -64,16 +64,14 @@ def plot_component_grid(
     pixels = ((pixels - low) / (high - low)).clip(0, 1)
     # One white pixel separates the images.
     tiles = np.pad(pixels, [(0, 0)] * 3 + [(0, 1)] * 2, constant_values=1.0)
-    tiled = tiles.transpose(1, 3, 0, 4, 2).reshape(
-        count * (height + 1), per_component * (width + 1), channels
-    )
+    rows, columns = count * (height + 1), per_component * (width + 1)
+    tiled = tiles.transpose(1, 3, 0, 4, 2).reshape(rows, columns, channels)
     shown = np.broadcast_to(tiled, (*tiled.shape[:2], 3))[:-1, :-1]
     ax = axes_or_new(ax)
     ax.imshow(shown, interpolation="nearest")
     ax.set_xticks([])
-    ax.set_yticks(
-        [k * (height + 1) + (height - 1) / 2 for k in range(count)], map(str, range(count))
-    )
+    middles = [k * (height + 1) + (height - 1) / 2 for k in range(count)]
+    ax.set_yticks(middles, map(str, range(count)))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_ylabel("component")

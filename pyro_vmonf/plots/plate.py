@@ -122,7 +122,7 @@ def _diagram_of_mixture(model: FlowMixture) -> Diagram:
     x = like.new_zeros(2, *model.event_shape)
     given = like.new_zeros(2, model.context_features) if model.context_features else None
     diagram = diagram_of(model, (x,), {"given": given})
-    name = model._pyro_get_fullname
+    name = model.site
     diagram.plates = {"N": diagram.plates[name("data")]}
     c, x_site = name("c"), name("x")
     # One node stands for all random parameters of a bank.
