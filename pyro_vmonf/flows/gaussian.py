@@ -45,8 +45,8 @@ class StandardNormal(ShownModule):
 class Gaussian(ShownModule):
     r"""The bank of K Gaussians with full covariance, :math:`N(\mu_c, L_c L_c^\top)`.
 
-    :func:`pyro_vmonf.em.fit_em` fits it by EM: the classical mixture of thesis 2.5, and the baseline
-    of every table.
+    :func:`pyro_vmonf.em.fit_em` fits it by EM. It is the classical mixture of thesis 2.5, and the
+    baseline of every table.
 
     Arguments:
         features: number of features *D*.

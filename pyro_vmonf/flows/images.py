@@ -31,11 +31,11 @@ Chain = list[FlowTransform]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the scales of a flow have in common.
+    """The settings that all scales of a flow share.
 
     Attributes:
-        own: the batch shape of each block, base to data: ``()`` for those that are shared.
-        private: the batch shape of what is never shared, ``(K,)``.
+        own: the batch shape of each block, from base to data; a shared block has ``()``.
+        private: the batch shape ``(K,)`` of a part that is never shared.
         couple: the function from the shape of the images to a coupling; it takes the pattern, the
             flip and the batch shape by name.
     """
@@ -45,14 +45,14 @@ class Plan:
     couple: Callable[..., ImageCoupling]
 
 
-# From the shape of the images, how many scales are left, and the plan to a chain, base to data.
+# A function of the image shape, the number of scales left, and the plan; it returns a chain.
 Scale = Callable[[Shape, int, Plan], Chain]
 
 
 def coarser(scale: Scale, shape: Shape, scales: int, plan: Plan) -> Chain:
-    """Return what stands at the base end of a scale: the coarser ones, for half the channels.
+    """Return the base end of a scale: all coarser scales, on half of the channels.
 
-    The channels that leave get location and scale from those that go on.
+    A coupling gives the channels that leave their location and scale, from the channels that stay.
     """
     if scales == 1:
         return []
@@ -61,7 +61,7 @@ def coarser(scale: Scale, shape: Shape, scales: int, plan: Plan) -> Chain:
 
 
 def glow_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
-    """Return blocks of normalisation, 1×1 convolution and channel-wise coupling, base to data."""
+    """Return blocks of channel-wise coupling, 1×1 convolution and normalisation, base to data."""
     shape = _squeezed(shape)
     chain = coarser(glow_scale, shape, scales, plan)
     for i, batch_shape in enumerate(plan.own):
@@ -74,7 +74,7 @@ def glow_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
 
 
 def realnvp_scale(shape: Shape, scales: int, plan: Plan) -> Chain:
-    """Return couplings by checkerboard, then, squeezed, by channels, each with a normalisation."""
+    """Return couplings of channels after a squeeze, then of a checkerboard, base to data."""
 
     def couplings(shape: Shape, pattern: Pattern) -> Chain:
         chain: Chain = []
@@ -179,27 +179,28 @@ class MultiScaleFlow(Flow):
 class Glow(MultiScaleFlow):
     """The bank of K Glows: blocks of normalisation, 1×1 convolution and affine coupling.
 
-    It maps images on the real line; pixels need a :class:`~pyro_vmonf.transforms.Logit` at the
-    data end: ``Flow([*glow.transforms, Logit(event_dim=3)], base=glow.base)``. Its normalisations
-    start from the data, which ``fit`` sees to.
+    Its images are real numbers. Pixels in [0, 1] need a
+    :class:`~pyro_vmonf.transforms.Logit` at the data end:
+    ``Flow([*glow.transforms, Logit(event_dim=3)], base=glow.base)``. ``fit`` starts the
+    normalisations from the data.
 
     Arguments:
-        image_shape: ``(C, H, W)``; height and width are halved once at each scale.
+        image_shape: ``(C, H, W)``; each scale halves height and width.
         components: number of components *K*.
         scales: number of scales *L*.
         blocks: number of blocks at each scale.
         channels: width of the residual network of each coupling.
-        depth: its residual blocks.
-        shared: how many blocks of each scale, those next to the data, all components have in
-            common.
+        depth: number of residual blocks of that network.
+        shared: number of blocks of each scale that all components share, next to the data.
         bound: the largest log-scale of a coupling.
         base: bank or distribution at the start of the chain; K standard normals by default.
-        way: of the convolutions, ``"grouped"`` or ``"loop"``.
-        precision: of the convolutions while training, ``"bfloat16"`` being faster; in ``eval()``
-            it is the input's.
+        way: how to compute the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: precision of the convolutions in ``train()``; ``"bfloat16"`` is faster. In
+            ``eval()`` they use the precision of the input.
 
     Raises:
-        ValueError: if the images cannot be halved so often, or base or numbers do not fit.
+        ValueError: if the size of the images has too few factors of two, or the base or a number
+            does not fit.
 
     References:
         Kingma, Dhariwal (2018), Glow: Generative Flow with Invertible 1x1 Convolutions,
@@ -231,8 +232,8 @@ class ImageNSF(MultiScaleFlow):
     Arguments:
         image_shape, components, scales, blocks, channels, depth, shared, base, way, precision: as
             for :class:`Glow`.
-        bins: pieces of each spline.
-        bound: half the width of the box outside which the splines are the identity.
+        bins: number of pieces of each spline.
+        bound: the splines are the identity outside ``[-bound, bound]``.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -264,15 +265,15 @@ class ImageNSF(MultiScaleFlow):
 class MultiScaleRealNVP(MultiScaleFlow):
     """The bank of K multi-scale RealNVPs: checkerboard couplings, squeeze, channel-wise couplings.
 
-    An activation normalisation stands in the place of the paper's batch normalisation, which
+    An activation normalisation replaces the batch normalisation of the paper, because the latter
     couples the rows of a batch.
 
     Arguments:
         image_shape, components, scales, channels, depth, bound, base, way, precision: as for
             :class:`Glow`.
-        blocks: couplings of each pattern at each scale.
-        shared: how many couplings of each pattern and scale, those next to the data, all
-            components have in common.
+        blocks: number of couplings of each pattern at each scale.
+        shared: number of couplings of each pattern and scale that all components share, next to
+            the data.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.

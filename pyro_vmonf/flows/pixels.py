@@ -17,27 +17,28 @@ from pyro_vmonf.transforms import FlowTransform, SplineImageAutoregressive, Sque
 class PixelFlow(Flow):
     """The bank of K pixel-by-pixel spline flows, by masked convolutional networks.
 
-    They see all pixels before, above and at the left, so the densities are far better than those of
-    couplings for the same work; a sample takes a small step for each pixel. At half the resolution
-    a square of four pixels is one with four channels, and the same width costs a quarter.
+    The network of a pixel sees all pixels before it, above and at the left. The densities are far
+    better than those of couplings for the same work, and a sample takes one small step for each
+    pixel. A squeeze turns a square of four pixels into one pixel with four channels; the same
+    width then costs a quarter.
 
     Arguments:
         image_shape: ``(C, H, W)``.
         components: number of components *K*.
         blocks: autoregressive layers; every second one goes through the image backwards.
         channels: width of each network.
-        depth: its residual blocks.
+        depth: number of residual blocks of each network.
         first: width of the kernels of its first layer, odd.
-        squeezes: how often the resolution is halved.
-        shared_trunk: let all components have every layer of the networks but the last in common:
-            what they find in an image is then computed once, and not K times.
-        shared: how many layers, those next to the data, all components have in common.
-        bins: pieces of each spline.
-        bound: half the width of the box outside which the splines are the identity.
+        squeezes: number of times that the resolution is halved.
+        shared_trunk: share every layer of the networks but the last between the components; it is
+            then computed once, and not K times.
+        shared: number of layers that all components share, next to the data.
+        bins: number of pieces of each spline.
+        bound: the splines are the identity outside ``[-bound, bound]``.
         base: bank or distribution at the start of the chain; K standard normals by default.
-        way: of the convolutions, ``"grouped"`` or ``"loop"``.
-        precision: of the convolutions while training, ``"bfloat16"`` being faster; in ``eval()``
-            it is the input's.
+        way: how to compute the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: precision of the convolutions in ``train()``; ``"bfloat16"`` is faster. In
+            ``eval()`` they use the precision of the input.
 
     References:
         van den Oord, Kalchbrenner, Kavukcuoglu (2016), Pixel Recurrent Neural Networks,

@@ -18,7 +18,7 @@ from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.program import Program, in_plate, name_of
 
-# What the history calls the sites, together.
+# The name of the sum over these sites in the history.
 _TERM: Any = {"term": "parameters"}
 
 Prior = Distribution | Callable[[str, Tensor], Distribution]
@@ -40,17 +40,17 @@ class _Scales(nn.ParameterDict):
 class RandomBank(Program):
     r"""A bank whose parameters are random: thesis 3.5, footnote, for every flow.
 
-    In the model each parameter θ of the bank is a site, named after it, with a prior; in the guide
-    its posterior is :math:`N(\theta, s^2)`, where θ are the bank's own parameters and *s* is
-    learned, number by number (mean field); or the point θ, for the most probable parameters (MAP).
-    Both begin where the bank is. Scores and draws of the pair take θ; ``Predictive`` and NUTS run
-    the sites, and so do Pyro's autoguides.
+    In the model each parameter of the bank is a site of its name, with a prior. In the guide its
+    posterior is :math:`N(\theta, s^2)` with a learned *s* for each number (mean field), or the
+    point :math:`\theta` (MAP); :math:`\theta` are the parameters of the bank itself. Scores and
+    draws of the pair use :math:`\theta`. ``Predictive``, NUTS and the autoguides of Pyro run the
+    sites.
 
     Arguments:
         bank: any bank with parameters.
-        prior: distribution of one number, for all of them; or a function from a parameter's name
-            and value to the distribution of each of its numbers. :math:`N(0, 1)` by default.
-        scale: where the posterior's *s* begins; ``None`` for a point.
+        prior: one distribution for every number; or a function from the name and value of a
+            parameter to the distribution of each of its numbers. :math:`N(0, 1)` by default.
+        scale: the first *s* of the posterior; ``None`` for a point.
 
     Raises:
         ValueError: if the bank has no parameters, or the scale is not positive.

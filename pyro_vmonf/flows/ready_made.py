@@ -39,12 +39,12 @@ class RealNVP(LayeredFlow):
         components: number of components *K*.
         blocks: number of couplings.
         hidden: widths of the hidden layers of both networks of each coupling.
-        activation: their activation.
+        activation: activation of the networks.
         bound: the largest log-scale of a coupling.
         base: bank or distribution at the start of the chain; K standard normals by default.
-        context_features: features *H* of a context that every density depends on.
-        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
-            at which end, ``"data"`` or ``"base"``.
+        context_features: features *H* of the context of a row; 0 without one.
+        shared, shared_at: number of blocks that all components share (thesis 6.2), and their end of
+            the chain, ``"data"`` or ``"base"``.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
@@ -89,12 +89,12 @@ class MAF(LayeredFlow):
         components: number of components *K*.
         blocks: number of autoregressive layers.
         hidden: widths of the hidden layers of each MADE.
-        activation: their activation.
+        activation: activation of the networks.
         bound: the largest log-scale of a layer.
         base: bank or distribution at the start of the chain; K standard normals by default.
-        context_features: features *H* of a context that every density depends on.
-        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
-            at which end, ``"data"`` or ``"base"``.
+        context_features: features *H* of the context of a row; 0 without one.
+        shared, shared_at: number of blocks that all components share (thesis 6.2), and their end of
+            the chain, ``"data"`` or ``"base"``.
 
     References:
         Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
@@ -125,21 +125,21 @@ class MAF(LayeredFlow):
 class NSF(LayeredFlow):
     """The bank of K neural spline flows: rational-quadratic couplings.
 
-    Splines are the identity outside ``[-bound, bound]``, in standardised units when the bank is
-    behind :class:`~pyro_vmonf.FlowMixture`.
+    The splines are the identity outside ``[-bound, bound]``. Inside a
+    :class:`~pyro_vmonf.FlowMixture` the unit is one standard deviation.
 
     Arguments:
         features: number of features *D*, at least 2 (:class:`AutoregressiveNSF` takes one).
         components: number of components *K*.
         blocks: number of couplings.
         hidden: widths of the hidden layers.
-        bins: pieces of each spline.
+        bins: number of pieces of each spline.
         activation: activation of the networks.
-        bound: half the width of the box.
+        bound: the splines are the identity outside ``[-bound, bound]``.
         base: bank or distribution at the start of the chain; K standard normals by default.
-        context_features: features *H* of a context that every density depends on.
-        shared, shared_at: how many of the blocks all components have in common (thesis 6.2), and
-            at which end, ``"data"`` or ``"base"``.
+        context_features: features *H* of the context of a row; 0 without one.
+        shared, shared_at: number of blocks that all components share (thesis 6.2), and their end of
+            the chain, ``"data"`` or ``"base"``.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -174,9 +174,9 @@ class AutoregressiveNSF(LayeredFlow):
     """The bank of K neural spline flows with autoregressive layers, for any number of features.
 
     Arguments:
-        features, components, blocks, hidden, bins, activation, bound: as for :class:`NSF`, but for
-            the number of features, which may be one.
-        base, context_features, shared, shared_at: as there.
+        features: number of features *D*, at least 1.
+        components, blocks, hidden, bins, activation, bound: as for :class:`NSF`.
+        base, context_features, shared, shared_at: as for :class:`NSF`.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -210,13 +210,13 @@ class AutoregressiveNSF(LayeredFlow):
 class MAFMoG(LayeredFlow):
     """The bank of K MAFs whose conditionals are mixtures of Gaussians.
 
-    The layer next to the base is a :class:`~pyro_vmonf.transforms.MixtureAutoregressive`, the
-    others are those of a :class:`MAF`; with one block it is a MADE with mixtures of Gaussians.
+    The layer next to the base is a :class:`~pyro_vmonf.transforms.MixtureAutoregressive`; the other
+    layers are those of a :class:`MAF`. One block makes a MADE with mixtures of Gaussians.
 
     Arguments:
         features, components, blocks, hidden, activation, bound: as for :class:`MAF`.
-        base, context_features, shared, shared_at: as there.
-        mixtures: Gaussians of each conditional.
+        base, context_features, shared, shared_at: as for :class:`MAF`.
+        mixtures: number of Gaussians of each conditional.
 
     References:
         Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,

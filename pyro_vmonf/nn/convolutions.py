@@ -28,11 +28,10 @@ class ConvolutionOptions(TypedDict, total=False):
 
 
 def to_maps(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Lay the maps that meet different parameters side by side, as channels of one image.
+    """Arrange maps with different parameters side by side, as channels of one image.
 
-    A dimension of ``x`` that lies over a parameter dimension larger than one is a *group*; every
-    other dimension holds *rows*. With one dimension of components at the right, which is the usual
-    case, nothing is copied.
+    A dimension of ``x`` over a parameter dimension larger than one is a *group*; every other
+    dimension holds *rows*. The usual case, one dimension of components at the right, needs no copy.
 
     Arguments:
         x: images ``(*, C, H, W)`` whose ``*`` broadcasts with ``batch_shape``, aligned on the
@@ -40,8 +39,8 @@ def to_maps(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Te
         batch_shape: the batch shape of the parameters.
 
     Returns:
-        The maps ``(rows, groups·C, H, W)`` and the function that takes such maps, also of other
-        channels and sizes, back to ``(*, C', H', W')``.
+        The maps ``(rows, groups·C, H, W)``, and the inverse function, which returns maps of any
+        channels and sizes as ``(*, C', H', W')``.
 
     Example:
         >>> maps, restore = to_maps(torch.randn(7, 1, 4, 6, 6), (5,))
@@ -77,22 +76,22 @@ def check_precision(precision: Precision) -> Precision:
 
 
 def lowered(x: Tensor, network: nn.Module) -> Tensor:
-    """Return a network's input in its ``precision`` where it trains, and as it is in ``eval()``.
+    """Return an input in the ``precision`` of the network in ``train()``, unchanged in ``eval()``.
 
-    Densities are sums over thousands of numbers, so only what a network computes may be rough.
+    Only the networks use the lower precision, because a density sums thousands of numbers.
     """
     low = network.training and network.precision == "bfloat16"
     return x.bfloat16() if low else x
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, way: Way = "grouped") -> Tensor:
-    """Return each group's convolution with its own kernels, padded with zeros on every side.
+    """Return the convolution of each group with its kernels, padded with zeros on every side.
 
     Arguments:
         x: maps ``(rows, groups·in, H, W)``.
-        weight: kernels ``(*batch, out, in, h, k)`` of odd width *k*, as many as there are groups.
+        weight: kernels ``(*batch, out, in, h, k)`` of odd width *k*, one batch index a group.
         bias: vectors ``(*batch, out)``.
-        way: one grouped convolution, or a loop over the groups: the same to rounding.
+        way: one grouped convolution, or a loop over the groups; the results agree to rounding.
 
     Returns:
         Maps ``(rows, groups·out, H', W)``; where *h = k*, *H' = H*.
@@ -165,16 +164,16 @@ class ResidualNetwork(ShownModule):
     r"""A batch of residual convolutional networks, for the couplings of images.
 
     A convolution to ``channels`` maps, ``blocks`` times :math:`h + f(\mathrm{relu}(h))` with a
-    3×3 and a 1×1 convolution in *f*, and a 3×3 convolution to the output. It starts near zero, so
-    that a coupling starts near the identity.
+    3×3 and a 1×1 convolution in *f*, and a 3×3 convolution to the output. Its output is near zero
+    at first, so that a coupling is near the identity.
 
     Arguments:
         in_channels: channels of the input.
         out_channels: channels of the output.
         channels: width of the network.
-        blocks: residual blocks.
-        way: of the convolutions, ``"grouped"`` or ``"loop"``.
-        precision: of the convolutions while training; in ``eval()`` it is the input's.
+        blocks: number of residual blocks.
+        way: how to compute the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: precision of the convolutions in ``train()``; ``eval()`` uses that of the input.
         batch_shape: one network for each index of this shape.
 
     References:

@@ -1,4 +1,4 @@
-"""Masked networks (MADE), whose products skip what the masks forbid."""
+"""Masked networks (MADE); their products skip the masked blocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Block = tuple[int, int, int, int]  # first and last output, first and last input
 
 
 def blocks_of(mask: Tensor, *, rows: int = 48, most: int = 8) -> list[Block]:
-    """Cut a mask's outputs into blocks, each with the range of inputs that any of them sees.
+    """Divide the outputs of a mask into blocks, each with the range of inputs that it sees.
 
-    Sorted degrees make a mask triangular, and nearly half of it falls outside of the blocks; small
-    masks, and unsorted ones, are a single block.
+    Sorted degrees make a mask triangular, and nearly half of it is outside of the blocks. A small
+    or unsorted mask is one block.
 
     Arguments:
         mask: booleans ``(out, in)``.
-        rows: the smallest number of outputs that is worth a product of its own.
+        rows: the smallest number of outputs of a block.
         most: the largest number of blocks.
 
     Example:
@@ -63,7 +63,7 @@ class _BlockwiseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody differentiates the gradient: nothing in place
+        if torch.is_grad_enabled():  # a second derivative follows: nothing in place
             by_x = (weight * mask).mT @ grad
             return by_x, (grad @ x.mT) * mask, grad.sum(2), None, None
         by_x = grad.new_zeros(x.shape)
@@ -82,10 +82,10 @@ def masked_linear(
 
     Arguments:
         x: columns ``(groups, in, rows)``.
-        weight: matrices ``(*batch, out, in)``, as many as there are groups.
+        weight: matrices ``(*batch, out, in)``, one for each group.
         bias: vectors ``(*batch, out)``.
-        mask: of the weights' type, ``(out, in)``.
-        blocks: of the mask, by :func:`blocks_of`.
+        mask: zeros and ones ``(out, in)``, in the dtype of the weights.
+        blocks: the blocks of the mask, from :func:`blocks_of`.
 
     Returns:
         Columns ``(groups, out, rows)``.
@@ -97,12 +97,12 @@ def masked_linear(
 
 
 def hidden_degrees(features: int, width: int, first: int = 1) -> Tensor:
-    """Return how many features, in their order, each unit of a hidden layer sees: ascending.
+    """Return the degree of each hidden unit, the number of features that it sees, ascending.
 
     Arguments:
         features: number of features *D*.
         width: number of units.
-        first: how many the first unit sees; 0 where there is a context for it to see.
+        first: degree of the first unit; 0 if there is a context.
 
     Example:
         >>> hidden_degrees(4, 6)
@@ -114,9 +114,9 @@ def hidden_degrees(features: int, width: int, first: int = 1) -> Tensor:
 class MaskedMLP(ShownModule):
     r"""MADE: a perceptron whose outputs for feature *i* depend only on the features before *i*.
 
-    Each hidden unit has a degree *m* and sees the features whose rank is at most *m*; an output of
-    rank *i* sees the units of degree below *i*. Degrees are spread evenly and sorted, so any width
-    will do, also one narrower than the input.
+    A hidden unit of degree *m* sees the features of rank at most *m*; an output of rank *i* sees
+    the units of degree below *i*. The degrees are even and sorted, so a layer may be narrower than
+    the input.
 
     Arguments:
         features: number of features *D*.
@@ -124,7 +124,7 @@ class MaskedMLP(ShownModule):
         hidden: widths of the hidden layers.
         order: permutation of ``range(D)``; ``order[i]`` is the feature that comes *i*-th.
         activation: name of the activation between layers.
-        context_features: inputs *H* beside the features, which every output may depend on.
+        context_features: inputs *H* beside the features, which every output sees.
         batch_shape: one network for each index of this shape.
 
     References:
@@ -177,7 +177,7 @@ class MaskedMLP(ShownModule):
         return 0 if self.context_features else 1
 
     def masked_weights(self) -> list[Tensor]:
-        """Return each layer's weights ``(*batch, out, in)`` with the forbidden ones at zero."""
+        """Return the weights ``(*batch, out, in)`` of each layer, zero where they are masked."""
         return [
             layer.weight * getattr(self, f"mask_{i}")  # type: ignore[operator]
             for i, layer in enumerate(self.layers)

@@ -1,4 +1,4 @@
-"""Networks with a batch of parameters: K of them cost one matrix product a layer, not K."""
+"""Networks with a batch of parameters: one matrix product a layer for K networks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pyro_vmonf._utils.repr import ShownModule
 
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus"]
 
-# A layer's output is nobody else's: activations whose gradient needs only their result write it
-# there, which spares a large tensor, and with it a good part of the time.
+# An activation whose gradient needs only its result overwrites the output of its layer. This saves
+# a large tensor, and a good part of the time.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "tanh": torch.tanh_,
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_named(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the function behind an activation's name, which may overwrite its argument.
+    """Return the activation of a name; it may overwrite its argument.
 
     Raises:
         ValueError: if the name is unknown.
@@ -39,21 +39,20 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Gather the rows of ``x`` that meet the same parameters, side by side as columns.
+    """Arrange the rows of ``x`` with the same parameters side by side, as columns.
 
-    A dimension of ``x`` that lies over a parameter dimension larger than one is a *group*, of which
-    one batched product serves all; every other dimension holds *rows*. They come to lie along
-    memory, whatever the number of features: halves of the features, outputs of several networks
-    and parameters of one feature are then views. One layer leaves them as the next one wants them,
-    so nothing is copied in between.
+    A dimension of ``x`` over a parameter dimension larger than one is a *group*, and one batched
+    product serves all groups; every other dimension holds *rows*. Rows are contiguous in memory:
+    halves of the features, outputs of several networks and parameters of one feature are views. All
+    layers use this order, so there is no copy between them.
 
     Arguments:
         x: tensor ``(*, in)`` whose ``*`` broadcasts with ``batch_shape``, aligned on the right.
         batch_shape: the batch shape of the parameters.
 
     Returns:
-        The tensor ``(groups, in, rows)`` and the function that takes ``(groups, out, rows)`` back
-        to ``(*, out)``.
+        The tensor ``(groups, in, rows)``, and the function from ``(groups, out, rows)`` to
+        ``(*, out)``.
     """
     depth = max(x.dim() - 1, len(batch_shape))
     sizes = (1,) * (depth - len(batch_shape)) + tuple(batch_shape)
@@ -66,7 +65,7 @@ def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[
     def restore(out: Tensor) -> Tensor:
         return out.mT.reshape(*shape, out.shape[-2]).permute(inverse)
 
-    x = x.permute(*groups, depth, *rows).contiguous()  # before it is expanded: one copy, not K
+    x = x.permute(*groups, depth, *rows).contiguous()  # one copy before the expansion, not K
     x = x.expand(*shape[: len(groups)], *x.shape[len(groups) :])
     count = math.prod(shape[len(groups) :])
     return x.reshape(math.prod(sizes), x.shape[len(groups)], count), restore
@@ -75,16 +74,16 @@ def to_columns(x: Tensor, batch_shape: Sequence[int]) -> tuple[Tensor, Callable[
 def linear_of_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return :math:`W x + b` for columns, in one matrix product.
 
-    With several matrices for each group of columns, consecutive ones share it, and their outputs
-    lie side by side in its place. The next layer, which has as many, takes them apart again.
+    Consecutive matrices share a group of columns if there are several for each group; their outputs
+    are side by side. The next layer has as many matrices, and separates them.
 
     Arguments:
-        x: columns ``(groups, in, rows)``, or the side by side ones of a layer before.
-        weight: matrices ``(*batch, out, in)``, as many as there are groups or a multiple of it.
+        x: columns ``(groups, in, rows)``, or the output of such a layer.
+        weight: matrices ``(*batch, out, in)``, one for each group or a multiple.
         bias: vectors ``(*batch, out)``.
 
     Returns:
-        Columns ``(groups, matrices / groups * out, rows)``, a tensor of their own.
+        Columns ``(groups, matrices / groups * out, rows)``, a new tensor.
     """
     x = x.reshape(x.shape[0] * x.shape[1] // weight.shape[-1], weight.shape[-1], x.shape[2])
     groups = x.shape[0]
@@ -118,10 +117,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_near_zero(layer: Linear, scale: float = 0.1) -> None:
-    """Shrink a layer that ends a conditioner, so that its transform starts near the identity.
+    """Scale the last layer of a conditioner down, so that its transform starts near the identity.
 
-    At torch's own scale a MAF over 784 logits starts some 10¹⁶ nats away from the data; at zero all
-    K components would start alike, and without a guide stay so.
+    At the scale of torch a MAF over 784 logits starts some 10¹⁶ nats away from the data. At zero
+    all K components would be equal, and stay equal without a guide.
     """
     layer.weight.mul_(scale)
     layer.bias.mul_(scale)
@@ -218,7 +217,7 @@ class MLP(ShownModule):
         return last(x)
 
     def of_columns(self, x: Tensor) -> Tensor:
-        """Return columns, side by side for networks that share them: :func:`linear_of_columns`."""
+        """Return columns, side by side where networks share them: :func:`linear_of_columns`."""
         *hidden, last = self.layers
         for layer in hidden:
             x = self._activate(layer.of_columns(x))  # type: ignore[operator]
@@ -228,15 +227,15 @@ class MLP(ShownModule):
 class ConvEncoder(ShownModule):
     """A small convolutional classifier: two convolutions of stride two, one hidden layer.
 
-    Each is followed by batch normalisation: without it a guide that learns from its terms alone
-    mostly settles in a poor clustering (``docs/clustering.md``).
+    Batch normalisation follows each of them. Without it a guide that learns from its terms alone
+    mostly ends in a poor clustering (``docs/clustering.md``).
 
     Arguments:
         image_shape: ``(channels, height, width)``; flattened images ``(*, C·H·W)`` are reshaped.
         out_features: size of the output's last dimension.
         channels: channels of the two convolutions.
         hidden: width of the hidden layer.
-        batch_norm: whether to normalise; in ``eval()`` no row then depends on another.
+        batch_norm: normalise the layers; in ``eval()`` no row depends on another.
 
     Raises:
         ValueError: if the images have another shape.

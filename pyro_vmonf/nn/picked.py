@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Picked(nn.Module):
-    """A network of which only some outputs are taken, in an order of one's own.
+    """A network with a selection of its outputs, in any order.
 
     Arguments:
         network: module whose output ends in a dimension of logits.
-        index: positions of the logits that are taken.
+        index: positions of the selected logits.
 
     Example:
         >>> network = torch.nn.Identity()

@@ -1,4 +1,4 @@
-"""Masked convolutional networks: what they say of a pixel depends on the pixels before it."""
+"""Masked convolutional networks: the output at a pixel depends on the pixels before it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.nn.convolutions import Precision, Way, check_precision, convolve, lowered, to_maps
 
 Place = tuple[int, int]
-Known = dict[Place, Tensor]  # what is there so far, a tensor (groups, channels, rows) a pixel
+Known = dict[Place, Tensor]  # a tensor (groups, channels, rows) for each known pixel
 
 
 class MaskedConvolution(nn.Module):
     """A batch of convolutions that see the pixels above and at the left, in raster order.
 
-    Channels belong to the image's channels, in order: at the pixel itself an output sees the inputs
-    that belong to earlier ones, and to its own unless the layer is ``strict``.
+    Each input and output belongs to a channel of the image. At the pixel itself an output sees the
+    inputs of earlier channels; it sees its own channel unless the layer is ``strict``.
 
     Arguments:
-        inputs: the image's channel that each input belongs to.
-        outputs: the image's channel that each output belongs to.
-        size: width of the kernels, odd; they reach half as far up.
+        inputs: the channel of the image for each input.
+        outputs: the channel of the image for each output.
+        size: width of the kernels, odd; their height above the pixel is half of it.
         strict: leave out the output's own channel.
         way: ``"grouped"`` or ``"loop"``.
         batch_shape: one convolution for each index of this shape.
@@ -76,9 +76,9 @@ class MaskedConvolution(nn.Module):
         return out[..., : x.shape[-2], :]
 
     def pixelwise(self, groups: int) -> Callable[[Known, Place], Tensor]:
-        """Return the function from what is known to the output ``(groups, out, rows)`` at a pixel.
+        """Return the function from known pixels to the output ``(groups, out, rows)`` at a pixel.
 
-        It looks at the pixels before, and at the pixel itself where that is known already.
+        It uses the pixels before, and the pixel itself if it is known.
         """
         reach = self.size // 2
         count = reach * self.size + reach + 1
@@ -104,19 +104,19 @@ class PixelNetwork(nn.Module):
     r"""A batch of residual networks of masked convolutions, with parameters for every pixel.
 
     A strict layer of width ``first``, ``blocks`` times :math:`h + f(\mathrm{relu}(h))` with a
-    masked 3×3 and a 1×1 convolution in *f*, a 1×1 layer, and a bias of its own for each place in
-    the image.
+    masked 3×3 and a 1×1 convolution in *f*, a 1×1 layer, and a separate bias for each place in the
+    image.
 
     Arguments:
         image_shape: ``(C, H, W)``.
-        parameters: outputs for each number of the image, *P*.
-        channels: width of the network, a multiple of *C* at best.
-        blocks: residual blocks.
+        parameters: number *P* of outputs for each number of the image.
+        channels: width of the network, preferably a multiple of *C*.
+        blocks: number of residual blocks.
         first: width of the first layer's kernels.
-        shared_trunk: let all components have every layer but the last in common; what it finds in
-            an image is then computed once, and not for each of them.
-        way: of the convolutions.
-        precision: of the convolutions while training; in ``eval()`` it is the input's.
+        shared_trunk: share every layer but the last between the components; it is then computed
+            once, and not for each of them.
+        way: how to compute the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: precision of the convolutions in ``train()``; ``eval()`` uses that of the input.
         batch_shape: one network for each index of this shape.
     """
 
@@ -155,7 +155,7 @@ class PixelNetwork(nn.Module):
 
         trunk_shape = () if shared_trunk else self.batch_shape
 
-        # Only the first layer is strict: its outputs know nothing of their own channel.
+        # Only the first layer is strict: its outputs do not depend on their own channel.
         self.first = layer(of_image, hidden, first, trunk_shape, strict=True)
         self.inner = nn.ModuleList(
             layer(hidden, hidden, size, trunk_shape) for _ in range(blocks) for size in (3, 1)
@@ -184,18 +184,18 @@ class PixelNetwork(nn.Module):
         return restore(self.last.of_maps(maps)).to(x.dtype) + self.place
 
     def unroll(self, z: Tensor, emit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Compute an image pixel by pixel, each from the network's outputs for those before it.
+        """Compute an image pixel by pixel, from the network's outputs for the pixels before.
 
-        Every layer is computed once at every pixel, from what it kept: one pass in all, for an
-        image of one channel.
+        Each layer keeps its values and computes every pixel once: one pass in all for an image of
+        one channel.
 
         Arguments:
             z: images ``(groups, C, rows, H, W)``.
-            emit: function from one number a row ``(groups, 1, rows)`` of ``z`` and its parameters
-                ``(groups, 1, P, rows)`` to its value ``(groups, 1, rows)``.
+            emit: function from one number of each row ``(groups, 1, rows)`` of ``z`` and its
+                parameters ``(groups, 1, P, rows)`` to its value ``(groups, 1, rows)``.
 
         Returns:
-            The values, as ``z``.
+            The values, of the shape of ``z``.
         """
         depth, height, width = self.image_shape
         groups = len(z)
@@ -215,7 +215,7 @@ class PixelNetwork(nn.Module):
         for at in ((row, column) for row in range(height) for column in range(width)):
             here = torch.zeros_like(z[..., 0, 0])
             for channel in range(depth):
-                # The pixel's later channels are masked, whatever they hold so far.
+                # The mask hides the later channels of the pixel.
                 image[at] = here
                 theta = parameters(at).unflatten(1, (depth, -1))[:, channel]
                 theta = theta + place[:, channel, ..., at[0], at[1]]

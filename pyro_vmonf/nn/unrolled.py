@@ -1,4 +1,4 @@
-"""An autoregressive network fed with its own outputs, in the time of a single pass."""
+"""An autoregressive network with its own outputs as inputs, in the time of one pass."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyro_vmonf.nn.mlp import Linear
 
 
 class _Known:
-    """Features ``(G, n, N)`` that are there so far, of a width that is known.
+    """The features ``(G, n, N)`` known so far, of a fixed final width.
 
-    They are written in place where nobody differentiates, and joined where somebody does.
+    New features are written in place without gradients, and concatenated with them.
     """
 
     def __init__(self, like: Tensor, width: int) -> None:
@@ -41,6 +41,25 @@ class _Known:
         return self.grown
 
 
+def _layers_in_order(
+    network: MaskedMLP, order: Tensor
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Return weights and biases of all layers, and of the outputs, for features in their order."""
+    features, per_feature = network.features, network.parameters_per_feature
+    layers = cast("list[Linear]", list(network.layers))
+    # One step may complete units of several degrees, so the masks are necessary here as well.
+    weights = [weight.reshape(-1, *weight.shape[-2:]) for weight in network.masked_weights()]
+    biases = [layer.bias.reshape(-1, layer.bias.shape[-1], 1) for layer in layers]
+    beside = network.context_features
+    come = torch.cat((torch.arange(beside, device=order.device), beside + order))
+    weights[0] = weights[0].index_select(-1, come)  # inputs in their order
+    out, out_bias = (
+        last[-1].unflatten(1, (features, per_feature)).index_select(1, order).flatten(1, 2)
+        for last in (weights, biases)
+    )
+    return weights, biases, out, out_bias
+
+
 def unroll(
     network: MaskedMLP,
     order: Tensor,
@@ -48,36 +67,27 @@ def unroll(
     emit: Callable[[Tensor, Tensor], Tensor],
     context: Tensor | None = None,
 ) -> Tensor:
-    """Compute features one after the other, each from the network's outputs for those before it.
+    """Compute features one after the other, from the network's outputs for the features before.
 
-    Hidden units are sorted by degree, so those that new features complete are a slice, and each is
-    computed once, as soon as its inputs exist: all steps together cost one pass. Features that no
-    new unit of the last hidden layer comes between do not see each other, and make one step.
+    Hidden units are sorted by degree, so new features complete a slice of them. Each unit is
+    computed once, when its inputs exist: all steps together cost one pass. Features without a new
+    unit of the last hidden layer between them do not see each other, and are one step.
 
     Arguments:
         network: the network, with its parameters ``(*batch, out, in)``.
-        order: the feature ``(D,)`` that comes first, second, and so on.
-        z: columns ``(G, D, N)`` in as many groups as the network has parameters for.
+        order: the first feature, the second, and so on, ``(D,)``.
+        z: columns ``(G, D, N)``, one group for each index of the network's batch.
         emit: function from some features ``(G, n, N)`` of ``z`` and their parameters
-            ``(G, n, P, N)`` to their values ``(G, n, N)``; called in the order of the features.
-        context: what the network sees of the rows beside their features, ``(G, H, N)``.
+            ``(G, n, P, N)`` to their values ``(G, n, N)``; calls follow the order of the features.
+        context: the context of the rows, ``(G, H, N)``.
 
     Returns:
         The values ``(G, D, N)``.
     """
     features, per_feature = network.features, network.parameters_per_feature
-    layers = cast("list[Linear]", list(network.layers))
-    # What a step completes may have several degrees, so the masks are needed here as well.
-    weights = [weight.reshape(-1, *weight.shape[-2:]) for weight in network.masked_weights()]
-    biases = [layer.bias.reshape(-1, layer.bias.shape[-1], 1) for layer in layers]
     beside = network.context_features
-    come = torch.cat((torch.arange(beside, device=order.device), beside + order))
-    weights[0] = weights[0].index_select(-1, come)  # inputs in the order in which they come
-    out, out_bias = (
-        last[-1].unflatten(1, (features, per_feature)).index_select(1, order).flatten(1, 2)
-        for last in (weights, biases)
-    )
-    # How many units of each layer are complete once so many features are known.
+    weights, biases, out, out_bias = _layers_in_order(network, order)
+    # The number of complete units of each layer for each number of known features.
     known = torch.arange(features + 1)
     complete = [
         torch.searchsorted(

@@ -15,9 +15,8 @@ from pyro_vmonf.transforms.image import ImageTransform
 class ActNorm(ImageTransform):
     r"""The map :math:`x_i = e^{s_i} z_i + b_i` of each channel, :math:`\log|\det| = HW\sum_i s_i`.
 
-    It starts as the identity; :meth:`start_` gives each component's channels mean zero and
-    variance one on the side of the base, as they are on some rows. ``fit`` does so once, before
-    its first step.
+    It is the identity at first. :meth:`start_` takes some rows, and gives each channel of each
+    component mean zero and variance one at the base. ``fit`` calls it once, before its first step.
 
     Arguments:
         channels: number of channels *C*.
@@ -46,7 +45,7 @@ class ActNorm(ImageTransform):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Become the identity again, which has not been started."""
+        """Return to the identity, and wait for another start."""
         self.log_scale.zero_()
         self.shift.zero_()
         self.started.fill_(False)
@@ -65,7 +64,7 @@ class ActNorm(ImageTransform):
             square = (maps - mean[..., None, None]).square().mean((-1, -2))
             variance = (square * share).sum(rows, keepdim=True)
             self.shift.copy_(mean.reshape(self.shift.shape))
-            # A channel that is constant on these rows keeps its scale.
+            # A constant channel keeps its scale.
             scale = torch.where(variance > 1e-12, variance, 1.0).sqrt()
             self.log_scale.copy_(scale.log().reshape(self.shift.shape))
             self.started.fill_(True)

@@ -1,4 +1,4 @@
-"""The affine transform with a determinant in O(D)."""
+"""The affine transform; its determinant costs O(D)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
 
 class Affine(FlowTransform):
-    r"""An affine map whose matrix is kept as its PLU factors (thesis 3.4.1).
+    r"""An affine map; its parameters are the PLU factors of the matrix (thesis 3.4.1).
 
     .. math::
         x = P L (U + \mathrm{diag}(s))\, z + b, \qquad \log|\det| = \sum_i \log|s_i|
 
-    P is a fixed permutation, L is unit lower triangular, U strictly upper triangular. It starts at
-    a random rotation and a small shift, others for each index of the batch; the signs of *s* stay
-    as they start.
+    P is a fixed permutation, L is unit lower triangular, U is strictly upper triangular. Each index
+    of the batch starts at its own random rotation and small shift. The signs of *s* are fixed.
 
     Arguments:
         features: number of features *D*.
@@ -59,13 +58,13 @@ class Affine(FlowTransform):
         rotation, _ = torch.linalg.qr(torch.randn_like(self.lower))
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal(dim1=-2, dim2=-1)
-        # A row index, as the factor P applied to y is y[permutation].
+        # P y is y[permutation].
         self.permutation.copy_(permutation.argmax(-1))
         self.signs.copy_(diagonal.sign())
         self.lower.copy_(lower.tril(-1))
         self.upper.copy_(upper.triu(1))
         self.log_scale.copy_(diagonal.abs().log())
-        # Rotations of a round base are all alike: a small shift tells the components apart.
+        # All rotations of a round base are equal; a small shift makes the components differ.
         self.shift.copy_(0.1 * torch.randn_like(self.shift))
 
     def _factors(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Masked autoregressive transforms: each feature is moved by those before it."""
+"""Masked autoregressive transforms: the features before a feature move it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class Autoregressive(Conditional):
     .. math::
         x_i = h(z_i; \theta_i(x_{1:i-1})), \qquad \log|\det| = \sum_i \log h'(z_i)
 
-    Either way costs one pass through the network; towards data it is taken a feature at a time.
+    Each direction costs one pass through the network. The pass towards data goes feature by
+    feature.
 
     Arguments:
         features: number of features *D*.
         univariate: the map *h*.
         order: permutation of ``range(D)``, the order of the features; ascending by default.
-        hidden: widths of the hidden layers, also below *D*.
-        activation: their activation.
-        context_features: features *H* of a context that the network sees as well.
+        hidden: widths of the hidden layers; they may be below *D*.
+        activation: activation of the network.
+        context_features: features *H* of the context of a row; 0 without one.
         batch_shape: one transform for each index of this shape.
     """
 

@@ -1,4 +1,4 @@
-"""What every transform of the library is: a module that maps base to data and back."""
+"""The base class of all transforms: a module that maps base to data and back."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ Restore = Callable[[Tensor], Tensor]
 
 
 class FlowTransform(Recorded, TransformModule):
-    r"""A bijection :math:`x = h(z)` from base to data, which computes its log-determinant with it.
+    r"""A bijection :math:`x = h(z)` from base to data, with its log-determinant.
 
     To implement a transform, derive from this class, pass ``batch_shape`` on, and write the two
     methods :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. The parameters have
     ``batch_shape`` on their left: ``()`` is shared by all components, ``(K,)`` is one for each of K
     components, and a tensor ``(*, D)`` that comes in broadcasts with it on the right of ``*``.
 
-    Buffers that also have it are named in ``batched_buffers``; where restarts are wanted,
-    :meth:`reset_parameters` draws the transform's own parameters anew.
+    ``batched_buffers`` names the buffers that also have ``batch_shape``. Restarts call
+    ``reset_parameters``, which draws the parameters of the transform anew.
 
-    Neighbours in a chain with the same ``layout`` are inverted by one call of
-    :meth:`inverse_of_run`, so that they can hand on their values in a form of their own.
-
-    Nothing is cached, so no value outlives an optimiser's step.
+    One call of :meth:`inverse_of_run` inverts neighbours in a chain with the same ``layout``, which
+    can pass on their values in a form of their own. A transform has no cache.
 
     Arguments:
         batch_shape: the batch shape of the parameters.
@@ -51,10 +49,10 @@ class FlowTransform(Recorded, TransformModule):
         self.batch_shape = torch.Size(batch_shape)
 
     def condition(self, context: Tensor) -> FlowTransform:
-        """Return the transform for rows with a context ``(*, H)``; it stays itself if it has none.
+        """Return the transform for rows with a context ``(*, H)``, or itself if it takes none.
 
         Arguments:
-            context: tensor whose ``*`` broadcasts with that of the rows.
+            context: tensor whose ``*`` broadcasts with the ``*`` of the rows.
 
         Raises:
             ValueError: if the context has another number of features than the transform takes.
@@ -62,7 +60,7 @@ class FlowTransform(Recorded, TransformModule):
         return self
 
     def _with_context(self, context: Tensor) -> Self:
-        """Return a copy of the same parameters that has a context."""
+        """Return a copy with the same parameters and a context."""
         bound = copy.copy(self)
         bound.__dict__["context"] = context
         return bound
@@ -86,11 +84,11 @@ class FlowTransform(Recorded, TransformModule):
         return x, total  # type: ignore[return-value]
 
     def start_(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Set what starts from data, such as a normalisation, and return the rows' inverses.
+        """Start from data, as a normalisation does, and return the inverses of the rows.
 
         Arguments:
             x: rows on the side of the data, ``(*, *event_shape)``.
-            weight: how much each row counts for each component, ``(*)``; all alike by default.
+            weight: weight of each row for each component, ``(*)``; equal by default.
         """
         return self.inverse_and_log_det(x)[0]
 
@@ -106,11 +104,11 @@ class FlowTransform(Recorded, TransformModule):
         return self.inverse_and_log_det(x)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log-determinant at base ``x``, from data ``y`` (a MAF's cheap side)."""
+        """Return the log-determinant at base ``x``, from data ``y``, which is fast for a MAF."""
         return -self.inverse_and_log_det(y)[1]
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
-        return self  # keeping no cache is part of the contract
+        return self  # a transform has no cache
 
     def extra_repr(self) -> str:
         return arguments_of(self)
@@ -127,7 +125,7 @@ def conditioned(transform: Any, context: Tensor | None) -> Any:
 
 
 def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:
-    """Give a log-determinant that does not depend on ``x`` the batch shape of ``x``."""
+    """Return a constant log-determinant with the batch shape of ``x``."""
     return log_det.expand(torch.broadcast_shapes(log_det.shape, x.shape[: x.dim() - event_dim]))
 
 
@@ -141,7 +139,7 @@ class NetworkOptions(TypedDict, total=False):
 
 
 class Conditional(FlowTransform):
-    """A transform whose network may see a context of the rows beside their features.
+    """A transform whose network sees features, and the context of the rows if there is one.
 
     Arguments:
         context_features: number of features *H* of the context; 0 if there is none.
@@ -175,10 +173,10 @@ class Conditional(FlowTransform):
         return self._with_context(context)
 
     def columns_of(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Restore]:
-        """Return rows and context as columns, and the way back: see :func:`to_columns`.
+        """Return rows and context as columns, and the inverse function: see :func:`to_columns`.
 
         Raises:
-            ValueError: if the transform takes a context and has been given none.
+            ValueError: if the transform takes a context and has none.
         """
         context = self.context
         if not self.context_features:

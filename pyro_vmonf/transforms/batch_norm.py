@@ -19,20 +19,19 @@ class BatchNorm(FlowTransform):
         z = \frac{x - \tilde\mu}{\sqrt{\tilde\sigma^2 + \epsilon}}, \qquad
         \log|\det\partial h^{-1}| = -\tfrac12 \sum_i \log(\tilde\sigma_i^2 + \epsilon)
 
-    In ``train()`` the inverse uses the statistics of the batch and follows them with running ones;
-    in ``eval()``, and always from base to data, it uses the running ones. While training the rows
-    of a batch are therefore coupled, and the density is a proper one in ``eval()`` only. Statistics
-    are kept for each component but weigh all rows alike, whatever the guide makes of them; no
-    ready-made bank has this layer.
+    In ``train()`` the inverse uses the statistics of the batch, and updates the running ones. In
+    ``eval()``, and always from base to data, the layer uses the running ones. Training therefore
+    couples the rows of a batch, and only ``eval()`` gives a proper density. Each component has its
+    own statistics, which give all rows the same weight. No ready-made bank has this layer.
 
     Arguments:
         features: number of features *D*.
-        momentum: how far the running statistics move towards the batch's, in (0, 1].
-        epsilon: added to the variance.
+        momentum: weight of the batch in the running statistics, in (0, 1].
+        epsilon: constant added to the variance.
         batch_shape: one set of statistics for each index of this shape.
 
     Raises:
-        ValueError: if momentum or epsilon are out of range; in training, if a batch has one row.
+        ValueError: if momentum or epsilon is out of range; in ``train()`` if a batch has one row.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.

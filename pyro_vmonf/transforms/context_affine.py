@@ -1,4 +1,4 @@
-"""A shift and a scale that the rows' context chooses."""
+"""A shift and a scale that depend on the context of the rows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pyro_vmonf.transforms.univariate import ShiftAndScale
 
 
 class ContextAffine(Conditional):
-    r"""The map :math:`x = z \odot e^{s(h)} + t(h)` of a context *h*: a regression at the data end.
+    r"""The map :math:`x = z \odot e^{s(h)} + t(h)` with a context *h*: a regression.
 
-    Behind a flow it makes an expert, whose mean and spread follow the context and whose residuals
-    have the flow's shape. With ``hidden=()`` the regression is linear.
+    A flow with this map at its end is an expert: its mean and spread depend on the context, and
+    the flow models the residuals. ``hidden=()`` makes the regression linear.
 
     Arguments:
         features: number of features *D*.
         context_features: features *H* of the context.
         hidden: widths of the hidden layers of the network that computes *s* and *t*.
-        activation: their activation.
+        activation: activation of the network.
         bound: the largest log-scale.
         batch_shape: one map for each index of this shape.
 

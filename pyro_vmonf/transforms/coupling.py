@@ -52,15 +52,15 @@ class Coupling(Conditional):
     Arguments:
         features: number of features *D*, at least 2.
         univariate: the map *h*.
-        mask: booleans ``(D,)``, true for the features that pass unchanged; every second by default.
+        mask: booleans ``(D,)``, true for the features that stay; every second by default.
         hidden: widths of the hidden layers of the networks that compute θ.
-        activation: their activation.
-        context_features: features *H* of a context that the networks see as well.
+        activation: activation of the networks.
+        context_features: features *H* of the context of a row; 0 without one.
         batch_shape: one transform for each index of this shape.
 
     Raises:
-        ValueError: if fewer than two features are given, or the mask has the wrong shape, or
-            passes all features or none.
+        ValueError: if there are fewer than two features, or the mask has a wrong shape or equal
+            entries.
     """
 
     network: MLP
@@ -97,7 +97,7 @@ class Coupling(Conditional):
         self.register_buffer("order", torch.cat((passive, active)).argsort())
         _see_mask(self)
         self.register_load_state_dict_post_hook(_see_mask)
-        # Separate networks (s and t) are one more batch dimension of the same products.
+        # One more batch dimension holds the separate networks (s and t).
         self.network = MLP(
             len(passive) + context_features,
             len(active) * univariate.parameters // univariate.networks,
@@ -128,15 +128,15 @@ class Coupling(Conditional):
         return ((passive, active) if self.first_passes else (active, passive)), log_slope
 
     def split(self, columns: Tensor) -> Halves:
-        """Take columns apart: the half that holds the first feature, and the other."""
-        if self.alternates:  # one view, whose gradient is one tensor; two slices have two to add
+        """Return two halves of the columns; the first one holds the first feature."""
+        if self.alternates:  # the gradient of one view is one tensor; two slices add two
             even, odd = columns.unflatten(1, (-1, 2)).unbind(2)
             return even, odd
         passive, active = (columns.index_select(1, i) for i in (self.passive, self.active))
         return (passive, active) if self.first_passes else (active, passive)
 
     def join(self, halves: Halves) -> Tensor:
-        """Put the halves together again."""
+        """Return the columns of two halves."""
         if self.alternates:
             return torch.stack(halves, 2).flatten(1, 2)
         passive, active = halves if self.first_passes else halves[::-1]
@@ -153,7 +153,7 @@ class Coupling(Conditional):
 
 
 def _through(run: Sequence[Coupling], rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Send rows through couplings of the same halves, which meet again behind the last one."""
+    """Send rows through couplings of the same halves, and join these behind the last coupling."""
     columns, context, restore = run[0].columns_of(rows)
     halves = run[0].split(columns)
     total: Tensor | float = 0.0
@@ -168,7 +168,7 @@ def _see_mask(coupling: Coupling, _: object = None) -> None:
     coupling.first_passes = mask[0]
     halves = tuple(passes == mask[0] for passes in mask)
     coupling.alternates = len(mask) % 2 == 0 and halves == (True, False) * (len(mask) // 2)
-    # A subclass with an inverse of its own stays by itself.
+    # A subclass with its own inverse has no common layout.
     own = type(coupling).inverse_and_log_det is not Coupling.inverse_and_log_det
     layout = (Coupling, coupling.batch_shape, coupling.context_features, halves)
     coupling.layout = None if own else layout

@@ -1,4 +1,4 @@
-"""What the transforms of images share, and those that only move pixels about."""
+"""The base class of transforms of images, squeezes and splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_vmonf.transforms.base import FlowTransform
 
 
 class ImageTransform(FlowTransform):
-    """A bijection of images ``(*, C, H, W)``; see :class:`FlowTransform` for how to write one.
+    """A bijection of images ``(*, C, H, W)``; :class:`FlowTransform` describes its methods.
 
     Arguments:
         batch_shape: the batch shape of the parameters.
@@ -44,7 +44,7 @@ def squeeze(x: Tensor) -> Tensor:
 
 
 def unsqueeze(x: Tensor) -> Tensor:
-    """Undo :func:`squeeze`."""
+    """Return the inverse of :func:`squeeze`."""
     depth, height, width = x.shape[-3:]
     squares = x.reshape(*x.shape[:-3], depth // 4, 2, 2, height, width)
     moved = squares.movedim((-4, -3), (-3, -1))
@@ -87,7 +87,7 @@ class _Nested(ImageTransform):
 
 
 class Squeezed(_Nested):
-    """A chain that sees each square of 2×2 pixels as four channels, at half the resolution.
+    """A chain at half the resolution: each square of 2×2 pixels is one pixel with four channels.
 
     Arguments:
         transforms: the chain, from base to data, of images ``(4C, H/2, W/2)``.
@@ -114,16 +114,16 @@ class Squeezed(_Nested):
 
 
 class Split(_Nested):
-    """A chain for the first half of the channels; the others have reached the base.
+    """A chain for the first half of the channels; the other half stays as it is.
 
-    It is what makes a flow multi-scale: coarser scales are a chain inside of it. A channel-wise
-    coupling at its data end lets what goes on choose location and scale of what leaves.
+    A multi-scale flow holds its coarser scales in it. A channel-wise coupling at its data end gives
+    the other half location and scale, from the first half.
 
     Arguments:
         transforms: the chain, from base to data, of images with half the channels.
 
     Raises:
-        ValueError: if images have an odd number of channels.
+        ValueError: if the images have an odd number of channels.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.
@@ -158,7 +158,7 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _join(kept: Tensor, others: Tensor) -> Tensor:
-    """Put the halves together; shared ones are repeated for the components of the other."""
+    """Join the halves; a shared half is repeated for the components of the other."""
     shape = torch.broadcast_shapes(kept.shape[:-3], others.shape[:-3])
     return torch.cat(
         (kept.expand(*shape, *kept.shape[-3:]), others.expand(*shape, *others.shape[-3:])), -3

@@ -1,4 +1,4 @@
-"""Autoregressive transforms of images: each pixel is moved by those before it."""
+"""Autoregressive transforms of images: the pixels before a pixel move it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class ImageAutoregressiveOptions(ConvolutionOptions, total=False):
 
 
 class ImageAutoregressive(ImageTransform):
-    r"""A monotone map of each pixel, by a masked convolutional network of the pixels before it.
+    r"""A monotone map of each pixel, with parameters computed from the pixels before it.
 
     .. math::
         x_i = h(z_i; \theta_i(x_{<i})), \qquad \log|\det| = \sum_i \log h'(z_i)
 
-    Towards the base it is one pass through the network; towards data a pixel at a time, with every
-    layer kept, which is one pass as well, in small steps.
+    Each direction costs one pass through the masked convolutional network. The pass towards data
+    goes pixel by pixel, and keeps the values of every layer.
 
     Arguments:
         image_shape: ``(C, H, W)``.
         univariate: the map *h*.
-        backwards: begin at the last pixel.
+        backwards: start at the last pixel.
         channels: width of the network.
-        blocks: its residual blocks.
-        first: width of its first layer's kernels, odd.
-        shared_trunk: let all components have every layer of it but the last in common.
-        way: of its convolutions, ``"grouped"`` or ``"loop"``.
-        precision: of its convolutions while training; in ``eval()`` it is the input's.
+        blocks: number of its residual blocks.
+        first: width of the kernels of its first layer, odd.
+        shared_trunk: share every layer but the last between the components.
+        way: how to compute the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: precision of the convolutions in ``train()``; ``eval()`` uses that of the input.
         batch_shape: one transform for each index of this shape.
 
     References:
@@ -90,7 +90,7 @@ class ImageAutoregressive(ImageTransform):
         self.network.reset_parameters()
 
     def _turned(self, images: Tensor) -> Tensor:
-        """Bring the pixel that comes first to the upper left, and back."""
+        """Move the first pixel to the upper left, or back."""
         return images.flip((-1, -2)) if self.backwards else images
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ class AffineImageAutoregressive(ImageAutoregressive):
 
     Arguments:
         image_shape, backwards, channels, blocks, first: as for :class:`ImageAutoregressive`.
-        shared_trunk, way, precision, batch_shape: as there.
+        shared_trunk, way, precision, batch_shape: as for :class:`ImageAutoregressive`.
         bound: the largest log-scale.
 
     Example:
@@ -145,9 +145,9 @@ class SplineImageAutoregressive(ImageAutoregressive):
 
     Arguments:
         image_shape, backwards, channels, blocks, first: as for :class:`ImageAutoregressive`.
-        shared_trunk, way, precision, batch_shape: as there.
-        bins: pieces of each spline.
-        bound: half the width of the box outside which the map is the identity.
+        shared_trunk, way, precision, batch_shape: as for :class:`ImageAutoregressive`.
+        bins: number of pieces of each spline.
+        bound: the map is the identity outside ``[-bound, bound]``.
 
     Example:
         >>> transform = SplineImageAutoregressive((1, 4, 4), batch_shape=(5,))

@@ -18,14 +18,14 @@ Pattern = Literal["channels", "checkerboard"]
 
 
 class Channels(nn.Module):
-    """The pattern in which the first half of the channels stays, or the second if flipped.
+    """The pattern of channels: the first half stays, or the second half if flipped.
 
     Arguments:
         image_shape: ``(C, H, W)``, with two channels at least.
-        flip: let the second half stay.
+        flip: keep the second half.
 
     Raises:
-        ValueError: if there is a single channel.
+        ValueError: if the images have one channel.
     """
 
     def __init__(self, image_shape: Sequence[int], flip: bool) -> None:
@@ -41,25 +41,25 @@ class Channels(nn.Module):
         self.seen, self.moved = self.sizes[::-1] if flip else self.sizes
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the network sees of images ``(rows, groups, C, H, W)``, and what moves."""
+        """Return the network's input and the moving part of images ``(rows, groups, C, H, W)``."""
         first, second = images.split(self.sizes, 2)
         return (second, first) if self.flip else (first, second)
 
     def join(self, images: Tensor, moved: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images with what moved in its place, and the sum of the log-slopes."""
+        """Return the images with the moved part, and the sum of the log-slopes."""
         stays, _ = self.split(images)
         halves = (moved, stays) if self.flip else (stays, moved)
         return torch.cat(halves, 2), log_slope.sum((-1, -2, -3))
 
 
 class Checkerboard(nn.Module):
-    """The pattern in which every second pixel stays, or the others if flipped.
+    """The pattern of a checkerboard: every second pixel stays, or the others if flipped.
 
-    The network sees the pixels that stay, the others at zero, and the pattern itself.
+    The network sees the pixels that stay, zeros in place of the others, and the pattern itself.
 
     Arguments:
         image_shape: ``(C, H, W)``.
-        flip: let the other pixels stay.
+        flip: keep the other pixels.
     """
 
     stays: Tensor
@@ -73,12 +73,12 @@ class Checkerboard(nn.Module):
         self.register_buffer("stays", stays, persistent=False)
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the network sees of images ``(rows, groups, C, H, W)``, and what moves."""
+        """Return the network's input and the moving part of images ``(rows, groups, C, H, W)``."""
         pattern = self.stays.to(images.dtype).expand(*images.shape[:2], *self.stays.shape)
         return torch.cat((images * pattern, pattern), 2), images
 
     def join(self, images: Tensor, moved: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images with what moved in its place, and the sum of the log-slopes."""
+        """Return the images with the moved part, and the sum of the log-slopes."""
         log_slope = torch.where(self.stays, 0.0, log_slope)
         return torch.where(self.stays, images, moved), log_slope.sum((-1, -2, -3))
 
@@ -107,19 +107,18 @@ class ImageCoupling(ImageTransform):
     Arguments:
         image_shape: ``(C, H, W)``.
         univariate: the map *h*.
-        pattern: ``"channels"``, where half of them move, or ``"checkerboard"``, where every second
-            pixel does.
-        flip: let the others move.
+        pattern: ``"channels"`` moves half of the channels, ``"checkerboard"`` every second pixel.
+        flip: move the others.
         channels: width of the residual convolutional network that computes θ.
-        blocks: its residual blocks.
-        context_channels: channels of an image that the network sees as well, at this resolution:
-            see :meth:`condition`.
-        way: of its convolutions, ``"grouped"`` or ``"loop"``.
-        precision: of its convolutions while training; in ``eval()`` it is the input's.
+        blocks: number of its residual blocks.
+        context_channels: channels of the context, an image of the same height and width: see
+            :meth:`condition`.
+        way: how to compute the convolutions, ``"grouped"`` or ``"loop"``.
+        precision: precision of the convolutions in ``train()``; ``eval()`` uses that of the input.
         batch_shape: one transform for each index of this shape.
 
     Raises:
-        ValueError: if the pattern is unknown, or does not fit the images.
+        ValueError: if the pattern is unknown or does not fit the images.
     """
 
     pattern: Pattern
@@ -167,10 +166,10 @@ class ImageCoupling(ImageTransform):
         self.network.reset_parameters()
 
     def condition(self, context: Tensor) -> ImageCoupling:
-        """Return the coupling for rows that go with images ``(*, context_channels, H, W)``.
+        """Return the coupling for rows with a context ``(*, context_channels, H, W)``.
 
         Raises:
-            ValueError: if they have another number of channels than the coupling takes.
+            ValueError: if the context has another number of channels.
         """
         if not self.context_channels:
             return self
@@ -195,7 +194,7 @@ class ImageCoupling(ImageTransform):
         if self.context_channels:
             seen = torch.cat((seen, self._context_beside(x)), 2)
         theta = self.network.of_maps(seen.flatten(1, 2))
-        # (rows, groups, channels, parameters, pixels): the order in which they lie.
+        # The order in memory: rows, groups, channels, parameters, pixels.
         theta = theta.unflatten(1, (*active.shape[1:3], -1)).flatten(-2)
         moved, log_slope = move(active.flatten(-2), theta)
         moved, log_slope = (t.unflatten(-1, active.shape[-2:]) for t in (moved, log_slope))
@@ -204,7 +203,7 @@ class ImageCoupling(ImageTransform):
         return restore(images.flatten(1, 2)), total.flatten(-3).squeeze(-1)
 
     def _context_beside(self, x: Tensor) -> Tensor:
-        """Return the context as maps ``(rows, groups, C, H, W)`` of the rows of ``x``."""
+        """Return the context as maps ``(rows, groups, C, H, W)``, one for each row of ``x``."""
         if self.context is None:
             raise ValueError(
                 f"this coupling takes a context of {self.context_channels} channels; call "
@@ -251,8 +250,8 @@ class SplineImageCoupling(ImageCoupling):
     Arguments:
         image_shape, pattern, flip, channels, blocks, context_channels, way, precision, batch_shape:
             as for :class:`ImageCoupling`.
-        bins: pieces of each spline.
-        bound: half the width of the box.
+        bins: number of pieces of each spline.
+        bound: the map is the identity outside ``[-bound, bound]``.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.

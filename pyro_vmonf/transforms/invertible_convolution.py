@@ -13,13 +13,13 @@ from pyro_vmonf.transforms.base import constant_log_det
 
 
 class InvertibleConvolution(Affine):
-    r"""The affine map of the channels at every pixel: a 1×1 convolution kept as PLU (thesis 3.4.1).
+    r"""The affine map of the channels at every pixel: a 1×1 convolution in PLU form (thesis 3.4.1).
 
     .. math::
         x_{hw} = P L (U + \mathrm{diag}(s))\, z_{hw} + b, \qquad
         \log|\det| = HW \sum_i \log|s_i|
 
-    It starts at a random rotation of the channels, another for each index of the batch.
+    Each index of the batch starts at its own random rotation of the channels.
 
     Arguments:
         channels: number of channels *C*.
@@ -44,7 +44,7 @@ class InvertibleConvolution(Affine):
         self.channels = channels
 
     def inverse_matrix(self) -> Tensor:
-        """Return the matrices ``(*batch, C, C)`` of the way back, by two triangular solutions."""
+        """Return the inverse matrices ``(*batch, C, C)``, by two triangular solutions."""
         lower, upper = self._factors()
         identity = torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
         moved = identity[self.permutation.argsort(-1)]

@@ -20,13 +20,13 @@ class Logit(FlowTransform):
         z = \mathrm{logit}(\alpha + (1 - 2\alpha) x), \qquad
         \log|\partial x / \partial z| = \log\sigma(z) + \log\sigma(-z) - \log(1 - 2\alpha)
 
-    It belongs at the data end of a chain. Pixels are to be dequantised before
-    (:func:`pyro_vmonf.datasets.dequantize`): that step is random and no bijection.
+    It belongs at the data end of a chain. Whole grey levels need
+    :func:`pyro_vmonf.datasets.dequantize` first; that step is random and no bijection.
 
     Arguments:
-        alpha: how far the ends of the interval are kept from 0 and 1, in [0, 1/2).
+        alpha: distance of the ends of the interval from 0 and 1, in [0, 1/2).
         event_dim: dimensions of one row: 1 for flat images, 3 for ``(C, H, W)``.
-        batch_shape: as every transform takes it; there are no parameters to tell apart.
+        batch_shape: the batch shape, as for every transform; the map has no parameters.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), Density estimation using Real NVP, arXiv:1605.08803.

@@ -1,4 +1,4 @@
-"""A monotone map that makes one number's density a mixture of Gaussians."""
+"""A monotone map that makes the density of one number a mixture of Gaussians."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class MixtureOfGaussians:
         z = \Phi^{-1}\Big(\sum_m w_m \Phi\big(\tfrac{x - \mu_m}{\sigma_m}\big)\Big), \qquad
         \frac{dz}{dx} = \frac{\sum_m w_m N(x; \mu_m, \sigma_m)}{N(z; 0, 1)}
 
-    Both tails are followed by their logarithms, so *z* is right however far from the centre.
-    Towards data the map is inverted by bisection, between bounds that hold the value, and a step of
-    Newton's, which carries the gradients. At zero parameters its mean is zero and its variance one.
+    The map computes both tails as logarithms, so *z* is exact far from the centre. Bisection
+    between bounds inverts the map towards data, and one Newton step carries the gradients. At zero
+    parameters the mixture has mean zero and variance one.
 
     Arguments:
         mixtures: number of Gaussians *M*.
         bound: the largest log-scale.
 
     Raises:
-        ValueError: if there are none, or the bound is not above zero.
+        ValueError: if there are no Gaussians, or the bound is not positive.
 
     References:
         Papamakarios, Pavlakou, Murray (2017), Masked Autoregressive Flow for Density Estimation,
@@ -55,7 +55,7 @@ class MixtureOfGaussians:
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and log-scales ``(*, D, M, N)``."""
         logits, means, raw = theta.split(self.mixtures, -2)
-        # Apart from the start, or no gradient would ever tell them apart.
+        # Different means at the start: equal Gaussians have equal gradients.
         apart = torch.linspace(-0.8, 0.8, self.mixtures, dtype=theta.dtype, device=theta.device)
         apart = apart if self.mixtures > 1 else torch.zeros_like(apart)
         narrow = 0.5 * torch.log1p(-apart.square().mean())
@@ -77,7 +77,7 @@ class MixtureOfGaussians:
             log_weight, mean, log_scale = self._unpack(theta)
             scale, left = log_scale.exp(), z < 0
             wanted = torch.special.log_ndtr(-z.abs())
-            # Where every Gaussian's own quantile is below, or above, so is the mixture's.
+            # The quantile of the mixture lies between those of its Gaussians.
             quantiles = mean + scale * z.unsqueeze(-2)
             low, high = quantiles.amin(-2), quantiles.amax(-2)
             for _ in range(int(-math.log2(torch.finfo(z.dtype).eps)) + 6):
@@ -99,10 +99,10 @@ def _log_tails(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantile(log_mass: Tensor) -> Tensor:
-    """Return where a standard normal has a mass below, of at most a half, given as its logarithm.
+    """Return the quantile of a standard normal for the logarithm of a mass of at most a half.
 
-    The logarithm of the mass is concave and the start lies at the left, so Newton's steps come
-    nearer and nearer; the last of them carries the gradient.
+    The logarithm of the mass is concave and the start lies at the left, so Newton steps converge;
+    the last one carries the gradient.
     """
 
     def step(z: Tensor, log_mass: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The couplings and autoregressive transforms that people ask for by name."""
+"""Couplings and autoregressive transforms with a fixed map."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class SplineCoupling(Coupling):
     Arguments:
         features, mask, hidden, activation, context_features, batch_shape: as for
             :class:`Coupling`.
-        bins: pieces of each spline.
-        bound: half the width of the box.
+        bins: number of pieces of each spline.
+        bound: the map is the identity outside ``[-bound, bound]``.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -98,8 +98,8 @@ class SplineAutoregressive(Autoregressive):
     Arguments:
         features, order, hidden, activation, context_features, batch_shape: as for
             :class:`Autoregressive`.
-        bins: pieces of each spline.
-        bound: half the width of the box outside which the map is the identity.
+        bins: number of pieces of each spline.
+        bound: the map is the identity outside ``[-bound, bound]``.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -124,15 +124,15 @@ class SplineAutoregressive(Autoregressive):
 
 
 class MixtureAutoregressive(Autoregressive):
-    """An autoregressive layer after which each feature's conditional is a mixture of Gaussians.
+    """An autoregressive layer that makes the conditional of each feature a mixture of Gaussians.
 
-    It is so where the layer is next to a standard normal base: then the flow is a MADE with
-    mixtures of Gaussians, and the layers between it and the data make of it a MAF with those.
+    The layer has to be next to a standard normal base. Alone it is a MADE with mixtures of
+    Gaussians; further layers towards the data make a MAF with mixtures of Gaussians.
 
     Arguments:
         features, order, hidden, activation, context_features, batch_shape: as for
             :class:`Autoregressive`.
-        mixtures: Gaussians of each feature.
+        mixtures: number of Gaussians of each feature.
         bound: the largest log-scale.
 
     References:

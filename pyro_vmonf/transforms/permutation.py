@@ -1,4 +1,4 @@
-"""A change of the order of the features."""
+"""Permutations of the features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Permutation(FlowTransform):
         batch_shape: one permutation for each index of this shape.
 
     Raises:
-        ValueError: if ``order`` holds no permutations of ``range(features)``.
+        ValueError: if ``order`` is no permutation of ``range(features)``.
 
     Example:
         >>> Permutation(3, order=(2, 0, 1))(torch.tensor([10.0, 20.0, 30.0]))

@@ -21,7 +21,7 @@ class PReLU(FlowTransform):
 
     Arguments:
         features: number of features *D*.
-        slope: the slope that every feature starts with, above zero.
+        slope: the first slope of every feature, above zero.
         batch_shape: one set of slopes for each index of this shape.
 
     Raises:
@@ -46,7 +46,7 @@ class PReLU(FlowTransform):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start at the slope that was asked for."""
+        """Return to the first slope."""
         self.log_slope.fill_(math.log(self.slope))
 
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ class Rotation(FlowTransform):
     .. math::
         (x_1, x_2) = (z_1 \cos\theta - z_2 \sin\theta,\; z_1 \sin\theta + z_2 \cos\theta)
 
-    The angles of K components start evenly spread, :math:`\theta_c = 2\pi c / K`.
+    The angles of K components start at even distances, :math:`\theta_c = 2\pi c / K`.
 
     Arguments:
         features: number of features *D*, at least 2.

@@ -44,10 +44,10 @@ class Standardize(FlowTransform):
 
     @torch.no_grad()
     def fit_(self, x: Tensor) -> None:
-        """Take mean and standard deviation of the rows ``(N, *event_shape)``, each feature.
+        """Take the mean and standard deviation of each feature of rows ``(N, *event_shape)``.
 
         Raises:
-            ValueError: if they are not finite; nothing has then changed.
+            ValueError: if they are not finite; the map is then unchanged.
         """
         rows = x.reshape(-1, *self.event_shape)
         largest = torch.maximum(rows.amax(0).abs(), rows.amin(0).abs())
@@ -55,7 +55,7 @@ class Standardize(FlowTransform):
 
     @torch.no_grad()
     def fit_batches_(self, batches: Iterable[Tensor]) -> int:
-        """Do the same in one pass through batches of rows; return how many rows there were.
+        """Take them in one pass through batches of rows, and return the number of rows.
 
         References:
             Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance.
@@ -80,7 +80,7 @@ class Standardize(FlowTransform):
                 f"the rows reach {float(largest.max()):.3g}, and their mean or spread is beyond "
                 f"{self.loc.dtype}; rescale them, or use model.double()"
             )
-        # A spread within rounding of the values is no spread: leave such a column unscaled.
+        # A column whose spread is within rounding keeps its scale.
         floor = torch.finfo(self.loc.dtype).eps * largest * 10
         self.loc.copy_(mean)
         self.scale.copy_(torch.where(scale > floor, scale, torch.ones_like(scale)))

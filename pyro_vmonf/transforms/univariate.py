@@ -1,4 +1,4 @@
-"""Monotone maps of one number, whose parameters a conditioner chooses."""
+"""Monotone maps of one number; a conditioner computes their parameters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pyro_vmonf._utils.validation import check_positive
 
 
 class Univariate(Protocol):
-    """A monotone map of features ``(*, D, N)``, given their parameters ``(*, D, P, N)``.
+    """A monotone map of features ``(*, D, N)`` with parameters ``(*, D, P, N)``.
 
-    The parameters stand before the rows, so that whatever is done to one of them runs along memory.
+    The rows are the last dimension, so an operation on one parameter runs along memory.
 
-    To implement one, state ``parameters`` (*P*) and ``networks`` (how many separate networks share
-    the work of producing them in a coupling), and write both directions; each returns the value
-    and the log-derivative, ``(*, D, N)``.
+    A class needs ``parameters`` (*P*), ``networks`` (the number of separate networks that compute
+    them in a coupling), and both directions. Each direction returns the value and the
+    log-derivative, ``(*, D, N)``.
     """
 
     parameters: int
@@ -34,15 +34,15 @@ class Univariate(Protocol):
 class ShiftAndScale:
     r"""The affine map :math:`x = z\, e^{s} + t`, with :math:`|s|` below ``bound``.
 
-    The log-scale is :math:`s = b \tanh(\hat s / b)`, the identity near zero; without a bound one
-    row far from the data can send a density to infinity.
+    The log-scale is :math:`s = b \tanh(\hat s / b)`, the identity near zero. The bound keeps the
+    density finite for rows far from the data.
 
     Arguments:
         bound: the largest log-scale *b*.
     """
 
     parameters = 2
-    networks = 2  # the thesis's s(.) and t(.)
+    networks = 2  # s(.) and t(.) of the thesis
 
     def __init__(self, bound: float) -> None:
         if not bound > 0:
@@ -53,7 +53,7 @@ class ShiftAndScale:
         return f"{type(self).__name__}({arguments_of(self)})"
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        # In the order in which a coupling's networks leave them, so that no gradient is copied.
+        # The order of a coupling's output, so that no gradient is copied.
         raw, shift = theta.transpose(-2, -3).unbind(-3)
         return self.bound * torch.tanh(raw / self.bound), shift
 
@@ -73,7 +73,7 @@ class RationalQuadratic:
 
     Arguments:
         bins: number of pieces.
-        bound: half the width *B* of the box; beyond it the map is the identity (linear tails).
+        bound: the number *B*; outside the map is the identity (linear tails).
 
     References:
         Durkan, Bekasov, Murray, Papamakarios (2019), Neural Spline Flows, arXiv:1906.04032.
@@ -100,7 +100,7 @@ class RationalQuadratic:
     def _pieces(
         self, theta: Tensor, value: Tensor, by_height: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Lower knot (z, x), width, height and both slopes of the piece that a value falls in."""
+        """Return lower knot (z, x), width, height and both slopes of the piece of a value."""
         widths, heights, slopes = theta.split((self.bins, self.bins, self.bins - 1), -2)
         room = 1 - self.smallest_bin * self.bins
         widths, heights = (
@@ -110,12 +110,12 @@ class RationalQuadratic:
         # softplus(raw + offset) is 1 at raw = 0, as is the slope of the tails
         offset = math.log(math.expm1(1 - self.smallest_slope))
         slopes = self.smallest_slope + F.softplus(slopes + offset)
-        with torch.no_grad():  # which piece it is does not move with the parameters
+        with torch.no_grad():  # the index of the piece has no gradient
             edges = (heights if by_height else widths)[..., :-1, :].cumsum(-2) - self.bound
             past = value.unsqueeze(-2) >= edges
             here = F.pad(past, (0, 0, 1, 0), value=True) & ~F.pad(past, (0, 0, 0, 1), value=False)
             past, here = past.to(theta.dtype), here.to(theta.dtype)
-        # Masked sums, where an index would be gathered: their gradient is a product, not a scatter.
+        # Masked sums replace a gather, because their gradient is a product and no scatter.
         z0 = (widths[..., :-1, :] * past).sum(-2) - self.bound
         x0 = (heights[..., :-1, :] * past).sum(-2) - self.bound
         width, height = (widths * here).sum(-2), (heights * here).sum(-2)
@@ -147,8 +147,8 @@ class RationalQuadratic:
         a = height * (mean_slope - d0) + bend
         b = height * d0 - bend
         c = -mean_slope * rise
-        # The root in [0, 1] of a t² + b t + c, in the form that subtracts nothing: a is above zero
-        # where b is below. Rounding alone can take the discriminant or the root out of range.
+        # The root in [0, 1] of a t² + b t + c, in the form without cancellation: a is positive
+        # where b is negative. Rounding can take the discriminant or the root out of range.
         tiny = torch.finfo(x.dtype).tiny
         root = (b * b - 4 * a * c).clamp_min(tiny).sqrt()
         falling = b < 0
