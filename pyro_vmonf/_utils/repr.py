@@ -99,12 +99,23 @@ def _recording(cls: type, init: Callable[..., None]) -> Callable[..., None]:
                 shown.bind(self, *args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{init.__qualname__}() {error}") from None
-        init(self, *args, **kwargs)
-        given = own.bind(self, *args, **kwargs)
+        try:
+            given = own.bind(self, *args, **kwargs)
+        except TypeError:
+            return init(self, *args, **kwargs)  # which says in Python's words what is wrong
         given.apply_defaults()
-        for name, parameter in list(own.parameters.items())[1:]:
-            value = _plain(given.arguments[name])
-            if parameter.kind not in VARIABLE and value is not NotPlain and not _holds(self, name):
+        waiting = vars(self).setdefault("_given", {})
+        outermost = not waiting
+        for name, parameter in list(own.parameters.items()):
+            if parameter.kind not in VARIABLE:
+                waiting.setdefault(name, given.arguments[name])
+        init(self, *args, **kwargs)
+        if not outermost:
+            return
+        del vars(self)["_given"]
+        for name, value in list(waiting.items())[1:]:
+            value = _plain(value)
+            if value is not NotPlain and not _holds(self, name):
                 setattr(self, name, value)
 
     __init__.__signature__ = shown  # type: ignore[attr-defined]

@@ -10,9 +10,9 @@ from torch import Tensor
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive, check_rows, floating_buffer
 from pyro_vmonf.components import per_component
-from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.contracts import required
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.starts import warm_start_
+from pyro_vmonf.starts.lessons import warm_start_
 from pyro_vmonf.training.fit import Progress
 
 
@@ -53,7 +53,8 @@ class Reseed:
         reseeded: epoch, dead component and component that was split, of each act.
 
     Raises:
-        ValueError: in ``fit``, if there is no guide, or the bank does not say which parameters
+        TypeError: in ``fit``, if the guide has no network.
+        ValueError: in ``fit``, if the bank does not say which parameters
             belong to which component.
 
     Example:
@@ -89,8 +90,7 @@ class Reseed:
         if epoch < 0 or (epoch + 1) % self.every or (self.until is not None and epoch > self.until):
             return
         guide, model = progress.guide, progress.model
-        if not isinstance(guide, SoftmaxGuide):
-            raise ValueError("Reseed teaches a guide; use a SoftmaxGuide")
+        required(guide, "network", "Reseed")
         x = check_rows(self.x, model.event_shape, floating_buffer(model))
         with torch.no_grad(), evaluating(guide):
             q = torch.cat([guide.log_q(rows).exp() for rows in x.split(8192)])

@@ -318,9 +318,7 @@ def _run(x: Tensor | None, options: Options, seed: int) -> tuple[Run, torch.Gene
 def _copy(pair: Pair, x: Tensor | None, run: Run, options: Options) -> Pair:
     """Return a copy of a pair, in units and with its parts started, as fit would begin."""
     assert x is not None
-    copied, guide = copy.deepcopy(nn.ModuleList(pair))
-    assert isinstance(copied, FlowMixture)
-    assert isinstance(guide, BoundGuide)
+    copied, guide = copy.deepcopy(pair)  # one memo: what both hold stays common
     train: Any = run.train
     rows = TensorSource(x[train.positions], None, None, options.batch_size, train.positions)
     with in_units(copied, guide, Sources(rows, None, None), options.standardize):
