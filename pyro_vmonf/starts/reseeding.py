@@ -89,7 +89,8 @@ class Reseed:
         epoch = progress.epoch
         if epoch < 0 or (epoch + 1) % self.every or (self.until is not None and epoch > self.until):
             return
-        guide, model = progress.guide, progress.model
+        guide: Any = progress.guide
+        model = progress.model
         required(guide, "network", "Reseed")
         x = check_rows(self.x, model.event_shape, floating_buffer(model))
         with torch.no_grad(), evaluating(guide):

@@ -122,7 +122,7 @@ def test_a_bad_start_leaves_the_network_as_it_was() -> None:
     calls: list[int] = []
     vmonf = pair([])
     before = state(vmonf.guide.network)
-    with pytest.raises(FloatingPointError, match="the sum of the terms is not finite: .*step 4"):
+    with pytest.raises(FloatingPointError, match=r"the sum of the terms is not finite: .*step 4"):
         pretrain_(
             vmonf.guide, x, terms=[Bad()], augment=lambda r: calls.append(1) or r, steps=9, lr=0.1
         )
