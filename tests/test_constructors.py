@@ -219,3 +219,14 @@ def test_what_a_class_sets_itself_stays() -> None:
 
     quarter = Quarter(width=8)
     assert (quarter.width, quarter.name) == (2, "quarter")  # type: ignore[attr-defined]
+
+
+def test_arguments_are_there_once_the_base_class_is_made() -> None:
+    class Twice(pyro_vmonf.RealNVP):
+        def __init__(self, hidden: int = 4) -> None:
+            super().__init__(D, K, hidden=(hidden,), blocks=2)
+            self.twice = 2 * self.blocks
+
+    bank = Twice()
+    assert (bank.blocks, bank.twice, bank.hidden) == (2, 4, 4)
+    assert "_given" not in vars(bank)

@@ -102,21 +102,21 @@ def _recording(cls: type, init: Callable[..., None]) -> Callable[..., None]:
         try:
             given = own.bind(self, *args, **kwargs)
         except TypeError:
-            return init(self, *args, **kwargs)  # which says in Python's words what is wrong
+            return init(self, *args, **kwargs)  # raises the error of Python itself
         given.apply_defaults()
-        waiting = vars(self).setdefault("_given", {})
-        outermost = not waiting
-        for name, parameter in list(own.parameters.items()):
-            if parameter.kind not in VARIABLE:
-                waiting.setdefault(name, given.arguments[name])
+        names = [n for n, p in own.parameters.items() if p.kind not in VARIABLE][1:]
+        # The outermost call comes first: a base class records what the subclass was called with.
+        outermost = "_given" not in vars(self)
+        calls = vars(self).setdefault("_given", {})
+        for name in names:
+            calls.setdefault(name, given.arguments[name])
         init(self, *args, **kwargs)
-        if not outermost:
-            return
-        del vars(self)["_given"]
-        for name, value in list(waiting.items())[1:]:
-            value = _plain(value)
+        for name in names:
+            value = _plain(calls[name])
             if value is not NotPlain and not _holds(self, name):
                 setattr(self, name, value)
+        if outermost:
+            del vars(self)["_given"]
 
     __init__.__signature__ = shown  # type: ignore[attr-defined]
     return __init__
