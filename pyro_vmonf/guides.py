@@ -105,7 +105,7 @@ class BoundGuide(Program):
 
     def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
         r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
-        if self.exact:
+        if not self.draws_component:
             return joint.logsumexp(-1)
         log_q = self.log_q(x, given)
         q = log_q.exp()
