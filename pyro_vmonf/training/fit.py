@@ -280,6 +280,7 @@ def plan_of(
         objective=guide.objective,
         culprit=words or (lambda terms, arguments: culprit(model, terms, arguments)),
         title=title if options.progress else "",
+        check_last=True,
     )
 
 

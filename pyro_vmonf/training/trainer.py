@@ -76,6 +76,7 @@ class Plan:
         objective: function from the terms to the objective that the history records.
         culprit: function from terms and arguments to the words that name a fault.
         title: of the progress bar; empty for none.
+        check_last: take back a last step whose state has no finite objective.
     """
 
     epochs: int | None = None
@@ -88,6 +89,7 @@ class Plan:
     objective: Callable[[dict[str, float]], float] = lambda terms: sum(terms.values())
     culprit: Callable[[Terms, Arguments], str] = lambda terms, arguments: "the sum of the terms"
     title: str = ""
+    check_last: bool = False
 
 
 class Trainer:
@@ -289,7 +291,7 @@ class Trainer:
     def _last_is_finite(self) -> list[bool]:
         """Return whether the last state of each run, and its objective, are finite."""
         finite = [self.lanes.is_finite(i) for i in range(len(self.runs))]
-        if self.batches:
+        if self.batches and self.plan.check_last:
             with evaluating(self.lanes.module), local_seed(0):
                 terms = self.lanes.terms(self.batches)
             total = torch.stack(list(terms.values())).sum(0).reshape(-1)
