@@ -181,16 +181,14 @@ class SoftmaxGuide(BoundGuide):
             callables that take a :class:`~pyro_vmonf.terms.Batch` and return a penalty of at least
             zero for each row. By default, classification of the labelled rows.
         temperature: *T*, above zero; ``fit`` moves it along a schedule and leaves it at the last.
-        elbo_gradient: how much of the ELBO's gradient reaches the network, from 0 to 1. The value
-            of the ELBO, and what the flows and the terms see of it, stay what they are. A flow's
-            log-likelihood is worth thousands of nats on images and drowns every term; at 0 the
-            terms alone decide on the clusters, and the flows fit what they find.
-        top: how many components, the most probable of each row, the ELBO is taken over; all by
-            default. The flows then compute no other densities, which at K components and m kept
-            costs about m/K; the ELBO stays a bound, and the terms see all of q. At 1 the kept
-            component is certain, and the network learns from the terms alone.
+        elbo_gradient: the share of the ELBO's gradient that reaches the network, from 0 to 1. The
+            value of the ELBO and the gradient of the flows stay the same. At 0 the terms alone
+            decide on the clusters, as images need it: their log-likelihood drowns every term.
+        top: the number *m* of components per row, the most probable ones, that the ELBO sums over;
+            all by default. The flows compute no other densities, at a cost of about m/K. The ELBO
+            stays a bound. At 1 the network learns from the terms alone.
         event_dim: dimensions of one row, for a guide that is bound to no model.
-        model: the mixture whose posterior this is.
+        model: the mixture.
 
     Raises:
         ValueError: if the temperature is not positive, ``elbo_gradient`` outside 0 to 1, or ``top``

@@ -145,15 +145,7 @@ def _fit(
         seed = past["seed"]
     seed = drawn_seed() if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
-    sources = make_sources(
-        model,
-        *data,
-        batch_size=options.batch_size,
-        held_out=options.held_out,
-        by_label=options.by_label,
-        interleave=options.interleave,
-        generator=generator,
-    )
+    sources = make_sources(model, *data, **options.of_sources(), generator=generator)
     own: dict[str, Any] = {}
     if options.checkpoint is not None or past is not None:  # it goes through all rows
         own = fingerprint(sources, **options.fingerprint())

@@ -112,6 +112,11 @@ class Options:
         """Whether labelled rows are gone through on their own."""
         return self.pretrain_epochs > 0 or self.interleave
 
+    def of_sources(self) -> dict[str, Any]:
+        """Return the options that say which rows a batch has."""
+        names = ("batch_size", "held_out", "by_label", "interleave")
+        return {name: getattr(self, name) for name in names}
+
     def check_pair(self, model: FlowMixture, guide: BoundGuide, sample_weight: Any) -> None:
         """Refuse a pair that the options do not fit.
 

@@ -244,7 +244,7 @@ def test_pretraining_sees_labelled_rows_only_and_interleaving_alternates() -> No
         labelled = 0 if known is None else int((known < 0).any(-1).sum())
         if in_a_step(batch):
             seen.append((labelled, len(batch.x)))
-        return torch.zeros(len(batch.x))
+        return batch.x.new_zeros(len(batch.x))
 
     vmonf = pair()
     vmonf.guide.terms.append(type(SoftmaxGuide(MLP(D, K), [spy]).terms[0])(spy))
@@ -478,7 +478,7 @@ def test_terms_know_the_positions_of_their_rows_or_that_nobody_does() -> None:
 
     def spy(batch: Batch) -> Tensor:
         seen.append(batch.index is not None and torch.equal(x[batch.index], batch.x))
-        return torch.zeros(len(batch.x))
+        return batch.x.new_zeros(len(batch.x))
 
     with local_seed(0):
         vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
@@ -496,7 +496,7 @@ def test_a_last_batch_of_one_row_joins_the_one_before() -> None:
     def spy(batch: Batch) -> Tensor:
         if in_a_step(batch):
             sizes.append(len(batch.x))
-        return torch.zeros(len(batch.x))
+        return batch.x.new_zeros(len(batch.x))
 
     vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
     vmonf.fit(torch.randn(41, D), epochs=1, batch_size=20, progress=False)
