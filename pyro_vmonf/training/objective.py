@@ -248,13 +248,14 @@ def _value_and_gradient(
     pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
     objective = Objective(pair[0], pair[1], nesting, reason)
     objective.guide.bind_(objective.model)  # type: ignore[operator]
-    with unregistered(*objective.programs):
-        if not reason:
-            with local_seed(0), torch.no_grad():
-                guide_trace, model_trace = objective.elbo.traces(*pair, **arguments)
-                check_structure(model_trace, guide_trace)
-        with local_seed(0):
-            value = torch.stack(list(objective(**arguments).values())).sum()
+    with unregistered(*objective.programs), local_seed(0):
+        if reason:
+            terms = objective(**arguments)
+        else:
+            guide_trace, model_trace = objective.elbo.traces(*pair, **arguments)
+            check_structure(model_trace, guide_trace)
+            terms = _terms(model_trace, guide_trace)
+        value = torch.stack(list(terms.values())).sum()
     trained = [p for p in objective.parameters() if p.requires_grad]
     if not trained or not value.requires_grad:
         return value.detach(), []
