@@ -254,7 +254,7 @@ class MixtureComponent(nn.Module):
 
 
 def _is_real(components: Distribution) -> bool:
-    """Whether the support is the whole space."""
+    """Return whether the support is the whole space."""
     support = components.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -262,7 +262,7 @@ def data_plate(
 
 @dataclass(frozen=True)
 class Rows:
-    """What a guide is given of rows: the arguments of the program's call.
+    """The rows as a guide sees them: the arguments of the call of the program.
 
     Arguments:
         x: rows ``(*, *event_shape)``.

@@ -71,7 +71,7 @@ class CustomTerm(Term):
 
 
 class Classification(Term):
-    r"""What labels teach the network: :math:`-\log\sum_c q(c|x)\,p(y|c)` (thesis 5.1.2).
+    r"""The lesson of labels for the network: :math:`-\log\sum_c q(c|x)\,p(y|c)` (thesis 5.1.2).
 
     For a hard label it is :math:`-\log q(y|x)`, the cross-entropy; for a row without evidence it is
     zero. Without it labels never reach the network, because a labelled row's posterior is known.

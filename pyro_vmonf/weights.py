@@ -18,7 +18,7 @@ from pyro_vmonf.weight_priors import Posterior, as_prior, posterior_of
 
 
 class Weights(PyroModule):
-    r"""What all weights share: a call that returns :math:`\log\pi` of shape ``(*, K)``.
+    r"""The base of weights: a call that returns :math:`\log\pi` of shape ``(*, K)``.
 
     To implement one, write :meth:`forward`; if it draws from a prior, also :meth:`guide`, which
     draws the same sites from the approximate posterior, and :meth:`log_mean`. Weights that learn

@@ -6,7 +6,7 @@ from torch import Tensor, distributed
 
 
 def several_processes() -> bool:
-    """Whether this is one of several processes that train together."""
+    """Return whether several processes train together."""
     ready = distributed.is_available() and distributed.is_initialized()
     return ready and distributed.get_world_size() > 1
 

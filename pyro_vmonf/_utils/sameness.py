@@ -1,4 +1,4 @@
-"""Whether two modules differ in nothing but the values of their parameters and buffers."""
+"""Comparison of two modules apart from the values of their parameters and buffers."""
 
 from __future__ import annotations
 

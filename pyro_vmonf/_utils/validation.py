@@ -1,4 +1,4 @@
-"""What comes from a user, turned into tensors of the model or refused with a reason."""
+"""Checks of a user's input: tensors of the model's kind, or an error with a reason."""
 
 from __future__ import annotations
 

@@ -99,17 +99,17 @@ class Options:
 
     @property
     def holds_out(self) -> bool:
-        """Whether rows are held out."""
+        """``True`` if rows are held out."""
         return isinstance(self.held_out, Tensor) or self.held_out != 0
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the best state stays: by default where rows are held out."""
+        """``True`` if the best state stays: by default if rows are held out."""
         return self.keep == "best" or (self.keep is None and self.holds_out)
 
     @property
     def by_label(self) -> bool:
-        """Whether labelled rows are gone through on their own."""
+        """``True`` if labelled rows have epochs of their own."""
         return self.pretrain_epochs > 0 or self.interleave
 
     def of_sources(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Options:
 
     @property
     def begins(self) -> bool:
-        """Whether the checkpoint to resume is the one to write, and is not there yet."""
+        """``True`` if the checkpoint to resume is the one to write, and does not exist yet."""
         return (
             self.resume is not None
             and self.checkpoint is not None

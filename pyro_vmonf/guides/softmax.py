@@ -1,4 +1,4 @@
-"""Guides: q(c|x) by a softmax network, or none, with c summed out in the model."""
+"""The amortised posterior q(c|x) of a softmax network."""
 
 from __future__ import annotations
 
@@ -11,160 +11,17 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating
 from pyro_vmonf._utils.validation import check_positive, floating_buffer
-from pyro_vmonf.contracts import Batch, optional
+from pyro_vmonf.contracts import Batch
 from pyro_vmonf.distributions.truncated import TopCategorical
+from pyro_vmonf.guides.base import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.picked import Picked
-from pyro_vmonf.program import (
-    Program,
-    Rows,
-    claim_parameters,
-    free_dim,
-    log_evidence,
-    with_evidence,
-)
+from pyro_vmonf.program import Rows, free_dim, log_evidence
 from pyro_vmonf.schedules import check_temperature
 from pyro_vmonf.terms import Classification, CustomTerm, Term
 
 # Names of the sites of the program, and of its parts in the history.
 RESERVED = {"c", "x", "data", "weights", "evidence", "entropy", "log_likelihood", "log_prior"}
-
-
-class BoundGuide(Program):
-    """The base of guides: a reference to the model whose sites they name.
-
-    The reference is not registered, so the parameters of the model stay its own. A subclass writes
-    :meth:`infer`, and :meth:`log_q` where its posterior is not the exact one.
-
-    Arguments:
-        model: the mixture; :class:`~pyro_vmonf.VMoNF` passes it where it is missing.
-    """
-
-    draws_component = True  # whether the site c is in the guide
-    temperature: Tensor | None
-
-    @property
-    def exact(self) -> bool:
-        """Whether the posterior of c is the exact one of the model."""
-        return type(self).log_q is BoundGuide.log_q
-
-    def __init__(self, model: FlowMixture | None = None) -> None:
-        super().__init__()
-        self.register_buffer("temperature", None, persistent=False)
-        self.bind_(model)
-
-    def bind_(self, model: FlowMixture | None) -> None:
-        """Take the names, the standardisation and the weights' guide of ``model`` from now on."""
-        # Hidden in a tuple, so that neither torch nor Pyro registers a child.
-        object.__setattr__(self, "_bound", (model,))
-
-    @property
-    def model(self) -> FlowMixture | None:
-        """The model that the guide is bound to."""
-        return self._bound[0]
-
-    def forward(
-        self,
-        x: Tensor | None = None,
-        y: Tensor | None = None,
-        *,
-        index: Tensor | None = None,
-        size: int | None = None,
-        sample_weight: Tensor | None = None,
-        given: Tensor | None = None,
-    ) -> None:
-        """Draw the model's random parts and the rows' component; the signature is the model's."""
-        self._begin()
-        if x is not None:  # without rows c keeps its prior
-            self.infer(Rows(x, y, index, size, sample_weight, given))
-
-    def extra_repr(self) -> str:
-        return "bound to no model" if self.model is None else self.model.extra_repr()
-
-    def infer(self, rows: Rows) -> None:
-        """Draw the component of rows, from q(c|x, y)."""
-        raise NotImplementedError
-
-    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without evidence.
-
-        By default it is the exact posterior of the model.
-
-        Raises:
-            ValueError: if the guide is bound to no model.
-        """
-        return self._bound_model().log_posterior(x, None, given)
-
-    def log_posterior(
-        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised."""
-        if self.exact:
-            return self._bound_model().log_posterior(x, y, given)
-        return with_evidence(self.log_q(x, given), y)
-
-    def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
-        r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
-        if not self.draws_component:
-            return joint.logsumexp(-1)
-        log_q = self.log_q(x, given)
-        q = log_q.exp()
-        return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
-
-    def set_step_(self, step: int) -> None:
-        """Follow the schedules to a training step; by default there are none."""
-
-    def set_temperature_(self, value: float) -> None:
-        """Set the temperature.
-
-        Raises:
-            ValueError: if the guide has none.
-        """
-        raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
-
-    def objective(self, terms: dict[str, float]) -> float:
-        """Return the part of the ELBO's terms that the guide is trained on: by default all."""
-        return sum(terms.values())
-
-    def first_clusters(self, x: Tensor) -> Tensor | None:
-        """Return responsibilities ``(N, K)`` for the parts of a bank that start from data."""
-        return None
-
-    def take_(self, index: Tensor) -> None:
-        """Make component *i* what component ``index[i]`` was; an exact posterior has no parts."""
-
-    def check(self, model: FlowMixture) -> None:
-        """Refuse a model whose rows or components do not fit; by default any will do."""
-
-    def compile(self, *_: object, **__: object) -> None:
-        """Compile the network; by default there is none."""
-
-    def _bound_model(self) -> FlowMixture:
-        if self.model is None:
-            raise ValueError(
-                f"the {type(self).__name__} is bound to no model; pass model=, or put both in a "
-                "VMoNF"
-            )
-        return self.model
-
-    def _begin(self) -> None:
-        """Run what every guide begins with: the posteriors of the model's random parts."""
-        claim_parameters(self)
-        if self.model is not None:
-            claim_parameters(self.model.weights)
-            self.model.weights.guide()
-            optional(self.model.bank, "guide", lambda: None)()  # of random parameters
-
-    def _observe(
-        self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None = None
-    ) -> None:
-        """Let weights in closed form learn from the rows' posterior."""
-        if self.model is not None:
-            self.model.weights.update_(log_posterior, sample_weight)
-
-    def site(self, name: str) -> str:
-        """Return the full name of a site: that of the model, where the guide is bound to one."""
-        return super().site(name) if self.model is None else self.model.site(name)
 
 
 class SoftmaxGuide(BoundGuide):
@@ -346,60 +203,3 @@ class SoftmaxGuide(BoundGuide):
             suffix = f"_{names[name]}" if names[name] > 1 else ""
             result.append((name + suffix, term))
         return result  # type: ignore[return-value]
-
-
-class ExactGuide(BoundGuide):
-    r"""The exact posterior :math:`p(c|x, y)` as the guide: EM, with a gradient step for its M-step.
-
-    The posterior is computed from the components and held fixed, so the ELBO is the log-likelihood
-    and its gradient that of the log-likelihood. It has no network to train, and costs a second
-    evaluation of the densities; unlike :class:`MarginalGuide` it keeps ``c`` in the guide, which
-    row weights need.
-
-    Sites: ``c`` in plate ``data``, and the sites of the model's random parts.
-
-    Arguments:
-        model: the mixture.
-
-    References:
-        Neal, Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and
-        other variants.
-
-    Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
-        >>> model = FlowMixture(RealNVP(2, 5))
-        >>> x = torch.zeros(7, 2)
-        >>> loss = pyro.infer.TraceEnum_ELBO()(model, ExactGuide(model))(x)
-        >>> bool(torch.isclose(-loss, model.marginal().log_prob(x).sum()))
-        True
-    """
-
-    def infer(self, rows: Rows) -> None:
-        with rows.plate(self.site("data"), self._bound_model().event_shape):
-            with torch.no_grad():
-                logits = self.log_posterior(rows.x, rows.y, rows.given)
-            self._observe(lambda: logits, rows.sample_weight)
-            q = Categorical(logits=logits, validate_args=False)
-            pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
-
-
-class MarginalGuide(BoundGuide):
-    """The guide that leaves ``c`` to the model, where it is summed out exactly.
-
-    It runs the weights' guide where they are random, and is empty otherwise.
-
-    Arguments:
-        model: the mixture.
-
-    Example:
-        >>> from pyro_vmonf import FlowMixture, RealNVP
-        >>> model = FlowMixture(RealNVP(2, 5))
-        >>> elbo = pyro.infer.TraceEnum_ELBO()(model, MarginalGuide(model))
-        >>> bool(elbo(torch.zeros(7, 2)).isfinite())
-        True
-    """
-
-    draws_component = False
-
-    def infer(self, rows: Rows) -> None:
-        self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows.sample_weight)

@@ -1,0 +1,147 @@
+"""The base of guides: names, signature and optional members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.contracts import optional
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import Program, Rows, claim_parameters, with_evidence
+
+
+class BoundGuide(Program):
+    """The base of guides: a reference to the model whose sites they name.
+
+    The reference is not registered, so the parameters of the model stay its own. A subclass writes
+    :meth:`infer`, and :meth:`log_q` where its posterior is not the exact one.
+
+    Arguments:
+        model: the mixture; :class:`~pyro_vmonf.VMoNF` passes it where it is missing.
+    """
+
+    draws_component = True  # the site c is in the guide
+    temperature: Tensor | None
+
+    @property
+    def exact(self) -> bool:
+        """``True`` if the posterior of c is the exact one of the model."""
+        return type(self).log_q is BoundGuide.log_q
+
+    def __init__(self, model: FlowMixture | None = None) -> None:
+        super().__init__()
+        self.register_buffer("temperature", None, persistent=False)
+        self.bind_(model)
+
+    def bind_(self, model: FlowMixture | None) -> None:
+        """Take the names, the standardisation and the weights' guide of ``model`` from now on."""
+        # Hidden in a tuple, so that neither torch nor Pyro registers a child.
+        object.__setattr__(self, "_bound", (model,))
+
+    @property
+    def model(self) -> FlowMixture | None:
+        """The model that the guide is bound to."""
+        return self._bound[0]
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        size: int | None = None,
+        sample_weight: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> None:
+        """Draw the random parts of the model and the component of each row."""
+        self._begin()
+        if x is not None:  # without rows c keeps its prior
+            self.infer(Rows(x, y, index, size, sample_weight, given))
+
+    def extra_repr(self) -> str:
+        return "bound to no model" if self.model is None else self.model.extra_repr()
+
+    def infer(self, rows: Rows) -> None:
+        """Draw the component of rows, from q(c|x, y)."""
+        raise NotImplementedError
+
+    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without evidence.
+
+        By default it is the exact posterior of the model.
+
+        Raises:
+            ValueError: if the guide is bound to no model.
+        """
+        return self._bound_model().log_posterior(x, None, given)
+
+    def log_posterior(
+        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised."""
+        if self.exact:
+            return self._bound_model().log_posterior(x, y, given)
+        return with_evidence(self.log_q(x, given), y)
+
+    def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
+        r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
+        log_q = self.log_q(x, given)
+        q = log_q.exp()
+        return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
+
+    def set_step_(self, step: int) -> None:
+        """Follow the schedules to a training step; by default there are none."""
+
+    def set_temperature_(self, value: float) -> None:
+        """Set the temperature.
+
+        Raises:
+            ValueError: if the guide has none.
+        """
+        raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
+
+    def objective(self, terms: dict[str, float]) -> float:
+        """Return the part of the ELBO's terms that the guide is trained on: by default all."""
+        return sum(terms.values())
+
+    def first_clusters(self, x: Tensor) -> Tensor | None:
+        """Return responsibilities ``(N, K)`` for the parts of a bank that start from data."""
+        return None
+
+    def take_(self, index: Tensor) -> None:
+        """Make component *i* what component ``index[i]`` was; an exact posterior has no parts."""
+
+    def check(self, model: FlowMixture) -> None:
+        """Refuse a model whose rows or components do not fit; by default any will do."""
+
+    def compile(self, *_: object, **__: object) -> None:
+        """Compile the network; by default there is none."""
+
+    def _bound_model(self) -> FlowMixture:
+        if self.model is None:
+            raise ValueError(
+                f"the {type(self).__name__} is bound to no model; pass model=, or put both in a "
+                "VMoNF"
+            )
+        return self.model
+
+    def _begin(self) -> None:
+        """Run what every guide begins with: the posteriors of the model's random parts."""
+        claim_parameters(self)
+        if self.model is not None:
+            claim_parameters(self.model.weights)
+            self.model.weights.guide()
+            optional(self.model.bank, "guide", lambda: None)()  # of random parameters
+
+    def _observe(
+        self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None = None
+    ) -> None:
+        """Let weights in closed form learn from the rows' posterior."""
+        if self.model is not None:
+            self.model.weights.update_(log_posterior, sample_weight)
+
+    def site(self, name: str) -> str:
+        """Return the full name of a site: that of the model, where the guide is bound to one."""
+        return super().site(name) if self.model is None else self.model.site(name)
