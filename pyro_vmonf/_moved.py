@@ -16,6 +16,7 @@ MOVED = {
     "convolutions": "nn.convolutions",
     "distributed": "interop.ddp",
     "draws": "experiments.draws",
+    "elbo": "training.objective",
     "estimator": "interop.sklearn",
     "fitting": "training.fit",
     "flow": "flows.base",
@@ -40,8 +41,10 @@ MOVED = {
     "rotated": "flows",
     "running": "experiments.run",
     "saving": "files",
+    "scopes": "_utils.contexts",
     "simplex": "weight_priors",
     "temperature": "schedules",
+    "together": "training.restarts",
     "transformed": "flows.transformed",
     "truncated": "distributions",
 }
