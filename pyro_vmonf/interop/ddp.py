@@ -30,7 +30,8 @@ class TrainingLoss(nn.Module):
 
     def __init__(self, vmonf: nn.Module) -> None:
         super().__init__()
-        self.objective = Objective(vmonf.model, vmonf.guide, nesting=1)  # type: ignore[arg-type]
+        self.objective = Objective(vmonf.model, vmonf.guide)  # type: ignore[arg-type]
+        self.prepared = False
         self.programs = [p for p in self.objective.modules() if isinstance(p, Program)]
 
     def forward(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:
@@ -43,6 +44,9 @@ class TrainingLoss(nn.Module):
                 data set; the prior of random weights counts once for N rows.
         """
         size = arguments.setdefault("size", len(x))
+        if not self.prepared:  # the depth of the plates, and the road, from the first batch
+            self.objective.prepare_({"x": x, "y": y, **arguments})
+            self.prepared = True
         with unregistered(*self.programs):
             terms = self.objective(x=x, y=y, **arguments)
         loss = -torch.stack(list(terms.values())).sum() / size

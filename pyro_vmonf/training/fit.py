@@ -23,7 +23,7 @@ from pyro_vmonf.training import checkpoints
 from pyro_vmonf.training.data import Arguments, Sources, fingerprint, make_sources
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Single, Terms
-from pyro_vmonf.training.objective import Objective, max_plate_nesting, road
+from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Keep, Options, Progress, drawn_seed
 from pyro_vmonf.training.selection import MEASURED_ROWS, Keeper
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
@@ -157,7 +157,8 @@ def _fit(
     optimizer = options.optimizer_of([p for p in shared if p.requires_grad])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
         probe = next(iter(sources.train.epoch(torch.Generator())))
-        objective = objective_of(model, guide, probe, options.fast)
+        objective = Objective(model, guide)
+        objective.prepare_(probe, options.fast)
         plan = plan_of(model, guide, options, schedule)
         scheduler = options.scheduler(optimizer) if options.scheduler else None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -226,15 +227,6 @@ def quiet_scope(generator: torch.Generator) -> Iterator[None]:
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)")
         warnings.filterwarnings("ignore", ".*requires_grad=False")
         yield
-
-
-def objective_of(model: FlowMixture, guide: BoundGuide, probe: Arguments, fast: bool) -> Objective:
-    """Return the objective of a fit: the short road, where it is the same on the first batch."""
-    with evaluating(model), evaluating(guide):
-        nesting = max_plate_nesting(model, guide, **probe)
-    with pyro.validation_enabled(False):
-        reason = road(model, guide, nesting, probe) if fast else "asked for by fast=False"
-    return Objective(model, guide, nesting, reason)
 
 
 def run_of(sources: Sources, generator: torch.Generator, options: Options) -> Run:

@@ -13,7 +13,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf.program import (
     Enumerate,
     Program,
@@ -38,14 +38,16 @@ class EnumeratedELBO(TraceEnum_ELBO):
     ``torch.vmap``, several restarts at a time.
 
     Raises:
-        OtherProgram: if the program has another structure.
+        OtherProgram: in ``differentiable_loss``, if the program has another structure.
     """
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return -torch.stack(list(self.terms(model, guide, *args, **kwargs).values())).sum()
+        guide_trace, model_trace = self.traces(model, guide, *args, **kwargs)
+        check_structure(model_trace, guide_trace)
+        return -torch.stack(list(_terms(model_trace, guide_trace).values())).sum()
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the terms whose sum is the ELBO, by name."""
+        """Return the terms whose sum is the ELBO, by name; the structure is not checked."""
         guide_trace, model_trace = self.traces(model, guide, *args, **kwargs)
         return _terms(model_trace, guide_trace)
 
@@ -72,16 +74,39 @@ class Objective(nn.Module):
         model, guide: the pair.
         nesting: the depth of their plates.
         reason: the reason for the long road, ``TraceEnum_ELBO`` on the whole program; empty for the
-            short road.
+            short road. :meth:`prepare_` finds both.
     """
 
-    def __init__(self, model: nn.Module, guide: nn.Module, nesting: int, reason: str = "") -> None:
+    def __init__(
+        self, model: nn.Module, guide: nn.Module, nesting: int = 1, reason: str = ""
+    ) -> None:
         super().__init__()
         self.model = model
         self.guide = guide
+        self._take(nesting, reason)
+
+    def _take(self, nesting: int, reason: str) -> None:
         self.reason = reason
         self.elbo = EnumeratedELBO(max_plate_nesting=nesting)
         self.long = TraceEnum_ELBO(max_plate_nesting=nesting)
+
+    def prepare_(self, arguments: dict[str, Any], fast: bool = True) -> None:
+        """Find the depth of the plates and the road, from the first batch.
+
+        Arguments:
+            arguments: of the call.
+            fast: take the short road where it is the same.
+
+        Raises:
+            ValueError: if the program has no bound, or Pyro refuses it.
+        """
+        with evaluating(self.model), evaluating(self.guide):
+            nesting = max_plate_nesting(self.model, self.guide, **arguments)
+        reason = "asked for by fast=False"
+        if fast:
+            with pyro.validation_enabled(False), torch.enable_grad():
+                reason = road(self.model, self.guide, nesting, arguments)
+        self._take(nesting, reason)
 
     @property
     def road(self) -> str:

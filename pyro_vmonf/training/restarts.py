@@ -23,7 +23,6 @@ from pyro_vmonf.training.data import Sources, TensorSource, check_data
 from pyro_vmonf.training.fit import (
     fit,
     in_units,
-    objective_of,
     plan_of,
     quiet_scope,
     run_of,
@@ -278,7 +277,8 @@ def fit_together(
     with quiet_scope(runs[0][1]), pyro.validation_enabled(False):
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over some
         probe = next(iter(runs[0][0].train.epoch(torch.Generator())))
-        objective = objective_of(*copies[0], _rows(arrays, probe["x"]), checked.fast)
+        objective = Objective(*copies[0])
+        objective.prepare_(_rows(arrays, probe["x"]), checked.fast)
         if objective.reason:
             raise NotTogether(objective.reason)
         nesting = objective.elbo.max_plate_nesting

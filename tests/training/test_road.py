@@ -17,13 +17,19 @@ from pyro_vmonf import (
     Gaussian,
     RealNVP,
     SoftmaxGuide,
+    TrainingLoss,
     VMoNF,
     select,
 )
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.program import contracted
 from pyro_vmonf.terms import Balance, Classification, Confidence
-from pyro_vmonf.training.objective import Objective, max_plate_nesting
+from pyro_vmonf.training.objective import (
+    EnumeratedELBO,
+    Objective,
+    OtherProgram,
+    max_plate_nesting,
+)
 
 K, N = 2, 60
 X = torch.cat((torch.randn(N // 2, 2), torch.randn(N // 2, 2) + 4)).double()
@@ -253,3 +259,18 @@ def test_a_last_step_into_nowhere_is_taken_back() -> None:
     assert history.stepped_back
     assert all(torch.equal(value, before[name]) for name, value in vmonf.named_parameters())
     assert vmonf.log_prob(X).isfinite().all()
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_loss_module_has_the_value_of_pyro(program: type[Program], guided: bool) -> None:
+    vmonf = pair(program, SoftmaxGuide(MLP(2, K)) if guided else None)
+    pyro_s = TraceEnum_ELBO(max_plate_nesting=program.nesting)
+    expected = pyro_s.differentiable_loss(vmonf.model, vmonf.guide, X).item() / N
+    assert TrainingLoss(vmonf)(X).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_direct_sum_refuses_other_programs() -> None:
+    vmonf = pair(Outlier, None)
+    with pytest.raises(OtherProgram, match="2 sites are enumerated"):
+        EnumeratedELBO(max_plate_nesting=1).differentiable_loss(vmonf.model, vmonf.guide, X)
