@@ -37,6 +37,7 @@ from pyro_vmonf import (
     weights,
 )
 from pyro_vmonf import nn as networks
+from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._version import __version__
 from pyro_vmonf.flows import constant
 
@@ -285,7 +286,7 @@ def write(content: Any, path: str | os.PathLike[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            torch.save(plain(content), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
