@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import numbers
 import os
 import warnings
 import zipfile
@@ -96,12 +95,11 @@ def describe(value: Any) -> Any:
     Raises:
         TypeError: if a part is not one of the library's.
     """
+    value = plain(value)
     if isinstance(value, (nn.ModuleList, list, tuple)):
         return [describe(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, numbers.Integral):  # numpy's
-        return int(value)
     if isinstance(value, Tensor):
         return value.detach().cpu()
     part = type(value)

@@ -25,7 +25,7 @@ def local_seed(seed: int | None) -> Iterator[None]:
         return
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield
 
 

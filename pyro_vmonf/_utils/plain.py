@@ -10,12 +10,16 @@ import numpy as np
 import torch
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, arrays: bool = True) -> Any:
     """Return a value with Python's own numbers and strings in place of others.
 
-    NumPy scalars become numbers, arrays become tensors, paths become strings. Subclasses of ``int``,
-    ``float`` and ``str`` become these. It goes through dictionaries, lists and tuples, and leaves
-    tensors and anything else alone.
+    NumPy scalars become numbers, arrays become tensors, paths become strings. Subclasses of
+    ``int``, ``float`` and ``str`` become these. It goes through dictionaries, lists and tuples, and
+    leaves tensors and anything else alone.
+
+    Arguments:
+        value: any value.
+        arrays: ``False`` leaves NumPy arrays alone too.
 
     Example:
         >>> plain({"lr": np.float64(0.5), "sizes": (np.int64(3), np.True_)})
@@ -26,7 +30,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        return _plain_array(value)
+        return _plain_array(value) if arrays else value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, str):
@@ -36,12 +40,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         made = copy.copy(value)  # a state's dictionary has its versions as an attribute
         made.clear()
-        made.update((plain(key), plain(item)) for key, item in value.items())
+        made.update((plain(key), plain(item, arrays=arrays)) for key, item in value.items())
         return made
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain(item, arrays=arrays) for item in value]
     if isinstance(value, tuple):
-        return tuple(plain(item) for item in value)
+        return tuple(plain(item, arrays=arrays) for item in value)
     return value
 
 

@@ -12,6 +12,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vmonf._utils.plain import plain
+
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LARGEST_LIST = 10  # numbers of a tensor that are shown one by one
 
@@ -64,9 +66,10 @@ def _rounded(numbers: Any) -> Any:
 class Recorded:
     """A class that keeps the arguments of its constructor under their names.
 
-    The constructor runs first. The plain arguments that it leaves out become attributes afterwards:
-    numbers, strings, ``None``, and sequences of these as tuples. A class keeps tensors, modules and
-    functions itself, because their place decides how they move and where they are saved.
+    The constructor runs first, with Python's own numbers in place of NumPy's. The plain arguments
+    that it leaves out become attributes afterwards: numbers, strings, ``None``, and sequences of
+    these as tuples. A class keeps tensors, modules and functions itself, because their place
+    decides how they move and where they are saved.
 
     A constructor may end in ``**options: Unpack[...]`` and pass the options on to its base class.
     Its signature then shows the keyword arguments of the base class in their place.
@@ -99,6 +102,7 @@ def _recording(cls: type, init: Callable[..., None]) -> Callable[..., None]:
                 shown.bind(self, *args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{init.__qualname__}() {error}") from None
+        args, kwargs = plain((args, kwargs), arrays=False)
         try:
             given = own.bind(self, *args, **kwargs)
         except TypeError:

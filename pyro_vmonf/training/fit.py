@@ -143,7 +143,7 @@ def _fit(
     if options.resume is not None and not options.begins:
         past = checkpoints.read(options.resume, seed)
         seed = past["seed"]
-    seed = drawn_seed() if seed is None else seed
+    seed = drawn_seed() if seed is None else int(seed)
     generator = torch.Generator().manual_seed(seed)
     sources = make_sources(model, *data, **options.of_sources(), generator=generator)
     own: dict[str, Any] = {}

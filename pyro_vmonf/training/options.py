@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf import files
+from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
@@ -64,6 +65,8 @@ class Options:
     fast: bool = True
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            setattr(self, field.name, plain(getattr(self, field.name)))
         if self.epochs is not None and self.steps is not None:
             raise ValueError(
                 f"epochs={self.epochs} and steps={self.steps} were both given; pass one of them"

@@ -159,7 +159,7 @@ def fit_best(
     """
     if not options.keys().isdisjoint(("checkpoint", "resume")):
         raise ValueError("checkpoint and resume go with one run; pass n_init=1")
-    first = int(torch.randint(2**31, ())) if seed is None else seed
+    first = int(torch.randint(2**31, ()) if seed is None else seed)
     held_out = _common_rows(x, held_out, first)
     if options.keys() <= TOGETHER and not isinstance(x, DataLoader):
         with contextlib.suppress(NotTogether):
