@@ -11,8 +11,10 @@ above::
     vmonf           VMoNF: the pair of model and guide, and its verbs
     report          the state of each component of a fitted pair
     plots           figures, one file a subject
-    starts          starting points: clusters, lessons for a guide, new seeds for dead components
-    training        the run: rows, trainer, restarts, checkpoints, history
+    starts          first clusterings, lessons that teach them to a guide, the callback that revives
+                    dead components
+    training        the run: rows, trainer, restarts, checkpoints, history; stopping rules are
+                    callbacks of fit
     files           saved pairs
     em              expectation-maximisation of Gaussian mixtures
     components      pruning, aligning, doubling components

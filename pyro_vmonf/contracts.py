@@ -1,8 +1,9 @@
 """The interfaces that a user can implement, each written down once.
 
 Each class describes one part of a mixture: the required members, the optional ones, and a recipe. A
-part need not inherit from these classes. :func:`optional` and :func:`required` are the only places
-that ask a part for an optional member.
+part does not inherit from these protocols. Weights, guides and transforms inherit from the base
+class that their protocol names. :func:`optional` and :func:`required` are the only places that ask
+a part for an optional member.
 """
 
 from __future__ import annotations

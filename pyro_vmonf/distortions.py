@@ -14,6 +14,8 @@ from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import Batch
 
+__all__ = ["Adversarial", "AffineImages", "Jitter", "RandomWalk"]
+
 
 def _units(batch: Batch) -> Tensor | float:
     """Return the standard deviation of each feature where the model knows it, and else 1."""

@@ -157,7 +157,7 @@ def formula(vmonf: VMoNF) -> None:
     joint = vmonf.model.weights.mean_log() + vmonf.component_log_prob(X)
     q = vmonf.predict_proba(X)
     expected = (q * (joint - q.clamp_min(1e-38).log())).sum(-1)
-    if not isinstance(vmonf.guide, SoftmaxGuide):
+    if vmonf.guide.exact:
         assert q.allclose(vmonf.predict_proba(X, exact=True))
     if isinstance(vmonf.guide, MarginalGuide):
         expected = joint.logsumexp(-1)
