@@ -36,6 +36,7 @@ from pyro_vmonf import (
     weights,
 )
 from pyro_vmonf import nn as networks
+from pyro_vmonf._utils.contexts import alone
 from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._version import __version__
 from pyro_vmonf.flows import constant
@@ -194,7 +195,7 @@ def load(
         if into is None:
             description = content["description"]
             room = 64 + sum(value.numel() for value in state.values())
-            with torch.random.fork_rng(devices=[]), Bounded(room):
+            with alone(), torch.random.fork_rng(devices=[]), Bounded(room):
                 check_sizes(description, room)
                 into = pair(build(description["model"]), build(description["guide"]))
             into.to(dtype)

@@ -7,12 +7,11 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from pyro_vmonf import files
-from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.html import sparkline, table
 from pyro_vmonf._utils.validation import (
     check_context_rows,
@@ -351,7 +350,7 @@ def _check_pair(model: Any, guide: Any) -> None:
 
 def _shown_weights(model: FlowMixture) -> str:
     """Return the mixture's weights as text."""
-    with pyro.get_param_store().scope():
+    with own_store():
         try:
             weights = model.weights.log_mean().exp().tolist()
         except ValueError:  # of gates

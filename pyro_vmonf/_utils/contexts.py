@@ -1,12 +1,58 @@
-"""Blocks with a seed or in eval mode, which leave everything else as it was."""
+"""Blocks with a seed, a store or a mode of their own, which leave everything else as it was.
+
+Pyro's handlers and its param store, torch's generators and the filters of warnings belong to the
+process, not to a thread. So one thread at a time is in any of these blocks.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import pyro
 import torch
 from torch import nn
+
+_lock = threading.RLock()
+
+
+def _renew() -> None:
+    """Replace the lock in a forked process, where the thread that may hold it does not exist."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep other threads out of a block that changes what belongs to the whole process.
+
+    Example:
+        >>> with alone(), alone():  # a thread does not wait for itself
+        ...     pass
+    """
+    with _lock:
+        yield
+
+
+@contextmanager
+def own_store() -> Iterator[None]:
+    """Run a block with an empty param store, and put the former one back after it."""
+    with alone(), pyro.get_param_store().scope():
+        yield
+
+
+@contextmanager
+def own_filters() -> Iterator[None]:
+    """Run a block with filters of warnings of its own."""
+    with alone(), warnings.catch_warnings():
+        yield
 
 
 @contextmanager
@@ -24,20 +70,21 @@ def local_seed(seed: int | None) -> Iterator[None]:
         yield
         return
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with alone(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(seed))
         yield
 
 
 @contextmanager
 def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, before in modes:
-            part.training = before
+    with alone():
+        modes = [(part, part.training) for part in module.modules()]
+        module.train(training)
+        try:
+            yield
+        finally:
+            for part, before in modes:
+                part.training = before
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:

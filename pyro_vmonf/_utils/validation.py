@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf._utils.contexts import own_filters
+
 
 def floating_buffer(module: nn.Module) -> Tensor:
     """Return a floating tensor of the module, whose dtype and device the data are to have."""
@@ -34,7 +36,7 @@ def _to_tensor(values: Any) -> Tensor:
     array = np.asarray(values)
     if any(stride < 0 for stride in array.strides):
         array = array.copy()
-    with warnings.catch_warnings():  # of arrays that are read-only: nothing here writes to them
+    with own_filters():  # of arrays that are read-only: nothing here writes to them
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.as_tensor(array)
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
 from pyro_vmonf._utils.validation import (
     check_evidence,
     check_positive,
@@ -124,7 +123,7 @@ def to_inference_data(
     y = None if y is None else check_evidence(y, len(x), model.num_components, like)
     new = None if held_out is None else check_rows(held_out, model.event_shape, like)
     by_guide = not (exact or vmonf.guide.exact)
-    with pyro.get_param_store().scope():  # random parts fill the store
+    with own_store():  # random parts fill the store
         found = _draws(vmonf, draws, posterior, seed)
         log_prob, log_q = _scores(vmonf, found, x, y, chunk_size)
         if by_guide:
@@ -277,7 +276,7 @@ def _convert(
     note: str | None,
 ) -> Any:
     """Call ``from_dict`` of ArviZ: groups are arguments before 1.0, and a dict since."""
-    with warnings.catch_warnings():
+    with own_filters():
         # ArviZ announces its next major version once a day, at import.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz

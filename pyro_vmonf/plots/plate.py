@@ -7,14 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from matplotlib.patches import BoxStyle, Ellipse, FancyBboxPatch
 from pyro.infer.inspect import get_model_relations
 from torch import nn
 
-from pyro_vmonf._utils.contexts import evaluating
+from pyro_vmonf._utils.contexts import evaluating, own_store
 from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.axes import axes_or_new, points_per_unit
@@ -107,7 +106,7 @@ def diagram_of(
 ) -> Diagram:
     """Return the diagram of one run of a Pyro program, from the provenance of its values."""
     mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
-    with pyro.get_param_store().scope(), mode:
+    with own_store(), mode:
         found = get_model_relations(model, model_args, dict(model_kwargs or {}))
     return Diagram(
         {name: list(parents) for name, parents in found["sample_sample"].items()},

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf._utils.validation import as_tensor, check_positive, check_rows
 
@@ -69,7 +70,7 @@ def _cut(near: np.ndarray, num_clusters: int) -> np.ndarray:
     method = SpectralClustering(
         num_clusters, affinity="precomputed", assign_labels="cluster_qr", random_state=0
     )
-    with warnings.catch_warnings():
+    with own_filters():
         # Parts that no link joins are the easiest clusters, and each is found.
         warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
         return method.fit_predict(directed + directed.T)

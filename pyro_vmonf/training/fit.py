@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
 from pyro_vmonf._utils.validation import listed
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
@@ -67,7 +67,8 @@ def fit(
 
     The loop is ``TraceEnum_ELBO()(model, guide)`` and a torch optimiser, inside a param store of
     its own. Every term that it minimises is a site of the Pyro program, and plain ``SVI`` does the
-    same.
+    same. Pyro's stacks belong to the process: fits and verbs in several threads run one after the
+    other.
 
     Arguments:
         model: the mixture.
@@ -217,11 +218,14 @@ def in_units(
 
 @contextmanager
 def quiet_scope(generator: torch.Generator) -> Iterator[None]:
-    """Run a block in a param store of its own, with local draws, without warnings of each step."""
+    """Run a block in a param store of its own, with local draws, without warnings of each step.
+
+    One thread at a time is in such a block.
+    """
     with (
-        pyro.get_param_store().scope(),
+        own_store(),
         local_seed(int(torch.randint(2**62, (), generator=generator))),
-        warnings.catch_warnings(),
+        own_filters(),
     ):
         # Losses that are not finite are counted; frozen parameters are the choice of the user.
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)")

@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf import files
+from pyro_vmonf._utils.contexts import alone
 from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.guides import BoundGuide
@@ -194,4 +195,5 @@ class Options:
 
 def drawn_seed() -> int:
     """Return a seed from torch's own generator."""
-    return int(torch.randint(2**62, ()))
+    with alone():
+        return int(torch.randint(2**62, ()))

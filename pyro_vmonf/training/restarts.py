@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed, training
+from pyro_vmonf._utils.contexts import alone, evaluating, local_seed, training
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
@@ -159,7 +159,8 @@ def fit_best(
     """
     if not options.keys().isdisjoint(("checkpoint", "resume")):
         raise ValueError("checkpoint and resume go with one run; pass n_init=1")
-    first = int(torch.randint(2**31, ()) if seed is None else seed)
+    with alone():
+        first = int(torch.randint(2**31, ()) if seed is None else seed)
     held_out = _common_rows(x, held_out, first)
     if options.keys() <= TOGETHER and not isinstance(x, DataLoader):
         with contextlib.suppress(NotTogether):

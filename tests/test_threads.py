@@ -1,0 +1,134 @@
+"""Threads and processes: fits and verbs give what each gives alone, saves are whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_vmonf import FlowMixture, RandomWeights, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.distortions import Jitter
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.starts import warm_start_
+from pyro_vmonf.terms import Consistency
+
+K, D = 3, 2
+X = torch.randn(90, D, generator=torch.Generator().manual_seed(5))
+
+
+def pair(seed: int) -> VMoNF:
+    """A pair whose every step draws: random weights, noise on the rows, dropout."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Dropout(0.2), MLP(D, K, hidden=(4,)))
+    guide = SoftmaxGuide(network, [Consistency(Jitter(0.1))])
+    bank = RealNVP(D, K, blocks=2, hidden=(4,))
+    return VMoNF(FlowMixture(bank, RandomWeights(torch.ones(K))), guide)
+
+
+def state(vmonf: VMoNF) -> list[Tensor]:
+    return [value.clone() for value in vmonf.state_dict().values()]
+
+
+def by_fit(vmonf: VMoNF, seed: int) -> list[Tensor]:
+    vmonf.fit(X, epochs=8, batch_size=30, seed=seed, progress=False)
+    return state(vmonf)
+
+
+def by_restarts(vmonf: VMoNF, seed: int) -> list[Tensor]:
+    vmonf.fit(X, epochs=4, batch_size=30, seed=seed, n_init=2, progress=False)
+    return state(vmonf)
+
+
+def by_verbs(vmonf: VMoNF, seed: int) -> list[Tensor]:
+    found: list[Tensor] = []
+    for i in range(10):
+        found += [*vmonf.sample(20, seed=seed + i), vmonf.log_prob(X), vmonf.predict_proba(X)]
+        found.append(vmonf.elbo(X))
+        vmonf._repr_html_()
+    return found
+
+
+def by_start(vmonf: VMoNF, seed: int) -> list[Tensor]:
+    warm_start_(vmonf.guide, X, torch.arange(len(X)) % K, steps=20, seed=seed)
+    return state(vmonf)
+
+
+def together(works: list[Callable[[], object]]) -> list[object]:
+    """The results of functions, each in a thread of its own, all begun at once."""
+    found: list[object] = [None] * len(works)
+    begin = threading.Barrier(len(works))
+
+    def run(i: int) -> None:
+        begin.wait()
+        try:
+            found[i] = works[i]()
+        except Exception as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("second", [by_fit, by_verbs, by_restarts, by_start])
+def test_two_threads_give_what_each_gives_alone(
+    second: Callable[[VMoNF, int], list[Tensor]],
+) -> None:
+    pairs = [pair(0), pair(1)]
+    expected = [by_fit(pair(0), 0), second(pair(1), 1)]
+    pyro.clear_param_store()
+    pyro.param("mine", torch.ones(()))
+    before = torch.get_rng_state(), list(warnings.filters)
+    found = together([lambda: by_fit(pairs[0], 0), lambda: second(pairs[1], 1)])
+    for values, wanted in zip(found, expected, strict=True):
+        assert isinstance(values, list), values
+        assert all(torch.equal(a, b) for a, b in zip(values, wanted, strict=True))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert list(warnings.filters) == before[1]
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    pyro.clear_param_store()
+
+
+def test_a_process_that_is_forked_during_a_fit_can_score() -> None:
+    """The child has no thread that could give the lock back."""
+    code = """
+import os, threading, torch
+from tests.test_threads import X, pair
+forked, done = threading.Event(), threading.Event()
+def wait(progress):
+    forked.set()
+    done.wait(60)
+vmonf, other = pair(0), pair(1)
+thread = threading.Thread(target=lambda: vmonf.fit(
+    X, epochs=1, callbacks=wait, seed=0, progress=False))
+thread.start()
+forked.wait(60)
+child = os.fork()
+if not child:
+    other.log_prob(X)
+    os._exit(7)
+status = os.waitpid(child, 0)[1]
+done.set()
+thread.join()
+print(os.waitstatus_to_exitcode(status))
+"""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert found.stdout.split() == ["7"], found.stderr
