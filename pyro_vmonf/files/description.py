@@ -1,0 +1,119 @@
+"""Parts as plain data, and parts from it: constructors' arguments, read off their attributes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from types import ModuleType
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vmonf import (
+    components,
+    distortions,
+    flows,
+    guides,
+    model,
+    schedules,
+    terms,
+    transforms,
+    weight_priors,
+    weights,
+)
+from pyro_vmonf import nn as networks
+from pyro_vmonf._utils.plain import plain
+from pyro_vmonf.flows import constant
+
+# Where the parts of a file are looked up. Every part keeps its constructor's arguments as
+# attributes of the same names, so a description is of the part as it is now.
+ROOMS: tuple[ModuleType, ...] = (
+    flows,
+    constant,
+    transforms,
+    networks,
+    weights,
+    weight_priors,
+    guides,
+    terms,
+    distortions,
+    schedules,
+    components,
+    model,
+)
+# Distributions that a file may hold, with their arguments and the attributes that keep those.
+DISTRIBUTIONS: dict[str, tuple[type[Distribution], dict[str, str]]] = {
+    part.__name__: (part, {name.split("=")[0]: name.split("=")[-1] for name in names.split()})
+    for part, names in (
+        (dist.Dirichlet, "concentration"),
+        (dist.Independent, "base_distribution=base_dist reinterpreted_batch_ndims"),
+        (dist.Laplace, "loc scale"),
+        (dist.MultivariateNormal, "loc covariance_matrix"),
+        (dist.Normal, "loc scale"),
+        (dist.StudentT, "df loc scale"),
+        (dist.Uniform, "low high"),
+        (weight_priors.StickBreaking, "a b"),
+    )
+}
+_REBOUND = (guides.BoundGuide,)  # parts whose reference to the model the pair makes anew
+
+
+@functools.cache
+def parts() -> dict[str, type]:
+    """Return the library's classes that a file may name."""
+    return {
+        name: value
+        for room in ROOMS
+        for name, value in vars(room).items()
+        if isinstance(value, type)
+        and value.__module__.startswith(room.__name__)
+        and (issubclass(value, nn.Module) or dataclasses.is_dataclass(value))
+    }
+
+
+def describe(value: Any) -> Any:
+    """Return a part, and those in it, as plain data.
+
+    Raises:
+        TypeError: if a part is not one of the library's.
+    """
+    value = plain(value)
+    if isinstance(value, (nn.ModuleList, list, tuple)):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    part = type(value)
+    if isinstance(value, Distribution) and part.__name__ in DISTRIBUTIONS:
+        _, kept = DISTRIBUTIONS[part.__name__]
+        arguments = {key: describe(getattr(value, name)) for key, name in kept.items()}
+        return {"distribution": part.__name__, "arguments": arguments}
+    bound = {"model"} if isinstance(value, _REBOUND) else set()
+    names = [n for n in inspect.signature(part).parameters if n not in bound]
+    if parts().get(part.__name__) is not part or not all(hasattr(value, n) for n in names):
+        raise TypeError(f"{part.__module__}.{part.__qualname__} is not a part of pyro_vmonf")
+    return {"part": part.__name__, "arguments": {n: describe(getattr(value, n)) for n in names}}
+
+
+def build(description: Any) -> Any:
+    """Return the part that :func:`describe` described, with fresh parameters.
+
+    Raises:
+        ValueError: if it names a part that does not exist.
+    """
+    if isinstance(description, list):
+        return [build(item) for item in description]
+    if not isinstance(description, dict):
+        return description
+    if description.get("distribution") in DISTRIBUTIONS:
+        made, _ = DISTRIBUTIONS[description["distribution"]]
+        return made(**{k: build(v) for k, v in description["arguments"].items()})
+    name = description.get("part")
+    part = parts().get(name) if isinstance(name, str) else None
+    if part is None:
+        raise ValueError(f"the file names the part {name!r}, which this version does not have")
+    return part(**{k: build(v) for k, v in description["arguments"].items()})

@@ -1,0 +1,140 @@
+"""Limits on what a file may ask for: no more than the numbers that it holds can fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vmonf import schedules
+from pyro_vmonf.files.archive import tensors_in
+
+DEPTH = 100  # of dictionaries and lists; a part takes two
+SCHEDULES = frozenset(n for n, v in vars(schedules).items() if dataclasses.is_dataclass(v))
+
+
+class Limits:
+    """What a file holds, which bounds what its description may declare.
+
+    Arguments:
+        description: of the parts.
+        state: their tensors by name.
+    """
+
+    def __init__(self, description: Any, state: dict[str, Tensor]) -> None:
+        held = [*state.values(), *tensors_in(description)]
+        self.entries = len(held)
+        self.numbers = 64 + sum(tensor.numel() for tensor in held)
+        self.shapes = {tensor.shape for tensor in state.values()}
+        self.largest = 2**22 + 32 * max((tensor.numel() for tensor in held), default=0)
+        self.operations = 4096 + 256 * self.entries
+        self._nodes = 0
+
+    def check(self, value: Any, name: str = "", depth: int = 0, *, counts: bool = True) -> None:
+        """Refuse a description that the file's own numbers could not fill.
+
+        Arguments:
+            value: the description.
+            name: of the argument that it is.
+            depth: of the parts around it.
+            counts: whether whole numbers are sizes. Those of a schedule are steps, which may be
+                more.
+
+        Raises:
+            ValueError: if it nests too deep, has too many values or declares too large a number.
+        """
+        self._nodes += 1
+        if depth > DEPTH or self._nodes > 10_000 + self.numbers:
+            raise ValueError("its description nests too deep, or has more values than its state")
+        if isinstance(value, dict):
+            counts = counts and value.get("part") not in SCHEDULES
+            for key, item in value.items():
+                self.check(item, str(key)[:40], depth + 1, counts=counts)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                self.check(item, name, depth + 1, counts=counts)
+        elif counts and isinstance(value, int) and abs(value) > self.numbers:
+            raise ValueError(f"it declares {name}={value:.3g}, and holds {self.numbers} numbers")
+
+
+@contextmanager
+def bounded(limits: Limits) -> Iterator[None]:
+    """Run a block that makes no tensor larger, and no parameter of another shape, than a file has.
+
+    Raises:
+        ValueError: if it does.
+    """
+    thread = threading.get_ident()
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or threading.get_ident() != thread:
+            return
+        if parameter.shape not in limits.shapes:
+            raise ValueError(
+                f"it declares a {name} of shape {list(parameter.shape)}, and holds none"
+            )
+
+    hook = register_module_parameter_registration_hook(registered)
+    try:
+        with _Counted(limits):
+            yield
+    finally:
+        hook.remove()
+
+
+class _Counted(TorchDispatchMode):
+    """A block in which operations are counted, and their results measured before they are made."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self.limits = limits
+        self.left = limits.operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it declares more parts than it has numbers")
+        if (_bound(args) * _bound(kwargs)) ** 2 > self.limits.largest:  # diagonals are squares
+            for shape in _shapes(func, args, kwargs):
+                if math.prod(shape) > self.limits.largest:
+                    raise ValueError(f"it declares a tensor of shape {list(shape)}")
+        return func(*args, **kwargs)
+
+
+def _bound(arguments: Any) -> int:
+    """Return a number whose square no result of an operation exceeds in size."""
+    bound = 1
+    for value in pytree.tree_leaves(arguments):
+        size = value.numel() if isinstance(value, Tensor) else value
+        if isinstance(size, (int, float)) and math.isfinite(size):
+            bound *= max(1, math.ceil(abs(size)))
+    return bound
+
+
+def _shapes(func: Any, args: Any, kwargs: Any) -> list[torch.Size]:
+    """Return the shapes of an operation's results, without their numbers."""
+
+    def bare(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    from_numbers = not any(isinstance(value, Tensor) for value in pytree.tree_leaves(args))
+    args, kwargs = pytree.tree_map(bare, (args, kwargs))
+    if "device" in kwargs or from_numbers:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    try:
+        made = func(*args, **kwargs)
+    except (NotImplementedError, RuntimeError) as error:
+        if from_numbers:
+            raise ValueError(f"it declares a tensor that cannot be made: {error}") from error
+        return []  # its size depends on the numbers of the arguments, and is at most theirs
+    return [value.shape for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]
