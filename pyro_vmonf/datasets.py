@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import as_tensor
 
 
 class Pinwheel:
@@ -312,11 +313,11 @@ def download_mnist(folder: str | os.PathLike[str]) -> None:
         (folder / f"{name}.gz").write_bytes(content)
 
 
-def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
+def dequantize(images: Any, *, seed: int | None = None) -> Tensor:
     """Return 8-bit images as floats in [0, 1): (level + u) / 256 with u uniform in [0, 1).
 
     Arguments:
-        images: levels of any shape, ``uint8``.
+        images: levels of any shape, ``uint8``, as a tensor or numpy array.
         seed: seed of u; the global state stays.
 
     Raises:
@@ -326,6 +327,7 @@ def dequantize(images: Tensor, *, seed: int | None = None) -> Tensor:
         >>> dequantize(torch.zeros(1, 4, dtype=torch.uint8), seed=0).max() < 1 / 256
         tensor(True)
     """
+    images = as_tensor("images", images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images have dtype {images.dtype}; expected uint8")
     with local_seed(seed):

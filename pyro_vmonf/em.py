@@ -16,9 +16,7 @@ from torch import Tensor
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import (
     check_positive,
-    check_rows,
     check_sample_weight,
-    floating_buffer,
 )
 from pyro_vmonf.flows.ready_made import Gaussian
 from pyro_vmonf.model import FlowMixture
@@ -106,7 +104,7 @@ def fit_em(
         raise TypeError("EM needs FlowMixture(Gaussian(...), 'learned')")
     check_positive("n_init", n_init)
     check_positive("max_iter", max_iter)
-    x = check_rows(x, model.event_shape, floating_buffer(model))
+    x = model.rows(x, weight=sample_weight)
     if len(x) < model.num_components:
         raise ValueError(
             f"x has {len(x)} rows but the mixture has {model.num_components} components"
@@ -127,7 +125,7 @@ def fit_em(
     units = Standardize(model.event_shape).to(x)
     units.load_state_dict(model.standardizer.state_dict())
     if standardize and not units.fitted:
-        units.fit_(x)
+        units.fit_(x, weight)
     z = units.inv(x).double()
     curve: list[float] = []
     best: tuple[Tensor, Tensor, Tensor] | None = None
@@ -227,7 +225,7 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
         >>> sorted(information_criteria(model, torch.zeros(9, 2)))
         ['aic', 'bic', 'mdl']
     """
-    x = check_rows(x, model.event_shape, floating_buffer(model))
+    x = model.rows(x)
     with evaluating(model):
         free, total = num_parameters(model), float(model.mixture().log_prob(x).double().sum())
     bic = free * math.log(len(x)) - 2 * total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pyro
 import torch
@@ -11,7 +12,14 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.validation import check_context, check_positive, check_rows, floating_buffer
+from pyro_vmonf._utils.validation import (
+    as_tensor,
+    check_context,
+    check_positive,
+    check_rows,
+    check_sample_weight,
+    floating_buffer,
+)
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
@@ -107,8 +115,37 @@ class FlowMixture(Program):
     def _in_raw_units(self, bank: Distribution) -> Distribution:
         return bank if self.bounded else FlowDistribution(bank, [self.standardizer])
 
-    def standardize_(self, x: Tensor) -> None:
+    def rows(self, x: Any, *, weight: Any = None, first: int = 0) -> Tensor:
+        """Return rows ``(N, *event_shape)`` in the dtype and on the device of the model.
+
+        Rows in float64 stay so if a model in float32 would lose the digits of their spread.
+
+        Arguments:
+            x: the rows.
+            weight: their weights ``(N,)``; those of weight zero do not count for the spread.
+            first: number of the first row, for messages.
+
+        Raises:
+            TypeError: if they are no real floating numbers.
+            ValueError: if their shape does not fit, or they are not finite.
+        """
+        counts = None if weight is None else as_tensor("sample_weight", weight) > 0
+
+        def keeps(rows: Tensor) -> bool:
+            counted = counts is not None and counts.shape == rows.shape[:1]
+            return self.standardizer.needs_digits(rows[counts] if counted else rows)
+
+        like = floating_buffer(self)
+        return check_rows(
+            x, self.event_shape, like, keeps=None if self.bounded else keeps, first=first
+        )
+
+    def standardize_(self, x: Any, weight: Any = None) -> None:
         """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike.
+
+        Arguments:
+            x: the rows.
+            weight: how much each counts ``(N,)``; all alike by default.
 
         Raises:
             ValueError: if the components live on a bounded set, which has units of its own, or the
@@ -116,7 +153,10 @@ class FlowMixture(Program):
         """
         if self.bounded:
             raise ValueError("the components are bounded: their rows cannot be standardised")
-        self.standardizer.fit_(check_rows(x, self.event_shape, floating_buffer(self)))
+        x = self.rows(x, weight=weight)
+        if weight is not None:
+            weight = check_sample_weight(weight, len(x), floating_buffer(self))
+        self.standardizer.fit_(x, weight)
 
     def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Start the parts of the bank that start from data, where they have not been: see ActNorm.
@@ -127,7 +167,7 @@ class FlowMixture(Program):
         """
         if not self.context_features:
             start = optional(self.bank, "start_", lambda rows, weight: None)
-            rows = check_rows(x, self.event_shape, floating_buffer(self))
+            rows = self.rows(x)
             with torch.no_grad():
                 start(rows if self.bounded else self.standardizer.inv(rows), weight)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import check_rows, check_unconditional, floating_buffer
+from pyro_vmonf._utils.validation import check_unconditional
 from pyro_vmonf.contracts import Pair
 
 
@@ -98,7 +98,7 @@ def component_report(vmonf: Pair, x: Any, *, inverted: int = 64) -> ComponentRep
         'NoneType'
     """
     check_unconditional("the report", vmonf.model.context_features)
-    x = check_rows(x, vmonf.model.event_shape, floating_buffer(vmonf.model))
+    x = vmonf.model.rows(x)
     q, exact = vmonf.predict_proba(x), vmonf.predict_proba(x, exact=True)
     log_prob = vmonf.component_log_prob(x)
     count = q.shape[-1]

@@ -17,7 +17,6 @@ from pyro_vmonf._utils.validation import (
     check_context_rows,
     check_evidence,
     check_positive,
-    check_rows,
     check_unconditional,
     floating_buffer,
 )
@@ -175,7 +174,7 @@ class VMoNF(Transparent):
         posterior = self.model.log_posterior if exact else self.guide.log_posterior
         if y is not None:
             like = floating_buffer(self)
-            x = check_rows(x, self.model.event_shape, like)
+            x = self.model.rows(x)
             y = check_evidence(y, len(x), self.model.num_components, like)
         return self._over_chunks(
             lambda rows, given, y: posterior(rows, y, given).exp(), x, given, chunk_size, y
@@ -325,7 +324,7 @@ class VMoNF(Transparent):
         """Join a function's results over chunks of rows, their context and their evidence."""
         check_positive("chunk_size", chunk_size)
         like = floating_buffer(self)
-        rows = check_rows(x, self.model.event_shape, like)
+        rows = self.model.rows(x)
         given = check_context_rows(given, len(rows), self.model.context_features, like)
 
         def chunks(values: Tensor | None) -> Iterable[Tensor | None]:

@@ -433,3 +433,9 @@ def test_the_brightest_pixel_stays_below_one() -> None:
 def test_only_bytes_are_dequantised(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"images have dtype {dtype}; expected uint8"):
         dequantize(torch.zeros(2, 2, dtype=dtype))
+
+
+def test_images_of_numpy_are_dequantised() -> None:
+    assert torch.equal(dequantize(IMAGES.numpy(), seed=0), dequantize(IMAGES, seed=0))
+    with pytest.raises(TypeError, match=r"images have dtype torch.int64; expected uint8"):
+        dequantize(IMAGES.numpy().astype("int64"))

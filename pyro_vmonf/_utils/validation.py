@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import own_filters
+from pyro_vmonf._utils.plain import plain
 
 
 def floating_buffer(module: nn.Module) -> Tensor:
@@ -53,6 +54,11 @@ def as_tensor(name: str, values: Any) -> Tensor:
     Raises:
         TypeError: if they are no array of real numbers.
     """
+    if isinstance(values, Iterator):
+        raise TypeError(
+            f"{name} is a {type(values).__name__}, which can be gone through only once; pass its "
+            "rows as one array, such as torch.stack(list(rows)), or a DataLoader"
+        )
     try:
         values = values.detach() if isinstance(values, Tensor) else _to_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -65,8 +71,22 @@ def as_tensor(name: str, values: Any) -> Tensor:
     return values
 
 
-def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
+def check_rows(
+    x: Any,
+    event_shape: Sequence[int],
+    like: Tensor,
+    *,
+    keeps: Callable[[Tensor], bool] | None = None,
+    first: int = 0,
+) -> Tensor:
     """Return the rows ``(N, *event_shape)`` as a tensor with the dtype and device of ``like``.
+
+    Arguments:
+        x: the rows.
+        event_shape: shape of one.
+        like: a tensor of the model's kind.
+        keeps: function that says whether rows in float64 stay in float64.
+        first: number of the first row, for messages.
 
     Raises:
         TypeError: if ``x`` is no array of real floating numbers.
@@ -93,14 +113,17 @@ def check_rows(x: Any, event_shape: Sequence[int], like: Tensor) -> Tensor:
     bad = _bad_rows(x)
     if len(bad):
         raise ValueError(
-            f"x has NaN or infinite values in {len(bad)} of {len(x)} rows: {listed(bad)}; "
+            f"x has NaN or infinite values in {len(bad)} of {len(x)} rows: {listed(bad + first)}; "
             "remove or impute them"
         )
+    if keeps is not None and x.dtype == torch.float64 != like.dtype and keeps(x):
+        return x
     converted = x.to(like.dtype)
     bad = bad if converted is x else _bad_rows(converted)
     if len(bad):
         raise ValueError(
-            f"rows {listed(bad)} of x overflow {like.dtype}; rescale them, or use model.double()"
+            f"rows {listed(bad + first)} of x overflow {like.dtype}; rescale them, or use "
+            "model.double()"
         )
     return converted
 
@@ -130,7 +153,8 @@ def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tens
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise TypeError(
             f"y has dtype {y.dtype} and shape {tuple(y.shape)}; expected integer labels (N,), "
-            f"-1 for unlabelled, or log-likelihoods ({rows}, {num_components})"
+            f"-1 for unlabelled, or log-likelihoods ({rows}, {num_components}); weights of rows "
+            "are sample_weight"
         )
     if tuple(y.shape) != (rows,):
         raise ValueError(
@@ -172,6 +196,18 @@ def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}")
     return int(value)
+
+
+def check_widths(name: str, values: Any) -> tuple[int, ...]:
+    """Return the widths of layers as a tuple of positive integers.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray | Tensor):
+        raise ValueError(f"{name} is {values!r}; expected the widths of layers, such as (32, 32)")
+    numbers_in = plain(list(values)) if not isinstance(values, Tensor) else values.tolist()
+    return tuple(check_positive(f"{name}={tuple(numbers_in)}, width", w) for w in numbers_in)
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:

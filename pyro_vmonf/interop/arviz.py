@@ -15,7 +15,6 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_
 from pyro_vmonf._utils.validation import (
     check_evidence,
     check_positive,
-    check_rows,
     check_unconditional,
     floating_buffer,
 )
@@ -119,9 +118,9 @@ def to_inference_data(
     model = vmonf.model
     check_unconditional("to_inference_data", model.context_features)
     like = floating_buffer(vmonf)
-    x = check_rows(x, model.event_shape, like)
+    x = model.rows(x)
     y = None if y is None else check_evidence(y, len(x), model.num_components, like)
-    new = None if held_out is None else check_rows(held_out, model.event_shape, like)
+    new = None if held_out is None else model.rows(held_out)
     by_guide = not (exact or vmonf.guide.exact)
     with own_store():  # random parts fill the store
         found = _draws(vmonf, draws, posterior, seed)

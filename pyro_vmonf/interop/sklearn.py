@@ -105,8 +105,9 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             ValueError: if the rows, the labels or the parameters do not fit.
         """
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        for name in ("n_components", "n_init", "max_iter", "batch_size"):
+            check_positive(name, getattr(self, name))
         labels = self._labels(y, len(X))
-        check_positive("max_iter", self.max_iter)
         if len(X) < self.n_components:
             raise ValueError(
                 f"n_samples={len(X)} is below n_components={self.n_components}; pass fewer "
@@ -119,7 +120,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with local_seed(seed):
             features = X.shape[1]
-            network = MLP(features, self.n_components, hidden=tuple(self.hidden))
+            network = MLP(features, self.n_components, hidden=self.hidden)
             guide = SoftmaxGuide(network)
             weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
             vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)

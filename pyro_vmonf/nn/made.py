@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_widths
 from pyro_vmonf.nn.mlp import Activation, Linear, activation_named, linear_of_columns, to_columns
 
 Block = tuple[int, int, int, int]  # first and last output, first and last input that they see
@@ -153,7 +154,7 @@ class MaskedMLP(ShownModule):
         self.features = features
         self.context_features = context_features
         self.parameters_per_feature = parameters
-        self.hidden = tuple(hidden)
+        self.hidden = check_widths("hidden", hidden)
         self.batch_shape = torch.Size(batch_shape)
         self.activate = activation_named(activation)
         widths = (context_features + features, *self.hidden, features * parameters)

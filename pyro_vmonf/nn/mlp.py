@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf._utils.validation import check_widths
 
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "softplus"]
 
@@ -198,7 +199,7 @@ class MLP(ShownModule):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.hidden = tuple(hidden)
+        self.hidden = check_widths("hidden", hidden)
         self.activation = activation
         self.batch_shape = torch.Size(batch_shape)
         self._activate = activation_named(activation)

@@ -13,10 +13,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import check_evidence, check_positive, check_rows, floating_buffer
+from pyro_vmonf._utils.validation import (
+    check_evidence,
+    check_positive,
+    check_sample_weight,
+    floating_buffer,
+)
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.metrics import match
+from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import log_evidence
 from pyro_vmonf.starts.clusters import spectral_clusters
 from pyro_vmonf.terms import Batch, CustomTerm, Term
@@ -175,7 +181,7 @@ def pretrain_(
     if not any(parameter.requires_grad for parameter in guide.network.parameters()):
         raise ValueError("the guide's network has no parameter that can be trained")
     like = floating_buffer(guide)
-    x = check_rows(x, model.event_shape, like)
+    x = model.rows(x)
     evidence, known = None, torch.zeros(0, dtype=torch.long, device=x.device)
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
@@ -224,8 +230,9 @@ def warm_start_(
     guide: SoftmaxGuide,
     x: Any,
     clusters: Tensor | Start | None = None,
-    y: Tensor | None = None,
+    y: Any = None,
     *,
+    sample_weight: Any = None,
     steps: int = 300,
     batch_size: int = 512,
     lr: float = 3e-3,
@@ -240,6 +247,7 @@ def warm_start_(
             them; by default :func:`spectral_clusters`.
         y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods ``(N, K)``; clusters take the
             numbers that agree best with them.
+        sample_weight: how much each row counts ``(N,)``; those of weight zero take no part.
         steps, batch_size, lr: of Adam, on the cross-entropy.
         seed: seed of the order of the rows.
 
@@ -251,30 +259,52 @@ def warm_start_(
     if model is None:
         raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
     like = floating_buffer(guide)
-    x = check_rows(x, model.event_shape, like)
+    x = model.rows(x, weight=sample_weight)
     check_positive("steps", steps)
-    if clusters is None:
-        clusters = spectral_clusters(x, model.num_components)
-    else:
-        clusters = clusters(x, model.num_components) if callable(clusters) else clusters
-        clusters = check_evidence(clusters, len(x), model.num_components, like)
-        if clusters.dim() > 1 or (clusters < 0).any():
-            raise ValueError("clusters hold something else than one number from 0 for each row")
+    weight = None
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
-        if y.dim() > 1:  # a row that one component suits best counts as labelled by it
-            y = y.argmax(-1).where((y != y[:, :1]).any(-1), -1)
-        known = y >= 0
-        if known.any():
-            labels_of = match(y[known], clusters[known], model.num_components)
-            clusters = labels_of.to(clusters.device)[clusters]
+    if clusters is not None and not callable(clusters):
+        clusters = _checked(clusters, len(x), model)
+    if sample_weight is not None:
+        weight = check_sample_weight(sample_weight, len(x), like)
+        if not weight.any():
+            raise ValueError("sample_weight is zero for every row; some have to count")
+        kept = (weight > 0).nonzero().squeeze(1)
+        x, weight, y = x[kept], weight[kept], None if y is None else y[kept]
+        clusters = clusters[kept] if isinstance(clusters, Tensor) else clusters
+    if not isinstance(clusters, Tensor):
+        find = spectral_clusters if clusters is None else clusters
+        clusters = _checked(find(x, model.num_components), len(x), model)
+    if y is not None:
+        clusters = _named(clusters, y, model.num_components)
     if not model.bounded and not model.standardizer.fitted:
-        model.standardize_(x)
+        model.standardize_(x, weight)
     optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
     rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
 
     def cross_entropy(index: Tensor) -> Tensor:
-        return torch.nn.functional.nll_loss(guide.log_q(x[index]), clusters[index])
+        loss = torch.nn.functional.nll_loss(
+            guide.log_q(x[index]), clusters[index], reduction="none"
+        )
+        return loss.mean() if weight is None else (loss * weight[index]).mean() / weight.mean()
 
     with local_seed(seed):
         teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
+
+
+def _checked(clusters: Any, rows: int, model: FlowMixture) -> Tensor:
+    clusters = check_evidence(clusters, rows, model.num_components, floating_buffer(model))
+    if clusters.dim() > 1 or (clusters < 0).any():
+        raise ValueError("clusters hold something else than one number from 0 for each row")
+    return clusters
+
+
+def _named(clusters: Tensor, y: Tensor, count: int) -> Tensor:
+    """Return clusters with the numbers that agree best with labels or log-likelihoods."""
+    if y.dim() > 1:  # a row that one component suits best counts as labelled by it
+        y = y.argmax(-1).where((y != y[:, :1]).any(-1), -1)
+    known = y >= 0
+    if not known.any():
+        return clusters
+    return match(y[known], clusters[known], count).to(clusters.device)[clusters]

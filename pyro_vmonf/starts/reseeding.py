@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import check_positive, check_rows, floating_buffer
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.components import per_component
 from pyro_vmonf.contracts import required
 from pyro_vmonf.model import FlowMixture
@@ -92,7 +92,7 @@ class Reseed:
         guide: Any = progress.guide
         model = progress.model
         required(guide, "network", "Reseed")
-        x = check_rows(self.x, model.event_shape, floating_buffer(model))
+        x = model.rows(self.x)
         with torch.no_grad(), evaluating(guide):
             q = torch.cat([guide.log_q(rows).exp() for rows in x.split(8192)])
         clusters = q.argmax(-1)

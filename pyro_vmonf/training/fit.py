@@ -74,7 +74,7 @@ def fit(
         model: the mixture.
         guide: its guide.
         x: rows ``(N, *event_shape)`` as a tensor or numpy array, in raw units; or a ``DataLoader``
-            that yields ``x`` or ``(x, y)``.
+            or ``Dataset`` that yields ``x``, ``(x, y)`` or ``(x, y, weight)``.
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
         steps: training steps, in place of epochs.
@@ -158,6 +158,7 @@ def _fit(
     optimizer = options.optimizer_of([p for p in shared if p.requires_grad])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
         probe = next(iter(sources.train.epoch(torch.Generator())))
+        options.check_pair(model, guide, probe["sample_weight"])
         objective = Objective(model, guide)
         objective.prepare_(probe, options.fast)
         plan = plan_of(model, guide, options, schedule)
@@ -274,7 +275,11 @@ def plan_of(
 
 def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
     """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
-    model.start_(probe["x"], guide.first_clusters(probe["x"]))
+    weight, counts = guide.first_clusters(probe["x"]), probe.get("sample_weight")
+    if counts is not None:
+        each = counts.unsqueeze(-1).expand(-1, model.num_components)
+        weight = each if weight is None else weight * each
+    model.start_(probe["x"], weight)
 
 
 def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:

@@ -13,13 +13,13 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pyro_vmonf._utils.contexts import alone, evaluating, local_seed, training
+from pyro_vmonf._utils.validation import as_tensor
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.training.data import Sources, TensorSource, check_data
+from pyro_vmonf.training.data import Sources, TensorSource, check_data, in_memory
 from pyro_vmonf.training.fit import (
     fit,
     in_units,
@@ -30,6 +30,7 @@ from pyro_vmonf.training.fit import (
 )
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Stacked
+from pyro_vmonf.training.loaders import is_streamed
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.trainer import Run, Trainer
@@ -42,6 +43,7 @@ TOGETHER = {
 }  # fmt: skip
 
 Pair = tuple[FlowMixture, BoundGuide]
+Arrays = dict[str, Tensor | None]  # rows, evidence, weights and context
 
 
 class NotTogether(RuntimeError):
@@ -161,8 +163,9 @@ def fit_best(
         raise ValueError("checkpoint and resume go with one run; pass n_init=1")
     with alone():
         first = int(torch.randint(2**31, ()) if seed is None else seed)
-    held_out = _common_rows(x, held_out, first)
-    if options.keys() <= TOGETHER and not isinstance(x, DataLoader):
+    x, y, options["sample_weight"] = in_memory(x, y, options.get("sample_weight"))
+    held_out = _common_rows(x, held_out, options["sample_weight"], first)
+    if options.keys() <= TOGETHER and not is_streamed(x):
         with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, options)
     histories: list[History] = []
@@ -270,10 +273,8 @@ def fit_together(
             strict=True,
         )
     )
-    runs = [_run(arrays["x"], checked, seed) for seed in seeds]
-    copies = [
-        _copy(pair, arrays["x"], run, checked) for pair, (run, _) in zip(pairs, runs, strict=True)
-    ]
+    runs = [_run(arrays, checked, seed) for seed in seeds]
+    copies = [_copy(pair, arrays, run, checked) for pair, (run, _) in zip(pairs, runs, strict=True)]
     schedule = checked.schedule(copies[0][1], runs[0][0].train.batches)
     with quiet_scope(runs[0][1]), pyro.validation_enabled(False):
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over some
@@ -303,12 +304,13 @@ def fit_together(
     return histories
 
 
-def _run(x: Tensor | None, options: Options, seed: int) -> tuple[Run, torch.Generator]:
+def _run(arrays: Arrays, options: Options, seed: int) -> tuple[Run, torch.Generator]:
     """Return a run over the numbers of the rows: the rows themselves are there once."""
+    x = arrays["x"]
     assert x is not None
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.arange(len(x), device=x.device)
-    rows = TensorSource(numbers, None, None, options.batch_size, numbers)
+    rows = TensorSource(numbers, None, arrays["sample_weight"], options.batch_size, numbers)
     train, held = rows.split(options.held_out, generator)
     draws = torch.Generator().manual_seed(seed)
     draws.set_state(generator.get_state())
@@ -316,19 +318,19 @@ def _run(x: Tensor | None, options: Options, seed: int) -> tuple[Run, torch.Gene
     return run_of(Sources(train, None, held), generator, options), draws
 
 
-def _copy(pair: Pair, x: Tensor | None, run: Run, options: Options) -> Pair:
+def _copy(pair: Pair, arrays: Arrays, run: Run, options: Options) -> Pair:
     """Return a copy of a pair, in units and with its parts started, as fit would begin."""
-    assert x is not None
     copied, guide = copy.deepcopy(pair)  # one memo: what both hold stays common
     train: Any = run.train
-    rows = TensorSource(x[train.positions], None, None, options.batch_size, train.positions)
+    own = _rows(arrays, train.positions)
+    rows = TensorSource(own["x"], None, own["sample_weight"], options.batch_size, train.positions)
     with in_units(copied, guide, Sources(rows, None, None), options.standardize):
         first = next(iter(run.train.epoch(torch.Generator())))["x"]  # those that fit begins with
-        start_parts(copied, guide, {"x": x[first]})
+        start_parts(copied, guide, _rows(arrays, first))
     return copied, guide
 
 
-def _rows(arrays: dict[str, Tensor | None], index: Tensor) -> dict[str, Any]:
+def _rows(arrays: Arrays, index: Tensor) -> dict[str, Any]:
     """Return the arguments of the program for the rows of some numbers."""
     rows = {name: None if a is None else a[index] for name, a in arrays.items()}
     return {**rows, "index": index, "size": len(index)}
@@ -346,16 +348,23 @@ def _try(lanes: Stacked, runs: Sequence[Run]) -> None:
             raise NotTogether(str(error)) from error
 
 
-def _common_rows(x: Any, held_out: float | Tensor | None, seed: int) -> float | Tensor:
+def _common_rows(
+    x: Any, held_out: float | Tensor | None, sample_weight: Any, seed: int
+) -> float | Tensor:
     """Return the rows that all runs are compared on; what cannot be held out is left to ``fit``."""
     if held_out is None:
-        held_out = 0.0 if isinstance(x, DataLoader) else 0.1
-    if isinstance(held_out, Tensor) or isinstance(x, DataLoader) or not hasattr(x, "__len__"):
+        held_out = 0.0 if is_streamed(x) else 0.1
+    if isinstance(held_out, Tensor) or is_streamed(x) or not hasattr(x, "__len__"):
         return held_out
     rows = np.shape(x)[0] if np.shape(x) else 0  # sparse matrices have no length
     if not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
         return held_out
-    count = round(rows * held_out)
-    if not 0 < count < rows:
+    counting = torch.arange(rows)
+    if sample_weight is not None:
+        weight = as_tensor("sample_weight", sample_weight).cpu()
+        counting = counting[weight > 0] if weight.shape == counting.shape else counting
+    count = round(len(counting) * held_out)
+    if not 0 < count < len(counting):
         return held_out
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:count]
+    order = torch.randperm(len(counting), generator=torch.Generator().manual_seed(seed))
+    return counting[order[:count]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,23 @@ from torch.distributions import constraints
 
 from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
+LOST = 1e-5  # rounding of a mean in float32, in units of the spread, above which digits are lost
+
+
+def loses_digits(loc: Tensor, scale: Tensor) -> bool:
+    """Return whether values around ``loc`` lose digits of their spread in float32."""
+    if loc.is_meta:
+        return False
+    rounding = torch.finfo(torch.float32).eps * loc.abs()
+    return bool((rounding > LOST * scale.abs()).any())
+
 
 class Standardize(FlowTransform):
     r"""The shared affine map :math:`x = \mathrm{loc} + \mathrm{scale} \cdot z`, identity at first.
+
+    Rows may have more digits than the module has: times since 1970 in float64, before a module in
+    float32. Their units are taken off in float64, and ``loc`` is then kept in float64. ``scale``
+    has the dtype of the module.
 
     Arguments:
         event_shape: shape of one row, ``(D,)`` or ``(C, H, W)``.
@@ -43,48 +58,100 @@ class Standardize(FlowTransform):
     codomain = domain  # type: ignore[assignment]
 
     @torch.no_grad()
-    def fit_(self, x: Tensor) -> None:
+    def fit_(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Take the mean and standard deviation of each feature of rows ``(N, *event_shape)``.
+
+        Arguments:
+            x: the rows.
+            weight: how much each row counts ``(N,)``; all alike by default.
 
         Raises:
             ValueError: if they are not finite; the map is then unchanged.
         """
         rows = x.reshape(-1, *self.event_shape)
+        if weight is not None and bool((weight != weight[:1]).any()):
+            self.fit_batches_([(rows, weight)])
+            return
         largest = torch.maximum(rows.amax(0).abs(), rows.amin(0).abs())
-        self._take(rows.mean(0), rows.std(0, unbiased=False), largest)
+        self._take(rows.mean(0), rows.std(0, unbiased=False), largest, rows.dtype)
 
     @torch.no_grad()
-    def fit_batches_(self, batches: Iterable[Tensor]) -> int:
+    def fit_batches_(self, batches: Iterable[Tensor | tuple[Tensor, Tensor | None]]) -> int:
         """Take them in one pass through batches of rows, and return the number of rows.
+
+        Arguments:
+            batches: rows, or pairs of rows and how much each counts.
 
         References:
             Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance.
         """
-        count = 0
+        count, total, dtype = 0, 0.0, self.scale.dtype
         mean, squares, largest = (torch.zeros_like(self.loc, dtype=torch.float64) for _ in range(3))
         for batch in batches:
-            rows = batch.reshape(-1, *self.event_shape).double()
-            own, new = rows.mean(0), count + len(rows)
-            gap = own - mean
-            squares += (rows - own).square().sum(0) + gap.square() * count * len(rows) / new
-            mean += gap * len(rows) / new
+            x, weight = (batch, None) if isinstance(batch, Tensor) else batch
+            rows, dtype = x.reshape(-1, *self.event_shape).double(), x.dtype
+            count += len(rows)
+            if weight is None:
+                share, own = float(len(rows)), rows.mean(0)
+                spread = (rows - own).square().sum(0)
+            else:
+                counts = weight.double().reshape(-1, *(1,) * (rows.dim() - 1))
+                share = float(counts.sum())
+                if not share:
+                    continue
+                rows = torch.where(counts > 0, rows, rows[counts.argmax()])
+                own = (counts * rows).sum(0) / share
+                spread = (counts * (rows - own).square()).sum(0)
+            gap, total = own - mean, total + share
+            squares += spread + gap.square() * (total - share) * share / total
+            mean += gap * share / total
             largest = torch.maximum(largest, rows.abs().amax(0))
-            count = new
+        if count and not total:
+            raise ValueError("sample_weight is zero for every row; some have to count")
         if count:
-            self._take(mean, (squares / count).sqrt(), largest)
+            self._take(mean, (squares / total).sqrt(), largest, dtype)
         return count
 
-    def _take(self, mean: Tensor, scale: Tensor, largest: Tensor) -> None:
-        if not (mean.isfinite().all() and scale.isfinite().all()):
+    def _take(self, mean: Tensor, scale: Tensor, largest: Tensor, dtype: torch.dtype) -> None:
+        if not (mean.isfinite().all() and scale.to(self.scale.dtype).isfinite().all()):
             raise ValueError(
                 f"the rows reach {float(largest.max()):.3g}, and their mean or spread is beyond "
-                f"{self.loc.dtype}; rescale them, or use model.double()"
+                f"{self.scale.dtype}; rescale them, or use model.double()"
             )
         # A column whose spread is within rounding keeps its scale.
-        floor = torch.finfo(self.loc.dtype).eps * largest * 10
-        self.loc.copy_(mean)
+        floor = torch.finfo(dtype).eps * largest * 10
         self.scale.copy_(torch.where(scale > floor, scale, torch.ones_like(scale)))
+        self._set_loc(mean)
         self.fitted.fill_(True)
+
+    def _set_loc(self, loc: Tensor) -> None:
+        """Keep ``loc`` in float64 if the module's own dtype has too few digits for it."""
+        wide = loc.dtype == torch.float64 and loses_digits(loc, self.scale)
+        dtype = torch.float64 if wide else self.scale.dtype
+        if self.loc.dtype == dtype and self.loc.device == loc.device:
+            self.loc.copy_(loc)
+        else:
+            self.loc = loc.to(dtype, copy=True)
+
+    def needs_digits(self, x: Tensor) -> bool:
+        """Return whether rows in float64 lose digits of their spread in the module's own dtype."""
+        if bool(self.fitted):
+            return self.loc.dtype != self.scale.dtype
+        return bool(len(x)) and loses_digits(x.mean(0), x.std(0, unbiased=False))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardize:
+        loc = self.loc
+        super()._apply(fn, recurse)
+        if loc.dtype == torch.float64 != self.loc.dtype:
+            self._set_loc(loc.to(self.scale.device))
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        found = state_dict.get(f"{prefix}loc")
+        if isinstance(found, Tensor) and found.dtype == torch.float64:
+            self.loc = self.loc.double()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._set_loc(self.loc)
 
     def _log_det(self, x: Tensor) -> Tensor:
         log_det = self.scale.log().flatten(len(self.batch_shape)).sum(-1)
@@ -94,4 +161,5 @@ class Standardize(FlowTransform):
         return self.loc + self.scale * z, self._log_det(z)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.loc) / self.scale, -self._log_det(x)
+        z = (x - self.loc) / self.scale
+        return z.to(self.scale.dtype), -self._log_det(x)

@@ -1,0 +1,195 @@
+"""Rows in memory, in the batches of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.model import FlowMixture
+
+Arguments = dict[str, Any]  # of one call of model and guide
+
+
+class Source(Protocol):
+    """Rows that can be gone through once an epoch, in batches of the program's arguments."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def batches(self) -> int: ...
+
+    @property
+    def generators(self) -> list[torch.Generator]: ...
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
+
+    def standardize(self, model: FlowMixture) -> None: ...
+
+    def sample(self, count: int) -> TensorSource | None: ...
+
+
+@dataclass
+class TensorSource:
+    """Rows in memory, shuffled each epoch.
+
+    Arguments:
+        x: rows ``(N, *event_shape)``.
+        y: evidence or ``None``.
+        sample_weight: weights ``(N,)`` or ``None``.
+        batch_size: rows of one step.
+        positions: numbers of the rows in the user's data, which terms see as ``index``.
+        given: the rows' context ``(N, H)`` or ``None``.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    sample_weight: Tensor | None
+    batch_size: int
+    positions: Tensor
+    given: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.x)
+
+    @property
+    def batches(self) -> int:
+        """Steps of one epoch; a last batch of one row joins the one before."""
+        whole, rest = divmod(self.size, self.batch_size)
+        return max(whole + (rest > 1), 1)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Generators of its own that the order of the rows depends on: none."""
+        return []
+
+    def standardize(self, model: FlowMixture) -> None:
+        """Let the model take the rows' units."""
+        model.standardizer.fit_(self.x, self.sample_weight)
+
+    def counting(self) -> TensorSource:
+        """Return the rows whose weight is above zero; the others take no part in anything.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.sample_weight is None or bool((self.sample_weight > 0).all()):
+            return self
+        counting = self.sample_weight > 0
+        if not bool(counting.any()):
+            raise ValueError(
+                "sample_weight is zero for every row that trains, or every row held out; some "
+                "have to count"
+            )
+        return self.rows(counting.nonzero().squeeze(1))
+
+    def rows(self, chosen: Tensor) -> TensorSource:
+        """Return the source of the rows at ``chosen``."""
+        return TensorSource(
+            self.x[chosen],
+            _at(self.y, chosen),
+            _at(self.sample_weight, chosen),
+            self.batch_size,
+            self.positions[chosen],
+            _at(self.given, chosen),
+        )
+
+    def arguments(self, chosen: Tensor) -> Arguments:
+        """Return one step's arguments for the rows at ``chosen``."""
+        return {
+            "x": self.x[chosen],
+            "y": _at(self.y, chosen),
+            "index": self.positions[chosen],
+            "size": self.size,
+            "sample_weight": _at(self.sample_weight, chosen),
+            "given": _at(self.given, chosen),
+        }
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
+        order = torch.randperm(self.size, generator=generator).to(self.x.device)
+        batches = list(order.split(self.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # one row has no batch statistics
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for chosen in batches:
+            yield self.arguments(chosen)
+
+    def in_order(self) -> Iterator[Arguments]:
+        """Return batches of all rows, in their own order."""
+        for chosen in torch.arange(self.size, device=self.x.device).split(self.batch_size):
+            yield self.arguments(chosen)
+
+    def sample(self, count: int) -> TensorSource:
+        """Return some of the rows, always the same ones."""
+        if self.size <= count:
+            return self
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))
+        return self.rows(order[:count].to(self.x.device))
+
+    def split(
+        self, fraction: float | Tensor, generator: torch.Generator
+    ) -> tuple[TensorSource, TensorSource | None]:
+        """Return training and held-out rows; the latter are ``None`` if the fraction is zero.
+
+        Rows of weight zero are in neither.
+
+        Arguments:
+            fraction: of the rows that are held out, or their positions.
+            generator: of the choice.
+
+        Raises:
+            ValueError: if the fraction leaves either side empty, or there are no such positions.
+        """
+        if isinstance(fraction, Tensor):
+            held = torch.zeros(self.size, dtype=torch.bool, device=self.x.device)
+            numbers = fraction.to(self.x.device)
+            if (
+                numbers.dim() != 1
+                or numbers.is_floating_point()
+                or not 0 < len(numbers.unique()) == len(numbers) < self.size
+                or not bool(((numbers >= 0) & (numbers < self.size)).all())
+            ):
+                raise ValueError(
+                    f"held_out has shape {tuple(fraction.shape)} and dtype {fraction.dtype}; "
+                    f"expected a fraction, or distinct positions among the {self.size} rows"
+                )
+            held[numbers] = True
+            others = self.rows((~held).nonzero().squeeze(1))
+            return others.counting(), self.rows(numbers).counting()
+        counting = self.counting()
+        if counting is not self:
+            return counting.split(fraction, generator)
+        if fraction == 0:
+            return self, None
+        count = round(self.size * fraction)
+        if not 0 < count < self.size:
+            raise ValueError(
+                f"held_out={fraction} of {self.size} rows holds out {count}; expected a fraction "
+                "that leaves rows on both sides"
+            )
+        order = torch.randperm(self.size, generator=generator).to(self.x.device)
+        return self.rows(order[count:]), self.rows(order[:count])
+
+    def split_by_label(self) -> tuple[TensorSource, TensorSource]:
+        """Return the rows that carry evidence and those that carry none.
+
+        Raises:
+            ValueError: if no row carries any.
+        """
+        if self.y is None:
+            labelled = torch.zeros(self.size, dtype=torch.bool, device=self.x.device)
+        elif self.y.dim() == 1:
+            labelled = self.y >= 0
+        else:
+            labelled = (self.y != self.y[:, :1]).any(-1)
+        if not labelled.any():
+            raise ValueError("no row is labelled; pass y with at least one label of 0 or more")
+        return self.rows(labelled.nonzero().squeeze(1)), self.rows((~labelled).nonzero().squeeze(1))
+
+
+def _at(rows: Tensor | None, chosen: Tensor) -> Tensor | None:
+    return None if rows is None else rows[chosen]
