@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vmonf import schedules
 from pyro_vmonf.files.archive import tensors_in
@@ -34,9 +35,9 @@ class Limits:
         held = [*state.values(), *tensors_in(description)]
         self.entries = len(held)
         self.numbers = 64 + sum(tensor.numel() for tensor in held)
-        self.shapes = {tensor.shape for tensor in state.values()}
+        self.shapes = Counter(tensor.shape for tensor in state.values())
         self.largest = 2**22 + 32 * max((tensor.numel() for tensor in held), default=0)
-        self.operations = 4096 + 256 * self.entries
+        self.operations = 2**14 + 64 * self.entries
         self._nodes = 0
 
     def check(self, value: Any, name: str = "", depth: int = 0, *, counts: bool = True) -> None:
@@ -68,19 +69,21 @@ class Limits:
 
 @contextmanager
 def bounded(limits: Limits) -> Iterator[None]:
-    """Run a block that makes no tensor larger, and no parameter of another shape, than a file has.
+    """Run a block that makes no tensor larger, and no other parameters, than a file has.
 
     Raises:
         ValueError: if it does.
     """
-    thread = threading.get_ident()
+    thread, left = threading.get_ident(), Counter(limits.shapes)
 
     def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is None or threading.get_ident() != thread:
             return
-        if parameter.shape not in limits.shapes:
+        left[parameter.shape] -= 1
+        if left[parameter.shape] < 0:
             raise ValueError(
-                f"it declares a {name} of shape {list(parameter.shape)}, and holds none"
+                f"it declares a {name} of shape {list(parameter.shape)}, and holds "
+                f"{limits.shapes[parameter.shape]} tensors of this shape"
             )
 
     hook = register_module_parameter_registration_hook(registered)
@@ -91,7 +94,7 @@ def bounded(limits: Limits) -> Iterator[None]:
         hook.remove()
 
 
-class _Counted(TorchDispatchMode):
+class _Counted(TorchFunctionMode):  # a dispatch mode imports torch's compiler, which takes seconds
     """A block in which operations are counted, and their results measured before they are made."""
 
     def __init__(self, limits: Limits) -> None:
@@ -99,7 +102,7 @@ class _Counted(TorchDispatchMode):
         self.limits = limits
         self.left = limits.operations
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.left -= 1
         if self.left < 0:
@@ -127,14 +130,15 @@ def _shapes(func: Any, args: Any, kwargs: Any) -> list[torch.Size]:
     def bare(value: Any) -> Any:
         return value.to("meta") if isinstance(value, Tensor) else value
 
-    from_numbers = not any(isinstance(value, Tensor) for value in pytree.tree_leaves(args))
+    given = pytree.tree_leaves((args, kwargs))
+    from_numbers = not any(isinstance(value, Tensor) for value in given)
     args, kwargs = pytree.tree_map(bare, (args, kwargs))
     if "device" in kwargs or from_numbers:
         kwargs = {**kwargs, "device": torch.device("meta")}
     try:
         made = func(*args, **kwargs)
-    except (NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # what depends on numbers fails in many ways
         if from_numbers:
             raise ValueError(f"it declares a tensor that cannot be made: {error}") from error
-        return []  # its size depends on the numbers of the arguments, and is at most theirs
+        return []  # a result whose size depends on numbers is no larger than the arguments
     return [value.shape for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]

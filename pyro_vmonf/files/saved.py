@@ -161,7 +161,6 @@ class Saved:
     def fill_(self, made: nn.Module) -> None:
         """Give a pair the numbers, their kinds, and how they were set; or leave it as it was."""
         before = {name: value.clone() for name, value in made.state_dict().items()}
-        self._check(before)
         kinds = {name: value.dtype for name, value in before.items()}
         try:
             _cast_(made, {name: value.dtype for name, value in self.state.items()})
@@ -177,17 +176,6 @@ class Saved:
         if "in eval" in self.content:
             for name, part in made.named_modules():
                 part.training = name not in self.content["in eval"]
-
-    def _check(self, own: dict[str, Tensor]) -> None:
-        missing, unexpected = own.keys() - self.state.keys(), self.state.keys() - own.keys()
-        if missing or unexpected:
-            differences = [reprlib.repr(sorted(names)) for names in (missing, unexpected)]
-            raise ValueError("it lacks {}, and has {}".format(*differences))
-        for name, value in own.items():
-            if value.shape != self.state[name].shape:
-                raise ValueError(
-                    f"{name} has shape {list(self.state[name].shape)}; expected {list(value.shape)}"
-                )
 
     def _check_units(self, made: Any) -> None:
         """Refuse numbers that are finite and make no density: units and temperatures of zero."""
