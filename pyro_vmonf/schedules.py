@@ -16,9 +16,13 @@ def check_temperature(value: float) -> float:
     Raises:
         ValueError: if it is not a positive finite number.
     """
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"temperature is {value}; it must be a positive finite number")
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # no number at all
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"temperature is {value!r}; it must be a positive finite number")
+    return number
 
 
 @dataclass(frozen=True)

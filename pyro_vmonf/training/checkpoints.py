@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import os
 from typing import Any
 
+import torch
+
 from pyro_vmonf import files
+from pyro_vmonf._utils.plain import plain
+from pyro_vmonf.training.history import History
+from pyro_vmonf.training.lanes import Single
+from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Trainer
 
 KIND = "checkpoint"
-FORMAT = 1
+FORMAT = 2
 
 
 class Writer:
@@ -19,8 +27,11 @@ class Writer:
         trainer: of the run.
         path: the file, which is replaced whole.
         every: epochs between two checkpoints; the last epoch always leaves one.
-        seed: of the run.
-        run: the options that make the run what it is.
+        head: what stays the same over the run: its seed, first temperature, options and data.
+        streams: generators and counters outside of the pair.
+
+    Raises:
+        ValueError: if a file could not give back the state of the optimiser or scheduler.
     """
 
     def __init__(
@@ -28,19 +39,101 @@ class Writer:
         trainer: Trainer,
         path: str | os.PathLike[str],
         every: int,
-        seed: int,
-        run: dict[str, Any],
+        head: dict[str, Any],
+        streams: Streams,
     ) -> None:
         self.trainer = trainer
         self.path = path
         self.every = every
-        self.head = {"kind": KIND, "format": FORMAT, "seed": seed, "run": run}
+        self.head = {"kind": KIND, "format": FORMAT, **head}
+        self.streams = streams
+        _check_plain("optimizer", trainer.optimizer)
+        _check_plain("scheduler", trainer.scheduler)
 
     def __call__(self) -> None:
         trainer = self.trainer
         over = trainer.done() or not trainer.runs[0].going
         if trainer.epoch % self.every == 0 or over:
-            files.write({**self.head, **trainer.state_dict()}, self.path)
+            files.write({**self.head, **state_of(trainer, self.streams)}, self.path)
+
+
+def _check_plain(name: str, mover: Any) -> None:
+    """Refuse an optimiser or a scheduler whose state a file could not hold.
+
+    Raises:
+        ValueError: if it could not.
+    """
+    file = io.BytesIO()
+    try:
+        if mover is not None:
+            torch.save(plain(mover.state_dict()), file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+    except Exception as error:  # pickle fails in many ways
+        raise ValueError(
+            f"{name} is a {type(mover).__name__} whose state_dict() is more than numbers, text and "
+            f"tensors, so no checkpoint can hold it ({str(error).strip().partition(chr(10))[0]}); "
+            "leave out checkpoint, or use another one"
+        ) from error
+
+
+def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
+    """Return everything that moves during a run, with the states of all generators."""
+    lanes, [run] = trainer.lanes, trainer.runs
+    assert isinstance(lanes, Single), "R runs side by side have no checkpoint"
+    return {
+        "epoch": trainer.epoch,
+        "seconds": trainer.seconds,
+        "state": lanes.module.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": None if trainer.scheduler is None else trainer.scheduler.state_dict(),
+        "counts": [trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row],
+        "last_finite": lanes.last_finite,
+        "history": dataclasses.asdict(run.history),
+        "failure": run.failure,
+        "best": {
+            "objective": run.keeper.objective,
+            "epoch": run.keeper.epoch,
+            "state": run.keeper.state,
+            "trained": [run.keeper.trained, run.keeper.trained_epoch],
+        },
+        "order": run.generator.get_state(),
+        "streams": streams.state_dict(),
+        "start": streams.start_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
+    """Put a run where :func:`state_of` found it.
+
+    Raises:
+        ValueError: if the state does not fit.
+    """
+    lanes, [run] = trainer.lanes, trainer.runs
+    assert isinstance(lanes, Single)
+    try:
+        lanes.module.load_state_dict(content["state"])
+        trainer.optimizer.load_state_dict(content["optimizer"])
+        if trainer.scheduler is not None:
+            trainer.scheduler.load_state_dict(content["scheduler"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
+    trainer.epoch, trainer.seconds = int(content["epoch"]), content["seconds"]
+    trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row = content["counts"]
+    trainer.anneal(max(trainer.scheduled_steps - 1, 0))  # as the last step left it
+    run.history = History(**content["history"])
+    lanes.guard_(content["last_finite"])
+    best, keeper = content["best"], run.keeper
+    keeper.objective, keeper.epoch, keeper.state = best["objective"], best["epoch"], best["state"]
+    keeper.trained, keeper.trained_epoch = best["trained"]
+    run.going, run.failure = not run.history.stopped, content["failure"]
+    run.generator.set_state(content["order"])
+    streams.load_state_dict(content["streams"])
+    torch.set_rng_state(content["random"])
+    if content["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(content["random_cuda"])
 
 
 def read(path: str | os.PathLike[str], seed: int | None) -> dict[str, Any]:

@@ -15,17 +15,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
-from pyro_vmonf._utils.validation import listed
+from pyro_vmonf._utils.validation import floating_buffer, listed
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule
+from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
 from pyro_vmonf.training.data import Arguments, Sources, fingerprint, make_sources
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Single, Terms
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.options import Callback, Keep, Options, Progress, drawn_seed
+from pyro_vmonf.training.options import Callback, Keep, Options, Progress, seed_of
 from pyro_vmonf.training.selection import MEASURED_ROWS, Keeper
+from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
 __all__ = ["Callback", "Progress", "fit"]
@@ -80,8 +82,10 @@ def fit(
         steps: training steps, in place of epochs.
         batch_size: rows of one step.
         lr, weight_decay: of the default optimiser, Adam.
-        optimizer: function from the parameters to an optimiser.
-        scheduler: function from the optimiser to its schedule, moved once a step.
+        optimizer: function from the parameters to an optimiser, whose step needs no closure.
+        scheduler: function from the optimiser to its schedule, moved once a step. A
+            ``ReduceLROnPlateau`` is moved once an epoch, by ``history.objective`` where its mode is
+            ``"max"``, and by minus that where it is ``"min"``.
         clip_norm: largest norm of the gradient.
         temperature: a number, or a schedule over the steps, whose last value stays; by default
             :func:`~pyro_vmonf.schedules.cooling`, from the guide's temperature to 0.1 in half the
@@ -104,8 +108,9 @@ def fit(
         checkpoint: file that the state of the run is written to, for ``resume``.
         every: epochs between two checkpoints; the last epoch always leaves one.
         resume: checkpoint of a run with the same options and data, which goes on from there. On
-            the CPU the resumed run ends in the same state, to the bit. If it is the ``checkpoint``
-            too and does not exist yet, the run begins: one call starts and resumes.
+            the CPU the resumed run ends in the same state, to the bit. Generators and counters of a
+            loader go on too; what callbacks remember does not. If it is the ``checkpoint`` too and
+            does not exist yet, the run begins: one call starts and resumes.
         progress: show a progress bar.
         fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
             the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
@@ -144,42 +149,69 @@ def _fit(
     if options.resume is not None and not options.begins:
         past = checkpoints.read(options.resume, seed)
         seed = past["seed"]
-    seed = drawn_seed() if seed is None else int(seed)
+    seed = seed_of(seed)
     generator = torch.Generator().manual_seed(seed)
     sources = make_sources(model, *data, **options.of_sources(), generator=generator)
-    own: dict[str, Any] = {}
+    optimizer, scheduler = _movers(model, guide, sources, options)
+    head: dict[str, Any] = {"seed": seed, "temperature": None}
+    if guide.temperature is not None:
+        head["temperature"] = float(guide.temperature)
     if options.checkpoint is not None or past is not None:  # it goes through all rows
-        own = fingerprint(sources, **options.fingerprint())
+        own = options.fingerprint(optimizer, scheduler)
+        head["run"] = fingerprint(
+            sources, **own, batches=sources.train.batches, dtype=str(floating_buffer(model).dtype)
+        )
     if past is not None:
-        checkpoints.check_same(past, own)
-    schedule = options.schedule(guide, sources.train.batches)
-    # dict.fromkeys: a parameter that both own counts once, in a fixed order.
-    shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
-    optimizer = options.optimizer_of([p for p in shared if p.requires_grad])
+        checkpoints.check_same(past, head["run"])
+        head["temperature"] = past["temperature"]
+    schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
+        outside = Streams(getattr(sources.train, "loader", None), nn.ModuleList([model, guide]))
+        if past is not None:
+            outside.begin_(past["start"])
         probe = next(iter(sources.train.epoch(torch.Generator())))
         options.check_pair(model, guide, probe["sample_weight"])
         objective = Objective(model, guide)
         objective.prepare_(probe, options.fast)
         plan = plan_of(model, guide, options, schedule)
-        scheduler = options.scheduler(optimizer) if options.scheduler else None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         lanes = Single(objective, options.clip_norm, parameters)
-        trainer = Trainer(lanes, [run_of(sources, generator, options)], optimizer, scheduler, plan)
+        run = run_of(sources, generator, options)
+        trainer = Trainer(lanes, [run], optimizer, scheduler, plan)
+        if options.checkpoint is not None:
+            trainer.at_epoch_end = checkpoints.Writer(  # type: ignore[method-assign]
+                trainer, options.checkpoint, options.every, head, outside
+            )
         if past is not None:
-            trainer.load_state_dict(past)
-        settled()
-        if past is None:
+            checkpoints.go_on_(trainer, outside, past)
+        else:
             start_parts(model, guide, probe)
             lanes.guard_()
         trainer.after_epoch = [_hook(model, guide, options)]
-        if options.checkpoint is not None:
-            trainer.at_epoch_end = checkpoints.Writer(  # type: ignore[method-assign]
-                trainer, options.checkpoint, options.every, seed, own
-            )
+        settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
+        settling.remove()
     history.road = objective.road
+    _conclude(trainer, history)
+    return history
+
+
+def _movers(
+    model: FlowMixture, guide: BoundGuide, sources: Sources, options: Options
+) -> tuple[Optimizer, LRScheduler | None]:
+    """Return the optimiser and the scheduler of the whole run."""
+    # dict.fromkeys: a parameter that both own counts once, in a fixed order.
+    shared = dict.fromkeys((*model.parameters(), *guide.parameters()))
+    optimizer = options.optimizer_of([p for p in shared if p.requires_grad])
+    labelled = 0 if sources.labelled is None else sources.labelled.batches
+    return optimizer, options.scheduler_of(
+        optimizer, options.moves(sources.train.batches, labelled)
+    )
+
+
+def _conclude(trainer: Trainer, history: History) -> None:
+    """Say what went wrong in a run."""
     [run] = trainer.runs
     if run.failure:
         raise FloatingPointError(run.failure)
@@ -188,32 +220,36 @@ def _fit(
             "the last step led to a state whose objective is not finite; the state before it was "
             "kept. Try a smaller lr, or clip_norm",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if history.rejected:
-        warnings.warn(f"{trainer.rejected(run)} and were rolled back", RuntimeWarning, stacklevel=4)
-    return history
+        warnings.warn(f"{trainer.rejected(run)} and were rolled back", RuntimeWarning, stacklevel=5)
 
 
 @contextmanager
 def in_units(
     model: FlowMixture, guide: BoundGuide, sources: Sources, standardize: bool
 ) -> Iterator[Callable[[], None]]:
-    """Bind the guide and standardise at the first fit; put the units back if the run is refused.
+    """Bind the guide and standardise at the first fit; put the pair back if the run is refused.
 
     The block calls what it is given once nothing can be refused any more.
     """
-    before = {name: value.clone() for name, value in model.standardizer.state_dict().items()}
-    is_settled: list[bool] = []
-    guide.bind_(model)
-    if standardize and not model.bounded and not model.standardizer.fitted:
-        sources.train.standardize(model)
-    model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
+    pair = nn.ModuleList([model, guide])
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    bound = guide.model
+    terms = [(part, part.current_weight) for part in guide.modules() if isinstance(part, Term)]
     try:
-        yield lambda: is_settled.append(True)
+        guide.bind_(model)
+        if standardize and not model.bounded and not model.standardizer.fitted:
+            sources.train.standardize(model)
+        model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
+        yield before.clear
     except BaseException:
-        if not is_settled:
-            model.standardizer.load_state_dict(before)
+        if before:
+            pair.load_state_dict(before)
+            guide.bind_(bound)
+            for term, weight in terms:
+                term.current_weight = weight
         raise
 
 

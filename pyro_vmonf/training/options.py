@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,9 @@ from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule, as_schedule, check_temperature
+from pyro_vmonf.terms import Term
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.optimisers import make_optimizer, make_scheduler
 
 Keep = Literal["last", "best"]
 
@@ -68,6 +71,16 @@ class Options:
     def __post_init__(self) -> None:
         for field in fields(self):
             setattr(self, field.name, plain(getattr(self, field.name)))
+        self._check_numbers()
+        self._check_kinds()
+        if not isinstance(self.temperature, Cooling) and self.temperature is not None:
+            check_temperature(_at(as_schedule(self.temperature), 0))
+        if callable(self.callbacks):
+            self.callbacks = [self.callbacks]
+        if self.checkpoint is not None:
+            files.check_writable(self.checkpoint)
+
+    def _check_numbers(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(
                 f"epochs={self.epochs} and steps={self.steps} were both given; pass one of them"
@@ -83,23 +96,37 @@ class Options:
         check_number("weight_decay", self.weight_decay, zero=True)
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm)
+        if isinstance(self.held_out, Tensor):
+            return
+        if check_number("held_out", self.held_out, zero=True) >= 1:
+            raise ValueError(
+                f"held_out is {self.held_out}; expected a fraction of the rows, below 1"
+            )
+        if self.patience is not None and self.held_out == 0:
+            raise ValueError("patience was given without held_out; pass the fraction to hold out")
+
+    def _check_kinds(self) -> None:
+        for name in ("interleave", "standardize", "progress", "fast"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        for name in ("optimizer", "scheduler"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}; expected a function that makes one, such "
+                    "as lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
+                )
+        for name in ("checkpoint", "resume"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (str, os.PathLike)) and str(value)):
+                raise TypeError(f"{name} is {value!r}; expected the path of a file")
+        several = self.callbacks if isinstance(self.callbacks, Sequence) else [self.callbacks]
+        if isinstance(several, str) or not all(callable(callback) for callback in several):
+            raise TypeError(
+                f"callbacks is {self.callbacks!r}; expected a function of a Progress, or several"
+            )
         if self.keep not in ("last", "best", None):
             raise ValueError(f"keep is {self.keep!r}; expected 'last', 'best' or None")
-        if not isinstance(self.held_out, Tensor):
-            if check_number("held_out", self.held_out, zero=True) >= 1:
-                raise ValueError(
-                    f"held_out is {self.held_out}; expected a fraction of the rows, below 1"
-                )
-            if self.patience is not None and self.held_out == 0:
-                raise ValueError(
-                    "patience was given without held_out; pass the fraction to hold out"
-                )
-        if not isinstance(self.temperature, Cooling) and self.temperature is not None:
-            check_temperature(as_schedule(self.temperature)(0))
-        if callable(self.callbacks):
-            self.callbacks = [self.callbacks]
-        if self.checkpoint is not None:
-            files.check_writable(self.checkpoint)
 
     @property
     def holds_out(self) -> bool:
@@ -127,6 +154,11 @@ class Options:
         Raises:
             ValueError: if they do not.
         """
+        if not isinstance(model, FlowMixture) or not isinstance(guide, BoundGuide):
+            raise TypeError(
+                f"model is a {type(model).__name__} and guide is a {type(guide).__name__}; "
+                "expected a FlowMixture and a guide of pyro_vmonf"
+            )
         if self.temperature is not None and guide.temperature is None:
             raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
         if sample_weight is not None and not guide.draws_component:
@@ -137,49 +169,83 @@ class Options:
         if guide.model is not None and guide.model is not model:
             raise ValueError("the guide is bound to another model; pass that one, or a new guide")
 
-    def schedule(self, guide: BoundGuide, batches: int) -> Schedule | None:
+    def schedule(
+        self, guide: BoundGuide, batches: int, initial: float | None = None
+    ) -> Schedule | None:
         """Return the schedule of the temperature; ``None`` if the guide has none.
 
         Arguments:
             guide: of the run.
             batches: steps of one epoch.
+            initial: the first temperature of a cooling; by default the guide's.
 
         Raises:
-            ValueError: if it ends at no temperature.
+            ValueError: if it reaches no temperature at a step of the run, or a term no weight.
         """
+        steps = self.steps or (self.epochs or 0) * batches
+        for term in (part for part in guide.modules() if isinstance(part, Term)):
+            if callable(term.weight):
+                for step in _steps(steps - 1):
+                    if not _at(term.weight, step) >= 0:
+                        raise ValueError(
+                            f"the weight of {type(term).__name__} is {term.weight(step)} at step "
+                            f"{step}; expected at least 0"
+                        )
         if guide.temperature is None:
             return None
-        steps = self.steps or (self.epochs or 0) * batches
         schedule = as_schedule(
             Cooling() if self.temperature is None else self.temperature,
             steps=steps,
-            initial=float(guide.temperature),
+            initial=float(guide.temperature) if initial is None else initial,
         )
-        check_temperature(schedule(steps))
+        for step in _steps(steps):
+            check_temperature(_at(schedule, step))
         return schedule
+
+    def moves(self, batches: int, labelled: int = 0) -> int:
+        """Return the largest number of steps of the optimiser.
+
+        Arguments:
+            batches: steps of one epoch.
+            labelled: steps of one pass through the labelled rows.
+        """
+        epochs = self.epochs if self.steps is None else -(-self.steps // max(batches, 1))
+        steps = (epochs or 0) * batches if self.steps is None else self.steps
+        return steps + (self.pretrain_epochs + self.interleave * (epochs or 0)) * labelled
 
     def optimizer_of(self, parameters: list[Any]) -> Optimizer:
         """Return the optimiser of parameters: Adam by default."""
         if self.optimizer is not None:
-            return self.optimizer(parameters)
+            return make_optimizer(self.optimizer, parameters)
         return Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def scheduler_of(self, optimizer: Optimizer, moves: int) -> LRScheduler | None:
+        """Return the scheduler of an optimiser that takes so many steps."""
+        return None if self.scheduler is None else make_scheduler(self.scheduler, optimizer, moves)
+
+    def fingerprint(self, optimizer: Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
         """Return the options that a resumed run has in common with its first part."""
+        temperature: Any = self.temperature
+        if not isinstance(temperature, int | float | None):
+            temperature = repr(temperature) if is_dataclass(temperature) else None
         return {
             "lr": self.lr,
             "weight_decay": self.weight_decay,
+            "optimizer": type(optimizer).__name__,
+            "scheduler": None if scheduler is None else type(scheduler).__name__,
             "clip_norm": self.clip_norm,
             "held_out": None if isinstance(self.held_out, Tensor) else float(self.held_out),
             "standardize": self.standardize,
-            "temperature": self.temperature if isinstance(self.temperature, int | float) else None,
+            "temperature": temperature,
             "epochs": self.epochs,
             "steps": self.steps,
             "batch_size": self.batch_size,
             "pretrain_epochs": self.pretrain_epochs,
             "interleave": self.interleave,
             "patience": self.patience,
+            "max_rejected": self.max_rejected,
             "keep": "best" if self.keeps_best else "last",
+            "fast": self.fast,
         }
 
     @property
@@ -193,7 +259,41 @@ class Options:
         )
 
 
-def drawn_seed() -> int:
-    """Return a seed from torch's own generator."""
-    with alone():
-        return int(torch.randint(2**62, ()))
+MOST_STEPS = 10_000  # of a schedule that are tried before a run
+
+
+def _steps(last: int) -> Sequence[int]:
+    """Return the steps from 0 to the last one, or some of them where there are very many."""
+    some = range(0, max(last, 0), max(last // MOST_STEPS, 1))
+    return [*some, max(last, 0)]
+
+
+def _at(schedule: Schedule, step: int) -> float:
+    """Return the value of a schedule.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    try:
+        return float(schedule(step))
+    except Exception as error:  # of the user's function
+        raise ValueError(
+            f"the schedule of a temperature or weight has no number at step {step}: {error}"
+        ) from error
+
+
+def seed_of(seed: Any) -> int:
+    """Return the seed of a run; one from torch's own generator for ``None``.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is out of range.
+    """
+    if seed is None:
+        with alone():
+            return int(torch.randint(2**62, ()))
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise TypeError(f"seed is {seed!r}; expected a whole number or None")
+    if not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"seed is {seed}; expected a number of at most 64 bits")
+    return int(seed)

@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import alone, evaluating, local_seed, training
 from pyro_vmonf._utils.validation import as_tensor
@@ -291,7 +292,9 @@ def fit_together(
         lanes.optimizer = optimizer = checked.optimizer_of(lanes.parameters)
         title = f"fit {len(pairs)} starts"
         plan = plan_of(*copies[0], checked, schedule, title, lambda terms, _: ", ".join(terms))
-        scheduler = checked.scheduler(optimizer) if checked.scheduler else None
+        scheduler = checked.scheduler_of(optimizer, checked.moves(runs[0][0].train.batches))
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise NotTogether("each run has its own plateau")
         trainer = Trainer(lanes, [run for run, _ in runs], optimizer, scheduler, plan)
         histories = trainer.run()
     for i, ((model, guide), run) in enumerate(zip(pairs, trainer.runs, strict=True)):

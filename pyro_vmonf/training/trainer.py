@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, training
 from pyro_vmonf._utils.progress import progress_bar
 from pyro_vmonf.schedules import Schedule
 from pyro_vmonf.training.data import Arguments, Source, TensorSource
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Lanes, Single, Terms
+from pyro_vmonf.training.lanes import Lanes, Terms
 from pyro_vmonf.training.selection import START, Keeper
 
 
@@ -45,11 +43,6 @@ class Run:
     failure: str = ""  # the reason why the run was given up
     totals: Terms = field(default_factory=dict)
     taken: int = 0
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """Every generator that the order of the rows depends on."""
-        return [self.generator, *self.train.generators]
 
     def close_epoch(
         self, number: int, step: int, temperature: float, objective: Callable[..., float]
@@ -95,13 +88,11 @@ class Plan:
 class Trainer:
     """The loop over epochs and batches: steps, record, measured states, stopping.
 
-    Its whole state is :meth:`state_dict`, and a checkpoint holds nothing else of it.
-
     Arguments:
         lanes: the state that is trained.
         runs: one for each lane.
         optimizer: of the parameters of the lanes.
-        scheduler: of the optimiser, moved once a step.
+        scheduler: of the optimiser, moved once a step; one that waits for a plateau once an epoch.
         plan: the course.
         after_epoch: called with the trainer and the number of the epoch; returning a text stops
             the run, and the history says it.
@@ -128,7 +119,7 @@ class Trainer:
         self.seconds = 0.0
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
-        self.anneal()  # pretraining stays at the start of the schedules
+        self.anneal(0)  # pretraining stays at the start of the schedules
 
     def run(self) -> list[History]:
         """Go through the epochs; return the history of each run."""
@@ -153,8 +144,10 @@ class Trainer:
                         run.going, run.history.stopped = False, next(filter(None, stops))
                 self.epoch += 1
                 self.bar.update(plan.epochs is not None)
-                self.at_epoch_end()
+                if self.runs[0].going and not self.done():
+                    self.at_epoch_end()
         self._choose()
+        self.at_epoch_end()  # once the state that stays is there
         self.seconds = time.perf_counter() - start
         for run in self.runs:
             run.history.seconds = self.seconds
@@ -169,13 +162,13 @@ class Trainer:
             return self.scheduled_steps >= self.plan.steps
         return self.epoch >= (self.plan.epochs or 0)
 
-    def anneal(self) -> None:
+    def anneal(self, step: int) -> None:
         """Move temperature and terms along their schedules."""
         follow = getattr(self.lanes.module, "set_step_", None)
         if follow is not None:
-            follow(self.scheduled_steps)
+            follow(step)
         if self.plan.temperature is not None:
-            self.temperature = self.plan.temperature(self.scheduled_steps)
+            self.temperature = self.plan.temperature(step)
             self.lanes.set_temperature_(self.temperature)
 
     def _go_through_epoch(self) -> None:
@@ -191,6 +184,10 @@ class Trainer:
                 run.close_epoch(self.epoch, self.steps, self.temperature, plan.objective)
         self._measure(self.epoch)
         history = self.runs[0].history
+        if isinstance(self.scheduler, ReduceLROnPlateau) and self.epoch >= 0:
+            larger_is_better = self.scheduler.mode == "max"
+            objective = history.objective[-1]
+            self.scheduler.step(objective if larger_is_better else -objective)
         if history.elbo:
             self.bar.set_postfix(
                 elbo=f"{history.elbo[-1]:.3f}", T=f"{history.temperature[-1]:.3f}", refresh=False
@@ -203,7 +200,7 @@ class Trainer:
             if not any(run.going for run in self.runs):
                 return
             if scheduled:
-                self.anneal()
+                self.anneal(self.scheduled_steps)
             self.step(arguments)
             self.scheduled_steps += scheduled
             if self.plan.epochs is None:
@@ -232,7 +229,7 @@ class Trainer:
 
     def _move(self) -> None:
         self.optimizer.step()
-        if self.scheduler is not None:
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
 
     def _reject(self, number: int, terms: Terms, arguments: Arguments) -> None:
@@ -319,62 +316,3 @@ class Trainer:
         """Say how many steps of a run were rolled back."""
         count = f"{run.history.rejected} of {self.steps} steps"
         return f"{count} had a loss or gradient that is not finite"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that moves during the first run, with the states of all generators."""
-        assert isinstance(self.lanes, Single), "R runs side by side have no checkpoint"
-        [run] = self.runs
-        return {
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "state": self.lanes.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "counts": [self.steps, self.scheduled_steps, run.rejected_in_a_row],
-            "last_finite": self.lanes.last_finite,
-            "history": dataclasses.asdict(run.history),
-            "best": {
-                "objective": run.keeper.objective,
-                "epoch": run.keeper.epoch,
-                "state": run.keeper.state,
-                "trained": [run.keeper.trained, run.keeper.trained_epoch],
-            },
-            "order": [generator.get_state() for generator in run.generators],
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        }
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Put the run where :meth:`state_dict` found it.
-
-        Raises:
-            ValueError: if the state does not fit; nothing has then changed.
-        """
-        assert isinstance(self.lanes, Single)
-        [run] = self.runs
-        before = self.lanes.state(0)
-        try:
-            self.lanes.module.load_state_dict(content["state"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(content["scheduler"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            self.lanes.module.load_state_dict(before)
-            raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
-        self.epoch, self.seconds = int(content["epoch"]), content["seconds"]
-        self.steps, self.scheduled_steps, run.rejected_in_a_row = content["counts"]
-        run.history = History(**content["history"])
-        self.lanes.guard_(content["last_finite"])
-        best = content["best"]
-        run.keeper.objective, run.keeper.epoch = best["objective"], best["epoch"]
-        run.keeper.state = best["state"]
-        since = best.get("trained", [best["objective"], best["epoch"]])
-        run.keeper.trained, run.keeper.trained_epoch = since
-        run.going = not run.history.stopped
-        if run.history.temperature:
-            self.temperature = run.history.temperature[-1]
-        for generator, state in zip(run.generators, content["order"], strict=True):
-            generator.set_state(state)
-        torch.set_rng_state(content["random"])
-        if content["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(content["random_cuda"])

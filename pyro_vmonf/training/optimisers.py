@@ -1,0 +1,113 @@
+"""The optimiser and the scheduler of a fit, refused before a step where they could not run."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_vmonf._utils.contexts import own_filters
+
+
+def make_optimizer(make: Callable[[list[Any]], Optimizer], parameters: list[Any]) -> Optimizer:
+    """Return the optimiser that a user's function makes of parameters.
+
+    Raises:
+        TypeError: if it makes something else.
+        ValueError: if it fails, holds none of the parameters, or wants a closure for its step.
+    """
+    try:
+        made = make(parameters)
+    except Exception as error:  # of the user's function
+        raise ValueError(f"optimizer fails on the pair's parameters: {error}") from error
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            f"optimizer returns a {type(made).__name__}; expected a torch.optim.Optimizer of the "
+            "parameters that it is called with"
+        )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer is a {type(made).__name__}, whose step wants a closure that draws the same "
+            "numbers each time; fit gives none. Take another optimizer, or call "
+            "optimizer.step(closure) on a TrainingLoss of the pair yourself"
+        )
+    own = {id(parameter) for parameter in parameters}
+    if not any(id(p) in own for group in made.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer holds none of the pair's parameters that require a gradient; make it of "
+            "those that it is called with"
+        )
+    for group in made.param_groups:
+        if not math.isfinite(group.get("lr", 0.0)):
+            raise ValueError(f"optimizer has lr={group['lr']}; expected a finite number")
+    return made
+
+
+def make_scheduler(
+    make: Callable[[Optimizer], LRScheduler], optimizer: Optimizer, moves: int
+) -> LRScheduler:
+    """Return the scheduler that a user's function makes, once it has gone through a whole run.
+
+    Arguments:
+        make: the function.
+        optimizer: of the run.
+        moves: the largest number of its steps.
+
+    Raises:
+        TypeError: if the function makes something else.
+        ValueError: if it fails, or the scheduler is of another optimiser or too short.
+    """
+    try:
+        made = make(optimizer)
+    except Exception as error:  # of the user's function
+        raise ValueError(f"scheduler fails on the optimizer: {error}") from error
+    if not isinstance(made, LRScheduler):
+        raise TypeError(
+            f"scheduler returns a {type(made).__name__}; expected a scheduler of "
+            "torch.optim.lr_scheduler"
+        )
+    if getattr(made, "optimizer", optimizer) is not optimizer:
+        raise ValueError("scheduler moves another optimizer than the one that it is called with")
+    if not isinstance(made, ReduceLROnPlateau):
+        _rehearse(made, optimizer, moves)
+    return made
+
+
+def _rehearse(scheduler: LRScheduler, optimizer: Optimizer, moves: int) -> None:
+    """Take all steps of a scheduler, and put it and the rates back.
+
+    Raises:
+        ValueError: if a step fails.
+    """
+    before = copy.deepcopy(scheduler.state_dict())
+    groups = [
+        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    done = 0
+    try:
+        with own_filters():
+            warnings.simplefilter("ignore")  # no step of the optimiser comes before
+            for done in range(moves):  # noqa: B007
+                scheduler.step()
+    except Exception as error:  # each scheduler has its own
+        raise ValueError(
+            f"scheduler is a {type(scheduler).__name__} that ends after {done} of the {moves} "
+            f"steps of this run: {error}"
+        ) from error
+    finally:
+        scheduler.load_state_dict(before)
+        for group, old in zip(optimizer.param_groups, groups, strict=True):
+            for name, value in old.items():
+                if isinstance(group[name], Tensor):
+                    group[name].copy_(value)
+                else:
+                    group[name] = value

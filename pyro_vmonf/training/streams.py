@@ -1,0 +1,195 @@
+"""What a run draws from, or counts with, outside of the pair: generators and counters."""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+LONGEST = 1000  # items of a list or dictionary that is looked through
+DEEPEST = 20  # attributes on the way to what is looked for
+_LEAVES = (Tensor, np.ndarray, np.generic, str, bytes, type, types.ModuleType, type(None))
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+class _Cell(NamedTuple):
+    """One state outside of the pair: how it is read and how it is set."""
+
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+
+
+class Streams:
+    """The generators and counters that objects of a user hold, such as a sampler or a term.
+
+    Generators of torch, NumPy and Python count, also the global ones of NumPy and Python, and the
+    numbers among the attributes of samplers and data sets. The state holds what moves in the run.
+
+    Arguments:
+        loader: a loader or data set, whose counters count too.
+        pair: model and guide.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> sampler = torch.utils.data.RandomSampler(range(9), generator=generator)
+        >>> streams = Streams(torch.utils.data.DataLoader(range(9), sampler=sampler))
+        >>> streams.state_dict()
+        {}
+        >>> _ = torch.rand(1, generator=generator)
+        >>> list(streams.state_dict())
+        ['loader.sampler.generator']
+    """
+
+    def __init__(self, loader: Any = None, pair: nn.Module | None = None) -> None:
+        self.loader = loader
+        self.pair = pair
+        self.moving: set[str] = set()
+        self.first = self._states()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states that differ from those at the start, by path."""
+        now = self._states()
+        return {
+            path: state
+            for path, state in now.items()
+            if path in self.moving or path not in self.first or state != self.first[path]
+        }
+
+    def start_dict(self) -> dict[str, Any]:
+        """Return where the run found that which has moved since."""
+        return {path: self.first[path] for path in self.state_dict() if path in self.first}
+
+    def begin_(self, start: dict[str, Any]) -> None:
+        """Begin where another run began, of which :meth:`start_dict` is given.
+
+        Raises:
+            ValueError: if it is of objects that are not here.
+        """
+        self.load_state_dict(start)
+        self.first |= start
+
+    def _check(self, state: dict[str, Any]) -> None:
+        missing = sorted(state.keys() - self._cells().keys())
+        if missing:
+            raise ValueError(
+                f"the checkpoint holds the state of {', '.join(missing)}, which this run does not "
+                "have; pass a loader and a pair that are built in the same way"
+            )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put every generator and counter where :meth:`state_dict` found it.
+
+        Raises:
+            ValueError: if the state is of objects that are not here.
+        """
+        self._check(state)
+        cells = self._cells()
+        for path, value in state.items():
+            cells[path].put(value)
+        self.moving |= state.keys()
+
+    def _states(self) -> dict[str, Any]:
+        return {path: cell.get() for path, cell in self._cells().items()}
+
+    def _cells(self) -> dict[str, _Cell]:
+        cells = {
+            "random": _Cell(random.getstate, random.setstate),
+            "numpy.random": _Cell(
+                lambda: _plain(np.random.get_state(legacy=False)),  # noqa: NPY002
+                np.random.set_state,
+            ),
+        }
+        seen: set[int] = set()
+        cells.update(_found(self.loader, "loader", True, seen))
+        cells.update(_found(self.pair, "pair", False, seen))
+        return cells
+
+
+@contextmanager
+def kept(pair: nn.Module) -> Iterator[None]:
+    """Run a block, and put the generators that a pair holds back to where they were."""
+    streams = Streams(None, pair)
+    try:
+        yield
+    finally:
+        streams.load_state_dict(streams.first)
+
+
+def _found(value: Any, path: str, counts: bool, seen: set[int]) -> Iterator[tuple[str, _Cell]]:
+    """Yield the generators, and counters where they count, that can be reached from a value."""
+    if isinstance(value, _LEAVES) or id(value) in seen or path.count(".") > DEEPEST:
+        return
+    seen.add(id(value))
+    if isinstance(value, _GENERATORS):
+        yield path, _of_generator(value)
+        return
+    own = getattr(value, "__dict__", {})
+    counts = counts and not isinstance(value, nn.Module)
+    if counts and not isinstance(value, DataLoader):  # its own numbers are options
+        for name, number in own.items():
+            if type(number) in (bool, int, float):
+                yield f"{path}.{name}", _of_attribute(own, name)
+    for name, part in _parts(value, own):
+        yield from _found(part, f"{path}.{name}".replace("._modules", ""), counts, seen)
+
+
+def _parts(value: Any, own: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Return what a value holds, by name."""
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value)) if len(value) <= LONGEST else []
+    if isinstance(value, dict):
+        return list(value.items()) if len(value) <= LONGEST else []
+    if isinstance(value, functools.partial):
+        return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+    if isinstance(value, types.MethodType):
+        return [("self", value.__self__), ("function", value.__func__)]
+    if not isinstance(value, types.FunctionType):
+        return list(own.items())
+    closed = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
+    named = [(name, cell.cell_contents) for name, cell in closed if _is_filled(cell)]
+    read = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+    return [*named, *((k, v) for k, v in read.items() if isinstance(v, _GENERATORS))]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _of_attribute(own: dict[str, Any], name: str) -> _Cell:
+    return _Cell(lambda: own.get(name), lambda number: own.update({name: number}))
+
+
+def _of_generator(value: Any) -> _Cell:
+    if isinstance(value, torch.Generator):
+        return _Cell(
+            lambda: value.get_state().tolist(),
+            lambda state: _set(value, state),
+        )
+    if isinstance(value, random.Random):
+        return _Cell(value.getstate, value.setstate)
+    if isinstance(value, np.random.RandomState):
+        return _Cell(lambda: _plain(value.get_state(legacy=False)), value.set_state)
+    bits: Any = value.bit_generator
+    return _Cell(lambda: _plain(bits.state), lambda state: setattr(bits, "state", state))
+
+
+def _set(generator: torch.Generator, state: list[int]) -> None:
+    generator.set_state(torch.tensor(state, dtype=torch.uint8))
+
+
+def _plain(state: Any) -> Any:
+    """Return NumPy's state of a generator as numbers and lists."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
