@@ -117,3 +117,20 @@ def build(description: Any) -> Any:
     if part is None:
         raise ValueError(f"the file names the part {name!r}, which this version does not have")
     return part(**{k: build(v) for k, v in description["arguments"].items()})
+
+
+def agrees(found: Any, description: Any) -> bool:
+    """Return whether what was built says of itself what a file says; it may have more arguments.
+
+    Of tensors the shapes count: the state holds their numbers.
+    """
+    if isinstance(description, Tensor):
+        return isinstance(found, Tensor) and found.shape == description.shape
+    if isinstance(description, dict):
+        return isinstance(found, dict) and all(
+            name in found and agrees(found[name], value) for name, value in description.items()
+        )
+    if isinstance(description, (list, tuple)):
+        same = isinstance(found, (list, tuple)) and len(found) == len(description)
+        return same and all(map(agrees, found, description))
+    return not isinstance(found, (Tensor, dict, list)) and bool(found == description)

@@ -16,7 +16,7 @@ from pyro_vmonf._utils.contexts import alone
 from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf._version import __version__
 from pyro_vmonf.files.archive import read, write
-from pyro_vmonf.files.description import build, describe
+from pyro_vmonf.files.description import agrees, build, describe
 from pyro_vmonf.files.limits import Limits, bounded
 
 KIND = "fitted mixture"
@@ -143,6 +143,9 @@ class Saved:
         limits.check(description)
         with alone(), torch.random.fork_rng(devices=[]), bounded(limits):
             made = pair(build(description["model"]), build(description["guide"]))
+        for name, part in (("model", made.model), ("guide", made.guide)):
+            if not agrees(describe(part), description[name]):
+                raise ValueError(f"its {name} has arguments of another kind than it takes")
         device = torch.device(self.content.get("device", "cpu"))
         there = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
         return made.to(device=device if there else "cpu", dtype=self.dtype)
