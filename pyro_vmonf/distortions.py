@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf._utils.repr import ShownModule
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.contracts import Batch
 
 __all__ = ["Adversarial", "AffineImages", "Jitter", "RandomWalk"]
@@ -41,7 +41,7 @@ class Jitter(ShownModule):
 
     def __init__(self, scale: float = 0.1) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = check_number("scale", scale, zero=True)
 
     def forward(self, batch: Batch) -> Tensor:
         return batch.x + self.scale * _units(batch) * torch.randn_like(batch.x)
@@ -145,9 +145,9 @@ class Adversarial(ShownModule):
 
     def __init__(self, epsilon: float = 0.1, *, probe: float = 1e-2, iterations: int = 1) -> None:
         super().__init__()
-        self.epsilon = epsilon
-        self.probe = probe
-        self.iterations = iterations
+        self.epsilon = check_number("epsilon", epsilon, zero=True)
+        self.probe = check_number("probe", probe)
+        self.iterations = check_positive("iterations", iterations, minimum=0)
 
     def forward(self, batch: Batch) -> Tensor:
         units, event_dim = _units(batch), batch.x.dim() - batch.log_q.dim() + 1
@@ -196,10 +196,10 @@ class AffineImages(ShownModule):
         super().__init__()
         shape = tuple(image_shape)
         self.image_shape = shape if len(shape) == 3 else (1, *shape)
-        self.rotation = rotation
-        self.scale = scale
-        self.shear = shear
-        self.shift = shift
+        self.rotation = check_number("rotation", rotation, zero=True)
+        self.scale = check_number("scale", scale, zero=True)
+        self.shear = check_number("shear", shear, zero=True)
+        self.shift = check_number("shift", shift, zero=True)
 
     def distorted(self, x: Tensor) -> Tensor:
         """Distort each row in its own way.

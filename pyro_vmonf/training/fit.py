@@ -241,7 +241,8 @@ def in_units(
     try:
         guide.bind_(model)
         if standardize and not model.bounded and not model.standardizer.fitted:
-            sources.train.standardize(model)
+            with local_seed(0):  # a loader draws its order, of which the units know nothing
+                sources.train.standardize(model)
         model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
         yield before.clear
     except BaseException:

@@ -78,7 +78,10 @@ class Options:
         if callable(self.callbacks):
             self.callbacks = [self.callbacks]
         if self.checkpoint is not None:
-            files.check_writable(self.checkpoint)
+            try:
+                files.check_writable(self.checkpoint)
+            except ValueError as error:
+                raise ValueError(f"checkpoint: {error}") from error
 
     def _check_numbers(self) -> None:
         if self.epochs is not None and self.steps is not None:
