@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf import FlowMixture, RandomWeights, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import FlowMixture, RandomWeights, RealNVP, SoftmaxGuide, VMoNF, files
 from pyro_vmonf.distortions import Jitter
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
@@ -132,3 +134,64 @@ print(os.waitstatus_to_exitcode(status))
         cwd=Path(__file__).parent.parent,
     )
     assert found.stdout.split() == ["7"], found.stderr
+
+
+# Files.
+
+WRITER = """
+import sys, torch
+from pyro_vmonf import files
+path, number = sys.argv[1], int(sys.argv[2])
+content = {"kind": "x", "number": number, "numbers": torch.full((20_000,), float(number))}
+for _ in range(40):
+    files.write(content, path)
+"""
+
+
+def whole(path: Path) -> int:
+    """The number in a file, all of whose parts are of one writer."""
+    found = files.read(path, "x")
+    assert bool((found["numbers"] == found["number"]).all())
+    return int(found["number"])
+
+
+def test_threads_and_processes_save_to_one_path(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    content = [{"kind": "x", "number": i, "numbers": torch.full((20_000,), i)} for i in range(2)]
+    files.write(content[0], path)
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", WRITER, str(path), "2"])
+
+    def write(i: int) -> None:
+        for _ in range(40):
+            files.write(content[i], path)
+
+    def watch() -> set[int]:
+        seen = {whole(path) for _ in range(80)}
+        while process.poll() is None:
+            seen.add(whole(path))
+        return seen
+
+    found = together([lambda: write(0), lambda: write(1), watch])
+    assert found[:2] == [None, None]
+    assert isinstance(found[2], set), found[2]
+    assert 2 in found[2], "the other process did not write"
+    assert process.wait() == 0
+    assert whole(path) in range(3)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_what_a_killed_writer_left_is_swept_after_a_day(tmp_path: Path) -> None:
+    names = {
+        ".x.pt.12345.part": True,  # of the process 12345, by an earlier version
+        ".x.pt.0123456789abcdef.part": True,
+        ".x.pt.fresh.part": False,
+        ".y.pt.0123456789abcdef.part": False,  # another path
+        "x.pt.part": False,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        age = 0 if "fresh" in name else 2 * 24 * 60 * 60
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    files.write({"kind": "x"}, tmp_path / "x.pt")
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {name for name, swept in names.items() if not swept} | {"x.pt"}
