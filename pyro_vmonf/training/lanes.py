@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.optim import Optimizer
 
-from pyro_vmonf.program import Program, unregistered
+from pyro_vmonf.program import unregistered
 from pyro_vmonf.training.data import Arguments
 
 Terms = dict[str, Tensor]
@@ -73,8 +73,9 @@ class Single:
         self.clip_norm = float("inf") if clip_norm is None else clip_norm
         own: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self.parameters = own if parameters is None else list(parameters)
-        self.programs = [part for part in module.modules() if isinstance(part, Program)]
+        self.kept = list(dict.fromkeys((*self.parameters, *own)))  # also what counts move
         self.last_finite: list[Tensor] = []
+        self.before: list[Tensor] = []  # of the step that is taken
         self.guard_()
 
     def guard_(self, last_finite: Sequence[Tensor] = ()) -> None:
@@ -85,7 +86,7 @@ class Single:
         self.versions = [b._version for b in self.buffers]
 
     def terms(self, batches: Sequence[Arguments]) -> Terms:
-        with unregistered(*self.programs):
+        with unregistered():
             terms: Terms = self.module(**batches[0])
         size = batches[0].get("size", 1)
         return {name: value / size for name, value in terms.items()}
@@ -93,12 +94,13 @@ class Single:
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
     ) -> tuple[Terms, list[bool]]:
+        start = self._start()
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum()
         terms = {name: value.detach() for name, value in terms.items()}
         finite = bool(loss.isfinite())
         if finite:
-            self._remember()
+            self.last_finite, self.before = self.before, self.last_finite
             loss.backward()
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
@@ -107,20 +109,24 @@ class Single:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         if finite:
             move()
+        elif start:
+            with torch.no_grad():
+                torch._foreach_copy_(self.kept, start)
         self._settle(finite)
         return terms, [finite]
 
     @torch.no_grad()
-    def _remember(self) -> None:
-        """Keep parameters whose loss is finite."""
-        if self.last_finite:
-            torch._foreach_copy_(self.last_finite, self.parameters)
+    def _start(self) -> list[Tensor]:
+        """Return the parameters before the forward pass, which may count."""
+        if self.before:
+            torch._foreach_copy_(self.before, self.kept)
         else:
-            self.last_finite = [parameter.detach().clone() for parameter in self.parameters]
+            self.before = [parameter.detach().clone() for parameter in self.kept]
+        return self.before
 
     @torch.no_grad()
     def _settle(self, accepted: bool) -> None:
-        """Keep the buffers that the forward pass moved, or put them back."""
+        """Keep what the forward pass moved, or put it back."""
         for i, buffer in enumerate(self.buffers):
             if buffer._version != self.versions[i]:
                 if accepted:
@@ -146,7 +152,7 @@ class Single:
     @torch.no_grad()
     def step_back_(self, run: int) -> None:
         if self.last_finite:
-            torch._foreach_copy_(self.parameters, self.last_finite)
+            torch._foreach_copy_(self.kept, self.last_finite)
 
 
 class Stacked:
@@ -173,7 +179,6 @@ class Stacked:
         self.arrays = arrays
         self.size = size
         self.clip_norm = clip_norm
-        self.programs = [part for part in self.module.modules() if isinstance(part, Program)]
         self.stacked, buffers = stack_module_state(list(modules))  # type: ignore[arg-type]
         # Masks and orders are common: each tensor that is passed on costs its share of a step.
         self.buffers = {
@@ -202,7 +207,7 @@ class Stacked:
             terms: Terms = functional_call(self.module, (parameters, buffers), kwargs=arguments)
             return {name: value / size for name, value in terms.items()}
 
-        with unregistered(*self.programs):
+        with unregistered():
             every = torch.vmap(one, randomness="different")
             found: Terms = every(self.stacked, self.buffers, index, given)
         return found

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf.program import (
     Enumerate,
-    Program,
     contracted,
     enumerated_dim,
     is_plate,
     unregistered,
 )
+from pyro_vmonf.training.streams import kept
 
 Site = dict[str, Any]
 GUARDED_ROWS = 64  # rows of the first batch on which the two roads are compared
@@ -116,11 +116,6 @@ class Objective(nn.Module):
     def set_step_(self, step: int) -> None:
         """Move the terms of the guide along their schedules."""
         self.guide.set_step_(step)  # type: ignore[operator]
-
-    @property
-    def programs(self) -> list[Program]:
-        """The Pyro modules, whose parameters an optimiser holds already."""
-        return [part for part in self.modules() if isinstance(part, Program)]
 
     def forward(self, **arguments: Any) -> dict[str, Tensor]:
         if not self.reason:
@@ -247,7 +242,8 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
         short, own = _value_and_gradient(model, guide, nesting, some, "")
         long, theirs = _value_and_gradient(model, guide, nesting, some, "compared")
     except OtherProgram as difference:
-        with torch.no_grad(), local_seed(0):  # Pyro refuses some programs: it does so here
+        # Pyro refuses some programs: it does so here. In ``eval()`` nothing learns from the rows.
+        with evaluating(model), evaluating(guide), torch.no_grad(), local_seed(0):
             contracted(TraceEnum_ELBO(max_plate_nesting=nesting), model, guide, arguments)
         return str(difference)
     except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
@@ -273,7 +269,7 @@ def _value_and_gradient(
     pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
     objective = Objective(pair[0], pair[1], nesting, reason)
     objective.guide.bind_(objective.model)  # type: ignore[operator]
-    with unregistered(*objective.programs), local_seed(0):
+    with unregistered(), local_seed(0), kept(pair):
         if reason:
             terms = objective(**arguments)
         else:
