@@ -149,8 +149,9 @@ class NotPlain:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain data with sequences as tuples, or ``NotPlain``."""
-    if isinstance(value, (np.generic, np.ndarray)):
+    """Return plain data with sequences as tuples, or ``NotPlain``; a tensor () is a number."""
+    is_number = isinstance(value, Tensor) and not (value.dim() or value.requires_grad)
+    if is_number or isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, (bool, int, float, str, torch.Size)):
         return value

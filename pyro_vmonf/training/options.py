@@ -70,7 +70,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            setattr(self, field.name, plain(getattr(self, field.name)))
+            value = plain(getattr(self, field.name))
+            is_number = isinstance(value, Tensor) and not value.dim()
+            setattr(self, field.name, value.item() if is_number else value)
         self._check_numbers()
         self._check_kinds()
         if not isinstance(self.temperature, Cooling) and self.temperature is not None:
