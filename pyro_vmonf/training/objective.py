@@ -18,12 +18,11 @@ from pyro_vmonf.program import (
     Enumerate,
     contracted,
     enumerated_dim,
-    is_plate,
     unregistered,
 )
+from pyro_vmonf.training.bounds import Site, max_plate_nesting, sample_sites
 from pyro_vmonf.training.streams import kept
 
-Site = dict[str, Any]
 GUARDED_ROWS = 64  # rows of the first batch on which the two roads are compared
 
 
@@ -137,32 +136,16 @@ def _key(name: str, site: Site, sign: int) -> str:
     return key
 
 
-def _sample_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site, int]]:
-    return [
-        (name, site, sign)  # type: ignore[misc]
-        for trace, sign in ((model_trace, 1), (guide_trace, -1))
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not is_plate(site)  # type: ignore[arg-type]
-    ]
-
-
 def check_structure(model_trace: Trace, guide_trace: Trace) -> None:
     """Refuse a program that is not one sum over c.
 
     Raises:
         OtherProgram: if there is another latent, another sum, or a mask or plate inside the sum.
-        ValueError: if a latent of the model has no posterior: no bound contains it.
     """
-    sites = _sample_sites(model_trace, guide_trace)
+    sites = sample_sites(model_trace, guide_trace)
     drawn = {name for name, _, sign in sites if sign < 0}
     for name, site, sign in sites:
         latent = not site["is_observed"] and enumerated_dim(site) is None
-        if sign > 0 and latent and name not in drawn:
-            raise ValueError(
-                f"the model draws {name!r}, which the guide does not draw and nobody enumerates: "
-                "the ELBO has no term for its posterior. Draw the site in the guide, or mark it "
-                'with infer={"enumerate": "parallel"} if it is discrete'
-            )
         if sign < 0 and latent and not site["fn"].has_rsample:
             raise OtherProgram(f"the guide draws {name!r} without a reparametrised gradient")
     enumerated = [
@@ -191,7 +174,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
-    sites = _sample_sites(model_trace, guide_trace)
+    sites = sample_sites(model_trace, guide_trace)
     # The guide's c if it has one, else the model's.
     c = [s for _, s, _ in sites if enumerated_dim(s) is not None][-1]
     dim = enumerated_dim(c)
@@ -296,56 +279,3 @@ def _first_rows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
             value = value.double() if value.is_floating_point() else value
         result[name] = value
     return result
-
-
-def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
-    """Return the depth of the plates, from one run of each program that draws nothing global.
-
-    Pyro's validation checks the shape of every site here, once. Values that are not finite are left
-    to the training loop.
-
-    Raises:
-        ValueError: if the posterior of the first batch is not finite.
-    """
-    _check_posterior(guide, arguments)
-    with pyro.validation_enabled(False):
-        traces = _probe(model, guide, arguments)
-    sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
-    if all(_is_valid(site) for site in sites):
-        _probe(model, guide, arguments)  # with the validation that is set
-    return max(
-        -frame.dim  # type: ignore[operator]
-        for site in sites
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    )
-
-
-def _is_valid(site: Any) -> bool:
-    """Return whether the value of a traced site is finite, in the support, and has a density."""
-    value, support = site["value"], getattr(site["fn"], "support", None)
-    if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
-        return False
-    if bool(site["log_prob"].isnan().any()):
-        return False
-    return support is None or is_plate(site) or bool(support.check(value).all())
-
-
-def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
-    with local_seed(0), torch.no_grad():
-        log_q = guide.log_posterior(arguments["x"], arguments.get("y"), arguments.get("given"))
-    if log_q.isnan().any():
-        raise ValueError(
-            "the guide's posterior of the first batch is not finite: its parameters are not, "
-            "or the rows are out of its reach; look at vmonf.guide.log_q(x)"
-        )
-
-
-def _probe(model: Any, guide: Any, arguments: dict[str, Any]) -> tuple[Trace, Trace]:
-    with local_seed(0), torch.no_grad(), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(**arguments)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(**arguments)
-        for trace in (guide_trace, model_trace):
-            trace.compute_log_prob()
-    return guide_trace, model_trace

@@ -1,0 +1,148 @@
+"""Whether the ELBO of a program is a bound, and the depth of its plates, from one run of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.program import is_plate
+
+Site = dict[str, Any]
+
+
+def sample_sites(model_trace: Trace, guide_trace: Trace) -> list[tuple[str, Site, int]]:
+    """Return the sites of model (1) and guide (−1) but for plates."""
+    return [
+        (name, site, sign)  # type: ignore[misc]
+        for trace, sign in ((model_trace, 1), (guide_trace, -1))
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not is_plate(site)  # type: ignore[arg-type]
+    ]
+
+
+def check_bound(guide: Any, guide_trace: Trace, model_trace: Trace) -> None:
+    """Refuse a program whose ELBO bounds nothing, since model and guide draw different sites.
+
+    Raises:
+        ValueError: if a site of the model has no posterior, or one of the guide has no prior.
+    """
+    sites = sample_sites(model_trace, guide_trace)
+    latent = {name: site for name, site, sign in sites if sign > 0 and not site["is_observed"]}
+    drawn = {name: site for name, site, sign in sites if sign < 0 and not site["is_observed"]}
+    for name, site in latent.items():
+        if name not in drawn and site["infer"].get("enumerate") != "parallel":
+            raise ValueError(
+                f"the model draws {name!r}, which the guide does not draw and nobody enumerates: "
+                f"the ELBO has no term for its posterior. {_cover(guide, name, site)}"
+            )
+    for name, site in drawn.items():
+        if name not in latent and not site["infer"].get("is_auxiliary"):
+            known = "observes" if name in model_trace.nodes else "does not draw"
+            raise ValueError(
+                f"the guide draws {name!r}, which the model {known}: its entropy is added to the "
+                "ELBO, which then bounds nothing. Leave the site out of the guide; without c in "
+                "the guide, that is VMoNF(model) with no guide"
+            )
+
+
+def _cover(guide: Any, name: str, site: Site) -> str:
+    """Return the words and the code that show how a site gets a posterior."""
+    if getattr(site["fn"], "has_enumerate_support", False):
+        return (
+            "It is discrete: let Pyro sum over it, by\n"
+            f'    pyro.sample("{name}", ..., infer={{"enumerate": "parallel"}})\nin the model'
+        )
+    kind = type(guide).__name__
+    plates = [f for f in site["cond_indep_stack"] if f.vectorized]
+    shape = tuple(site["fn"].shape())
+    support = getattr(site["fn"], "support", None)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    own = re.sub(r"\W", "_", name)
+    q = "LogNormal" if support is constraints.positive else "Normal"
+    q = f"dist.{q}(self.{own}_loc, self.{own}_log_scale.exp())"
+    q += f".to_event({site['fn'].event_dim})" if site["fn"].event_dim else ""
+    foreign = support not in (constraints.real, constraints.positive)
+    remark = f"  # in place of it, one on {support}" if foreign else ""
+    lines = [
+        f"class Guide({kind}):",
+        "    def __init__(self, *args, **kwargs):",
+        "        super().__init__(*args, **kwargs)",
+        f"        self.{own}_loc = torch.nn.Parameter(torch.zeros({shape}))",
+        f"        self.{own}_log_scale = torch.nn.Parameter(torch.zeros({shape}))",
+        "",
+        "    def forward(self, x=None, y=None, **options):",
+        "        super().forward(x, y, **options)",
+    ]
+    indent = " " * 8
+    for frame in plates:  # by names of their own: one that the guide has entered is taken
+        lines.append(
+            f'{indent}with pyro.plate("{frame.name}_of_{name}", {frame.size}, dim={frame.dim}):'
+        )
+        indent += " " * 4
+    lines.append(f'{indent}pyro.sample("{name}", {q}){remark}')
+    code = "\n".join("    " + line if line else "" for line in lines)
+    return f"Draw the site in the guide, for example by\n{code}"
+
+
+def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
+    """Return the depth of the plates, from one run of each program that draws nothing global.
+
+    Pyro's validation checks the shape of every site here, once. Values that are not finite are left
+    to the training loop.
+
+    Raises:
+        ValueError: if the posterior of the first batch is not finite, or the program has no bound.
+    """
+    _check_posterior(guide, arguments)
+    with pyro.validation_enabled(False):
+        traces = _probe(model, guide, arguments)
+    check_bound(guide, *traces)
+    sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+    if all(_is_valid(site) for site in sites):
+        _probe(model, guide, arguments)  # with the validation that is set
+    depths = [
+        -frame.dim  # type: ignore[operator]
+        for site in sites
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    return max(depths, default=0)
+
+
+def _is_valid(site: Any) -> bool:
+    """Return whether the value of a traced site is finite, in the support, and has a density."""
+    value, support = site["value"], getattr(site["fn"], "support", None)
+    if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
+        return False
+    if bool(site["log_prob"].isnan().any()):
+        return False
+    return support is None or is_plate(site) or bool(support.check(value).all())
+
+
+def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
+    with local_seed(0), torch.no_grad():
+        log_q = guide.log_posterior(arguments["x"], arguments.get("y"), arguments.get("given"))
+    if log_q.isnan().any():
+        raise ValueError(
+            "the guide's posterior of the first batch is not finite: its parameters are not, "
+            "or the rows are out of its reach; look at vmonf.guide.log_q(x)"
+        )
+
+
+def _probe(model: Any, guide: Any, arguments: dict[str, Any]) -> tuple[Trace, Trace]:
+    with local_seed(0), torch.no_grad(), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(**arguments)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(**arguments)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+    return guide_trace, model_trace
