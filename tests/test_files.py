@@ -134,7 +134,7 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @contextmanager
-def little_memory(megabytes: int = 600) -> Iterator[None]:
+def little_memory(megabytes: int = 300) -> Iterator[None]:
     """Let the process have so much more than it has, no more."""
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()

@@ -20,6 +20,7 @@ from pyro_vmonf import schedules
 from pyro_vmonf.files.archive import tensors_in
 
 DEPTH = 100  # of dictionaries and lists; a part takes two
+SQUARES = ("eye", "diag", "indices", "combinations")  # operations whose results are squares
 SCHEDULES = frozenset(n for n, v in vars(schedules).items() if dataclasses.is_dataclass(v))
 
 
@@ -107,7 +108,8 @@ class _Counted(TorchFunctionMode):  # a dispatch mode imports torch's compiler, 
         self.left -= 1
         if self.left < 0:
             raise ValueError("it declares more parts than it has numbers")
-        if (_bound(args) * _bound(kwargs)) ** 2 > self.limits.largest:  # diagonals are squares
+        power = 2 if any(word in str(func) for word in SQUARES) else 1
+        if _bound((args, kwargs)) ** power > self.limits.largest:
             for shape in _shapes(func, args, kwargs):
                 if math.prod(shape) > self.limits.largest:
                     raise ValueError(f"it declares a tensor of shape {list(shape)}")
@@ -115,13 +117,14 @@ class _Counted(TorchFunctionMode):  # a dispatch mode imports torch's compiler, 
 
 
 def _bound(arguments: Any) -> int:
-    """Return a number whose square no result of an operation exceeds in size."""
-    bound = 1
-    for value in pytree.tree_leaves(arguments):
-        size = value.numel() if isinstance(value, Tensor) else value
-        if isinstance(size, (int, float)) and math.isfinite(size):
-            bound *= max(1, math.ceil(abs(size)))
-    return bound
+    """Return a number that no result of an operation exceeds in size; long lists are numbers."""
+    if isinstance(arguments, dict):
+        arguments = tuple(arguments.values())
+    if isinstance(arguments, (list, tuple)):
+        return len(arguments) if len(arguments) > 32 else math.prod(map(_bound, arguments))
+    size = arguments.numel() if isinstance(arguments, Tensor) else arguments
+    is_number = isinstance(size, (int, float)) and math.isfinite(size)
+    return max(1, math.ceil(abs(size))) if is_number else 1
 
 
 def _shapes(func: Any, args: Any, kwargs: Any) -> list[torch.Size]:
