@@ -24,6 +24,7 @@ above::
     model           FlowMixture: the Pyro model
     weights         mixture weights: fixed, learned, updated, random, gated
     weight_priors   distributions on the simplex and their posteriors
+    counts          running counts of the responsibilities
     flows           banks: K flows as one module
     distributions   distributions with K components on the last batch dimension
     transforms      invertible maps with a batch of parameters, one family a file

@@ -27,14 +27,15 @@ import pyro
 import torch
 from pyro.distributions import Normal, TorchDistribution, Uniform
 from pyro.infer import Trace_ELBO
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.metrics import bits_per_dim
+from pyro_vmonf.program import Program
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
 from pyro_vmonf.transforms import AffineImageCoupling, Logit, Squeezed, squeeze
@@ -129,7 +130,7 @@ class _Open(Logit):
         return self.forward_and_log_det(z)[0].clamp(1e-6, 1 - 2**-16)
 
 
-class Dequantized(PyroModule):
+class Dequantized(Program):
     r"""A mixture as a Pyro model of images of whole levels, with latent noise.
 
     The site ``noise`` in plate ``images`` is uniform in ``model`` and q(u|image) in ``guide``. The
@@ -262,7 +263,7 @@ class Dequantized(PyroModule):
         optimizer = torch.optim.Adam(trained, lr=lr)
         run = Run(RandomRows(rows, batch), torch.Generator())  # type: ignore[arg-type]
         plan = Plan(epochs=check_positive("steps", steps), title="dequantization" * progress)
-        with pyro.get_param_store().scope(), local_seed(seed):
+        with own_store(), local_seed(seed):
             lanes = Single(loss, 100.0, trained)
             [history] = Trainer(lanes, [run], optimizer, None, plan).run()
         if run.failure:

@@ -8,8 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Categorical
-from pyro.nn import pyro_method
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.validation import (
@@ -27,11 +26,13 @@ from pyro_vmonf.distributions.selection import pick, select
 from pyro_vmonf.flows.stack import Bank, as_bank
 from pyro_vmonf.program import (
     Program,
-    claim_parameters,
+    Registered,
     data_plate,
+    declares,
     detached_,
     free_dim,
     log_evidence,
+    register,
 )
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
@@ -75,7 +76,7 @@ class FlowMixture(Program):
         super().__init__()
         self.bank = as_bank(bank)
         for part in self.bank.modules():
-            if part is not self.bank and isinstance(part, Program | Weights) and part.in_program:
+            if part is not self.bank and isinstance(part, Program) and part.in_program:
                 raise ValueError(
                     f"the bank holds a {type(part).__name__} inside of it, whose sites or updates "
                     "would be left out: random parameters and weights belong to a mixture of their "
@@ -110,6 +111,7 @@ class FlowMixture(Program):
         Arguments:
             given: the rows' context ``(*, H)``.
         """
+        register(self)
         return self._in_raw_units(self.components_of(given))
 
     def _in_raw_units(self, bank: Distribution) -> Distribution:
@@ -181,6 +183,7 @@ class FlowMixture(Program):
         draw = optional(self.bank, "draw", self.components_of)
         return log_weights, self._in_raw_units(draw(given))
 
+    @declares
     def forward(
         self,
         x: Tensor | None = None,
@@ -204,7 +207,6 @@ class FlowMixture(Program):
         Returns:
             The rows.
         """
-        claim_parameters(self)
         check_context(given, self.context_features)
         log_weights, components = self.draw_parts(given)
         if size is None and x is None and given is not None:
@@ -238,15 +240,20 @@ class FlowMixture(Program):
             frozen: use a copy of the parameters as they are now, which no training changes.
         """
         if not frozen:
-            return self._registered_mixture(given)
-        model = copy.deepcopy(self).requires_grad_(False).eval()
-        detached_(model)
-        return model.mixture(given)
+            register(self)
+            return self.mixture(given)
+        return self.frozen().mixture(given)
 
-    @pyro_method
-    def _registered_mixture(self, given: Tensor | None) -> Marginal:
-        claim_parameters(self)
-        return self.mixture(given)
+    def frozen(self) -> FlowMixture:
+        """Return a copy of the mixture as it is now; the same one until the state changes."""
+        state = tuple((id(v), v._version) for v in self.state_dict(keep_vars=True).values())
+        kept = self.__dict__.get("_frozen")
+        if kept is None or kept[0] != state:
+            self.__dict__.pop("_frozen", None)
+            model = copy.deepcopy(self).requires_grad_(False).eval()
+            detached_(model)
+            kept = self.__dict__["_frozen"] = (state, model)
+        return kept[1]
 
     def mixture(self, given: Tensor | None = None) -> Marginal:
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
@@ -271,7 +278,7 @@ def posterior_of_joint(joint: Tensor, log_weights: Tensor, y: Tensor | None) -> 
     return joint.log_softmax(-1)
 
 
-class MixtureComponent(nn.Module):
+class MixtureComponent(Registered):
     """A mixture as one component of another: the bank whose call returns its marginal.
 
     Arguments:

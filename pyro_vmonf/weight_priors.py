@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
 from pyro_vmonf.flows.constant import ConstantDistribution
 
 
@@ -159,19 +160,56 @@ class Posterior(nn.Module):
     To implement one, write :meth:`forward`, :meth:`log_mean`, :meth:`mean_log`, and
     :meth:`reset_parameters`, which starts it anew.
 
+    One that is conjugate to the rows writes :meth:`update_` by :meth:`count_`.
+
     Arguments:
         prior: the weights' prior, as :func:`as_prior` takes it.
+        update: ``"counts"`` for the conjugate step, ``"gradient"`` for the optimiser.
     """
 
-    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
+    def __init__(
+        self, prior: Tensor | Distribution | nn.Module, update: Update = "gradient"
+    ) -> None:
         super().__init__()
+        if update not in ("counts", "gradient"):
+            raise ValueError(f"update is {update!r}; expected 'counts' or 'gradient'")
         self.prior = as_prior(prior)
+        self.update = update
         with local_seed(0):  # the prior's dtype and device: only its draws tell
             self.like = self.prior().sample()
         self.num_components = len(self.like)
+        self.counts = Counts(self.num_components).to(self.like) if update == "counts" else None
 
     def forward(self) -> Distribution:
         raise NotImplementedError
+
+    def settled(self, parameter: Tensor) -> Tensor:
+        """Return a parameter, as a constant once counts have moved it."""
+        counted = self.counts is not None and bool(self.counts.seen)
+        return parameter.detach() if counted and self.training else parameter
+
+    def count_(
+        self,
+        parameter: Tensor,
+        posterior: Callable[[Tensor], Tensor],
+        log_posterior: LogPosterior,
+        sample_weight: Tensor | None,
+        fraction: float,
+    ) -> None:
+        """Count a batch and take the conjugate step.
+
+        Arguments:
+            parameter: logs of the posterior's parameters, which are moved.
+            posterior: function from the counts of the data ``(K,)`` to those parameters.
+            log_posterior, sample_weight, fraction: of the batch, as guides pass them.
+        """
+        if self.counts is None or not is_learning(self, parameter):
+            return
+        with torch.no_grad():
+            batch = counts_of(log_posterior(), sample_weight)
+            self.counts.add_(batch, fraction, self.log_mean().exp())
+            moved = posterior(self.counts.over_the_data()).log()
+            parameter.copy_(torch.where(moved.isfinite().all(), moved, parameter))
 
     def log_mean(self) -> Tensor:
         r"""Return :math:`\log E[\pi]` ``(K,)``."""
@@ -189,8 +227,8 @@ class DirichletPosterior(Posterior):
         prior: the weights' prior.
     """
 
-    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
-        super().__init__(prior)
+    def __init__(self, prior: Tensor | Distribution | nn.Module, update: Update = "counts") -> None:
+        super().__init__(prior, update)
         self.log_concentration = nn.Parameter(torch.zeros_like(self.like))
         self.reset_parameters()
 
@@ -202,7 +240,13 @@ class DirichletPosterior(Posterior):
             self.log_concentration.copy_(self.prior.concentration.log())
 
     def forward(self) -> Distribution:
-        return Dirichlet(self.log_concentration.exp())
+        return Dirichlet(self.settled(self.log_concentration).exp())
+
+    def update_(self, *batch: Any) -> None:
+        """Add the counts of the responsibilities to the prior's concentrations."""
+        prior = self.prior
+        if isinstance(prior, DirichletPrior):
+            self.count_(self.log_concentration, lambda n: prior.concentration + n, *batch)
 
     def log_mean(self) -> Tensor:
         return self.log_concentration.log_softmax(-1)
@@ -219,8 +263,8 @@ class SticksPosterior(Posterior):
         prior: the weights' prior.
     """
 
-    def __init__(self, prior: Tensor | Distribution | nn.Module) -> None:
-        super().__init__(prior)
+    def __init__(self, prior: Tensor | Distribution | nn.Module, update: Update = "counts") -> None:
+        super().__init__(prior, update)
         self.log_sticks = nn.Parameter(self.like.new_zeros(2, self.num_components - 1))
         self.reset_parameters()
 
@@ -233,14 +277,29 @@ class SticksPosterior(Posterior):
             self.log_sticks.copy_(torch.stack((prior.a, prior.b)).log())
 
     def forward(self) -> StickBreaking:
-        a, b = self.log_sticks.exp()
+        return self._sticks(self.settled(self.log_sticks))
+
+    def _sticks(self, logs: Tensor) -> StickBreaking:
+        a, b = logs.exp()
         return StickBreaking(a, b, validate_args=False)
 
+    def update_(self, *batch: Any) -> None:
+        """Add the counts of each piece, and of the pieces behind it, to those of the prior."""
+        prior = self.prior()
+        if isinstance(prior, StickBreaking):
+            self.count_(
+                self.log_sticks,
+                lambda n: torch.stack(
+                    (prior.a + n[:-1], prior.b + n.flip(-1).cumsum(-1).flip(-1)[1:])
+                ),
+                *batch,
+            )
+
     def log_mean(self) -> Tensor:
-        return self().mean.log()
+        return self._sticks(self.log_sticks).mean.log()
 
     def mean_log(self) -> Tensor:
-        return self().mean_log
+        return self._sticks(self.log_sticks).mean_log
 
 
 class PointPosterior(Posterior):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro import sample
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.processes import sum_over_processes
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.program import name_of
+from pyro_vmonf.contracts import optional
+from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
+from pyro_vmonf.program import Program, Registered, name_of
 from pyro_vmonf.weight_priors import Posterior, as_prior, posterior_of
 
 
-class Weights(PyroModule):
+class Weights(Registered, Program):
     r"""The base of weights: a call that returns :math:`\log\pi` of shape ``(*, K)``.
 
     To implement one, write :meth:`forward`; if it draws from a prior, also :meth:`guide`, which
@@ -27,7 +30,6 @@ class Weights(PyroModule):
     """
 
     num_components: int
-    in_program = False  # whether they are more than a function: sites, or updates by the guide
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -35,19 +37,26 @@ class Weights(PyroModule):
     def extra_repr(self) -> str:
         return arguments_of(self) or f"num_components={self.num_components}"
 
-    def _parameter(self, name: str) -> Tensor:
-        """Read a parameter; a frozen one past Pyro, which would thaw it."""
+    def _parameter(self, name: str) -> nn.Parameter:
+        """Return a parameter without a word to Pyro, which has been told at the call."""
         parameter = self._parameters[name]
         assert parameter is not None
-        return getattr(self, name) if parameter.requires_grad else parameter
+        return parameter
 
     def guide(self) -> None:
         """Draw the sites of :meth:`forward` from their approximate posterior: here, none."""
 
-    def update_(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
-        """Learn from log q(c|x, y) ``(*, K)`` of a batch's rows, which the function computes.
+    def update_(
+        self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
+    ) -> None:
+        """Learn from a batch. Guides call it at every step, before the model runs.
 
-        Guides call it at every step, before the model runs; here it does nothing.
+        By default it does nothing.
+
+        Arguments:
+            log_posterior: function that computes log q(c|x, y) ``(*, K)`` of the rows.
+            sample_weight: their weights, which broadcast with ``*``.
+            fraction: the share of the data set's rows that the batch has.
         """
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
@@ -92,96 +101,120 @@ class FixedWeights(Weights):
 
 
 class LearnedWeights(Weights):
-    """Weights that are a parameter, the softmax of K logits.
-
-    Arguments:
-        num_components: number of components *K*.
-
-    Example:
-        >>> LearnedWeights(2)().exp()
-        tensor([0.5000, 0.5000], grad_fn=<ExpBackward0>)
-    """
-
-    def __init__(self, num_components: int) -> None:
-        super().__init__()
-        self.num_components = num_components
-        self.logits = nn.Parameter(torch.zeros(num_components))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Start at equal weights."""
-        self._parameters["logits"].zero_()  # type: ignore[union-attr]
-
-    def forward(self, context: Tensor | None = None) -> Tensor:
-        return self._parameter("logits").log_softmax(-1)
-
-
-class UpdatedWeights(Weights):
-    r"""Weights in closed form: the mean of the responsibilities, as EM has it.
+    r"""Weights that follow the responsibilities: their mean over the data, as EM has it.
 
     .. math::
-        \pi_c \leftarrow (1 - \rho)\, \pi_c
-        + \rho\, \frac{\sum_n w_n\, q(c|x_n) + a}{\sum_n w_n + K a}
+        \pi_c = \frac{n_c + a}{\sum_j n_j + K a}, \qquad n_c = \sum_n w_n\, q(c|x_n)
 
-    At every step in ``train()``, before the model runs. With all rows in one batch and
-    :math:`\rho = 1` that maximises the ELBO; with minibatches choose a smaller rate.
+    The guide counts at every step in ``train()``, before the model runs: see
+    :class:`~pyro_vmonf.counts.Counts`. The weights are then constant to the optimiser. Where
+    no guide of this library runs (:meth:`FlowMixture.marginal`, a guide of your own) they are a
+    parameter with a gradient.
 
     Arguments:
         num_components: number of components *K*.
-        rate: the share ρ of the batch, above 0 and at most 1.
+        update: ``"counts"``, or ``"gradient"`` for a parameter that the optimiser moves.
+        rate: in place of the counts over the data, the share ρ of each batch,
+            :math:`\pi \leftarrow (1 - \rho)\,\pi + \rho\,\pi_{\text{batch}}`.
         pseudo_count: *a*, at least 0, as the mode under a Dirichlet prior of concentration *a* + 1;
             above 0 no component's weight reaches zero.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if an argument is out of range.
+
+    References:
+        Neal, Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and
+        other variants.
 
     Example:
-        >>> weights = UpdatedWeights(2)
-        >>> weights.update_(lambda: torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), None)
+        >>> weights = LearnedWeights(2)
+        >>> weights.update_(lambda: torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), None, 1.0)
         >>> weights().exp()
         tensor([0.8000, 0.2000])
     """
 
-    probs: Tensor
-    batched_buffers = ("probs",)
-    in_program = True
-
     def __init__(
-        self, num_components: int, *, rate: float = 1.0, pseudo_count: float = 0.0
+        self,
+        num_components: int,
+        update: Update = "counts",
+        *,
+        rate: float | None = None,
+        pseudo_count: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_components = check_positive("num_components", num_components)
-        if not 0 < rate <= 1 or not pseudo_count >= 0:
+        if update not in ("counts", "gradient"):
+            raise ValueError(f"update is {update!r}; expected 'counts' or 'gradient'")
+        if not (rate is None or 0 < rate <= 1) or not pseudo_count >= 0:
             raise ValueError(
                 f"rate is {rate} and pseudo_count is {pseudo_count}; expected a rate above 0 and "
-                "at most 1, and a count of at least 0"
+                "at most 1, or None, and a count of at least 0"
             )
+        self.update = update
         self.rate = rate
         self.pseudo_count = pseudo_count
-        self.register_buffer("probs", torch.full((num_components,), 1 / num_components))
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.counts = Counts(num_components)
+        self._counted = False  # in the guide of the run
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start at equal weights."""
-        self.probs.fill_(1 / self.num_components)
+        self._parameter("logits").zero_()
 
     def forward(self, context: Tensor | None = None) -> Tensor:
-        # A component that has no row at all keeps a density to come back by.
-        return self.probs.clamp_min(torch.finfo(self.probs.dtype).tiny).log().log_softmax(-1)
+        counted, self._counted = self._counted, False
+        logits: Tensor = self._parameter("logits")
+        return (logits.detach() if counted else logits).log_softmax(-1)
 
-    def update_(self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None) -> None:
-        # Losses that are only evaluated, and those of ``eval()``, change nothing.
-        if not self.training or not torch.is_grad_enabled():
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        return self._parameter("logits").log_softmax(-1)
+
+    def update_(
+        self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
+    ) -> None:
+        logits = self._parameter("logits")
+        if self.update == "gradient" or not is_learning(self, logits):
             return
+        self._counted = True
         with torch.no_grad():
-            q = log_posterior().exp()
-            weight = q.new_ones(()) if sample_weight is None else sample_weight.unsqueeze(-1)
-            counts = (weight * q).reshape(-1, self.num_components).sum(0)
-            counts = sum_over_processes(counts) + self.pseudo_count
-            total = counts.sum()
-            moved = (1 - self.rate) * self.probs + self.rate * counts / total
+            batch = counts_of(log_posterior(), sample_weight)
+            present = logits.softmax(-1)
+            if self.rate is None:
+                self.counts.add_(batch, fraction, present)
+                total = self.counts.over_the_data() + self.pseudo_count
+                share = total / total.sum()
+            else:
+                total = sum_over_processes(batch) + self.pseudo_count
+                share = (1 - self.rate) * present + self.rate * total / total.sum()
             # Rows that do not count, or a posterior that is no number, say nothing of the weights.
-            self.probs.copy_(torch.where((total > 0) & moved.isfinite().all(), moved, self.probs))
+            # A component that has no row at all keeps a density to come back by.
+            moved = share.clamp_min(torch.finfo(share.dtype).tiny).log()
+            logits.copy_(torch.where(share.isfinite().all(), moved, logits))
+
+
+class UpdatedWeights(LearnedWeights):
+    """:class:`LearnedWeights` by counts, under the name and arguments of earlier versions.
+
+    Arguments:
+        num_components, rate, pseudo_count: as there.
+
+    Example:
+        >>> UpdatedWeights(2, rate=0.1)().exp()
+        tensor([0.5000, 0.5000], grad_fn=<ExpBackward0>)
+    """
+
+    def __init__(
+        self, num_components: int, *, rate: float | None = None, pseudo_count: float = 0.0
+    ) -> None:
+        super().__init__(num_components, rate=rate, pseudo_count=pseudo_count)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        probs = state_dict.pop(f"{prefix}probs", None)  # of earlier versions
+        if probs is not None:
+            tiny = torch.finfo(probs.dtype).tiny
+            state_dict[f"{prefix}logits"] = probs.clamp_min(tiny).log()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class GatedWeights(Weights):
@@ -222,9 +255,10 @@ class GatedWeights(Weights):
 class RandomWeights(Weights):
     r"""Weights with a prior, at the site ``weights``, and an approximate posterior.
 
-    The posterior's parameters start at the prior: a Dirichlet's posterior is a Dirichlet, that of
-    :class:`~pyro_vmonf.StickBreaking` has sticks, and any other prior's is a normal behind the
-    stick-breaking map. NUTS needs none of them.
+    The posterior of a Dirichlet is a Dirichlet, that of :class:`~pyro_vmonf.StickBreaking` has
+    sticks. They are the prior and the counts of the responsibilities, the conjugate step of
+    variational Bayes, where a guide of this library runs. The posterior of any other prior is a
+    normal behind the stick-breaking map, which the optimiser moves. NUTS needs none of them.
 
     Arguments:
         prior: distribution on the simplex, of ``event_shape`` ``(K,)`` and ``batch_shape`` ``()``;
@@ -271,11 +305,20 @@ class RandomWeights(Weights):
     def guide(self) -> None:
         sample(self._site, self.posterior())
 
+    def update_(
+        self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
+    ) -> None:
+        optional(self.posterior, "update_", _nothing)(log_posterior, sample_weight, fraction)
+
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         return self.posterior.log_mean()
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
         return self.posterior.mean_log()
+
+
+def _nothing(*_: object) -> None:
+    """Learn nothing."""
 
 
 _NAMED: dict[str, Callable[[int], Weights]] = {

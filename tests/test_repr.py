@@ -104,7 +104,7 @@ PUBLIC: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "Gaussian": (lambda: Gaussian(2, K), "Gaussian(features=2, components=3)"),
     "History": (lambda: History([0], [1], [-2.0], seconds=3.0), "History(1 epochs, 3.0 s, elbo=-2"),
-    "LearnedWeights": (lambda: pyro_vmonf.LearnedWeights(K), "LearnedWeights(num_components=3)"),
+    "LearnedWeights": (lambda: pyro_vmonf.LearnedWeights(K), "LearnedWeights(\n  num_components=3"),
     "Marginal": (
         lambda: mixture().mixture(),
         "Marginal(components=3, batch_shape=(), event_shape=(2,))",
@@ -155,7 +155,7 @@ PUBLIC: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "UpdatedWeights": (
         lambda: pyro_vmonf.UpdatedWeights(K, rate=0.5),
-        "UpdatedWeights(num_components=3, rate=0.5)",
+        "UpdatedWeights(\n  num_components=3, rate=0.5",
     ),
     "VMoNF": (lambda: VMoNF(mixture()), f"VMoNF(\n  {SHAPES}, fitted=False\n  (model): FlowMix"),
 }

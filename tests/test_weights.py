@@ -231,7 +231,7 @@ def test_errors(case: str) -> None:
 
 
 def test_the_exact_guide_has_the_likelihoods_value_and_gradient() -> None:
-    model, x = apart(LearnedWeights(K))
+    model, x = apart(LearnedWeights(K, "gradient"))
     with torch.no_grad():
         model.bank.loc.mul_(0.03)
     model = model.double().requires_grad_(True)
@@ -299,7 +299,8 @@ def test_rows_that_do_not_count_leave_updated_weights_alone(n_init: int) -> None
 
 def test_updated_weights_of_fewer_components_still_sum_to_one() -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(D, K), "updated"))
-    vmonf.model.weights.probs.copy_(torch.tensor([0.5, 0.3, 0.2]))
+    with torch.no_grad():
+        vmonf.model.weights.logits.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
     take_components_(vmonf, torch.tensor([1, 2]))
     torch.testing.assert_close(vmonf.model.weights().exp(), torch.tensor([0.6, 0.4]))
 

@@ -16,6 +16,7 @@ from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.flows.gaussian import StandardNormal
 from pyro_vmonf.flows.stack import as_bank
 from pyro_vmonf.nn.mlp import Activation
+from pyro_vmonf.program import Registered
 from pyro_vmonf.transforms import FlowTransform
 from pyro_vmonf.transforms.base import NetworkOptions, conditioned
 
@@ -23,7 +24,7 @@ End = Literal["data", "base"]
 Shape = tuple[int, ...]
 
 
-class Flow(ShownModule):
+class Flow(Registered, ShownModule):
     """A bank of a base and a chain of transforms, from base to data.
 
     Private transforms ``(K,)`` and shared ones ``()`` mix in any order.

@@ -19,18 +19,19 @@ from torch.distributions import (
 )
 from torch.func import functional_call
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed, training
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, training
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.sameness import difference
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import Use
 from pyro_vmonf.flows.transformed import TransformedFlow
+from pyro_vmonf.program import Registered
 
 Component = nn.Module | Distribution | Transform | Sequence[Transform]
 
 
-class Replicated(nn.Module):
+class Replicated(Registered):
     """A bank of K components that a function makes one by one: flows of any library.
 
     One batched call computes the K densities where a check at construction allows it: the
@@ -286,7 +287,7 @@ def _why_not(parts: Sequence[nn.Module], context_features: int) -> str | None:
         if not all(torch.equal(b, old) for b, old in zip(now, buffers, strict=True)):
             return "their buffers change when they are called"
         try:
-            with local_seed(0), mode(trial), warnings.catch_warnings():
+            with local_seed(0), mode(trial), own_filters():
                 warnings.simplefilter("error")  # vmap warns where it falls back to a loop
                 together = _value_and_gradients(trial, x, context, vectorized=True)
         except Exception as error:

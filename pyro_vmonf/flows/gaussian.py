@@ -11,9 +11,10 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.program import Registered
 
 
-class StandardNormal(ShownModule):
+class StandardNormal(Registered, ShownModule):
     """The bank of K equal standard normals, the usual base of a flow.
 
     Arguments:
@@ -42,7 +43,7 @@ class StandardNormal(ShownModule):
         return Normal(self.loc, scale, validate_args=False).to_event(self.loc.dim() - 1)
 
 
-class Gaussian(ShownModule):
+class Gaussian(Registered, ShownModule):
     r"""The bank of K Gaussians with full covariance, :math:`N(\mu_c, L_c L_c^\top)`.
 
     :func:`pyro_vmonf.em.fit_em` fits it by EM. It is the classical mixture of thesis 2.5, and the

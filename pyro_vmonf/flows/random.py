@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
-from pyro_vmonf.program import Program, in_plate, name_of
+from pyro_vmonf.program import Program, Registered, in_plate, name_of
 
 # The name of the sum over these sites in the history.
 _TERM: Any = {"term": "parameters"}
@@ -37,7 +37,7 @@ class _Scales(nn.ParameterDict):
             value.fill_(math.log(self.start))
 
 
-class RandomBank(Program):
+class RandomBank(Registered, Program):
     r"""A bank whose parameters are random: thesis 3.5, footnote, for every flow.
 
     In the model each parameter of the bank is a site of its name, with a prior. In the guide its

@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf.distributions.stacked import StackedDistribution
 from pyro_vmonf.flows.constant import ConstantDistribution
+from pyro_vmonf.program import Registered
 
 Bank = nn.Module | Distribution | Sequence[nn.Module | Distribution]
 
@@ -40,7 +41,7 @@ def as_bank(bank: Bank) -> nn.Module:
     )
 
 
-class Stack(nn.Module):
+class Stack(Registered):
     """A bank of different components: other banks side by side (thesis 4.2, footnote 1).
 
     Arguments:

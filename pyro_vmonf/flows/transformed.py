@@ -11,10 +11,11 @@ from torch.distributions import Distribution, Transform
 
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.flows.constant import ConstantDistribution
+from pyro_vmonf.program import Registered
 from pyro_vmonf.transforms.base import conditioned
 
 
-class TransformedFlow(nn.Module):
+class TransformedFlow(Registered):
     """One component: a flow of transforms of torch or Pyro, as a module.
 
     Each call empties the caches of the transforms, because the parameters may have changed since.

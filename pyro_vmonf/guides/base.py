@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import Program, Rows, claim_parameters, with_evidence
+from pyro_vmonf.program import Program, Rows, declares, free_dim, register, with_evidence
 
 
 class BoundGuide(Program):
@@ -45,6 +45,7 @@ class BoundGuide(Program):
         """The model that the guide is bound to."""
         return self._bound[0]
 
+    @declares
     def forward(
         self,
         x: Tensor | None = None,
@@ -58,7 +59,13 @@ class BoundGuide(Program):
         """Draw the random parts of the model and the component of each row."""
         self._begin()
         if x is not None:  # without rows c keeps its prior
-            self.infer(Rows(x, y, index, size, sample_weight, given))
+            self.infer(Rows(x, y, index, size, sample_weight, given, self._fraction(x, size)))
+
+    def _fraction(self, x: Tensor, size: int | None) -> float:
+        """Return the share of the data set's rows that ``x`` has."""
+        dim = free_dim() - len(() if self.model is None else self.model.event_shape)
+        rows = x.shape[dim] if -dim <= x.dim() else 1
+        return rows / size if size else 1.0
 
     def extra_repr(self) -> str:
         return "bound to no model" if self.model is None else self.model.extra_repr()
@@ -129,18 +136,15 @@ class BoundGuide(Program):
 
     def _begin(self) -> None:
         """Run what every guide begins with: the posteriors of the model's random parts."""
-        claim_parameters(self)
         if self.model is not None:
-            claim_parameters(self.model.weights)
+            register(self.model.weights, self.model)
             self.model.weights.guide()
             optional(self.model.bank, "guide", lambda: None)()  # of random parameters
 
-    def _observe(
-        self, log_posterior: Callable[[], Tensor], sample_weight: Tensor | None = None
-    ) -> None:
-        """Let weights in closed form learn from the rows' posterior."""
+    def _observe(self, log_posterior: Callable[[], Tensor], rows: Rows) -> None:
+        """Let weights in closed form learn from the posterior of the rows."""
         if self.model is not None:
-            self.model.weights.update_(log_posterior, sample_weight)
+            self.model.weights.update_(log_posterior, rows.sample_weight, rows.fraction)
 
     def site(self, name: str) -> str:
         """Return the full name of a site: that of the model, where the guide is bound to one."""

@@ -40,7 +40,7 @@ class ExactGuide(BoundGuide):
         with rows.plate(self.site("data"), self._bound_model().event_shape):
             with torch.no_grad():
                 logits = self.log_posterior(rows.x, rows.y, rows.given)
-            self._observe(lambda: logits, rows.sample_weight)
+            self._observe(lambda: logits, rows)
             q = Categorical(logits=logits, validate_args=False)
             pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
 
@@ -67,4 +67,4 @@ class MarginalGuide(BoundGuide):
         return joint.logsumexp(-1)
 
     def infer(self, rows: Rows) -> None:
-        self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows.sample_weight)
+        self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows)

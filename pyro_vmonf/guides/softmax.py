@@ -173,7 +173,7 @@ class SoftmaxGuide(BoundGuide):
             share = self.elbo_gradient
             logits = log_q if share == 1 else share * log_q + (1 - share) * log_q.detach()
             logits = logits if evidence is None else logits + evidence
-            self._observe(lambda: logits.log_softmax(-1), sample_weight)
+            self._observe(lambda: logits.log_softmax(-1), rows)
             count = logits.shape[-1]
             if self.top is None or self.top >= count:
                 q = Categorical(logits=logits, validate_args=False)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf.program import Program, unregistered
+from pyro_vmonf.program import unregistered
 from pyro_vmonf.training.objective import Objective
 
 
@@ -32,7 +32,6 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.objective = Objective(vmonf.model, vmonf.guide)  # type: ignore[arg-type]
         self.prepared = False
-        self.programs = [p for p in self.objective.modules() if isinstance(p, Program)]
 
     def forward(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:
         """Return the loss of a batch.
@@ -47,7 +46,7 @@ class TrainingLoss(nn.Module):
         if not self.prepared:  # the depth of the plates, and the road, from the first batch
             self.objective.prepare_({"x": x, "y": y, **arguments})
             self.prepared = True
-        with unregistered(*self.programs):
+        with unregistered():
             terms = self.objective(x=x, y=y, **arguments)
         loss = -torch.stack(list(terms.values())).sum() / size
         # A batch can leave parameters out, for example the network if each row has a label. Other

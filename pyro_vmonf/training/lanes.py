@@ -101,7 +101,8 @@ class Single:
         finite = bool(loss.isfinite())
         if finite:
             self.last_finite, self.before = self.before, self.last_finite
-            loss.backward()
+            if loss.requires_grad:  # weights in closed form alone need no gradient
+                loss.backward()
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             finite = bool(norm.isfinite())

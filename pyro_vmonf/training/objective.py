@@ -261,8 +261,8 @@ def _value_and_gradient(
             terms = _terms(model_trace, guide_trace)
         value = torch.stack(list(terms.values())).sum()
     trained = [p for p in objective.parameters() if p.requires_grad]
-    if not trained or not value.requires_grad:
-        return value.detach(), []
+    if not value.requires_grad:
+        return value.detach(), [torch.zeros_like(p) for p in trained]
     gradients = torch.autograd.grad(value, trained, allow_unused=True)
     return value.detach(), [
         torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)

@@ -12,20 +12,30 @@ from pyro.distributions import Dirichlet
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_vmonf import FlowMixture, MarginalGuide, RandomWeights, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import (
+    FlowMixture,
+    LearnedWeights,
+    MarginalGuide,
+    RandomWeights,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+)
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Batch, Classification, Term
 from pyro_vmonf.training.objective import EnumeratedELBO
+from pyro_vmonf.weight_priors import DirichletPosterior
 
 K, N, B, D = 3, 11, 7, 2
+CONCENTRATION = torch.tensor([0.7, 1.5, 2.0], dtype=torch.float64)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 WEIGHTS: dict[str, Callable[[], object]] = {
     "fixed": lambda: torch.tensor([0.2, 0.3, 0.5]),
-    "learned": lambda: "learned",
-    "random": lambda: Dirichlet(torch.tensor([0.7, 1.5, 2.0])),
+    "learned": lambda: LearnedWeights(K, "gradient"),
+    "random": lambda: RandomWeights(CONCENTRATION, DirichletPosterior(CONCENTRATION, "gradient")),
 }
 EVIDENCE: dict[str, Callable[[], Tensor | None]] = {
     "unlabelled": lambda: None,
@@ -130,7 +140,7 @@ def test_without_a_guide_c_is_summed_out(weights: str, evidence: str) -> None:
 
 
 def test_row_weights_weigh_rows() -> None:
-    vmonf = make("learned")
+    vmonf = make(LearnedWeights(K, "gradient"))
     x, y = torch.randn(B, D), EVIDENCE["mixed"]()
     weight = torch.rand(B)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)(vmonf.model, vmonf.guide)
@@ -139,7 +149,7 @@ def test_row_weights_weigh_rows() -> None:
 
 
 def test_mean_of_minibatches_is_the_whole() -> None:
-    vmonf = make("learned")
+    vmonf = make(LearnedWeights(K, "gradient"))
     x = torch.randn(12, D)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)(vmonf.model, vmonf.guide)
     parts = [elbo(x[i], index=i, size=12) for i in torch.arange(12).split(4)]
@@ -158,7 +168,7 @@ class BatchNorm(Term):
 
 @pytest.mark.parametrize("term", [RowNorm, BatchNorm])
 def test_terms_count_once_a_row(term: type[Term]) -> None:
-    paying = make("learned", terms=[term(weight=0.7)])
+    paying = make(LearnedWeights(K, "gradient"), terms=[term(weight=0.7)])
     free = SoftmaxGuide(paying.guide.network, [], model=paying.model)
     x, index = torch.randn(B, D), torch.randperm(N)[:B]
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
@@ -169,7 +179,7 @@ def test_terms_count_once_a_row(term: type[Term]) -> None:
 
 
 def test_a_callable_is_a_term() -> None:
-    vmonf = make("learned", terms=[lambda batch: batch.x.square().sum(-1)])  # type: ignore[list-item]
+    vmonf = make(LearnedWeights(K, "gradient"), terms=[lambda batch: batch.x.square().sum(-1)])  # type: ignore[list-item]
     free = SoftmaxGuide(vmonf.guide.network, [], model=vmonf.model)
     x = torch.randn(B, D)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
@@ -202,7 +212,7 @@ def test_the_terms_are_those_of_the_enumerated_elbo(
 
 def test_svi_and_the_elbo_module_train_alike() -> None:
     x, y = torch.randn(40, D), torch.randint(-1, K, (40,))
-    one, other = make("learned"), make("learned")
+    one, other = make(LearnedWeights(K, "gradient")), make(LearnedWeights(K, "gradient"))
     other.load_state_dict(one.state_dict())
     module = TraceEnum_ELBO(max_plate_nesting=1)(one.model, one.guide)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)

@@ -1,0 +1,95 @@
+"""Running counts of the responsibilities, from which weights in closed form follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vmonf._utils.processes import sum_over_processes
+from pyro_vmonf._utils.repr import ShownModule
+
+LogPosterior = Callable[[], Tensor]
+Update = Literal["counts", "gradient"]
+
+
+class Counts(ShownModule):
+    r"""The expected rows of each component, :math:`n_c = \sum_n w_n\, q(c|x_n)`, over the data.
+
+    They are the counts of the rows seen in this pass through the data, and for the rows to come
+    those of the last pass: incremental EM, without a memory of each row. With all rows in one batch
+    they are the counts of that batch. In the first pass the rows to come count by the weights that
+    are given.
+
+    Arguments:
+        num_components: number of components *K*.
+
+    References:
+        Neal, Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and
+        other variants.
+
+    Example:
+        >>> counts = Counts(2)
+        >>> counts.add_(torch.tensor([3.0, 1.0]), 0.5, torch.tensor([0.5, 0.5]))
+        >>> counts.over_the_data()
+        tensor([5., 3.])
+    """
+
+    passes: Tensor
+    seen: Tensor
+    batched_buffers = ("passes",)
+
+    def __init__(self, num_components: int) -> None:
+        super().__init__()
+        self.num_components = num_components
+        self.register_buffer("passes", torch.zeros(num_components, 2))  # this one, the last one
+        self.register_buffer("seen", torch.zeros(()))
+
+    def reset_parameters(self) -> None:
+        """Forget every row."""
+        self.passes.zero_()
+        self.seen.zero_()
+
+    @torch.no_grad()
+    def add_(self, batch: Tensor, fraction: float, present: Tensor) -> None:
+        """Count a batch.
+
+        Arguments:
+            batch: its counts ``(K,)``.
+            fraction: the share of the data set's rows that it has.
+            present: weights ``(K,)`` by which unseen rows count in the first pass.
+        """
+        batch, share = sum_over_processes(batch), sum_over_processes(batch.new_tensor(fraction))
+        now, last = self.passes.unbind(-1)
+        # A pass that is over becomes the last one. Sums of fractions are not exact.
+        over = self.seen > 1 - share / 2
+        now, last = torch.where(over, 0.0, now), torch.where(over, now, last)
+        last = torch.where(last.sum() > 0, last, present * batch.sum() / share)
+        passes = torch.stack((now + batch, last), -1)
+        fine = passes.isfinite().all()
+        self.passes.copy_(torch.where(fine, passes, self.passes))
+        seen = torch.where(over, 0.0, self.seen) + share
+        self.seen.copy_(torch.where(fine, seen, self.seen))
+
+    def over_the_data(self) -> Tensor:
+        """Return the counts ``(K,)`` of all rows."""
+        return self.passes[:, 0] + (1 - self.seen).clamp_min(0) * self.passes[:, 1]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name, buffer in self.named_buffers():  # files of earlier versions have none
+            state_dict.setdefault(prefix + name, torch.zeros_like(buffer))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def counts_of(log_posterior: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Return the counts ``(K,)`` of rows with log q ``(*, K)`` and weights."""
+    q = log_posterior.exp()
+    weight = q.new_ones(()) if sample_weight is None else sample_weight.unsqueeze(-1)
+    return (weight * q).reshape(-1, q.shape[-1]).sum(0)
+
+
+def is_learning(module: nn.Module, parameter: Tensor) -> bool:
+    """Return whether a step changes a parameter: not of a frozen one, ``eval()`` or ``no_grad``."""
+    return module.training and torch.is_grad_enabled() and parameter.requires_grad

@@ -1,0 +1,156 @@
+"""The plate of the rows, and the evidence that they carry."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import get_plates
+from torch import Tensor
+
+
+def in_plate() -> bool:
+    """Return whether an enclosing plate is vectorised."""
+    return any(frame.vectorized for frame in get_plates())
+
+
+def free_dim() -> int:
+    """Return the first dimension from the right that no enclosing plate holds."""
+    taken = {frame.dim for frame in get_plates()}
+    return next(dim for dim in itertools.count(-1, -1) if dim not in taken)
+
+
+@contextmanager
+def data_plate(
+    name: str,
+    x: Tensor | None,
+    event_shape: Sequence[int],
+    *,
+    index: Tensor | None = None,
+    size: int | None = None,
+    sample_weight: Tensor | None = None,
+) -> Iterator[Any]:
+    """Enter the plate of the rows, at the first dimension that no enclosing plate holds.
+
+    Arguments:
+        name: name of the plate.
+        x: rows ``(*, *event_shape)``, or ``None`` to generate.
+        event_shape: shape of one row.
+        index: positions ``(B,)`` of the rows among ``size``; their own order by default.
+        size: number of rows of the whole data set; those given by default.
+        sample_weight: non-negative weights that broadcast with ``*``.
+
+    Raises:
+        ValueError: if the shape of ``x`` does not fit, or the number of rows cannot be known.
+    """
+    dim = free_dim()
+    rows = None
+    if x is not None:
+        event_dim = len(event_shape)
+        if tuple(x.shape[x.dim() - event_dim :]) != tuple(event_shape):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} but one row of the components has shape "
+                f"{tuple(event_shape)}; pass x of shape (N, {', '.join(map(str, event_shape))})"
+            )
+        if x.dim() - event_dim < -dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; inside the plates that enclose the mixture its "
+                f"rows are on dimension {dim - event_dim}"
+            )
+        rows = x.shape[dim - event_dim]
+    if size is None:
+        if rows is None:
+            raise ValueError("there is no x; pass size, the number of rows to generate")
+        if index is not None:
+            raise ValueError("index was given without size; pass size, the rows of the whole data")
+        size = rows
+    if rows is not None and size < rows:
+        raise ValueError(f"size is {size} but x has {rows} rows; pass the rows of the whole data")
+    if index is None and rows is not None and rows != size:
+        index = torch.arange(rows)
+    with pyro.plate(name, size, subsample=index, dim=dim) as positions:
+        if sample_weight is None:
+            yield positions
+        else:
+            counted = sample_weight > 0  # Pyro scales by positive numbers only
+            weight = sample_weight.where(counted, torch.ones_like(sample_weight))
+            mask = poutine.mask(mask=counted)  # type: ignore[call-overload]
+            with mask, poutine.scale(scale=weight):
+                yield positions
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows as a guide sees them: the arguments of the call of the program.
+
+    Arguments:
+        x: rows ``(*, *event_shape)``.
+        y: their labels ``(*)`` or log-likelihoods ``(*, K)``.
+        index, size: their positions ``(B,)`` in the whole data set, and its rows.
+        sample_weight: their weights, which broadcast with ``*``.
+        given: their context ``(*, H)``.
+        fraction: the share of the data set's rows that they are.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    index: Tensor | None
+    size: int | None
+    sample_weight: Tensor | None
+    given: Tensor | None
+    fraction: float = 1.0
+
+    def plate(self, name: str, event_shape: Sequence[int]) -> AbstractContextManager[Any]:
+        """Return the plate of the rows: see :func:`data_plate`."""
+        return data_plate(
+            name,
+            self.x,
+            event_shape,
+            index=self.index,
+            size=self.size,
+            sample_weight=self.sample_weight,
+        )
+
+
+def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
+    """Return what ``y`` says of each row's component, as log p(y|c) of shape ``(*, K)``.
+
+    Arguments:
+        y: integer labels ``(*)``, −1 for unlabelled; or log-likelihoods ``(*, K)``, of which those
+            that are −∞ rule a component out.
+        num_components: number of components *K*.
+        dtype: floating dtype of the result.
+
+    Raises:
+        ValueError: if log-likelihoods do not have K columns.
+
+    Example:
+        >>> log_evidence(torch.tensor([-1, 1]), 2, torch.float32)
+        tensor([[0., 0.],
+                [-inf, 0.]])
+    """
+    if y.is_floating_point():
+        if y.shape[-1:] != (num_components,):
+            raise ValueError(
+                f"y holds log-likelihoods of shape {tuple(y.shape)}; expected "
+                f"(N, {num_components}), or integer labels of shape (N,)"
+            )
+        return y.to(dtype)
+    classes = torch.arange(num_components, device=y.device)
+    excluded = (y.unsqueeze(-1) != classes) & (y.unsqueeze(-1) >= 0)
+    return torch.zeros(excluded.shape, dtype=dtype, device=y.device).masked_fill(
+        excluded, -torch.inf
+    )
+
+
+def with_evidence(log_q: Tensor, y: Tensor | None) -> Tensor:
+    """Return the normalised sum of a log-posterior ``(*, K)`` and the evidence, if there is any."""
+    if y is None:
+        return log_q
+    return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
