@@ -92,4 +92,6 @@ def counts_of(log_posterior: Tensor, sample_weight: Tensor | None) -> Tensor:
 
 def is_learning(module: nn.Module, parameter: Tensor) -> bool:
     """Return whether a step changes a parameter: not of a frozen one, ``eval()`` or ``no_grad``."""
-    return module.training and torch.is_grad_enabled() and parameter.requires_grad
+    # Under torch.vmap it is no Parameter and does not say; frozen ones do not go there.
+    trained = parameter.requires_grad or not isinstance(parameter, nn.Parameter)
+    return module.training and torch.is_grad_enabled() and trained

@@ -193,6 +193,13 @@ class Stacked:
             for name, value in self.module.state_dict(keep_vars=True).items()
         }
         self.parameters: list[Tensor] = [p for p in self.stacked.values() if p.requires_grad]
+        self.counted = [  # the guide moves these in the forward pass
+            self.stacked[f"{name}.{own}"]
+            for name, part in self.module.named_modules()
+            if hasattr(part, "counts")
+            for own, _ in part.named_parameters(recurse=False)
+            if f"{name}.{own}" in self.stacked
+        ]
         self.last_finite: list[Tensor] = []
         self.optimizer: Optimizer | None = None  # its moments stay where a run does not move
 
@@ -216,12 +223,12 @@ class Stacked:
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
     ) -> tuple[Terms, list[bool]]:
-        floating = [b for b in self.buffers.values() if b.is_floating_point()]
-        before = [b.clone() for b in floating]
+        floating = [b for b in self.buffers.values() if b.is_floating_point()] + self.counted
+        before = [b.detach().clone() for b in floating]
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum(0)
         finite = loss.detach().isfinite()
-        self._remember(finite)
+        self._remember(finite, before[len(floating) - len(self.counted) :])
         loss.sum().backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
@@ -244,14 +251,16 @@ class Stacked:
         return {name: value.detach() for name, value in terms.items()}, taken.tolist()
 
     @torch.no_grad()
-    def _remember(self, finite: Tensor) -> None:
-        """Keep the parameters of the runs whose loss is finite."""
+    def _remember(self, finite: Tensor, counted: list[Tensor]) -> None:
+        """Keep the parameters of the runs whose loss is finite, as the step found them."""
+        first = {id(p): value for p, value in zip(self.counted, counted, strict=True)}
+        values = [first.get(id(p), p) for p in self.parameters]
         if not self.last_finite:
-            self.last_finite = [parameter.detach().clone() for parameter in self.parameters]
+            self.last_finite = [value.detach().clone() for value in values]
         elif bool(finite.all()):
-            torch._foreach_copy_(self.last_finite, self.parameters)
+            torch._foreach_copy_(self.last_finite, values)
         else:
-            for kept, value in zip(self.last_finite, self.parameters, strict=True):
+            for kept, value in zip(self.last_finite, values, strict=True):
                 kept[finite] = value[finite]
 
     def _moving(self) -> list[Tensor]:

@@ -286,6 +286,8 @@ def fit_together(
             raise NotTogether(objective.reason)
         nesting = objective.elbo.max_plate_nesting
         objectives = [Objective(*pair, nesting) for pair in copies]
+        if any(hasattr(part, "counts") and _is_frozen(part) for part in objective.modules()):
+            raise NotTogether("weights in closed form are frozen")
         size = runs[0][0].train.size
         _try(Stacked(copy.deepcopy(objectives), arrays, size), [run for run, _ in runs])
         lanes = Stacked(objectives, arrays, size, checked.clip_norm)
@@ -305,6 +307,10 @@ def fit_together(
             run.history.objective.append(-math.inf)
             run.history.kept = -1
     return histories
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    return not all(p.requires_grad for p in part.parameters(recurse=False))
 
 
 def _run(arrays: Arrays, options: Options, seed: int) -> tuple[Run, torch.Generator]:
