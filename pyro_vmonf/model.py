@@ -11,6 +11,7 @@ from pyro.distributions import Categorical
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_vmonf._utils.frames import names_of, ordered
 from pyro_vmonf._utils.validation import (
     as_tensor,
     check_context,
@@ -82,6 +83,7 @@ class FlowMixture(Program):
                     "would be left out: random parameters and weights belong to a mixture of their "
                     "own; take fixed or learned ones inside a component"
                 )
+        self.feature_names: tuple[str, ...] | None = None  # of the frame that it was fitted on
         self.context_features = check_positive("context_features", context_features, minimum=0)
         like = floating_buffer(self.bank)
         probe = like.new_zeros(1, context_features) if context_features else None
@@ -120,7 +122,8 @@ class FlowMixture(Program):
     def rows(self, x: Any, *, weight: Any = None, first: int = 0) -> Tensor:
         """Return rows ``(N, *event_shape)`` in the dtype and on the device of the model.
 
-        Rows in float64 stay so if a model in float32 would lose the digits of their spread.
+        Rows in float64 stay so if a model in float32 would lose the digits of their spread. The
+        columns of a frame are put in the order of the fit.
 
         Arguments:
             x: the rows.
@@ -129,8 +132,9 @@ class FlowMixture(Program):
 
         Raises:
             TypeError: if they are no real floating numbers.
-            ValueError: if their shape does not fit, or they are not finite.
+            ValueError: if their shape or columns do not fit, or they are not finite.
         """
+        x = ordered(x, self.feature_names)
         counts = None if weight is None else as_tensor("sample_weight", weight) > 0
 
         def keeps(rows: Tensor) -> bool:
@@ -155,10 +159,12 @@ class FlowMixture(Program):
         """
         if self.bounded:
             raise ValueError("the components are bounded: their rows cannot be standardised")
+        names = names_of(x) or self.feature_names
         x = self.rows(x, weight=weight)
         if weight is not None:
             weight = check_sample_weight(weight, len(x), floating_buffer(self))
         self.standardizer.fit_(x, weight)
+        self.feature_names = names
 
     def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Start the parts of the bank that start from data, where they have not been: see ActNorm.

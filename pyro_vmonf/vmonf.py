@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,13 @@ class VMoNF(Transparent):
         if len(halves) == 2:
             self.guide.bind_(self.model)
             self.name_children_()
+
+    @property
+    def feature_names_in_(self) -> np.ndarray[Any, Any]:
+        """The names of the columns of the frame that the pair was fitted on."""
+        if self.model.feature_names is None:
+            raise AttributeError("the pair was not fitted on a frame with names of columns")
+        return np.array(self.model.feature_names, dtype=object)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import own_filters
+from pyro_vmonf._utils.frames import numeric
 from pyro_vmonf._utils.plain import plain
 
 
@@ -52,13 +53,15 @@ def as_tensor(name: str, values: Any) -> Tensor:
     """Return a user's numbers as a tensor.
 
     Raises:
-        TypeError: if they are no array of real numbers.
+        TypeError: if they are no array of real numbers, or a column of a frame is none.
+        ValueError: if a column of a frame has missing values.
     """
     if isinstance(values, Iterator):
         raise TypeError(
             f"{name} is a {type(values).__name__}, which can be gone through only once; pass its "
             "rows as one array, such as torch.stack(list(rows)), or a DataLoader"
         )
+    values = numeric(values, name)
     try:
         values = values.detach() if isinstance(values, Tensor) else _to_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

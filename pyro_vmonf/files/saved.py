@@ -46,6 +46,7 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
         "frozen": [name for name, p in vmonf.named_parameters() if not p.requires_grad],
         "in eval": [name for name, part in vmonf.named_modules() if not part.training],
         "device": str(floating_buffer(vmonf).device),
+        "columns": vmonf.model.feature_names,
         "history": None if vmonf.history is None else dataclasses.asdict(vmonf.history),
     }
     write(content, path)
@@ -105,6 +106,7 @@ def load(
             stacklevel=3,
         )
     made.history = recorded
+    made.model.feature_names = saved.columns
     return made
 
 
@@ -131,6 +133,12 @@ class Saved:
             names = content.get(key, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"its {key!r} is no list of names")
+        columns = content.get("columns")
+        if not isinstance(columns, tuple | list | None) or not all(
+            isinstance(name, str) for name in columns or ()
+        ):
+            raise ValueError("its 'columns' are no names")
+        self.columns = None if columns is None else tuple(columns)
         self.not_finite = not_finite(self.state)
         if self.not_finite != content.get("not finite", self.not_finite):
             raise ValueError(f"its numbers are not finite: {', '.join(self.not_finite)}")

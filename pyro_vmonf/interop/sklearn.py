@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,19 +14,24 @@ from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin
 from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.frames import numeric
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.contracts import Start
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Gaussian, RealNVP
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import MLP
-from pyro_vmonf.starts import warm_start_
+from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.training.fit import fit
 from pyro_vmonf.vmonf import VMoNF
 
 Array = np.ndarray[Any, Any]
+MARKS = ("-1", "-1.0", "<NA>")  # of rows without a label, beside None, as texts
+NEIGHBORS = (15, 10, 20, 30)  # of the first spectral clusters, one start after the other
 FLOWS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": Gaussian,
     "maf": MAF,
@@ -50,12 +56,17 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         hidden: widths of the hidden layers of the guide.
         init: first clusters of the guide: ``"kmeans"``, ``"spectral"`` (clusters along neighbours),
             or ``"random"``.
-        n_init: number of starts; the one with the best objective on held-out rows stays.
+        n_init: number of starts of the kind of ``init``, from other seeds and, for ``"spectral"``,
+            with other numbers of neighbours; the one with the best objective on held-out rows
+            stays.
         max_iter: passes through the data.
         batch_size: rows of one step.
         learning_rate: learning rate of Adam.
-        use_labels: use ``y`` for the clusters. ``"auto"`` uses it if it holds −1, the mark of an
-            unlabelled row. Cluster *c* is then class ``classes_[c]``.
+        use_labels: use ``y`` for the clusters. ``"auto"`` uses it where −1 can only be the mark of
+            an unlabelled row, and warns that it does: beside texts, beside three classes or more,
+            or where there are fewer components than values. A y of −1 and +1 is left out, with a
+            warning. Cluster *c* is then class ``classes_[c]``; ``labels_used_`` says whether labels
+            were used.
         random_state: seed of the start, the order of the rows and each draw.
 
     Example:
@@ -104,9 +115,11 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         Raises:
             ValueError: if the rows, the labels or the parameters do not fit.
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        X = validate_data(self, numeric(X), dtype=[np.float64, np.float32], ensure_min_samples=2)
         for name in ("n_components", "n_init", "max_iter", "batch_size"):
             check_positive(name, getattr(self, name))
+        if self.init not in ("kmeans", "spectral", "random"):
+            raise ValueError(f"init is {self.init!r}; expected 'kmeans', 'spectral' or 'random'")
         labels = self._labels(y, len(X))
         if len(X) < self.n_components:
             raise ValueError(
@@ -118,33 +131,35 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every row; some have to count")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with local_seed(seed):
-            features = X.shape[1]
-            network = MLP(features, self.n_components, hidden=self.hidden)
-            guide = SoftmaxGuide(network)
-            weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
-            vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)
-        vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
-        options = {
+        vmonf = self._pair(X, seed)
+        started = self.init != "random" and self.n_components > 1
+        first = self.max_iter // 4 if started else 0
+        options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "lr": self.learning_rate,
             "sample_weight": sample_weight,
             "progress": False,
-            "seed": seed,
         }
-        first = self.max_iter // 4 if self._start(guide, X, labels, seed) else 0
-        if first:  # the flows fit the first clusters before the ELBO moves the guide
-            guide.elbo_gradient = 0.0
-            vmonf.fit(X, labels, epochs=first, temperature=1.0, **options)
-            guide.elbo_gradient = 1.0
-        self.history_ = vmonf.fit(
-            X,
-            labels,
-            n_init=self.n_init,
-            epochs=self.max_iter - first,
-            held_out=0.1 if self.n_init > 1 and len(X) >= 10 else 0.0,
-            **options,
-        )
+
+        def start(model: FlowMixture, guide: Any, number: int) -> None:
+            """Teach first clusters to a guide, and let the flows fit them before it moves."""
+            if not started:
+                return
+            own = (seed + number) % 2**31
+            find = self._clusters(sample_weight, number, own)
+            warm_start_(guide, X, find, y=labels, sample_weight=sample_weight, seed=own)
+            if first:
+                guide.elbo_gradient = 0.0
+                fit(model, guide, X, labels, epochs=first, temperature=1.0, seed=own, **options)
+                guide.elbo_gradient = 1.0
+
+        whole = {**options, "epochs": self.max_iter - first, "seed": seed}
+        if self.n_init == 1:
+            start(vmonf.model, vmonf.guide, 0)
+        else:
+            held_out = 0.1 if len(X) >= 10 else 0.0
+            whole |= {"n_init": self.n_init, "start": start, "held_out": held_out}
+        self.history_ = vmonf.fit(X, labels, **whole)
         self.vmonf_ = vmonf
         self.weights_ = vmonf.model.weights.log_mean().exp().detach().numpy()
         self.n_iter_ = first + len(self.history_.epoch)
@@ -152,18 +167,37 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         self.labels_ = vmonf.predict(X).numpy()
         return self
 
-    def _start(self, guide: SoftmaxGuide, X: Array, labels: torch.Tensor | None, seed: int) -> bool:
-        """Teach the first clusters to the guide, and return whether there are any."""
-        if self.init not in ("kmeans", "spectral", "random"):
-            raise ValueError(f"init is {self.init!r}; expected 'kmeans', 'spectral' or 'random'")
-        if self.init == "random" or self.n_components == 1:
-            return False
-        clusters = None
-        if self.init == "kmeans":
-            means = KMeans(self.n_components, n_init=4, random_state=seed)
-            clusters = means.fit_predict((X - X.mean(0)) / (X.std(0) + 1e-12)).astype(np.int64)
-        warm_start_(guide, X, clusters, y=labels, seed=seed)
-        return True
+    def _pair(self, X: Array, seed: int) -> VMoNF:
+        """Return a pair with fresh parameters, of the rows' dtype."""
+        features = X.shape[1]
+        with local_seed(seed):
+            guide = SoftmaxGuide(MLP(features, self.n_components, hidden=self.hidden))
+            weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
+            vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)
+        return vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
+
+    def _clusters(self, sample_weight: Array | None, number: int, seed: int) -> Start:
+        """Return the first clusters of a start, another variant of the same for each."""
+        if self.init == "spectral":
+            near = NEIGHBORS[number % len(NEIGHBORS)]
+
+            def cut(x: Tensor, num_clusters: int) -> Tensor:
+                return spectral_clusters(x, num_clusters, neighbors=min(near, max(15, len(x) - 1)))
+
+            return cut
+        weight = None if sample_weight is None else sample_weight[sample_weight > 0]
+
+        def means(x: Tensor, num_clusters: int) -> Tensor:
+            rows = x.numpy()
+            centre, spread = rows.mean(0), rows.std(0)
+            if weight is not None and (weight != weight[0]).any():
+                centre = np.average(rows, 0, weight)
+                spread = np.sqrt(np.average((rows - centre) ** 2, 0, weight))
+            found = KMeans(num_clusters, n_init=1 if number else 4, random_state=seed)
+            rows = (rows - centre) / (spread + 1e-12)
+            return torch.as_tensor(found.fit_predict(rows, sample_weight=weight).astype(np.int64))
+
+        return means
 
     def _bank(self, features: int) -> nn.Module:
         if callable(self.flow):
@@ -179,30 +213,46 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
     def _labels(self, y: Any, rows: int) -> torch.Tensor | None:
         """Return the class numbers of the rows, or ``None`` without labels for the fit."""
+        self.labels_used_ = False
         if y is None or self.use_labels is False:
             return None
-        y = np.asarray(y)
-        if y.dtype.kind == "f" and np.isnan(y).any():
-            raise ValueError("y contains NaN; the mark of an unlabelled row is -1")
-        known = y != -1
-        if self.use_labels == "auto" and known.all():
-            return None
+        y, known = _marked(y)
         if y.shape != (rows,):
             raise ValueError(f"y has shape {y.shape} but X has {rows} rows; pass one label a row")
-        self.classes_ = np.unique(y[known])
-        if len(self.classes_) > self.n_components:
+        classes = np.unique(y[known])
+        if self.use_labels == "auto":
+            if known.all():
+                return None
+            if not _is_mark(classes, self.n_components):
+                warnings.warn(
+                    f"y holds -1 and the classes {classes.tolist()}: -1 can be a class or the mark "
+                    "of unlabelled rows, so the fit leaves y out; pass use_labels=True if it is "
+                    "the mark, or use_labels=False",
+                    UserWarning,
+                    stacklevel=3,
+                )
+                return None
+            warnings.warn(
+                f"y marks {(~known).sum()} of {rows} rows as unlabelled: the fit uses the labels "
+                "of the others; pass use_labels=True or False to choose",
+                UserWarning,
+                stacklevel=3,
+            )
+        if len(classes) > self.n_components:
             raise ValueError(
-                f"y has {len(self.classes_)} classes and the mixture {self.n_components} "
+                f"y has {len(classes)} classes and the mixture {self.n_components} "
                 "components; pass n_components of at least that many"
             )
+        self.classes_ = classes
+        self.labels_used_ = True
         labels = torch.full((rows,), -1)
-        labels[torch.as_tensor(known)] = torch.as_tensor(np.searchsorted(self.classes_, y[known]))
+        labels[torch.as_tensor(known)] = torch.as_tensor(np.searchsorted(classes, y[known]))
         return labels
 
     def _rows(self, X: Any) -> Array:
         check_is_fitted(self)
-        kind = np.float64 if next(self.vmonf_.parameters()).dtype == torch.float64 else np.float32
-        return validate_data(self, X, dtype=kind, reset=False)  # type: ignore[no-any-return]
+        kinds = [np.float64, np.float32]
+        return validate_data(self, numeric(X), dtype=kinds, reset=False)  # type: ignore[no-any-return]
 
     def predict(self, X: Any) -> Array:
         """Return the cluster of each row ``(n_samples,)``, by the guide."""
@@ -243,3 +293,41 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
     def aic(self, X: Any) -> float:
         """Return the Akaike information criterion; see the limits of :meth:`bic`."""
         return float(2 * num_parameters(self.vmonf_.model) - 2 * self.score_samples(X).sum())
+
+
+def _marked(y: Any) -> tuple[Array, Array]:
+    """Return labels of one kind, and which of the rows carry one.
+
+    Marks of a row without a label are −1 and ``None``; among texts also ``"-1"``, NaN and NA.
+
+    Raises:
+        ValueError: if there is a NaN beside numbers.
+    """
+    values = np.asarray(y)
+    if values.dtype.kind in "OUST" and values.ndim == 1:
+        values = np.asarray(y, dtype=object)  # NumPy makes text of numbers beside texts
+        known = np.array([not (v is None or str(v) in MARKS) for v in values], dtype=bool)
+        text = any(isinstance(v, str) for v in values[known])
+        if text:
+            known &= np.array([not _is_nan(v) for v in values])
+        labels = np.array([str(v) if text else v for v in values[known].tolist()])
+        values = np.zeros(values.shape, dtype=labels.dtype)
+        values[known] = labels
+    else:
+        known = values != -1
+    if any(map(_is_nan, values[known].flat)):
+        raise ValueError("y contains NaN; the mark of an unlabelled row is -1")
+    return values, known
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and math.isnan(value)
+
+
+def _is_mark(classes: Array, components: int) -> bool:
+    """Return whether −1 beside these classes can only be the mark of an unlabelled row.
+
+    It can be a class beside 1 (outliers), or beside 0 and 1 (signs). It cannot beside texts, beside
+    three classes or more, or where the components would not suffice for it.
+    """
+    return classes.dtype.kind in "OUS" or len(classes) > 2 or len(classes) + 1 > components

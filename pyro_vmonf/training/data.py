@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.validation import (
     check_context,
     check_context_rows,
@@ -38,6 +39,7 @@ class Sources(NamedTuple):
     train: Source
     labelled: TensorSource | None
     held_out: TensorSource | None
+    names: Names | None = None  # of the columns
 
 
 def in_memory(x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
@@ -119,14 +121,15 @@ def make_sources(
             )
         check_context(None, model.context_features)
         return Sources(LoaderSource(x, model, batch_size), None, None)
+    names = names_of(ordered(x, model.feature_names))
     x, y, sample_weight, given = check_data(model, x, y, sample_weight, given)
     positions = torch.arange(len(x), device=x.device)
     rows = TensorSource(x, y, sample_weight, batch_size, positions, given)
     train, held = rows.split(held_out, generator)
     if not by_label:
-        return Sources(train, None, held)
+        return Sources(train, None, held, names)
     labelled, others = train.split_by_label()
-    return Sources(others if interleave and others.size else train, labelled, held)
+    return Sources(others if interleave and others.size else train, labelled, held, names)
 
 
 def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def in_units(
     """
     pair = nn.ModuleList([model, guide])
     before = {name: value.clone() for name, value in pair.state_dict().items()}
-    bound = guide.model
+    bound, names = guide.model, model.feature_names
     terms = [(part, part.current_weight) for part in guide.modules() if isinstance(part, Term)]
     try:
         guide.bind_(model)
@@ -244,10 +244,12 @@ def in_units(
             with local_seed(0):  # a loader draws its order, of which the units know nothing
                 sources.train.standardize(model)
         model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
+        model.feature_names = sources.names or names
         yield before.clear
     except BaseException:
         if before:
             pair.load_state_dict(before)
+            model.feature_names = names
             guide.bind_(bound)
             for term, weight in terms:
                 term.current_weight = weight

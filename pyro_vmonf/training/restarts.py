@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import alone, evaluating, local_seed, training
+from pyro_vmonf._utils.frames import names_of, ordered
 from pyro_vmonf._utils.validation import as_tensor
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import BoundGuide
@@ -135,6 +136,7 @@ def fit_best(
     n_init: int,
     seed: int | None = None,
     held_out: float | Tensor | None = None,
+    start: Callable[[FlowMixture, BoundGuide, int], None] | None = None,
     **options: Any,
 ) -> History:
     """Fit from several starts and keep the run with the best objective on held-out rows.
@@ -152,6 +154,10 @@ def fit_best(
         held_out: fraction of the rows that the runs are compared on, or their positions, the same
             for all runs; a tenth by default. A ``DataLoader`` has none to hold out, and its runs
             are compared on what they were trained on.
+        start: function that starts the pair of a run, before it is trained: it takes model, guide
+            and the number of the run, from 0. It comes after the parameters were drawn anew, so a
+            first clustering that was taught to the guide before the fit is lost in all runs but the
+            first: teach it here, by :func:`~pyro_vmonf.starts.warm_start_` for example.
 
     Returns:
         The history of the run that was kept; ``restarts`` holds the objectives of all.
@@ -168,12 +174,14 @@ def fit_best(
     held_out = _common_rows(x, held_out, options["sample_weight"], first)
     if options.keys() <= TOGETHER and not is_streamed(x):
         with contextlib.suppress(NotTogether):
-            return _best_together(model, guide, x, y, n_init, first, held_out, options)
+            return _best_together(model, guide, x, y, n_init, first, held_out, start, options)
     histories: list[History] = []
     failures: list[FloatingPointError] = []
 
     def run(number: int) -> float:
         try:
+            if start is not None:
+                start(model, guide, number)
             history = fit(model, guide, x, y, seed=first + number, held_out=held_out, **options)
         except FloatingPointError as error:
             failures.append(error)
@@ -197,12 +205,17 @@ def _best_together(
     n_init: int,
     first: int,
     held_out: float | Tensor,
+    start: Callable[[FlowMixture, BoundGuide, int], None] | None,
     options: dict[str, Any],
 ) -> History:
     starts = [copy.deepcopy(nn.ModuleList([model, guide])) for _ in range(n_init)]
-    for i, start in enumerate(starts[1:], 1):
+    for i, pair in enumerate(starts):
         with local_seed(first + i):
-            reset_parameters_(start)
+            if i:
+                reset_parameters_(pair)
+            if start is not None:
+                with contextlib.suppress(FloatingPointError):  # it stays at its last good state
+                    start(pair[0], pair[1], i)  # type: ignore[arg-type]
     histories = fit_together(
         [tuple(pair) for pair in starts],  # type: ignore[misc]
         x,
@@ -220,6 +233,7 @@ def _best_together(
         )
     nn.ModuleList([model, guide]).load_state_dict(starts[best].state_dict())
     guide.bind_(model)
+    model.feature_names = starts[best][0].feature_names  # type: ignore[assignment]
     history = histories[best]
     guide.set_step_(history.step[-1] - 1)  # the weights of the terms are no part of a state
     history.restarts = objectives
@@ -267,6 +281,7 @@ def fit_together(
         return [fit(model, guide, x, y, seed=seeds[0], **data, **options)]
     checked = Options(**options)
     checked.check_pair(*pairs[0], sample_weight)
+    names = names_of(ordered(x, pairs[0][0].feature_names))
     arrays = dict(
         zip(
             ("x", "y", "sample_weight", "given"),
@@ -301,6 +316,7 @@ def fit_together(
         histories = trainer.run()
     for i, ((model, guide), run) in enumerate(zip(pairs, trainer.runs, strict=True)):
         guide.bind_(model)
+        model.feature_names = names or model.feature_names
         Objective(model, guide, nesting).load_state_dict(lanes.state(i))
         run.history.road = objective.road
         if run.failure or not run.history.objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from pyro_vmonf import Gaussian, UpdatedWeights
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.training import fit as training
 
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": "a weight of two is two rows in the loss, but "
@@ -69,13 +71,16 @@ def test_a_few_labels_name_the_clusters() -> None:
     x, wing = pinwheel(wings=3, per_wing=100, rate=0.25, seed=0)
     names = np.array([10, 20, 30])[wing.numpy()]
     y = np.where(np.arange(300) % 10 == 0, names, -1)
-    found = FlowMixtureClustering(3, max_iter=60, random_state=0).fit(x.numpy(), y)
+    with pytest.warns(UserWarning, match="y marks 270 of 300 rows as unlabelled"):
+        found = FlowMixtureClustering(3, max_iter=60, random_state=0).fit(x.numpy(), y)
+    assert found.labels_used_
     assert list(found.classes_) == [10, 20, 30]
     assert (found.classes_[found.predict(x.numpy())] == names).mean() > 0.9
     ignored = FlowMixtureClustering(3, max_iter=1, random_state=0).fit(x.numpy(), names)
     assert not hasattr(ignored, "classes_")
+    assert not ignored.labels_used_
     with pytest.raises(ValueError, match="3 classes and the mixture 2"):
-        FlowMixtureClustering(2, max_iter=1).fit(x.numpy(), y)
+        FlowMixtureClustering(2, max_iter=1, use_labels=True).fit(x.numpy(), y)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -158,3 +163,84 @@ def test_a_fit_leaves_its_parameters_alone() -> None:
     assert len(few.history_.restarts) == 2
     with pytest.raises(ValueError, match="y contains NaN"):
         FlowMixtureClustering(2, use_labels=True).fit(X[:3], [0.0, 1.0, np.nan])
+
+
+TEXT = ["left", "right", "middle"]
+LABELS: dict[str, tuple[Any, int, bool, str]] = {
+    "-1 and +1": ([-1, 1], 2, False, "-1 can be a class or the mark"),
+    "-1, 0 and 1": ([-1, 0, 1], 3, False, "-1 can be a class or the mark"),
+    "-1.0 and 1.0": ([-1.0, 1.0], 2, False, "-1 can be a class or the mark"),
+    "-1 and 0": ([-1, 0], 2, False, "-1 can be a class or the mark"),
+    "-1, 0, 1 of two": ([-1, 0, 1], 2, True, "rows as unlabelled"),
+    "-1 and three": ([-1, 0, 1, 2], 4, True, "rows as unlabelled"),
+    "text and -1": ([-1, *TEXT], 3, True, "rows as unlabelled"),
+    "text and None": ([None, *TEXT], 3, True, "rows as unlabelled"),
+    "text and '-1'": (["-1", *TEXT], 3, True, "rows as unlabelled"),
+    "text and NA": ([pd.NA, *TEXT], 3, True, "rows as unlabelled"),
+    "numbers and None": ([None, 0, 1, 2], 3, True, "rows as unlabelled"),
+    "text": (TEXT, 3, False, ""),
+    "0 and 1": ([0, 1], 2, False, ""),
+    "bytes": ([np.uint8(0), np.uint8(1)], 2, False, ""),
+    "booleans": ([True, False], 2, False, ""),
+}
+
+
+@pytest.mark.parametrize("form", ["list", "array", "series"])
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_are_used_where_they_are_marked_beyond_doubt(name: str, form: str) -> None:
+    values, components, used, words = LABELS[name]
+    X, _ = blobs()
+    y: Any = [values[i % len(values)] for i in range(60)]
+    if form != "list":
+        y = np.array(y, dtype=object if any(isinstance(v, str) for v in values) else None)
+        y = pd.Series(y) if form == "series" else y
+    found = FlowMixtureClustering(components, max_iter=1, random_state=0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found.fit(X[:60], y)
+    assert [words in str(w.message) for w in told] == [True] * bool(words)
+    assert found.labels_used_ == used
+    if used:
+        known = [v for v in values if v is not None and v is not pd.NA and str(v) != "-1"]
+        assert list(found.classes_) == sorted(known)
+        chosen = FlowMixtureClustering(components, max_iter=1, random_state=0, use_labels=True)
+        np.testing.assert_array_equal(chosen.fit(X[:60], y).labels_, found.labels_)
+    else:
+        plain = FlowMixtureClustering(components, max_iter=1, random_state=0).fit(X[:60])
+        np.testing.assert_array_equal(plain.score_samples(X), found.score_samples(X))
+
+
+@pytest.mark.parametrize("init", ["kmeans", "spectral"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_start_begins_with_the_clusters_that_were_asked_for(
+    init: Any, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, _ = blobs()
+    begun: list[Any] = []
+
+    def spy(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(begun) < 3:
+            begun.append(guide.log_q(torch.as_tensor(X)).argmax(-1).numpy())
+        return training.fit(model, guide, *args, **kwargs)
+
+    monkeypatch.setattr("pyro_vmonf.interop.sklearn.fit", spy)
+    options: dict[str, Any] = {"init": init, "max_iter": 8, "random_state": seed}
+    found = FlowMixtureClustering(3, n_init=3, **options).fit(X)
+    assert len(found.history_.restarts) == len(begun) == 3
+    for clusters in begun:
+        assert agreement(clusters, blobs()[1]) > 0.9
+    assert agreement(found.labels_, blobs()[1]) > 0.9
+    assert found.history_.objective[-1] == pytest.approx(max(found.history_.restarts))
+
+
+@pytest.mark.parametrize("init", ["kmeans", "spectral", "random"])
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_rows_of_weight_zero_take_no_part(init: Any, n_init: int) -> None:
+    X, _ = blobs()
+    far = 1e4 * np.random.default_rng(1).normal(size=(30, 2))
+    options: dict[str, Any] = {"init": init, "n_init": n_init, "max_iter": 4, "random_state": 0}
+    rows, weight = np.vstack([far, X]), np.r_[np.zeros(30), np.ones(300)]
+    found = FlowMixtureClustering(3, **options).fit(rows, sample_weight=weight)
+    expected = FlowMixtureClustering(3, **options).fit(X, sample_weight=np.ones(300))
+    np.testing.assert_array_equal(found.score_samples(X), expected.score_samples(X))
+    np.testing.assert_array_equal(found.labels_[30:], expected.labels_)

@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.training.loaders import LoaderSource
 
 K, D, N = 3, 2, 60
@@ -34,9 +35,9 @@ WEIGHT = torch.rand(N, generator=torch.Generator().manual_seed(1)) + 0.5
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 
 
-def pair(weights: Any = "learned", bank: Any = None) -> VMoNF:
+def pair(weights: Any = "learned", make: Any = None) -> VMoNF:
     torch.manual_seed(0)
-    bank = RealNVP(D, K, blocks=2, hidden=(4,)) if bank is None else bank
+    bank = RealNVP(D, K, blocks=2, hidden=(4,)) if make is None else make(D, K)
     return VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(D, K, hidden=(4,))))
 
 
@@ -66,6 +67,20 @@ class Pairs(Dataset[Any]):
         if index >= self.size:
             raise IndexError
         return self.make(index)
+
+
+class Recording(Gaussian):
+    """A bank that starts from data: it keeps the weighted means of the rows."""
+
+    moments: Tensor
+
+    def __init__(self, features: int, components: int) -> None:
+        super().__init__(features, components)
+        self.register_buffer("moments", torch.zeros(components, features))
+
+    def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
+        assert weight is not None
+        self.moments.copy_(weight.mT @ x / weight.sum(0).unsqueeze(1))
 
 
 class Stream(IterableDataset[Any]):
@@ -263,3 +278,56 @@ def test_bad_rows_of_a_loader_have_their_own_number(place: int, value: str) -> N
     with pytest.raises(ValueError, match=message):
         vmonf.fit(DataLoader(spoilt, batch_size=25), epochs=1, **QUIET)  # type: ignore[arg-type]
     assert same(vmonf, before)
+
+
+FAR = 1e4 * torch.randn(15, D, generator=torch.Generator().manual_seed(3))
+MIXED = torch.randperm(N + 15, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("bank", ["plain", "started from data"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"held_out": 0.2},
+        {"held_out": "positions"},
+        {"keep": "best"},
+        {"n_init": 2},
+        {"pretrain_epochs": 1},
+        {"interleave": True},
+    ],
+    ids=str,
+)
+def test_a_fit_with_rows_of_weight_zero_is_the_fit_without(
+    options: dict[str, Any], bank: str, uneven: bool
+) -> None:
+    weight = torch.cat((WEIGHT if uneven else torch.ones(N), torch.zeros(15)))[MIXED]
+    x, y = torch.cat((X, FAR))[MIXED], torch.cat((Y, torch.zeros(15, dtype=torch.long)))[MIXED]
+    counts = weight > 0
+    with_them, without = (pair(make=None if bank == "plain" else Recording) for _ in "ab")
+    own = dict(options)
+    if "held_out" in options and options["held_out"] == "positions":
+        chosen = counts.nonzero().squeeze(1)[:12]
+        own["held_out"], options = chosen, {"held_out": torch.arange(12)}
+    common: dict[str, Any] = {"epochs": 3, "batch_size": 20, **QUIET}
+    with_them.fit(x, y, sample_weight=weight, **own, **common)
+    without.fit(x[counts], y[counts], sample_weight=weight[counts], **options, **common)
+    assert same(with_them, without)
+    assert bank == "plain" or with_them.model.bank.moments.abs().sum() > 0
+
+
+def test_a_warm_start_counts_rows_by_their_weight() -> None:
+    weight = torch.cat((torch.ones(N), torch.zeros(15)))
+    x, clusters = torch.cat((X, FAR)), torch.arange(N + 15) % K
+    for first in (None, clusters):
+        one, other = pair(), pair()
+        warm_start_(one.guide, x, first, sample_weight=weight, steps=5, seed=0)  # type: ignore[arg-type]
+        own = None if first is None else first[:N]
+        warm_start_(other.guide, X, own, steps=5, seed=0)  # type: ignore[arg-type]
+        for mine, theirs in zip(state(one), state(other), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="zero for every row"):
+        warm_start_(pair().guide, X, sample_weight=0 * WEIGHT)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x has 2 rows but"):
+        pair().fit(X, sample_weight=(torch.arange(N) < 2).float(), **QUIET)
