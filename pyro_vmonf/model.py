@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro.distributions import Categorical
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from pyro_vmonf._utils.frames import names_of, ordered
 from pyro_vmonf._utils.validation import (
@@ -24,7 +24,8 @@ from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import pick, select
-from pyro_vmonf.flows.stack import Bank, as_bank
+from pyro_vmonf.distributions.support import in_units, inside, is_real
+from pyro_vmonf.flows.stack import Bank, as_bank, component_of
 from pyro_vmonf.program import (
     Program,
     Registered,
@@ -34,6 +35,7 @@ from pyro_vmonf.program import (
     free_dim,
     log_evidence,
     register,
+    unregistered,
 )
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights
@@ -97,7 +99,7 @@ class FlowMixture(Program):
         self.event_shape = components.event_shape
         self.weights = as_weights(weights, self.num_components)
         self.standardizer = Standardize(self.event_shape)
-        self.bounded = not _is_real(components)
+        self.bounded = not is_real(components.support)
 
     def extra_repr(self) -> str:
         context = f", context_features={self.context_features}" if self.context_features else ""
@@ -105,7 +107,7 @@ class FlowMixture(Program):
 
     def components_of(self, given: Tensor | None) -> Distribution:
         """Call the bank, with a context where there is one."""
-        return self.bank() if given is None else self.bank(given)
+        return component_of(self.bank, given)
 
     def components(self, given: Tensor | None = None) -> Distribution:
         """Return the K components in raw units: the bank behind the standardisation.
@@ -117,7 +119,20 @@ class FlowMixture(Program):
         return self._in_raw_units(self.components_of(given))
 
     def _in_raw_units(self, bank: Distribution) -> Distribution:
-        return bank if self.bounded else FlowDistribution(bank, [self.standardizer])
+        if self.bounded:
+            return bank
+        return in_units(bank, lambda part: FlowDistribution(part, [self.standardizer]))
+
+    def outside(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return which rows ``(N,)`` lie outside the support of every component."""
+        if not self.bounded:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with unregistered():
+            support = self.components_of(given).support
+        event_dim = len(self.event_shape)
+        _, good = inside(support, x.unsqueeze(-1 - event_dim), event_dim)
+        assert good is not None
+        return ~good.any(-1)
 
     def rows(self, x: Any, *, weight: Any = None, first: int = 0) -> Tensor:
         """Return rows ``(N, *event_shape)`` in the dtype and on the device of the model.
@@ -304,11 +319,3 @@ class MixtureComponent(Registered):
 
     def forward(self, context: Tensor | None = None) -> Marginal:
         return self.model.mixture(context)
-
-
-def _is_real(components: Distribution) -> bool:
-    """Return whether the support is the whole space."""
-    support = components.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real

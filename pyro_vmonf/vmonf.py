@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyro_vmonf._utils.validation import (
     check_positive,
     check_unconditional,
     floating_buffer,
+    listed,
 )
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
@@ -130,13 +132,20 @@ class VMoNF(Transparent):
             n_init: runs from different starts, of which the one with the best held-out objective
                 stays: see :func:`pyro_vmonf.training.restarts.fit_best`.
             compile: call :meth:`compile` first.
+
+        After an interrupt or an error in a callback, ``history`` is that of the run until then, and
+        the pair is in its last accepted state. With ``n_init`` above 1, both are as before.
         """
         if compile:
             self.compile()
-        if check_positive("n_init", n_init) == 1:
-            self.history = fit(self.model, self.guide, x, y, **options)
-        else:
+        if check_positive("n_init", n_init) > 1:
             self.history = fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
+            return self.history
+        try:
+            self.history = fit(self.model, self.guide, x, y, **options)
+        except BaseException as error:
+            self.history = vars(error).get("history", self.history)
+            raise
         return self.history
 
     def compile(self, *_: Any, **__: Any) -> None:
@@ -159,7 +168,10 @@ class VMoNF(Transparent):
             chunk_size: rows evaluated at once.
         """
         proba = self.predict_proba(x, given=given, exact=exact, chunk_size=chunk_size)
-        return proba.argmax(-1)
+        rows = self.model.rows(x)
+        like, features = floating_buffer(self), self.model.context_features
+        given = check_context_rows(given, len(rows), features, like)
+        return proba.argmax(-1).masked_fill(self.model.outside(rows, given), -1)
 
     def predict_proba(
         self,
@@ -184,9 +196,13 @@ class VMoNF(Transparent):
             like = floating_buffer(self)
             x = self.model.rows(x)
             y = check_evidence(y, len(x), self.model.num_components, like)
-        return self._over_chunks(
-            lambda rows, given, y: posterior(rows, y, given).exp(), x, given, chunk_size, y
-        )
+
+        def proba(rows: Tensor, given: Tensor | None, y: Tensor | None) -> Tensor:
+            outside = self.model.outside(rows, given)
+            prior = self.model.weights.log_mean(given).exp() if outside.any() else 0.0
+            return torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given).exp())
+
+        return self._over_chunks(proba, x, given, chunk_size, y)
 
     def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
@@ -338,6 +354,15 @@ class VMoNF(Transparent):
         def chunks(values: Tensor | None) -> Iterable[Tensor | None]:
             return itertools.repeat(None) if values is None else values.split(chunk_size)
 
+        outside = self.model.outside(rows, given).nonzero().squeeze(1)
+        if len(outside):
+            warnings.warn(
+                f"rows {listed(outside)} lie outside the support of every component "
+                f"({len(outside)} of {len(rows)} rows): their log-density is minus infinity, their "
+                "posterior is the weights, and their cluster is -1",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         with evaluating(self):
             parts = map(function, rows.split(chunk_size), chunks(given), chunks(y))
             return torch.cat(list(parts))

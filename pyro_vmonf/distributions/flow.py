@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf.distributions.support import inside, possible
 from pyro_vmonf.transforms.base import FlowTransform
 
 
@@ -64,21 +65,28 @@ class FlowDistribution(ShownDistribution):
         return FlowDistribution(self.base.expand(Size(batch_shape)), self.transforms)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        z, log_det = self._pull(x)
-        return self.base.log_prob(z) + log_det
+        z, log_det, good = self._pull(x)
+        return possible(self.base.log_prob(z) + log_det, good)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Map rows to the base and back: what differs from ``x`` is the inversion's error."""
         if isinstance(self.base, FlowDistribution):
-            z, _ = self._pull(x)
+            z = self._pull(x)[0]
             return self._push(self.base.reconstruct(z))
         return self._push(self._pull(x)[0])
 
-    def _pull(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return the base's value and the log-determinant on the way to it."""
+    def _pull(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | None]:
+        """Return the base's value, the log-determinant on the way to it, and what is possible.
+
+        A point outside the range of a transform has no value there; another one stands in.
+        """
         total: Tensor | float = 0.0
+        allowed: Tensor | None = None
         for _, run in groupby(reversed(self.transforms), key=_layout):
             transform, *others = run
+            x, good = inside(transform.codomain, x, len(self.event_shape))
+            if good is not None:
+                allowed = good if allowed is None else allowed & good
             if isinstance(transform, FlowTransform):
                 x, log_det = transform.inverse_of_run([transform, *others], x)  # type: ignore[list-item]
             else:
@@ -88,7 +96,7 @@ class FlowDistribution(ShownDistribution):
                 log_det = log_det.flatten(-inner).sum(-1) if inner else log_det
                 x = z
             total = total + log_det
-        return x, total
+        return x, total, allowed
 
     def _push(self, z: Tensor) -> Tensor:
         for transform in self.transforms:

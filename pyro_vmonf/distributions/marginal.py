@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast
 from pyro_vmonf.distributions.selection import grouped_draw
+from pyro_vmonf.distributions.support import in_units
 
 
 class Marginal(ShownDistribution):
@@ -53,6 +54,10 @@ class Marginal(ShownDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Marginal:
         return Marginal(self.log_weights, self.components, batch_shape)
+
+    def in_units(self, put: Callable[[Distribution], Distribution]) -> Distribution:
+        """Put the components behind the units of the rows."""
+        return Marginal(self.log_weights, in_units(self.components, put), self.batch_shape)
 
     def joint_log_prob(self, x: Tensor) -> Tensor:
         r"""Return :math:`\log\pi_c + \log p(x \mid c)` of shape ``(*, K)``."""

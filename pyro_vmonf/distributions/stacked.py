@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf.distributions.support import in_units, is_real
 
 
 class StackedDistribution(ShownDistribution):
@@ -56,7 +57,14 @@ class StackedDistribution(ShownDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
-        return self.parts[0].support
+        whole = [part.support for part in self.parts if is_real(part.support)]
+        return whole[0] if whole else self.parts[0].support
+
+    def in_units(self, put: Callable[[Distribution], Distribution]) -> Distribution:
+        """Put the parts behind the units of the rows, but for those with units of their own."""
+        parts = [in_units(part, put) for part in self.parts]
+        moved = [new is not old for new, old in zip(parts, self.parts, strict=True)]
+        return put(self) if all(moved) else StackedDistribution(parts)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StackedDistribution:
         left = tuple(batch_shape)[:-1]

@@ -9,6 +9,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from pyro_vmonf.distributions.support import OwnUnits
+
 
 class ConstantDistribution(nn.Module):
     """A module whose call returns a fixed distribution.
@@ -32,6 +34,10 @@ class ConstantDistribution(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return self.distribution
+
+    def as_component(self, context: Tensor | None = None) -> Distribution:
+        """Return the distribution as a component: in raw units, and zero outside its support."""
+        return OwnUnits(self.distribution)
 
     def extra_repr(self) -> str:
         return repr(self.distribution)

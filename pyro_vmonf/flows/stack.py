@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.stacked import StackedDistribution
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.program import Registered
@@ -41,6 +42,12 @@ def as_bank(bank: Bank) -> nn.Module:
     )
 
 
+def component_of(bank: nn.Module, context: Tensor | None = None) -> Distribution:
+    """Return the components of a bank; fixed ones stay in raw units."""
+    make = optional(bank, "as_component", bank)
+    return make() if context is None else make(context)  # type: ignore[no-any-return]
+
+
 class Stack(Registered):
     """A bank of different components: other banks side by side (thesis 4.2, footnote 1).
 
@@ -64,4 +71,4 @@ class Stack(Registered):
         self.parts = nn.ModuleList(as_bank(part) for part in parts)
 
     def forward(self, context: Tensor | None = None) -> StackedDistribution:
-        return StackedDistribution([part(context) for part in self.parts])
+        return StackedDistribution([component_of(part, context) for part in self.parts])

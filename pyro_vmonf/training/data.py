@@ -15,6 +15,7 @@ from pyro_vmonf._utils.validation import (
     check_evidence,
     check_sample_weight,
     floating_buffer,
+    listed,
 )
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.loaders import LoaderSource, is_streamed, parts_of
@@ -92,6 +93,12 @@ def check_data(
             "pass at least one row for each component"
         )
     given = check_context_rows(given, len(x), model.context_features, like)
+    bad = model.outside(x, given).nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"rows {listed(bad)} of x lie outside the support of every component ({len(bad)} of "
+            f"{len(x)} rows): no component has a density there; remove them, or map them inside"
+        )
     return x, y, sample_weight, given
 
 

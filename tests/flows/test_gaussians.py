@@ -45,7 +45,8 @@ def test_an_affine_bank_reaches_the_likelihood_of_em(seed: int) -> None:
             parameter.zero_()
         affine.shift.copy_(torch.as_tensor(start))
     bank = Flow([affine], base=StandardNormal(D, K))
-    vmonf = VMoNF(FlowMixture(bank, LearnedWeights(K)))
+    # Steps of one size for weights and components, as the oracle takes them.
+    vmonf = VMoNF(FlowMixture(bank, LearnedWeights(K, "gradient")))
     vmonf.fit(
         torch.as_tensor(x),
         epochs=400,

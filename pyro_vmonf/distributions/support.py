@@ -1,0 +1,96 @@
+"""Densities outside of a support: zero, and never a number that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, transform_to
+
+from pyro_vmonf._utils.repr import ShownDistribution
+
+
+def is_real(support: Any) -> bool:
+    """Return whether a support is the whole space."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real or support is constraints.real_vector
+
+
+def inside(support: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor | None]:
+    """Return points of a support in place of those outside of it, and which ones are inside.
+
+    Arguments:
+        support: a constraint.
+        x: points ``(*, *event_shape)``.
+        event_dim: dimensions of one point.
+
+    Returns:
+        The points, and which are inside ``(*)``; ``None`` if the support is the whole space.
+    """
+    if is_real(support):
+        return x, None
+    good = support.check(x)
+    inner = event_dim - support.event_dim  # of a support of single numbers
+    good = good.flatten(-inner).all(-1) if inner > 0 else good
+    some = transform_to(support)(torch.zeros_like(x))
+    return torch.where(good.reshape(*good.shape, *(1,) * event_dim), x, some), good
+
+
+class OwnUnits(ShownDistribution):
+    """A distribution that a user gave in raw units, whose density is zero outside its support.
+
+    Arguments:
+        base: the distribution.
+    """
+
+    in_raw_units = True
+
+    def __init__(self, base: Distribution) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
+
+    @property
+    def support(self) -> Any:
+        return self.base.support
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.base.variance
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> OwnUnits:
+        return OwnUnits(self.base.expand(torch.Size(batch_shape)))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        x, good = inside(self.support, x, len(self.event_shape))
+        return possible(self.base.log_prob(x), good)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.rsample(torch.Size(sample_shape))
+
+
+def possible(value: Tensor, good: Tensor | None) -> Tensor:
+    """Return log-densities that are minus infinity outside."""
+    return value if good is None else torch.where(good, value, -torch.inf)
+
+
+def in_units(components: Distribution, put: Callable[[Distribution], Distribution]) -> Distribution:
+    """Put components behind the units of the rows, but for those that have units of their own."""
+    own = getattr(components, "in_units", None)
+    if own is not None:  # of components of different kinds
+        return own(put)  # type: ignore[no-any-return]
+    raw = getattr(components, "in_raw_units", False) or not is_real(components.support)
+    return components if raw else put(components)
