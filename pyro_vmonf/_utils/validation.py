@@ -302,3 +302,17 @@ def broadcast(*shapes: Sequence[int]) -> torch.Size:
     if len(distinct) > 1:
         return torch.broadcast_shapes(*distinct)
     return torch.Size(distinct.pop() if distinct else ())
+
+
+def check_event(x: Tensor, event_shape: Sequence[int]) -> None:
+    """Refuse points that would broadcast to the shape of one event.
+
+    Raises:
+        ValueError: if the last dimensions of ``x`` are not the event shape.
+    """
+    count = len(event_shape)
+    if x.dim() < count or x.shape[x.dim() - count :] != tuple(event_shape):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} but one point has shape {tuple(event_shape)}; pass x of "
+            f"shape (*, {', '.join(map(str, event_shape))})"
+        )

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
-from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.support import inside, possible
 from pyro_vmonf.transforms.base import FlowTransform
 
@@ -65,6 +65,7 @@ class FlowDistribution(ShownDistribution):
         return FlowDistribution(self.base.expand(Size(batch_shape)), self.transforms)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        check_event(x, self.event_shape)
         z, log_det, good = self._pull(x)
         return possible(self.base.log_prob(z) + log_det, good)
 

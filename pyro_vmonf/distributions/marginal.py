@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
-from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import in_units
 
@@ -61,6 +61,7 @@ class Marginal(ShownDistribution):
 
     def joint_log_prob(self, x: Tensor) -> Tensor:
         r"""Return :math:`\log\pi_c + \log p(x \mid c)` of shape ``(*, K)``."""
+        check_event(x, self.event_shape)
         return self.log_weights + self.components.log_prob(x.unsqueeze(-1 - self.event_dim))
 
     def log_prob(self, x: Tensor) -> Tensor:

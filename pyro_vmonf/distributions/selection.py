@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
-from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.program import is_enumerated
 
 
@@ -107,6 +107,7 @@ class Selected(ShownDistribution):
         return Selected(self.components, self.c, batch_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        check_event(x, self.event_shape)
         batch_shape = x.shape[: x.dim() - self.event_dim]
         shape = broadcast(batch_shape, self.batch_shape)
         private = len(self.components.batch_shape) > 1

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
-from pyro_vmonf._utils.validation import broadcast
+from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.support import in_units, is_real
 
 
@@ -73,6 +73,7 @@ class StackedDistribution(ShownDistribution):
         )
 
     def log_prob(self, x: Tensor) -> Tensor:
+        check_event(x, self.event_shape)
         axis = -1 - len(self.event_shape)
         shared = x.dim() < -axis or x.shape[axis] == 1
         xs = [x] * len(self.parts) if shared else x.split(self.sizes, axis)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
 from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf._utils.validation import check_event
 
 
 def is_real(support: Any) -> bool:
@@ -72,6 +73,7 @@ class OwnUnits(ShownDistribution):
         return OwnUnits(self.base.expand(torch.Size(batch_shape)))
 
     def log_prob(self, x: Tensor) -> Tensor:
+        check_event(x, self.event_shape)
         x, good = inside(self.support, x, len(self.event_shape))
         return possible(self.base.log_prob(x), good)
 

@@ -10,7 +10,7 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating
-from pyro_vmonf._utils.validation import check_positive, floating_buffer
+from pyro_vmonf._utils.validation import check_event, check_positive, floating_buffer
 from pyro_vmonf.contracts import Batch
 from pyro_vmonf.distributions.truncated import TopCategorical
 from pyro_vmonf.guides.base import BoundGuide
@@ -115,6 +115,7 @@ class SoftmaxGuide(BoundGuide):
         With a context the network sees ``(*, D + H)``, the row and then its context.
         """
         if self.model is not None:
+            check_event(x, self.model.event_shape)
             x = self.model.standardizer.inv(x)
         if given is not None:
             x = torch.cat((x, given.expand(*x.shape[:-1], given.shape[-1])), -1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
 
-from pyro_vmonf import Flow, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import Flow, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF, select
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import Logit
@@ -108,3 +108,32 @@ def test_a_fixed_bank_is_scored_in_raw_units() -> None:
     x = bank.expand([40, K]).sample().flatten(0, 1)
     vmonf.fit(x, epochs=1, progress=False, seed=0)
     torch.testing.assert_close(vmonf.component_log_prob(x), bank.log_prob(x.unsqueeze(1)))
+
+
+WRONG = [(5, 1), (5,), (5, 3), (1,), (2, 5), ()]
+
+
+@pytest.mark.parametrize("shape", WRONG)
+def test_points_of_another_shape_are_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
+    model = FlowMixture([RealNVP(D, 1), BOX])
+    vmonf = VMoNF(model, SoftmaxGuide(MLP(D, K)))
+    x = torch.full(shape, 0.5)
+    verbs: list[Callable[[Tensor], Any]] = [
+        model.marginal().log_prob,
+        model.components().log_prob,
+        model.bank().log_prob,
+        RealNVP(D, K)().log_prob,
+        model.log_posterior,
+        vmonf.guide.log_q,
+        vmonf.guide.log_posterior,
+        select(model.components(), torch.zeros((), dtype=torch.long)).log_prob,
+        vmonf.log_prob,
+        vmonf.component_log_prob,
+        vmonf.predict,
+        vmonf.predict_proba,
+        vmonf.elbo,
+        vmonf.model,
+    ]
+    for verb in verbs:
+        with pytest.raises(ValueError, match=r"shape|features"):
+            verb(x)

@@ -26,7 +26,8 @@ def labels(kind: str) -> torch.Tensor | None:
 def test_the_elbo_is_the_sum_over_the_kept_components(top: int, kind: str) -> None:
     x, y = torch.randn(B, D), labels(kind)
     vmonf = VMoNF(
-        FlowMixture(RealNVP(D, K, blocks=2), LearnedWeights(K, "gradient")), SoftmaxGuide(MLP(D, K), [], top=top)
+        FlowMixture(RealNVP(D, K, blocks=2), LearnedWeights(K, "gradient")),
+        SoftmaxGuide(MLP(D, K), [], top=top),
     )
     loss = TraceEnum_ELBO(max_plate_nesting=1)(vmonf.model, vmonf.guide)(x, y)
     joint = vmonf.model.weights() + vmonf.model.components().log_prob(x[:, None])
