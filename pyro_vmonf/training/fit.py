@@ -118,7 +118,9 @@ def fit(
         seed: seed of the order of the rows and of every draw; the global state is left alone.
 
     Returns:
-        The history of the run.
+        The history of the run. An interrupt or an error that ends the run after its first step
+        has it as the attribute ``history``; the pair is then in its last accepted state, which
+        is not the best one, whatever ``keep`` says.
 
     Raises:
         TypeError: if ``x`` or ``y`` have the wrong kind of numbers.
@@ -187,13 +189,17 @@ def _fit(
         else:
             start_parts(model, guide, probe)
             lanes.guard_()
+        run.history.road = objective.road
         trainer.after_epoch = [_hook(model, guide, options)]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
         settling.remove()
-    history.road = objective.road
-    _conclude(trainer, history)
+    try:
+        _conclude(trainer, history)
+    except Exception as error:  # warnings may be errors
+        history.kept_by(error)
+        raise
     return history
 
 

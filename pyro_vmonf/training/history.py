@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from pyro_vmonf._utils.html import sparkline, table
 
@@ -32,7 +33,7 @@ class History:
         restarts: the objective that each restart ended with, empty without any.
         rejected: steps whose loss or gradient was not finite and that were rolled back.
         seconds: wall-clock time of the run.
-        stopped: why the run ended before its last epoch, or empty.
+        stopped: why the run ended before its last epoch, or empty: also an interrupt or an error.
     """
 
     epoch: list[int] = field(default_factory=list)
@@ -75,6 +76,25 @@ class History:
         self.elbo.append(sum(means.values()) if means else math.nan)
         self.objective.append(objective if means else math.nan)
         self.temperature.append(temperature)
+
+    def interrupt(self, reason: str, seconds: float, held_out: bool) -> None:
+        """Close the record of a run that an error ends; an epoch recorded in part is left out.
+
+        Arguments:
+            reason: the reason, for :attr:`stopped`.
+            seconds: wall-clock time of the run.
+            held_out: whether each epoch has a held-out ELBO.
+        """
+        columns: list[list[Any]] = [self.epoch, self.step, self.elbo, self.objective]
+        columns += [self.temperature, *self.terms.values(), *([self.held_out] if held_out else [])]
+        whole = min(len(column) for column in columns)
+        for column in columns:
+            del column[whole:]
+        self.stopped, self.seconds = reason, seconds
+
+    def kept_by(self, error: BaseException) -> None:
+        """Let an error carry the history as its attribute ``history``."""
+        error.__dict__["history"] = self
 
     def __repr__(self) -> str:
         last = f", elbo={self.elbo[-1]:.4f}" if self.elbo else ""

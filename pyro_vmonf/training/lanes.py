@@ -95,6 +95,15 @@ class Single:
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
     ) -> tuple[Terms, list[bool]]:
         start = self._start()
+        try:
+            return self._step(batches, start, move)
+        except BaseException:  # an interrupt may come in the middle of a move
+            self._take_back(start)
+            raise
+
+    def _step(
+        self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[[], Any]
+    ) -> tuple[Terms, list[bool]]:
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum()
         terms = {name: value.detach() for name, value in terms.items()}
@@ -110,11 +119,17 @@ class Single:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         if finite:
             move()
-        elif start:
-            with torch.no_grad():
-                torch._foreach_copy_(self.kept, start)
-        self._settle(finite)
+            self._settle(accepted=True)
+        else:
+            self._take_back(start)
         return terms, [finite]
+
+    @torch.no_grad()
+    def _take_back(self, start: list[Tensor]) -> None:
+        """Go back to the state before the step."""
+        if start:
+            torch._foreach_copy_(self.kept, start)
+        self._settle(accepted=False)
 
     @torch.no_grad()
     def _start(self) -> list[Tensor]:

@@ -116,14 +116,35 @@ class Trainer:
         self.steps = 0
         self.scheduled_steps = 0
         self.epoch = -plan.pretrain_epochs
+        self.in_callback = False
         self.seconds = 0.0
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
         self.anneal(0)  # pretraining stays at the start of the schedules
 
     def run(self) -> list[History]:
-        """Go through the epochs; return the history of each run."""
+        """Go through the epochs; return the history of each run.
+
+        An error that ends a single run after its first step carries the history: see
+        :meth:`History.kept_by`. The module is then in its last accepted state.
+        """
         start = time.perf_counter() - self.seconds
+        taken = self._taken()
+        try:
+            self._go_through_all(start)
+        except BaseException as error:
+            self.seconds = time.perf_counter() - start
+            for run in self.runs:
+                run.history.interrupt(self._reason(error), self.seconds, run.held_out)
+                if len(self.runs) == 1 and self._taken() > taken:
+                    run.history.kept_by(error)
+            raise
+        self.seconds = time.perf_counter() - start
+        for run in self.runs:
+            run.history.seconds = self.seconds
+        return [run.history for run in self.runs]
+
+    def _go_through_all(self, start: float) -> None:
         plan = self.plan
         total = plan.steps if plan.epochs is None else plan.pretrain_epochs + plan.epochs
         with (
@@ -138,7 +159,9 @@ class Trainer:
             while any(run.going for run in self.runs) and not self.done():
                 self._go_through_epoch()
                 self.seconds = time.perf_counter() - start
+                self.in_callback = True
                 stops = [hook(self, self.epoch) for hook in self.after_epoch]  # all see the epoch
+                self.in_callback = False
                 for run in self.runs:
                     if run.going and any(stops):
                         run.going, run.history.stopped = False, next(filter(None, stops))
@@ -148,10 +171,17 @@ class Trainer:
                     self.at_epoch_end()
         self._choose()
         self.at_epoch_end()  # once the state that stays is there
-        self.seconds = time.perf_counter() - start
-        for run in self.runs:
-            run.history.seconds = self.seconds
-        return [run.history for run in self.runs]
+
+    def _taken(self) -> int:
+        """Return how many steps of the first run were accepted."""
+        return self.steps - self.runs[0].history.rejected
+
+    def _reason(self, error: BaseException) -> str:
+        """Return the words for an error that ends the runs."""
+        if isinstance(error, KeyboardInterrupt):
+            return f"interrupted in epoch {self.epoch}"
+        where = "a callback" if self.in_callback else f"epoch {self.epoch}"
+        return f"{type(error).__name__} in {where}"
 
     def at_epoch_end(self) -> None:
         """Do what is due between two epochs: here, nothing."""

@@ -1,0 +1,205 @@
+"""The end of a run: interrupts and errors leave what was reached, and dead states are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+
+from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
+from pyro_vmonf.datasets import pinwheel
+from pyro_vmonf.nn.mlp import MLP
+from pyro_vmonf.training.fit import fit
+from pyro_vmonf.training.trainer import Trainer
+
+X, _ = pinwheel(wings=3, per_wing=40, seed=0)
+STEPS = 4  # of an epoch: 120 rows in batches of 30
+OPTIONS: dict[str, Any] = {"batch_size": 30, "progress": False, "seed": 0}
+
+
+def pair(dtype: torch.dtype = torch.float32) -> VMoNF:
+    torch.manual_seed(0)
+    return VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(MLP(2, 3, hidden=(8,)))).to(
+        dtype
+    )
+
+
+class Failing(torch.optim.SGD):
+    """An optimiser that is interrupted after it moved half of the parameters."""
+
+    def __init__(self, parameters: Any, error: BaseException, at: int) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.error, self.left = error, at
+
+    def step(self, closure: Any = None) -> Any:
+        if self.left == 0:
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"][::2]:
+                    parameter.add_(1.0)
+            raise self.error
+        self.left -= 1
+        return super().step(closure)
+
+
+def state_after(steps: int) -> dict[str, torch.Tensor]:
+    """The state after some whole steps of the same run."""
+    vmonf = pair()
+    options = {**OPTIONS, "temperature": 1.0, "keep": "last"}
+    vmonf.fit(X, steps=steps, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), **options)
+    return vmonf.state_dict()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), RuntimeError("no")], ids=str)
+@pytest.mark.parametrize("at", [1, 3, 4, 9, 13])
+def test_interrupt_leaves_last_accepted_state(error: BaseException, at: int) -> None:
+    vmonf = pair().eval()
+    vmonf.model.train()
+    modes = [part.training for part in vmonf.modules()]
+    random = torch.get_rng_state()
+    store = dict(pyro.get_param_store())
+    with pytest.raises(type(error)) as caught:
+        vmonf.fit(
+            X,
+            epochs=5,
+            temperature=1.0,
+            optimizer=lambda p: Failing(p, error, at),
+            **OPTIONS,
+        )
+    history = vmonf.history
+    assert caught.value is error
+    assert history is not None
+    epoch = at // STEPS
+    kind = type(error).__name__
+    words = "interrupted" if isinstance(error, KeyboardInterrupt) else kind
+    words += " in" if not words.endswith("in") else ""
+    assert history.stopped == f"{words} epoch {epoch}"
+    assert history.epoch == list(range(epoch))
+    assert history.seconds > 0
+    assert history.road == "short"
+    assert modes == [part.training for part in vmonf.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    assert dict(pyro.get_param_store()) == store
+    assert bool(vmonf.model.standardizer.fitted)
+    for name, value in state_after(at).items():
+        assert torch.equal(value, vmonf.state_dict()[name]), name
+
+
+def raising(error: BaseException, epoch: int) -> Any:
+    def callback(progress: Any) -> None:
+        if progress.epoch == epoch:
+            raise error
+
+    return callback
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("error", "stopped"),
+    [
+        (ValueError("mine"), "ValueError in a callback"),
+        (KeyboardInterrupt(), "interrupted in epoch 3"),
+    ],
+    ids=["error", "interrupt"],
+)
+def test_error_in_callback(
+    error: BaseException, stopped: str, keep: Any, held_out: float, tmp_path: Path
+) -> None:
+    vmonf, whole = pair(), pair()
+    options = {**OPTIONS, "keep": keep, "held_out": held_out, "temperature": 1.0}
+    with pytest.raises(type(error)) as caught:
+        vmonf.fit(X, epochs=10, callbacks=raising(error, 3), **options)
+    assert caught.value is error
+    assert vmonf.history is not None
+    expected = whole.fit(X, epochs=4, **{**options, "keep": "last"})
+    assert vmonf.history.elbo == expected.elbo
+    assert vmonf.history.held_out == expected.held_out
+    assert vmonf.history.stopped == stopped
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, vmonf.state_dict()[name]), name
+    vmonf.save(tmp_path / "pair.pt")  # what was reached can be used
+    loaded = VMoNF.load(tmp_path / "pair.pt")
+    assert loaded.history == vmonf.history
+    assert torch.equal(loaded.log_prob(X), vmonf.log_prob(X))
+    assert stopped in vmonf.history._repr_html_()
+    vmonf.fit(X, epochs=1, **options)
+    assert vmonf.history.stopped == ""
+
+
+def test_interrupt_in_record_leaves_whole_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, calls = Trainer._measure, [0]
+
+    def interrupted(self: Trainer, epoch: int) -> None:
+        calls[0] += 1
+        if epoch == 2:
+            raise KeyboardInterrupt
+        measure(self, epoch)
+
+    monkeypatch.setattr(Trainer, "_measure", interrupted)
+    vmonf = pair()
+    with pytest.raises(KeyboardInterrupt):
+        vmonf.fit(X, epochs=5, held_out=0.25, **OPTIONS)
+    history = vmonf.history
+    assert history is not None
+    assert history.epoch == [0, 1]
+    columns = (history.step, history.elbo, history.objective, history.held_out, history.temperature)
+    assert {len(column) for column in (*columns, *history.terms.values())} == {2}
+
+
+def test_refused_run_keeps_former_history() -> None:
+    vmonf = pair()
+    former = vmonf.fit(X, epochs=1, **OPTIONS)
+    before = {name: value.clone() for name, value in vmonf.state_dict().items()}
+    with pytest.raises(ZeroDivisionError):
+        vmonf.fit(X, epochs=2, optimizer=lambda p: Failing(p, ZeroDivisionError(), 0), **OPTIONS)
+    assert vmonf.history is former
+    for name, value in before.items():
+        assert torch.equal(value, vmonf.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("callbacks", [(), lambda _: None], ids=["together", "one by one"])
+def test_interrupted_restarts_leave_pair_and_history(
+    callbacks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vmonf = pair()
+    former = vmonf.fit(X, epochs=1, **OPTIONS)
+    before = {name: value.clone() for name, value in vmonf.state_dict().items()}
+    step = Trainer.step
+
+    def interrupted(self: Trainer, batches: Any) -> Any:
+        if self.steps == 6:
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vmonf.fit(
+            X, epochs=4, n_init=2, **OPTIONS, **({"callbacks": callbacks} if callbacks else {})
+        )
+    assert vmonf.history is former
+    assert former.stopped == ""
+    for name, value in before.items():
+        assert torch.equal(value, vmonf.state_dict()[name]), name
+
+
+def test_given_up_run_has_history() -> None:
+    vmonf = pair()
+    vmonf.fit(X, epochs=1, **OPTIONS)
+    with pytest.raises(FloatingPointError):
+        vmonf.fit(
+            X, epochs=9, max_rejected=3, optimizer=lambda p: torch.optim.SGD(p, lr=1e30), **OPTIONS
+        )
+    assert vmonf.history is not None
+    assert vmonf.history.stopped == "3 steps in a row were not finite"
+
+
+def test_plain_fit_hands_history_to_error() -> None:
+    vmonf = pair()
+    callback = raising(ValueError("mine"), 2)
+    with pytest.raises(ValueError, match="mine") as caught:
+        fit(vmonf.model, vmonf.guide, X, epochs=5, callbacks=callback, **OPTIONS)
+    assert vars(caught.value)["history"].epoch == [0, 1, 2]
+    assert vmonf.history is None
