@@ -9,8 +9,6 @@ import pickle
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -36,6 +34,7 @@ from pyro_vmonf import (
 from pyro_vmonf.datasets import read_idx
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Balance
+from tests.processes import start
 
 K, D = 3, 2
 X = torch.randn(120, D, generator=torch.Generator().manual_seed(5))
@@ -404,38 +403,32 @@ def test_another_pair_is_not_resumed(tmp_path: Path) -> None:
         pair().fit(X, epochs=1, n_init=2, checkpoint=path, progress=False)
 
 
-KILLED = """
-import sys, torch
-sys.path.insert(0, sys.argv[3])
-from tests.test_files import X, pair
-torch.set_num_threads(1)
-path, out = sys.argv[1:3]
-vmonf = pair()
-vmonf.fit(X, epochs=100, batch_size=32, seed=3, checkpoint=path, resume=path, progress=False)
-vmonf.save(out)
-"""
+def run_to_the_end(path: Path, out: Path) -> None:
+    """Go on with a run from its checkpoint, if there is one."""
+    vmonf = pair()
+    options = {"checkpoint": path, "resume": path, "progress": False}
+    vmonf.fit(X, epochs=50, batch_size=32, seed=3, **options)
+    vmonf.save(out)
 
 
 def test_a_run_survives_kill_9(tmp_path: Path) -> None:
     kills = int(os.environ.get("KILLS", "2"))
     path, out = tmp_path / "run.pt", tmp_path / "pair.pt"
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", KILLED, str(path), str(out), str(root)]
     draw = random.Random(0)
-    survived = 0
+    ends = []
     while not out.exists():
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if survived < kills:
-            while not path.exists() and process.poll() is None:  # it has to have begun
+        process = start(run_to_the_end, path, out)
+        if len(ends) < kills:
+            while not path.exists() and process.is_alive():  # it has to have begun
                 time.sleep(0.01)
-            if survived:
-                time.sleep(2 * draw.random())
             time.sleep(0.4 * draw.random())
-            process.send_signal(signal.SIGKILL)
-            survived += 1
-        process.wait()
+            process.kill()
+        process.join()
+        ends.append(process.exitcode)
+    assert ends[0] == -signal.SIGKILL
+    assert ends[-1] in (0, -signal.SIGKILL)
     whole = pair()
-    whole.fit(X, epochs=100, batch_size=32, seed=3, progress=False)
+    whole.fit(X, epochs=50, batch_size=32, seed=3, progress=False)
     assert same(VMoNF.load(out), whole)
     leftovers = {p.name for p in tmp_path.iterdir()} - {"run.pt", "pair.pt"}
     assert all(name.endswith(".part") for name in leftovers)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -21,6 +19,7 @@ from pyro_vmonf.distortions import Jitter
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.terms import Consistency
+from tests.processes import start
 
 K, D = 3, 2
 X = torch.randn(90, D, generator=torch.Generator().manual_seed(5))
@@ -102,50 +101,47 @@ def test_two_threads_give_what_each_gives_alone(
     pyro.clear_param_store()
 
 
+def fork_during_a_fit() -> None:
+    """Leave with the status of a child that is forked while another thread fits."""
+    forked, done = threading.Event(), threading.Event()
+
+    def wait(_: object) -> None:
+        forked.set()
+        done.wait(60)
+
+    vmonf, other = pair(0), pair(1)
+    thread = threading.Thread(
+        target=lambda: vmonf.fit(X, epochs=1, callbacks=wait, seed=0, progress=False)
+    )
+    thread.start()
+    assert forked.wait(60)
+    warnings.simplefilter("ignore")  # of forks beside threads
+    child = os.fork()
+    if not child:
+        other.log_prob(X)
+        os._exit(7)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
 def test_a_process_that_is_forked_during_a_fit_can_score() -> None:
     """The child has no thread that could give the lock back."""
-    code = """
-import os, threading, torch
-from tests.test_threads import X, pair
-forked, done = threading.Event(), threading.Event()
-def wait(progress):
-    forked.set()
-    done.wait(60)
-vmonf, other = pair(0), pair(1)
-thread = threading.Thread(target=lambda: vmonf.fit(
-    X, epochs=1, callbacks=wait, seed=0, progress=False))
-thread.start()
-forked.wait(60)
-child = os.fork()
-if not child:
-    other.log_prob(X)
-    os._exit(7)
-status = os.waitpid(child, 0)[1]
-done.set()
-thread.join()
-print(os.waitstatus_to_exitcode(status))
-"""
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert found.stdout.split() == ["7"], found.stderr
+    process = start(fork_during_a_fit)
+    process.join(60)
+    status = process.exitcode  # none, if it waits for ever
+    process.kill()
+    assert status == 7
 
 
 # Files.
 
-WRITER = """
-import sys, torch
-from pyro_vmonf import files
-path, number = sys.argv[1], int(sys.argv[2])
-content = {"kind": "x", "number": number, "numbers": torch.full((20_000,), float(number))}
-for _ in range(40):
-    files.write(content, path)
-"""
+
+def write_often(path: Path, number: int) -> None:
+    numbers = torch.full((20_000,), float(number))
+    for _ in range(40):
+        files.write({"kind": "x", "number": number, "numbers": numbers}, path)
 
 
 def whole(path: Path) -> int:
@@ -157,25 +153,21 @@ def whole(path: Path) -> int:
 
 def test_threads_and_processes_save_to_one_path(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    content = [{"kind": "x", "number": i, "numbers": torch.full((20_000,), i)} for i in range(2)]
-    files.write(content[0], path)
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", WRITER, str(path), "2"])
-
-    def write(i: int) -> None:
-        for _ in range(40):
-            files.write(content[i], path)
+    files.write({"kind": "x", "number": 0, "numbers": torch.zeros(20_000)}, path)
+    process = start(write_often, path, 2)
 
     def watch() -> set[int]:
-        seen = {whole(path) for _ in range(80)}
-        while process.poll() is None:
+        seen = {whole(path) for _ in range(40)}
+        while process.is_alive():
             seen.add(whole(path))
         return seen
 
-    found = together([lambda: write(0), lambda: write(1), watch])
+    found = together([lambda: write_often(path, 0), lambda: write_often(path, 1), watch])
     assert found[:2] == [None, None]
     assert isinstance(found[2], set), found[2]
     assert 2 in found[2], "the other process did not write"
-    assert process.wait() == 0
+    process.join()
+    assert process.exitcode == 0
     assert whole(path) in range(3)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 

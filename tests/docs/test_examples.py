@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -64,12 +63,34 @@ def test_examples_are_short(name: str) -> None:
     assert len(lines) < 60
 
 
-def test_the_command_prints_a_table() -> None:
-    command = [sys.executable, "-m", "examples", "topics", "--quick"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "| topics | hierarchical, log-likelihood a further point |" in result.stdout
-    wrong = subprocess.run(
-        [*command[:3], "nothing"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert wrong.returncode == 2
-    assert "no example is called nothing" in wrong.stderr
+def test_the_command_prints_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m examples``, with numbers that need no training."""
+    asked: list[dict[str, object]] = []
+
+    def numbers(**given: object) -> dict[str, float]:
+        asked.append(given)
+        return {"a number": 2 / 3}
+
+    monkeypatch.setitem(EXAMPLES, "topics", numbers)
+    monkeypatch.setattr("sys.argv", ["examples", "topics", "--quick", "--seed", "4"])
+    runpy.run_module("examples", run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [
+        "| example | number | value |",
+        "|---|---|---|",
+        "| topics | a number | 0.667 |",
+    ]
+    assert printed[3].startswith("| topics | seconds | ")
+    assert asked == [{"quick": True, "seed": 4}]
+
+
+def test_the_command_refuses_a_name_that_no_example_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["examples", "nothing"])
+    with pytest.raises(SystemExit) as refusal:
+        runpy.run_module("examples", run_name="__main__")
+    assert refusal.value.code == 2
+    assert "no example is called nothing" in capsys.readouterr().err
