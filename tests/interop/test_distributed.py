@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pyro_vmonf import (
 )
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Balance, Classification
+from tests.processes import start
 
 K, D, B, STEPS = 3, 2, 24, 3
 X = torch.randn(STEPS * 2 * B, D, generator=torch.Generator().manual_seed(0)).double()
@@ -77,11 +77,11 @@ def train(case: str, loss: torch.nn.Module, vmonf: VMoNF, rank: int, world: int)
     return [value.detach().clone() for value in vmonf.state_dict().values()]
 
 
-def worker(folder: str) -> None:
-    """What each process that ``torchrun`` starts does."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, world = distributed.get_rank(), distributed.get_world_size()
+def worker(folder: Path, rank: int, world: int) -> None:
+    """What each of the processes does."""
+    warnings.simplefilter("ignore")
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     found: dict[str, Any] = {"numbers sent": {}}
     for case in CASES:
         vmonf, _ = build(case)
@@ -101,13 +101,12 @@ def worker(folder: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, *torchrun, "-m", "tests.interop.test_distributed", str(tmp_path)],
-        cwd=root, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    processes = [start(worker, tmp_path, rank, 2) for rank in range(2)]
+    for process in processes:
+        process.join(120)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for case in CASES:
         vmonf, _ = build(case)
@@ -230,7 +229,3 @@ def test_random_weights_count_once() -> None:
     torch.manual_seed(0)
     many = loss(X[:10], size=10**9)  # the weights' divergence is one part in a billion rows
     assert one != many
-
-
-if __name__ == "__main__":
-    worker(sys.argv[1])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
@@ -16,6 +18,13 @@ def pair() -> VMoNF:
     torch.manual_seed(0)
     bank = RealNVP(2, 3, blocks=1, hidden=(4,))
     return VMoNF(FlowMixture(bank), SoftmaxGuide(MLP(2, 3, hidden=(4,)))).double()
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    """The compiler's own processes take longer to start than these programs to compile."""
+    with inductor.patch(compile_threads=1):
+        yield
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
