@@ -29,8 +29,9 @@ from pyro_vmonf.distributions.selection import select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import Transparent
+from pyro_vmonf.program import Transparent, check_follows
 from pyro_vmonf.report import ComponentReport, component_report
+from pyro_vmonf.training.endings import endings_of_data, warn
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.restarts import fit_best
@@ -133,13 +134,13 @@ class VMoNF(Transparent):
                 stays: see :func:`pyro_vmonf.training.restarts.fit_best`.
             compile: call :meth:`compile` first.
 
-        After an interrupt or an error in a callback, ``history`` is that of the run until then, and
-        the pair is in its last accepted state. With ``n_init`` above 1, both are as before.
+        With one start, an interrupt or an error leaves pair and ``history`` as far as they came.
         """
         if compile:
             self.compile()
         if check_positive("n_init", n_init) > 1:
             self.history = fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
+            warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))
             return self.history
         try:
             self.history = fit(self.model, self.guide, x, y, **options)
@@ -191,6 +192,8 @@ class VMoNF(Transparent):
             exact: :math:`p(c|x) \propto \pi_c p(x|c)`, in place of the guide's :math:`q(c|x)`.
             chunk_size: rows evaluated at once.
         """
+        if exact or self.guide.exact:
+            check_follows(self.model, "predict_proba", "log_posterior", "mixture")
         posterior = self.model.log_posterior if exact else self.guide.log_posterior
         if y is not None:
             like = floating_buffer(self)
@@ -206,6 +209,7 @@ class VMoNF(Transparent):
 
     def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
+        check_follows(self.model, "log_prob", "mixture")
         return self._over_chunks(
             lambda rows, given, _: self.model.mixture(given).log_prob(rows),
             x,
@@ -215,6 +219,7 @@ class VMoNF(Transparent):
 
     def component_log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         """Return log p(x|c) of each row under each component, ``(N, K)``."""
+        check_follows(self.model, "component_log_prob", "components")
         return self._over_chunks(
             lambda rows, given, _: self._component_log_prob(rows, given), x, given, chunk_size
         )
@@ -229,6 +234,7 @@ class VMoNF(Transparent):
         Random weights count with :math:`E_q[\log\pi]`; their divergence from the prior belongs to
         the data as a whole and is left out.
         """
+        check_follows(self.model, "elbo", "mixture")
 
         def elbo(rows: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
             components = self._component_log_prob(rows, given)
@@ -259,6 +265,7 @@ class VMoNF(Transparent):
             ValueError: if a number is below one, or the component is out of range.
         """
         check_positive("chunk_size", chunk_size)
+        check_follows(self.model, "sample", "mixture")
         model = self.model
         given = check_context_rows(given, None, model.context_features, floating_buffer(self))
         if given is not None and num_samples not in (None, len(given)):
@@ -286,6 +293,7 @@ class VMoNF(Transparent):
 
     def report(self, x: Any) -> ComponentReport:
         """Say what became of each component: see :func:`pyro_vmonf.report.component_report`."""
+        check_follows(self.model, "report", "components")
         return component_report(self, x)
 
     def prune_(self, x: Any, *, below: float = 0.01) -> Tensor:
@@ -320,6 +328,7 @@ class VMoNF(Transparent):
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""
+        check_follows(self.model, "marginal", "mixture")
         return self.model.marginal(given=given, frozen=frozen)
 
     def save(self, path: str | os.PathLike[str]) -> None:

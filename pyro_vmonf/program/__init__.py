@@ -4,6 +4,7 @@ No other folder touches names of Pyro that begin with an underscore.
 """
 
 from pyro_vmonf.program.modules import Program, Transparent, detached_, name_of
+from pyro_vmonf.program.overridden import check_follows, follows
 from pyro_vmonf.program.rows import (
     Rows,
     data_plate,
@@ -27,11 +28,13 @@ __all__ = [
     "Registered",
     "Rows",
     "Transparent",
+    "check_follows",
     "contracted",
     "data_plate",
     "declares",
     "detached_",
     "enumerated_dim",
+    "follows",
     "free_dim",
     "in_plate",
     "is_enumerated",

@@ -21,7 +21,14 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
-from pyro_vmonf.training.data import Arguments, Sources, fingerprint, make_sources
+from pyro_vmonf.training.data import (
+    Arguments,
+    Sources,
+    TensorSource,
+    fingerprint,
+    make_sources,
+)
+from pyro_vmonf.training.endings import endings, warn
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Single, Terms
 from pyro_vmonf.training.objective import Objective
@@ -122,6 +129,11 @@ def fit(
         has it as the attribute ``history``; the pair is then in its last accepted state, which
         is not the best one, whatever ``keep`` says.
 
+    Warns:
+        RuntimeWarning: if the run ends in a state that is not finite; and, after 100 steps or more,
+            with collapsed components, all rows in one cluster, or a held-out objective that is
+            worse than before training: see :func:`pyro_vmonf.training.endings.endings`.
+
     Raises:
         TypeError: if ``x`` or ``y`` have the wrong kind of numbers.
         ValueError: if data, options or checkpoint do not fit; the model is then as it was.
@@ -195,8 +207,9 @@ def _fit(
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
         settling.remove()
+        said = endings(model, guide, history, _sample(run))
     try:
-        _conclude(trainer, history)
+        _conclude(trainer, said)
     except Exception as error:  # warnings may be errors
         history.kept_by(error)
         raise
@@ -216,20 +229,27 @@ def _movers(
     )
 
 
-def _conclude(trainer: Trainer, history: History) -> None:
+def _sample(run: Run) -> TensorSource | None:
+    """Return the rows that the end of a run is judged by; rows of a loader are not read again."""
+    if run.measured is not None or not isinstance(run.train, TensorSource):
+        return run.measured
+    return run.train.sample(MEASURED_ROWS)
+
+
+def _conclude(trainer: Trainer, said: list[str]) -> None:
     """Say what went wrong in a run."""
     [run] = trainer.runs
+    history = run.history
     if run.failure:
         raise FloatingPointError(run.failure)
     if history.stepped_back:
-        warnings.warn(
+        warn(
             "the last step led to a state whose objective is not finite; the state before it was "
-            "kept. Try a smaller lr, or clip_norm",
-            RuntimeWarning,
-            stacklevel=5,
+            "kept. Try a smaller lr, or clip_norm"
         )
     if history.rejected:
-        warnings.warn(f"{trainer.rejected(run)} and were rolled back", RuntimeWarning, stacklevel=5)
+        warn(f"{trainer.rejected(run)} and were rolled back")
+    warn(*said)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyro_vmonf._utils.contexts import alone, evaluating, local_seed, training
+from pyro_vmonf._utils.contexts import alone, evaluating, local_seed, own_filters, training
 from pyro_vmonf._utils.frames import names_of, ordered
 from pyro_vmonf._utils.validation import as_tensor
 from pyro_vmonf.contracts import optional
@@ -182,7 +182,9 @@ def fit_best(
         try:
             if start is not None:
                 start(model, guide, number)
-            history = fit(model, guide, x, y, seed=first + number, held_out=held_out, **options)
+            with own_filters():  # only the run that is kept counts
+                warnings.filterwarnings("ignore", "the fit ended", RuntimeWarning)
+                history = fit(model, guide, x, y, seed=first + number, held_out=held_out, **options)
         except FloatingPointError as error:
             failures.append(error)
             if len(failures) == n_init:

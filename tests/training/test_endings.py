@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 
 from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf.datasets import pinwheel
+from pyro_vmonf.em import fit_em
 from pyro_vmonf.nn.mlp import MLP
+from pyro_vmonf.training.endings import _clusters, endings, endings_of_data
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.trainer import Trainer
 
@@ -203,3 +206,137 @@ def test_plain_fit_hands_history_to_error() -> None:
         fit(vmonf.model, vmonf.guide, X, epochs=5, callbacks=callback, **OPTIONS)
     assert vars(caught.value)["history"].epoch == [0, 1, 2]
     assert vmonf.history is None
+
+
+LONG: dict[str, Any] = {**OPTIONS, "epochs": 25}  # 100 steps
+
+
+def weights_of(vmonf: VMoNF, *logits: float) -> None:
+    """Let the guide give every row the same posterior, for good."""
+    last = [m for m in vmonf.guide.modules() if hasattr(m, "bias") and m.bias is not None][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor(logits).reshape(last.bias.shape))
+    vmonf.guide.requires_grad_(False)
+
+
+def said_by(call: Any) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [w for w in caught if "the fit ended" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((40, 40, 40), None),
+        ((58, 58, 4), None),
+        ((59, 58, 3), "with collapsed components: 2, whose shares of 120 rows are 0.025 (below"),
+        ((3, 114, 3), "with collapsed components: 0, 2, whose shares of 120 rows are 0.025, 0.025"),
+        ((0, 0, 120), "with all of 120 rows in one cluster, component 2 of 3;"),
+        ((120, 0, 0), "with all of 120 rows in one cluster, component 0 of 3;"),
+    ],
+    ids=str,
+)
+def test_clusters_are_judged(shares: tuple[int, ...], expected: str | None) -> None:
+    """Against posteriors whose shares are known; the bound is 1/30, four rows of 120."""
+    q = torch.eye(3, dtype=torch.float64).repeat_interleave(torch.tensor(shares), 0)
+    found = _clusters(q, None)
+    assert len(found) == (expected is not None)
+    for text in found:
+        assert text.startswith(f"the fit ended {expected}")
+
+
+def test_shares_count_rows_by_their_weight() -> None:
+    q = torch.eye(2).repeat_interleave(torch.tensor([90, 10]), 0)
+    assert _clusters(q, None) == []
+    weight = torch.ones(100)
+    weight[90:] = 0.1  # one row of 91
+    [text] = _clusters(q, weight)
+    assert "collapsed components: 1, whose shares of 100 rows are 0.011 (below" in text
+
+
+@pytest.mark.parametrize("dead", [[0], [1, 2]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"keep": "best"}, {"held_out": 0.25}], ids=str)
+def test_dead_fit_warns_at_the_call(dead: list[int], options: dict[str, Any]) -> None:
+    vmonf = pair()
+    weights_of(vmonf, *(-30.0 if c in dead else 0.0 for c in range(3)))
+    [caught] = said_by(lambda: vmonf.fit(X, **{**LONG, "epochs": 40}, **options))
+    rows = 30 if "held_out" in options else 120
+    words = f"all of {rows} rows in one cluster"  # equal logits have the same largest one
+    assert words in str(caught.message)
+    assert caught.category is RuntimeWarning
+    assert caught.filename == __file__
+    assert vmonf.history is not None
+
+
+def test_short_fit_and_healthy_fit_do_not_warn() -> None:
+    healthy = VMoNF(FlowMixture(Gaussian(2, 3), "learned"))
+    fit_em(healthy.model, X, seed=0)
+    assert said_by(lambda: healthy.fit(X, **LONG)) == []
+    assert bool((healthy.predict_proba(X).mean(0) > 0.1).all())
+    vmonf = pair()
+    weights_of(vmonf, 9.0, 0.0, 0.0)
+    assert said_by(lambda: vmonf.fit(X, **{**LONG, "epochs": 24})) == []
+    assert len(said_by(lambda: vmonf.fit(X, **LONG))) == 1
+
+
+def test_one_component_and_few_rows_do_not_warn() -> None:
+    alone = VMoNF(FlowMixture(Gaussian(2, 1)))
+    assert said_by(lambda: alone.fit(X, **LONG)) == []
+    vmonf = pair()
+    weights_of(vmonf, 9.0, 0.0, 0.0)
+    assert said_by(lambda: vmonf.fit(X[:29], **{**LONG, "epochs": 100})) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"callbacks": lambda _: None}], ids=["together", "alone"])
+def test_restarts_warn_of_the_one_that_stays(options: dict[str, Any]) -> None:
+    vmonf = pair()
+    options = {**LONG, "lr": 1e-9, "epochs": 40, **options}  # nothing is learned
+    caught = said_by(lambda: vmonf.fit(X, n_init=2, **options))
+    assert vmonf.history is not None
+    expected = endings_of_data(vmonf.model, vmonf.guide, vmonf.history, X, None, {})
+    assert [str(w.message) for w in caught] == expected
+    assert all(w.filename == __file__ for w in caught)
+    weights_of(vmonf, 0.0, 9.0, 0.0)  # and the judgement depends on the state
+    [text] = endings_of_data(vmonf.model, vmonf.guide, vmonf.history, X, None, {})
+    assert "all of 120 rows in one cluster" in text
+
+
+def test_state_that_is_not_finite_is_named() -> None:
+    vmonf = pair()
+    history = vmonf.fit(X, epochs=1, **OPTIONS)
+    assert endings(vmonf.model, vmonf.guide, history, None) == []
+    name = "model.bank.loc"
+    parameter = dict(vmonf.named_parameters()).get(name, next(vmonf.model.bank.parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[0] = torch.nan
+    [text] = endings(vmonf.model, vmonf.guide, history, None)
+    assert "not finite (1 of " in text
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_worse_held_out_objective_has_both_numbers(keep: Any) -> None:
+    vmonf = pair()
+    said_by(lambda: vmonf.fit(X, **LONG, lr=0.01))
+    wild = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.7, maximize=True), "clip_norm": 0.05}
+    caught = said_by(
+        lambda: vmonf.fit(X, held_out=0.25, keep=keep, **LONG | {"epochs": 40}, **wild)
+    )
+    history = vmonf.history
+    assert history is not None
+    [text] = [str(w.message) for w in caught if "held-out objective" in str(w.message)]
+    reached = max(history.objective) if keep == "best" else history.objective[-1]
+    assert reached < history.start
+    assert f"{reached:.4f}" in text
+    assert f"{history.start:.4f}" in text
+
+
+def test_warning_as_error_keeps_history() -> None:
+    vmonf = pair()
+    weights_of(vmonf, 9.0, 0.0, 0.0)
+    with pytest.raises(RuntimeWarning, match="in one cluster"):
+        vmonf.fit(X, **LONG)
+    assert vmonf.history is not None
+    assert len(vmonf.history.epoch) == 25
