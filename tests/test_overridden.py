@@ -143,3 +143,18 @@ def test_fit_calls_no_refused_verb(kind: type[FlowMixture], guide: bool) -> None
     assert len(vmonf.fit(X, **options).held_out) == 2
     assert len(fit(vmonf.model, vmonf.guide, X, **options).held_out) == 2
     assert len(vmonf.fit(X, n_init=2, **options).restarts) == 2
+
+
+class Beside(FlowMixture):
+    """The program of the mixture, and a measurement beside it."""
+
+    def forward(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        rows = super().forward(x, *args, **kwargs)
+        pyro.sample("level", dist.Normal(rows.mean(), 1.0), obs=torch.zeros(()))
+        return rows
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_sites_beside_the_mixture_leave_the_verbs_right(verb: str) -> None:
+    VERBS[verb](pair(Beside))
+    torch.testing.assert_close(pair(Beside).log_prob(X), pair(FlowMixture).log_prob(X))
