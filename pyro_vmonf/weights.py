@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import sample
+from pyro import poutine, sample
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -60,8 +60,24 @@ class Weights(Registered, Program):
         """
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        r"""Return :math:`\log E[\pi]` ``(*, K)``, the weights that scores are exact for."""
-        return self.forward(context)
+        r"""Return :math:`\log E[\pi]` ``(*, K)``, the weights that scores are exact for.
+
+        By default they are those of the call.
+
+        Raises:
+            TypeError: if the call draws, so that its weights are not the mean.
+        """
+        with poutine.block(), poutine.trace() as trace:
+            weights = self.forward(context)
+        drawn = [name for name, site in trace.trace.nodes.items() if site["type"] == "sample"]
+        if drawn:
+            kind = type(self).__name__
+            raise TypeError(
+                f"{kind} draws {', '.join(map(repr, drawn))} and has no log_mean; write "
+                f"{kind}.log_mean, which returns the log of the mean weights, and {kind}.guide, "
+                "which draws the same sites from their posterior"
+            )
+        return weights
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
         r"""Return :math:`E[\log\pi]` of shape ``(*, K)``, the weights of the ELBO."""
@@ -337,6 +353,7 @@ def as_weights(weights: str | Tensor | Distribution | Weights, num_components: i
         num_components: number of components *K* of the bank.
 
     Raises:
+        TypeError: if it is a module that is no :class:`Weights`.
         ValueError: if the form is unknown, or the number of weights is not that of the components.
     """
     if isinstance(weights, str):
@@ -348,6 +365,12 @@ def as_weights(weights: str | Tensor | Distribution | Weights, num_components: i
         result = _NAMED[weights](num_components)
     elif isinstance(weights, Weights):
         result = weights
+    elif isinstance(weights, nn.Module):
+        kind = type(weights).__name__
+        raise TypeError(
+            f"weights is a {kind}, a module that is no Weights; let {kind} inherit from "
+            "pyro_vmonf.weights.Weights, which has the defaults of guide, update_ and log_mean"
+        )
     elif isinstance(weights, Distribution):
         result = RandomWeights(weights)
     else:

@@ -26,6 +26,7 @@ from pyro_vmonf import (
     UpdatedWeights,
     VMoNF,
 )
+from pyro_vmonf import weights as weights_room
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.weight_priors import PointPosterior
@@ -315,3 +316,39 @@ def test_torchs_own_dirichlet_is_a_prior() -> None:
         torch.manual_seed(1)
         losses.append(TraceEnum_ELBO()(model, MarginalGuide(model))(x))
     assert losses[0] == losses[1]
+
+
+class Drawn(weights_room.Weights):
+    """Random weights of a user, without a guide and without a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_components = K
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        return pyro.sample("own", dist.Dirichlet(torch.ones(K))).log()
+
+
+class Meant(Drawn):
+    """The same with both."""
+
+    def guide(self) -> None:
+        pyro.sample("own", dist.Dirichlet(torch.ones(K)))
+
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        return torch.full((K,), 1 / K).log()
+
+
+def test_own_weights_that_draw_say_what_is_missing() -> None:
+    x = torch.randn(30, D)
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), Drawn()), SoftmaxGuide(MLP(D, K)))
+    for verb in (vmonf.log_prob, vmonf.elbo):
+        with pytest.raises(TypeError, match="Drawn draws 'own' and has no log_mean; write"):
+            verb(x)
+    with pytest.raises(ValueError, match="own"):
+        vmonf.fit(x, epochs=1, progress=False)
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), Meant()), SoftmaxGuide(MLP(D, K)))
+    vmonf.fit(x, epochs=1, progress=False)
+    assert vmonf.log_prob(x).isfinite().all()
+    with pytest.raises(TypeError, match="a module that is no Weights"):
+        FlowMixture(Gaussian(D, K), torch.nn.Linear(2, K))
