@@ -11,6 +11,7 @@ from pyro.distributions import Categorical
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.frames import names_of, ordered
 from pyro_vmonf._utils.validation import (
     as_tensor,
@@ -174,10 +175,14 @@ class FlowMixture(Program):
         """
         if self.bounded:
             raise ValueError("the components are bounded: their rows cannot be standardised")
-        names = names_of(x) or self.feature_names
+        names = self.feature_names or names_of(x)
         x = self.rows(x, weight=weight)
         if weight is not None:
             weight = check_sample_weight(weight, len(x), floating_buffer(self))
+            if not weight.any():
+                raise ValueError("sample_weight is zero for every row; some have to count")
+            x, weight = x[weight > 0], weight[weight > 0]
+        warn_of_columns(x, names)
         self.standardizer.fit_(x, weight)
         self.feature_names = names
 

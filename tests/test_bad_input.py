@@ -171,6 +171,8 @@ def answers_or_says_why(action: Callable[[Any], object], value: Any) -> None:
             warnings.simplefilter("error")
             # The answer to a step that is far too long.
             warnings.filterwarnings("ignore", "the last step led to a state whose objective")
+            # Constant columns and repeated rows are named.
+            warnings.filterwarnings("ignore", "(column|[0-9]+ of [0-9]+ rows repeat).*What helps")
             action(value)
     except (ValueError, TypeError, FloatingPointError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -134,6 +134,8 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         vmonf = self._pair(X, seed)
         started = self.init != "random" and self.n_components > 1
         first = self.max_iter // 4 if started else 0
+        if not vmonf.model.bounded:  # once for all starts
+            vmonf.model.standardize_(X, sample_weight)
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "lr": self.learning_rate,
@@ -174,6 +176,8 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             guide = SoftmaxGuide(MLP(features, self.n_components, hidden=self.hidden))
             weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
             vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)
+        names = getattr(self, "feature_names_in_", None)
+        vmonf.model.feature_names = None if names is None else tuple(map(str, names))
         return vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
 
     def _clusters(self, sample_weight: Array | None, number: int, seed: int) -> Start:

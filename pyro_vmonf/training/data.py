@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.validation import (
     check_context,
@@ -78,6 +79,7 @@ def check_data(
     """
     like = floating_buffer(model)
     x, y, sample_weight = in_memory(x, y, sample_weight)
+    names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)
     counted = len(x)
     if y is not None:
@@ -93,12 +95,17 @@ def check_data(
             "pass at least one row for each component"
         )
     given = check_context_rows(given, len(x), model.context_features, like)
-    bad = model.outside(x, given).nonzero().squeeze(1)
+    outside = model.outside(x, given)
+    if sample_weight is not None:
+        outside &= sample_weight > 0
+    bad = outside.nonzero().squeeze(1)
     if len(bad):
         raise ValueError(
             f"rows {listed(bad)} of x lie outside the support of every component ({len(bad)} of "
             f"{len(x)} rows): no component has a density there; remove them, or map them inside"
         )
+    if not model.standardizer.fitted:
+        warn_of_columns(x if sample_weight is None else x[sample_weight > 0], names)
     return x, y, sample_weight, given
 
 

@@ -155,9 +155,9 @@ def test_errors(options: dict[str, Any], message: str) -> None:
 def test_a_fit_leaves_its_parameters_alone() -> None:
     X, _ = blobs()
     weights = UpdatedWeights(3)
-    before = weights.probs.clone()
+    before = {name: value.clone() for name, value in weights.state_dict().items()}
     found = FlowMixtureClustering(3, weights=weights, max_iter=2, random_state=0).fit(X)
-    assert torch.equal(weights.probs, before)
+    assert all(torch.equal(value, before[name]) for name, value in weights.state_dict().items())
     assert found.vmonf_.model.weights is not weights
     few = FlowMixtureClustering(2, n_init=2, max_iter=1, random_state=0).fit(X[:4])
     assert len(few.history_.restarts) == 2

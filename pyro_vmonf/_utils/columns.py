@@ -1,0 +1,80 @@
+"""Columns and rows on which a density grows without bound, and what helps."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf._utils.frames import Names
+
+FEWEST = 10  # rows below which nothing is said
+REPEATED = 0.05  # share of rows that repeat another one, above which they are named
+SHOWN = 8  # columns that are named
+
+
+def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
+    """Warn, once for all, of columns with few values and of repeated rows.
+
+    Arguments:
+        x: rows ``(N, D)``; of rows of another shape nothing is said.
+        names: of the columns; their numbers by default.
+    """
+    if x.dim() != 2 or len(x) < FEWEST:
+        return
+    kinds = _kinds(x)
+    said, helps = [], []
+    for kind, cure in CURES.items():
+        columns = [column for column, found in enumerate(kinds) if found == kind]
+        if columns:
+            shown = [repr(names[c]) if names else str(c) for c in columns[:SHOWN]]
+            more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+            said.append(f"column {', '.join(shown)}{more} {kind}")
+            helps.append(cure)
+    repeated = len(x) - _distinct(x)
+    if repeated > REPEATED * len(x):
+        said.append(f"{repeated} of {len(x)} rows repeat another one")
+        helps.append("pass each row once, or jitter the rows by a little noise")
+    if said:
+        warnings.warn(
+            f"{'; '.join(said)}. A density of real numbers grows without bound there, and "
+            f"log-densities say little. What helps: {'; '.join(dict.fromkeys(helps))}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+CONSTANT, TWO, WHOLE = "is constant", "has two values only", "holds whole numbers that repeat"
+CURES = {
+    CONSTANT: "drop constant columns",
+    TWO: "drop columns of two values, or fit the rows of each value apart",
+    WHOLE: "dequantise whole numbers, as x + torch.rand(x.shape)",
+}
+
+
+def _kinds(x: Tensor) -> list[str | None]:
+    """Return what is wrong with each column."""
+    low, high = x.amin(0), x.amax(0)
+    ends, whole = torch.ones_like(low, dtype=torch.bool), torch.ones_like(low, dtype=torch.bool)
+    for part in x.split(2**16):
+        ends &= ((part == low) | (part == high)).all(0)
+        whole &= (part == part.round()).all(0)
+    kinds: list[str | None] = [None] * x.shape[1]
+    for column in (ends | whole).nonzero().squeeze(1).tolist():
+        if low[column] == high[column]:
+            kinds[column] = CONSTANT
+        elif ends[column]:
+            kinds[column] = TWO
+        elif len(x[:, column].unique()) <= len(x) / 2:
+            kinds[column] = WHOLE
+    return kinds
+
+
+def _distinct(x: Tensor) -> int:
+    """Return the number of distinct rows, by their products with one random vector."""
+    centre, generator = x[:1].double(), torch.Generator().manual_seed(0)
+    direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
+    direction = direction / (x.amax(0).double() - x.amin(0).double()).clamp_min(1e-300)
+    products = [((part.double() - centre) * direction).sum(1) for part in x.split(2**16)]
+    return len(torch.cat(products).unique())
