@@ -124,7 +124,7 @@ class FlowMixture(Program):
             return bank
         return in_units(bank, lambda part: FlowDistribution(part, [self.standardizer]))
 
-    def outside(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+    def is_outside(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         """Return which rows ``(N,)`` lie outside the support of every component."""
         if not self.bounded:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -172,7 +172,7 @@ class VMoNF(Transparent):
         rows = self.model.rows(x)
         like, features = floating_buffer(self), self.model.context_features
         given = check_context_rows(given, len(rows), features, like)
-        return proba.argmax(-1).masked_fill(self.model.outside(rows, given), -1)
+        return proba.argmax(-1).masked_fill(self.model.is_outside(rows, given), -1)
 
     def predict_proba(
         self,
@@ -201,7 +201,7 @@ class VMoNF(Transparent):
             y = check_evidence(y, len(x), self.model.num_components, like)
 
         def proba(rows: Tensor, given: Tensor | None, y: Tensor | None) -> Tensor:
-            outside = self.model.outside(rows, given)
+            outside = self.model.is_outside(rows, given)
             prior = self.model.weights.log_mean(given).exp() if outside.any() else 0.0
             return torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given).exp())
 
@@ -363,7 +363,7 @@ class VMoNF(Transparent):
         def chunks(values: Tensor | None) -> Iterable[Tensor | None]:
             return itertools.repeat(None) if values is None else values.split(chunk_size)
 
-        outside = self.model.outside(rows, given).nonzero().squeeze(1)
+        outside = self.model.is_outside(rows, given).nonzero().squeeze(1)
         if len(outside):
             warnings.warn(
                 f"rows {listed(outside)} lie outside the support of every component "

@@ -89,6 +89,7 @@ def test_plain_svi_takes_the_same_step(weights: str) -> None:
     assert (vmonf.model.weights.log_mean().exp() - SHARES).abs().max() < 0.02
 
 
+@pytest.mark.filterwarnings("ignore:the fit ended with collapsed")
 @pytest.mark.parametrize("seed", range(3))
 def test_weights_are_the_mean_responsibilities_of_all_rows(seed: int) -> None:
     x, _ = blobs()

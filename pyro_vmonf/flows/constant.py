@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
@@ -28,16 +29,24 @@ class ConstantDistribution(nn.Module):
         torch.float64
     """
 
+    raw: Tensor
+
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
         self.distribution = mapped(distribution, _copied)
+        self.register_buffer("raw", torch.tensor(True))
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return self.distribution
 
     def as_component(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution as a component: in raw units, and zero outside its support."""
-        return OwnUnits(self.distribution)
+        return OwnUnits(self.distribution) if self.raw else self.distribution
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Files of earlier versions have fixed components in the units of the fit.
+        state_dict.setdefault(f"{prefix}raw", torch.tensor(False))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return repr(self.distribution)

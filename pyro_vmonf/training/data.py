@@ -95,7 +95,7 @@ def check_data(
             "pass at least one row for each component"
         )
     given = check_context_rows(given, len(x), model.context_features, like)
-    outside = model.outside(x, given)
+    outside = model.is_outside(x, given)
     if sample_weight is not None:
         outside &= sample_weight > 0
     bad = outside.nonzero().squeeze(1)

@@ -17,7 +17,12 @@ from torch.utils.data import DataLoader
 LONGEST = 1000  # items of a list or dictionary that is looked through
 DEEPEST = 20  # attributes on the way to what is looked for
 _LEAVES = (Tensor, np.ndarray, np.generic, str, bytes, type, types.ModuleType, type(None))
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+@functools.cache
+def _generators() -> tuple[type, ...]:
+    """Return the kinds of generators; those of NumPy are imported when they are asked for."""
+    return torch.Generator, np.random.Generator, np.random.RandomState, random.Random
 
 
 class _Cell(NamedTuple):
@@ -128,7 +133,7 @@ def _found(value: Any, path: str, counts: bool, seen: set[int]) -> Iterator[tupl
     if isinstance(value, _LEAVES) or id(value) in seen or path.count(".") > DEEPEST:
         return
     seen.add(id(value))
-    if isinstance(value, _GENERATORS):
+    if isinstance(value, _generators()):
         yield path, _of_generator(value)
         return
     own = getattr(value, "__dict__", {})
@@ -156,7 +161,7 @@ def _parts(value: Any, own: dict[str, Any]) -> list[tuple[Any, Any]]:
     closed = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
     named = [(name, cell.cell_contents) for name, cell in closed if _is_filled(cell)]
     read = {name: value.__globals__.get(name) for name in value.__code__.co_names}
-    return [*named, *((k, v) for k, v in read.items() if isinstance(v, _GENERATORS))]
+    return [*named, *((k, v) for k, v in read.items() if isinstance(v, _generators()))]
 
 
 def _is_filled(cell: types.CellType) -> bool:

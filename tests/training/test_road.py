@@ -171,7 +171,7 @@ def test_parts_of_a_program_are_expected_log_densities() -> None:
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
     total, parts = contracted(elbo, vmonf.model, vmonf.guide, {"x": X})
     log_pi = vmonf.model.weights()
-    log_x = vmonf.component_log_prob(X)
+    log_x = vmonf.model.components().log_prob(X.unsqueeze(1))
     posterior_c = (log_pi + log_x).softmax(-1)
     o = torch.tensor([0.0, 1.0]).double()
     log_o = torch.tensor([0.8, 0.2]).double().log()
