@@ -35,17 +35,19 @@ class ConstantDistribution(nn.Module):
         super().__init__()
         self.distribution = mapped(distribution, _copied)
         self.register_buffer("raw", torch.tensor(True))
+        self.is_raw = True  # the same, which the meta device can read
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return self.distribution
 
     def as_component(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution as a component: in raw units, and zero outside its support."""
-        return OwnUnits(self.distribution) if self.raw else self.distribution
+        return OwnUnits(self.distribution) if self.is_raw else self.distribution
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Files of earlier versions have fixed components in the units of the fit.
         state_dict.setdefault(f"{prefix}raw", torch.tensor(False))
+        self.is_raw = bool(state_dict[f"{prefix}raw"])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
