@@ -275,7 +275,7 @@ class VMoNF(Transparent):
             )
         total = check_positive("num_samples", num_samples if given is None else len(given))
         count = model.num_components
-        if component is not None and not 0 <= component < count:
+        if component is not None and check_positive("component", component, minimum=0) >= count:
             raise ValueError(f"component is {component}; expected 0 to {count - 1}")
         with local_seed(seed), evaluating(self), torch.no_grad():
             points, components = [], []

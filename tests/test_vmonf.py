@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pyro.distributions import Dirichlet, Normal, StudentT
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_vmonf import (
@@ -36,6 +37,7 @@ from pyro_vmonf import (
     exponential_decay,
     files,
     linear_decay,
+    select,
 )
 from pyro_vmonf.distortions import Adversarial, AffineImages, Jitter, RandomWalk
 from pyro_vmonf.flows import Replicated, StandardNormal
@@ -364,3 +366,24 @@ def test_draws_in_chunks_are_draws_of_the_mixture() -> None:
     assert (components == 2).all()
     with pytest.raises(ValueError, match="chunk_size"):
         vmonf.sample(3, chunk_size=0)
+
+
+def test_each_verb_has_a_form_with_a_gradient() -> None:
+    """The table of docs/program.md."""
+    vmonf = pair()
+    x, c = torch.randn(5, D), torch.tensor([0, 1, 2, 0, 1])
+    vmonf.eval()  # in train() the weights would follow the rows
+    loss = TraceEnum_ELBO(max_plate_nesting=1)(vmonf.model, vmonf.guide)(x)
+    model = vmonf.model
+    forms = [
+        (vmonf.marginal().log_prob(x), vmonf.log_prob(x)),
+        (model.components().log_prob(x.unsqueeze(-2)), vmonf.component_log_prob(x)),
+        (vmonf.guide.log_posterior(x).exp(), vmonf.predict_proba(x)),
+        (model.log_posterior(x).exp(), vmonf.predict_proba(x, exact=True)),
+        (-loss, vmonf.elbo(x).sum()),
+    ]
+    for form, verb in forms:
+        assert form.requires_grad
+        assert not verb.requires_grad
+        torch.testing.assert_close(form, verb, rtol=1e-4, atol=1e-4)
+    assert select(model.components(), c).rsample().requires_grad

@@ -25,7 +25,7 @@ SCHEDULES = frozenset(n for n, v in vars(schedules).items() if dataclasses.is_da
 
 
 class Limits:
-    """What a file holds, which bounds what its description may declare.
+    """The size of what a file holds, which bounds what its description may declare.
 
     Arguments:
         description: of the parts.

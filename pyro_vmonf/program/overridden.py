@@ -1,4 +1,4 @@
-"""Whether a subclass that changes the program also changed a member that is derived from it."""
+"""Models of a user with a program of their own, and the verbs that rest on the former one."""
 
 from __future__ import annotations
 

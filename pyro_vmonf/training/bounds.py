@@ -1,4 +1,4 @@
-"""Whether the ELBO of a program is a bound, and the depth of its plates, from one run of it."""
+"""Checks of one run of a program: its ELBO is a bound, and its plates have a depth."""
 
 from __future__ import annotations
 

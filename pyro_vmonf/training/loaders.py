@@ -122,16 +122,6 @@ class LoaderSource:
         size = getattr(self, "size", 0)
         return {"x": x, "y": y, "size": size, "sample_weight": weight}
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """The loader's own generators."""
-        if not isinstance(self.loader, DataLoader):
-            return []
-        batches: Any = self.loader.batch_sampler
-        owners = (self.loader, self.loader.sampler, batches, getattr(batches, "sampler", None))
-        own = [getattr(owner, "generator", None) for owner in owners]
-        return list({id(g): g for g in own if isinstance(g, torch.Generator)}.values())
-
     def sample(self, count: int) -> TensorSource:
         """Return the first rows."""
         batches: list[Arguments] = []

@@ -23,15 +23,7 @@ def make_optimizer(make: Callable[[list[Any]], Optimizer], parameters: list[Any]
         TypeError: if it makes something else.
         ValueError: if it fails, holds none of the parameters, or wants a closure for its step.
     """
-    try:
-        made = make(parameters)
-    except Exception as error:  # of the user's function
-        raise ValueError(f"optimizer fails on the pair's parameters: {error}") from error
-    if not isinstance(made, Optimizer):
-        raise TypeError(
-            f"optimizer returns a {type(made).__name__}; expected a torch.optim.Optimizer of the "
-            "parameters that it is called with"
-        )
+    made = _made("optimizer", make, parameters, Optimizer)
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
@@ -65,19 +57,25 @@ def make_scheduler(
         TypeError: if the function makes something else.
         ValueError: if it fails, or the scheduler is of another optimiser or too short.
     """
-    try:
-        made = make(optimizer)
-    except Exception as error:  # of the user's function
-        raise ValueError(f"scheduler fails on the optimizer: {error}") from error
-    if not isinstance(made, LRScheduler):
-        raise TypeError(
-            f"scheduler returns a {type(made).__name__}; expected a scheduler of "
-            "torch.optim.lr_scheduler"
-        )
+    made = _made("scheduler", make, optimizer, LRScheduler)
     if getattr(made, "optimizer", optimizer) is not optimizer:
         raise ValueError("scheduler moves another optimizer than the one that it is called with")
     if not isinstance(made, ReduceLROnPlateau):
         _rehearse(made, optimizer, moves)
+    return made
+
+
+def _made(option: str, make: Callable[[Any], Any], of: Any, kind: type[Any]) -> Any:
+    """Return what a user's function makes, if it is of the right kind."""
+    try:
+        made = make(of)
+    except Exception as error:  # of the user's function
+        raise ValueError(f"{option} fails on what it is called with: {error}") from error
+    if not isinstance(made, kind):
+        raise TypeError(
+            f"{option} returns a {type(made).__name__}; expected a {kind.__module__}."
+            f"{kind.__name__} of what it is called with"
+        )
     return made
 
 

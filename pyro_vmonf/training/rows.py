@@ -23,9 +23,6 @@ class Source(Protocol):
     @property
     def batches(self) -> int: ...
 
-    @property
-    def generators(self) -> list[torch.Generator]: ...
-
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
     def standardize(self, model: FlowMixture) -> None: ...
@@ -62,11 +59,6 @@ class TensorSource:
         """Steps of one epoch; a last batch of one row joins the one before."""
         whole, rest = divmod(self.size, self.batch_size)
         return max(whole + (rest > 1), 1)
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """Generators of its own that the order of the rows depends on: none."""
-        return []
 
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units."""

@@ -1,4 +1,4 @@
-"""What a run draws from, or counts with, outside of the pair: generators and counters."""
+"""Generators and counters outside of the pair, which a run draws from or counts with."""
 
 from __future__ import annotations
 
