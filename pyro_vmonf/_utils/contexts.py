@@ -79,8 +79,8 @@ def local_seed(seed: int | None) -> Iterator[None]:
 def _mode(module: nn.Module, training: bool) -> Iterator[None]:
     with alone():
         modes = [(part, part.training) for part in module.modules()]
-        module.train(training)
         try:
+            module.train(training)
             yield
         finally:
             for part, before in modes:

@@ -16,11 +16,10 @@ from pyro_vmonf._utils.validation import (
     check_evidence,
     check_sample_weight,
     floating_buffer,
-    listed,
 )
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.loaders import LoaderSource, is_streamed, parts_of
-from pyro_vmonf.training.rows import Arguments, Source, TensorSource
+from pyro_vmonf.training.rows import Arguments, Source, TensorSource, check_inside
 
 __all__ = [
     "Arguments",
@@ -95,15 +94,7 @@ def check_data(
             "pass at least one row for each component"
         )
     given = check_context_rows(given, len(x), model.context_features, like)
-    outside = model.is_outside(x, given)
-    if sample_weight is not None:
-        outside &= sample_weight > 0
-    bad = outside.nonzero().squeeze(1)
-    if len(bad):
-        raise ValueError(
-            f"rows {listed(bad)} of x lie outside the support of every component ({len(bad)} of "
-            f"{len(x)} rows): no component has a density there; remove them, or map them inside"
-        )
+    check_inside(model, x, given, sample_weight)
     if not model.standardizer.fitted:
         warn_of_columns(x if sample_weight is None else x[sample_weight > 0], names)
     return x, y, sample_weight, given

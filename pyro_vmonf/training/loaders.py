@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.validation import check_evidence, check_sample_weight, floating_buffer
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.training.rows import Arguments, TensorSource
+from pyro_vmonf.training.rows import Arguments, TensorSource, check_inside
 
 Parts = tuple[Any, Any, Any]  # rows, evidence and weights
 
@@ -119,6 +119,7 @@ class LoaderSource:
             y = check_evidence(y, len(x), self.model.num_components, like)
         if weight is not None:
             weight = check_sample_weight(weight, len(x), like)
+        check_inside(self.model, x, None, weight, first=seen)
         size = getattr(self, "size", 0)
         return {"x": x, "y": y, "size": size, "sample_weight": weight}
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.validation import listed
 from pyro_vmonf.model import FlowMixture
 
 Arguments = dict[str, Any]  # of one call of model and guide
@@ -185,3 +186,34 @@ class TensorSource:
 
 def _at(rows: Tensor | None, chosen: Tensor) -> Tensor | None:
     return None if rows is None else rows[chosen]
+
+
+def check_inside(
+    model: FlowMixture,
+    x: Tensor,
+    given: Tensor | None,
+    sample_weight: Tensor | None,
+    first: int = 0,
+) -> None:
+    """Refuse rows that count and lie outside the support of every component.
+
+    Arguments:
+        model: the mixture.
+        x: rows ``(N, *event_shape)``.
+        given: their context ``(N, H)`` or ``None``.
+        sample_weight: their weights ``(N,)`` or ``None``.
+        first: number of the first row, for the message.
+
+    Raises:
+        ValueError: if there are such rows.
+    """
+    outside = model.is_outside(x, given)
+    if sample_weight is not None:
+        outside &= sample_weight > 0
+    bad = outside.nonzero().squeeze(1)
+    if len(bad):
+        raise ValueError(
+            f"rows {listed(bad + first)} of x lie outside the support of every component "
+            f"({len(bad)} of {len(x)} rows): no component has a density there; remove them, or map "
+            "them inside"
+        )

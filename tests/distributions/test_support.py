@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vmonf import Flow, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF, select
 from pyro_vmonf.distributions.flow import FlowDistribution
@@ -74,6 +75,13 @@ def test_fit_names_the_rows_and_leaves_the_pair_alone() -> None:
     with pytest.raises(ValueError, match=r"rows 3, 4, 5 of x lie outside"):
         vmonf.fit(torch.cat((INSIDE, OUTSIDE)), epochs=1, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in vmonf.state_dict().items())
+
+
+def test_fit_names_the_rows_of_a_loader() -> None:
+    x = torch.cat((INSIDE, INSIDE, OUTSIDE))
+    loader = DataLoader(TensorDataset(x), batch_size=4)
+    with pytest.raises(ValueError, match=r"rows 6, 7 of x lie outside"):
+        VMoNF(bounded()).fit(loader, epochs=1, progress=False)
 
 
 FIXED: dict[str, Callable[[], Any]] = {
