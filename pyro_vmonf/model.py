@@ -104,7 +104,9 @@ class FlowMixture(Program):
 
     def extra_repr(self) -> str:
         context = f", context_features={self.context_features}" if self.context_features else ""
-        return f"components={self.num_components}, event_shape={tuple(self.event_shape)}{context}"
+        units = ", bounded, so rows keep their units" if self.bounded else ""
+        shape = tuple(self.event_shape)
+        return f"components={self.num_components}, event_shape={shape}{context}{units}"
 
     def components_of(self, given: Tensor | None) -> Distribution:
         """Call the bank, with a context where there is one."""

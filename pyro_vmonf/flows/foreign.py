@@ -22,13 +22,16 @@ from torch.func import functional_call
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, training
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.sameness import difference
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.validation import check_event, check_positive
+from pyro_vmonf.distributions.support import inside, is_real, possible
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import Use
 from pyro_vmonf.flows.transformed import TransformedFlow
 from pyro_vmonf.program import Registered
 
 Component = nn.Module | Distribution | Transform | Sequence[Transform]
+
+DRAWS = 64  # by which a bounded support is confirmed
 
 
 class Replicated(Registered):
@@ -53,8 +56,10 @@ class Replicated(Registered):
             they draw slowly, or not at all.
         vectorize: ``False`` calls the components one after the other in any case.
         context_features: features *H* of the rows' context, if the components take one.
-        support: the support of the components, if their distributions have none; the whole space
-            by default.
+        support: the support of the components, if their distributions have none. By default it is
+            that of their base where this is bounded and holds their draws (the torus of zuko's
+            circular splines), and the whole space otherwise. Rows of a bounded support keep their
+            units.
 
     Raises:
         TypeError: if the function returns something else.
@@ -85,6 +90,7 @@ class Replicated(Registered):
         self.context_features = check_positive("context_features", context_features, minimum=0)
         for part in parts:
             _check(part, context_features)
+        self.domain = _bounded_domain(parts[0], context_features) if support is None else support
         self.parts = nn.ModuleList(parts)
         self.why_not = _why_not(parts, context_features) if vectorize else "vectorize=False"
 
@@ -95,7 +101,7 @@ class Replicated(Registered):
 
     def forward(self, context: Tensor | None = None) -> ReplicatedDistribution:
         parts = list(self.parts)
-        return ReplicatedDistribution(parts, context, self.vectorized, support=self.support)
+        return ReplicatedDistribution(parts, context, self.vectorized, support=self.domain)
 
     def extra_repr(self) -> str:
         how = "in one call" if self.vectorized else f"one after the other ({self.why_not})"
@@ -151,7 +157,9 @@ class ReplicatedDistribution(ShownDistribution):
         return Use(self.parts[number])(lambda d: d, self.context)  # type: ignore[no-any-return]
 
     def log_prob(self, x: Tensor) -> Tensor:
+        check_event(x, self.event_shape)
         axis = -1 - len(self.event_shape)
+        x, good = inside(self._support, x, len(self.event_shape))
         shared = x.shape[axis] == 1
         if self.vectorized:
             rows = x.squeeze(axis).unsqueeze(0).expand(len(self.parts), *x.squeeze(axis).shape)
@@ -160,7 +168,8 @@ class ReplicatedDistribution(ShownDistribution):
             xs = [x.squeeze(axis)] * len(self.parts) if shared else x.unbind(axis)
             each = [self._of(i).log_prob(own) for i, own in enumerate(xs)]
             log_prob = torch.stack(torch.broadcast_tensors(*each), -1)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return possible(log_prob, good)
 
     def _in_one_call(self, x: Tensor) -> Tensor:
         """Return the densities ``(*, K)`` of rows ``(K, *, *event_shape)``."""
@@ -264,6 +273,18 @@ def _check(part: nn.Module, context_features: int) -> None:
         ) from error
 
 
+def _bounded_domain(part: nn.Module, context_features: int) -> constraints.Constraint | None:
+    """Return the bounded set of a component whose distribution does not name its support."""
+    context = _probe(part, context_features, 1)
+    with evaluating(part), local_seed(0), torch.no_grad():
+        found = Use(part)(lambda d: d, context)
+        support = getattr(getattr(found, "base", None), "support", None)
+        if _names_its_support(found) or support is None or is_real(support):
+            return None
+        draws = found.sample((DRAWS,))
+        return support if bool(support.check(draws).all()) else None
+
+
 def _why_not(parts: Sequence[nn.Module], context_features: int) -> str | None:
     """Return the reason against one batched call of K components, or ``None`` if there is none."""
     for other in parts[1:]:
@@ -331,11 +352,14 @@ def _value_and_gradients(
     return [log_prob, *(torch.zeros(()) if g is None else g for g in gradients)]
 
 
-def _support_of(found: Distribution) -> constraints.Constraint:
+def _names_its_support(found: Distribution) -> bool:
     try:
-        support = found.support
+        return found.support is not None
     except NotImplementedError:
-        support = None
-    if support is None:
-        return constraints.independent(constraints.real, len(found.event_shape))
-    return support
+        return False
+
+
+def _support_of(found: Distribution) -> Any:
+    if _names_its_support(found):
+        return found.support
+    return constraints.independent(constraints.real, len(found.event_shape))
