@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 LONGEST = 1000  # items of a list or dictionary that is looked through
 DEEPEST = 20  # attributes on the way to what is looked for
 _LEAVES = (Tensor, np.ndarray, np.generic, str, bytes, type, types.ModuleType, type(None))
+# The parameters, buffers and hooks of every module, which draw from nothing of their own.
+_OF_MODULES = frozenset(vars(nn.Module())) - {"_modules"}
 
 
 @functools.cache
@@ -82,7 +84,7 @@ class Streams:
         self.first |= start
 
     def _check(self, state: dict[str, Any]) -> None:
-        missing = sorted(state.keys() - self._cells().keys())
+        missing = sorted(state.keys() - self.cells().keys())
         if missing:
             raise ValueError(
                 f"the checkpoint holds the state of {', '.join(missing)}, which this run does not "
@@ -96,36 +98,44 @@ class Streams:
             ValueError: if the state is of objects that are not here.
         """
         self._check(state)
-        cells = self._cells()
+        cells = self.cells()
         for path, value in state.items():
             cells[path].put(value)
         self.moving |= state.keys()
 
     def _states(self) -> dict[str, Any]:
-        return {path: cell.get() for path, cell in self._cells().items()}
+        return {path: cell.get() for path, cell in self.cells().items()}
 
-    def _cells(self) -> dict[str, _Cell]:
-        cells = {
-            "random": _Cell(random.getstate, random.setstate),
-            "numpy.random": _Cell(
-                lambda: _plain(np.random.get_state(legacy=False)),  # noqa: NPY002
-                np.random.set_state,
-            ),
-        }
+    def cells(self) -> dict[str, _Cell]:
+        """Return what is there now, by path."""
+        cells = _of_the_process()
         seen: set[int] = set()
         cells.update(_found(self.loader, "loader", True, seen))
         cells.update(_found(self.pair, "pair", False, seen))
         return cells
 
 
+def _of_the_process() -> dict[str, _Cell]:
+    """Return the global generators of Python and NumPy."""
+    return {
+        "random": _Cell(random.getstate, random.setstate),
+        "numpy.random": _Cell(
+            lambda: _plain(np.random.get_state(legacy=False)),  # noqa: NPY002
+            np.random.set_state,
+        ),
+    }
+
+
 @contextmanager
 def kept(pair: nn.Module) -> Iterator[None]:
     """Run a block, and put the generators that a pair holds back to where they were."""
-    streams = Streams(None, pair)
+    cells = dict(_found(pair, "pair", False, set())) | _of_the_process()
+    states = {path: cell.get() for path, cell in cells.items()}
     try:
         yield
     finally:
-        streams.load_state_dict(streams.first)
+        for path, state in states.items():
+            cells[path].put(state)
 
 
 def _found(value: Any, path: str, counts: bool, seen: set[int]) -> Iterator[tuple[str, _Cell]]:
@@ -156,6 +166,8 @@ def _parts(value: Any, own: dict[str, Any]) -> list[tuple[Any, Any]]:
         return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
     if isinstance(value, types.MethodType):
         return [("self", value.__self__), ("function", value.__func__)]
+    if isinstance(value, nn.Module):
+        return [(name, part) for name, part in own.items() if name not in _OF_MODULES]
     if not isinstance(value, types.FunctionType):
         return list(own.items())
     closed = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
