@@ -5,7 +5,7 @@ MINUTES ?= 5
 BIN := .venv/bin
 SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
-.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz lint format install clean
+.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz matrix lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -41,9 +41,13 @@ bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in 
 
 soak: .venv/dev  ## the same round for minutes: memory, files, param store, results
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.crowd --minutes $(MINUTES)
 
 fuzz: .venv/dev  ## the tests of faults, files and bad input, many times longer
 	EXAMPLES=300 FAULTS=40 KILLS=20 $(BIN)/python -m pytest -n 2 tests/test_bad_input.py tests/training/test_faults.py tests/test_files.py
+
+matrix: .venv/dev  ## every bank with all weights, every guide and every verb
+	WHOLE_MATRIX=1 $(BIN)/python -m pytest -n 2 tests/test_swapping.py
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -18,20 +18,10 @@ from pyro_vmonf._utils.validation import (
     check_positive,
     check_sample_weight,
 )
-from pyro_vmonf.flows.ready_made import Gaussian
+from pyro_vmonf.flows.gaussian import Gaussian, moments
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import LearnedWeights
-
-
-def _maximise(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)`` of the M-step."""
-    total = responsibilities.sum(0) + 10 * torch.finfo(x.dtype).eps
-    means = responsibilities.T @ x / total[:, None]
-    centred = x - means[:, None]
-    covariances = (responsibilities.T[..., None] * centred).mT @ centred / total[:, None, None]
-    covariances = covariances + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return total / total.sum(), means, covariances
 
 
 def _spread_start(x: Tensor, weight: Tensor, count: int) -> Tensor:
@@ -157,7 +147,7 @@ def _iterate(
     """Return the log-likelihood after each iteration of one start, and the last parameters."""
     curve: list[float] = []
     for _ in range(max_iter):
-        weights, means, covariances = _maximise(z, weight[:, None] * responsibilities, ridge)
+        weights, means, covariances = moments(z, weight[:, None] * responsibilities, ridge)
         factors, failed = torch.linalg.cholesky_ex(covariances)
         if failed.any():
             raise ValueError(

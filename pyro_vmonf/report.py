@@ -25,6 +25,8 @@ class ComponentReport:
         log_prob: mean log p(x|c) of the rows of each component, nats ``(K,)``.
         overlap: mean exact posterior of *j* over the mass of *i*, ``(K, K)``; each row sums to one.
         gap: mean :math:`KL(q(c|x) \,\|\, p(c|x))`, nats: the loss of the ELBO to the guide.
+        confidence: mean of the largest q(c|x), from 1/K to 1: the accuracy that the guide claims.
+        confidence_exact: the same of the exact posterior: the accuracy that the components claim.
         inversion_error: largest :math:`|x - g(g^{-1}(x))|` over the rows of each component, in
             standard deviations of the features, ``(K,)``; NaN without rows or without an inverse.
     """
@@ -36,6 +38,8 @@ class ComponentReport:
     log_prob: Tensor
     overlap: Tensor
     gap: float
+    confidence: float
+    confidence_exact: float
     inversion_error: Tensor
 
     def dead(self, below: float = 0.01) -> Tensor:
@@ -66,6 +70,10 @@ class ComponentReport:
             shown = [f"{value:11.3f}" for value in row[:-1]] + [f"{row[-1]:11.1e}"]
             lines.append(f"{c:9d}" + "".join(shown))
         lines.append(f"gap between guide and exact posterior: {self.gap:.4f} nats a row")
+        lines.append(
+            f"mean confidence: guide {self.confidence:.3f}, "
+            f"exact posterior {self.confidence_exact:.3f}"
+        )
         if len(self.dead()):
             lines.append(f"dead (under 1 % of the rows): {self.dead().tolist()}")
         if self.doubled():
@@ -115,6 +123,8 @@ def component_report(vmonf: Pair, x: Any, *, inverted: int = 64) -> ComponentRep
         log_prob=torch.where(own > 0, log_prob, 0.0).sum(0) / own.sum(0),
         overlap=mass.mT @ exact,
         gap=float((q * log_ratio).sum(-1).mean()),
+        confidence=float(q.amax(-1).mean()),
+        confidence_exact=float(exact.amax(-1).mean()),
         inversion_error=_inversion_error(vmonf, x, q.argmax(-1), inverted),
     )
 

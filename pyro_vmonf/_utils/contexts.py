@@ -71,7 +71,10 @@ def local_seed(seed: int | None) -> Iterator[None]:
         return
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with alone(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(seed))
+        if devices:
+            torch.manual_seed(int(seed))
+        else:  # torch.manual_seed would write down a traceback for each device that is not there
+            torch.default_generator.manual_seed(int(seed))
         yield
 
 

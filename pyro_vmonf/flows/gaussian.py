@@ -13,6 +13,24 @@ from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.program import Registered
 
+START_RIDGE = 1e-3  # added to the variances of a start, in the units of the bank
+
+
+def moments(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)`` of clusters.
+
+    Arguments:
+        x: rows ``(N, D)``.
+        responsibilities: weight of each row for each cluster, ``(N, K)``.
+        ridge: added to the variances.
+    """
+    total = responsibilities.sum(0) + 10 * torch.finfo(x.dtype).eps
+    means = responsibilities.T @ x / total[:, None]
+    centred = x - means[:, None]
+    covariances = (responsibilities.T[..., None] * centred).mT @ centred / total[:, None, None]
+    covariances = covariances + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return total / total.sum(), means, covariances
+
 
 class StandardNormal(Registered, ShownModule):
     """The bank of K equal standard normals, the usual base of a flow.
@@ -76,6 +94,21 @@ class Gaussian(Registered, ShownModule):
     def scale_tril(self) -> Tensor:
         """Return the Cholesky factors ``(K, D, D)`` of the covariances."""
         return self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
+
+    @torch.no_grad()
+    def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Take means and covariances of clusters, while the covariances are those of construction.
+
+        Arguments:
+            x: rows ``(N, D)``.
+            weight: weight of each row for each component, ``(N, K)``; without clusters in it, the
+                bank stays as it is.
+        """
+        touched = bool(self.log_scale.any()) or bool(self.lower.any())
+        if weight is None or touched or torch.equal(weight, weight[:, :1].expand_as(weight)):
+            return
+        _, loc, covariance = moments(x.double(), weight.double(), ridge=START_RIDGE)
+        self.set_(loc, covariance)
 
     @torch.no_grad()
     def set_(self, loc: Tensor, covariance: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -338,9 +339,23 @@ def plan_of(
     )
 
 
+KNOWN_SHARE = 0.1  # of log K: what a guide that knows clusters tells about c, at least
+
+
+def knows_clusters(q: Tensor) -> bool:
+    r"""Return whether a posterior ``(N, K)`` tells a tenth of :math:`\log K` about c, or more.
+
+    A new network tells next to nothing, and its clusters are no start for anything.
+    """
+    mean = q.mean(0)
+    told = torch.special.xlogy(q, q).sum(-1).mean() - torch.special.xlogy(mean, mean).sum()
+    return bool(told > KNOWN_SHARE * math.log(q.shape[-1]))
+
+
 def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
     """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
     weight, counts = guide.first_clusters(probe["x"]), probe.get("sample_weight")
+    weight = weight if weight is not None and knows_clusters(weight) else None
     if counts is not None:
         each = counts.unsqueeze(-1).expand(-1, model.num_components)
         weight = each if weight is None else weight * each

@@ -222,8 +222,15 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
     """
     some = _first_rows(arguments, GUARDED_ROWS)
     try:
-        short, own = _value_and_gradient(model, guide, nesting, some, "")
-        long, theirs = _value_and_gradient(model, guide, nesting, some, "compared")
+        pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
+        pair[1].bind_(pair[0])  # type: ignore[operator]
+        state = [*pair.parameters(), *pair.buffers()]
+        before = [value.detach().clone() for value in state]
+        short, own = _value_and_gradient(pair, nesting, some, "")
+        with torch.no_grad():  # the rows of the short road may have been counted
+            for value, first in zip(state, before, strict=True):
+                value.copy_(first)
+        long, theirs = _value_and_gradient(pair, nesting, some, "compared")
     except OtherProgram as difference:
         # Pyro refuses some programs: it does so here. In ``eval()`` nothing learns from the rows.
         with evaluating(model), evaluating(guide), torch.no_grad(), local_seed(0):
@@ -241,17 +248,15 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
 
 
 def _value_and_gradient(
-    model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, Any], reason: str
+    pair: nn.ModuleList, nesting: int, arguments: dict[str, Any], reason: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the ELBO of a copy in float64 on one road, and its gradient.
+    """Return the ELBO of model and guide on one road, and its gradient.
 
     Raises:
         OtherProgram: on the short road, if the structure is another one.
         ValueError: if the program has no bound.
     """
-    pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
     objective = Objective(pair[0], pair[1], nesting, reason)
-    objective.guide.bind_(objective.model)  # type: ignore[operator]
     with unregistered(), local_seed(0), kept(pair):
         if reason:
             terms = objective(**arguments)

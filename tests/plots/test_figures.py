@@ -180,6 +180,8 @@ def a_report() -> ComponentReport:
         log_prob=torch.tensor([-1.0, -2.0, math.nan]),
         overlap=torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.0, 0.1, 0.9]]),
         gap=0.1,
+        confidence=0.9,
+        confidence_exact=0.8,
         inversion_error=torch.zeros(3),
     )
 
