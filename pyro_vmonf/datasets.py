@@ -8,6 +8,7 @@ import math
 import os
 import urllib.request
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,11 @@ class Pinwheel:
         cos, sin = angle.cos(), angle.sin()
         return 0.5 * torch.stack((r * cos + t * sin, -r * sin + t * cos), -1), wing
 
-    def log_prob(self, x: Tensor, chunk_size: int = 20_000) -> Tensor:
+    def log_prob(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
         return torch.cat([self._log_joint(c).logsumexp(-1) for c in x.split(chunk_size)]).to(x)
 
-    def posterior(self, x: Tensor, chunk_size: int = 20_000) -> Tensor:
+    def posterior(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the probability ``(N, W)`` of each wing."""
         return torch.cat([self._log_joint(c).softmax(-1) for c in x.split(chunk_size)]).to(x)
 
@@ -106,26 +107,51 @@ class Pinwheel:
             a = wing + self.rate * r.exp()
             return a.cos(), a.sin()
 
-        # The grid covers 6.5 standard deviations of r. Two roots within one step of the grid need
-        # a t beyond 6 standard deviations.
+        def crossing(r: Tensor, v0: Tensor, v1: Tensor, wing: Tensor) -> Tensor:
+            cos, sin = angles(r, wing)
+            return v0 * cos - v1 * sin - r
+
+        def slope(r: Tensor, v0: Tensor, v1: Tensor, wing: Tensor) -> Tensor:
+            cos, sin = angles(r, wing)
+            return -1 - (v0 * sin + v1 * cos) * self.rate * r.exp()
+
+        # The grid covers 6.5 standard deviations of r, and turns by 1/4 of a radian a step at most.
         reach = 6.5 * self.radial_std
-        grid = torch.linspace(self.radius - reach, self.radius + reach, 161, dtype=torch.float64)
+        lowest, highest = self.radius - reach, self.radius + reach
+        steps = abs(self.rate) * math.exp(highest) * (highest - lowest) * 4
+        grid = torch.linspace(lowest, highest, max(161, math.ceil(steps)), dtype=torch.float64)
         cos, sin = angles(grid, start[:, None])
-        at = v[:, :1, None] * cos - v[:, 1:, None] * sin - grid  # (N, W, grid)
-        # A root on a node of the grid counts once, in one of its two intervals.
-        below = at <= 0
-        row, wing, left = (below[..., :-1] != below[..., 1:]).nonzero().unbind(1)
-        low, high = grid[left], grid[left + 1]
-        v0, v1, phase = v[row, 0], v[row, 1], start[wing]
-        rising = below[row, wing, left]
-        for _ in range(40):
-            middle = (low + high) / 2
-            cos, sin = angles(middle, phase)
-            before = ((v0 * cos - v1 * sin - middle) <= 0) == rising
-            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
-        r = (low + high) / 2
-        cos, sin = angles(r, phase)
-        return row, wing, r, v0 * sin + v1 * cos
+        v0, v1 = v[:, :1, None], v[:, 1:, None]
+        below = v0 * cos - v1 * sin <= grid  # (N, W, grid)
+        falling = v0 * sin + v1 * cos >= -1 / (self.rate * grid.exp())
+        changes = below[..., :-1] != below[..., 1:]
+        # Two roots may lie in one step, on either side of a turning point.
+        turns = ~changes & (falling[..., :-1] != falling[..., 1:])
+        row, wing, left = turns.nonzero().unbind(1)
+        own = v[row, 0], v[row, 1], start[wing]
+        turn = _bisected(slope, grid[left], grid[left + 1], own)
+        twice = (crossing(turn, *own) <= 0) != below[row, wing, left]
+        row, wing, left, turn = row[twice], wing[twice], left[twice], turn[twice]
+        rows, wings, at = changes.nonzero().unbind(1)
+        low = [grid[at], grid[left], turn]
+        high = [grid[at + 1], turn, grid[left + 1]]
+        row, wing = torch.cat((rows, row, row)), torch.cat((wings, wing, wing))
+        own = v[row, 0], v[row, 1], start[wing]
+        r = _bisected(crossing, torch.cat(low), torch.cat(high), own)
+        cos, sin = angles(r, own[2])
+        return row, wing, r, own[0] * sin + own[1] * cos
+
+
+def _bisected(
+    function: Callable[..., Tensor], low: Tensor, high: Tensor, arguments: tuple[Tensor, ...]
+) -> Tensor:
+    """Return a root of a function in each interval, at whose ends its signs differ."""
+    first = function(low, *arguments) <= 0
+    for _ in range(50):
+        middle = (low + high) / 2
+        before = (function(middle, *arguments) <= 0) == first
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    return (low + high) / 2
 
 
 class TwoCircles:

@@ -14,6 +14,7 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.frames import names_of
 from pyro_vmonf._utils.validation import (
     check_positive,
     check_sample_weight,
@@ -94,6 +95,7 @@ def fit_em(
         raise TypeError("EM needs FlowMixture(Gaussian(...), 'learned')")
     check_positive("n_init", n_init)
     check_positive("max_iter", max_iter)
+    names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)
     if len(x) < model.num_components:
         raise ValueError(
@@ -128,6 +130,7 @@ def fit_em(
                 curve, best = found, fitted
     assert best is not None
     weights, means, covariances = best
+    model.feature_names = names
     model.standardizer.load_state_dict(units.state_dict())
     model.standardizer.fitted.fill_(True)
     model.weights.logits.copy_(weights.log())

@@ -141,6 +141,8 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
             f"the reference has shape {tuple(reference.shape)} and the posterior "
             f"{tuple(posterior.shape)}; expected the same rows and components"
         )
+    if not posterior.is_floating_point():
+        posterior = posterior.double()
     together = reference.to(posterior).mT @ posterior
     if not together.isfinite().all():
         raise ValueError("reference or posterior holds numbers that are not finite")
@@ -325,6 +327,11 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
         >>> kl_to_truth(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
         (0.5, 0.0)
     """
+    if log_truth.dim() != 1 or log_truth.shape != log_model.shape or not len(log_truth):
+        raise ValueError(
+            f"the log-densities have shapes {tuple(log_truth.shape)} and "
+            f"{tuple(log_model.shape)}; expected (N,) twice, of the same points"
+        )
     gap = log_truth.double() - log_model.double().to(log_truth.device)
     return float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
 
@@ -348,4 +355,6 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:
         >>> bits_per_dim(torch.zeros(3), 784)  # the uniform density
         8.0
     """
+    if not log_prob.numel():
+        raise ValueError("there is no log-density to average; pass those of the rows, (N,)")
     return float(-log_prob.double().mean() / (dimensions * math.log(2)) + math.log2(levels))

@@ -25,11 +25,12 @@ from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import pick, select
-from pyro_vmonf.distributions.support import in_units, inside, is_real
+from pyro_vmonf.distributions.support import in_units, is_in, is_real
 from pyro_vmonf.flows.stack import Bank, as_bank, component_of
 from pyro_vmonf.program import (
     Program,
     Registered,
+    Rows,
     data_plate,
     declares,
     detached_,
@@ -133,9 +134,7 @@ class FlowMixture(Program):
         with unregistered():
             support = self.components_of(given).support
         event_dim = len(self.event_shape)
-        _, good = inside(support, x.unsqueeze(-1 - event_dim), event_dim)
-        assert good is not None
-        return ~good.any(-1)
+        return ~is_in(support, x.unsqueeze(-1 - event_dim), event_dim).any(-1)
 
     def rows(self, x: Any, *, weight: Any = None, first: int = 0) -> Tensor:
         """Return rows ``(N, *event_shape)`` in the dtype and on the device of the model.
@@ -211,6 +210,22 @@ class FlowMixture(Program):
         draw = optional(self.bank, "draw", self.components_of)
         return log_weights, self._in_raw_units(draw(given))
 
+    def parts(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return what the sites say, in tensors: log-weights ``(*, K)``, and log p(x|c) ``(N, K)``.
+
+        Arguments:
+            rows: rows ``(N, *event_shape)``.
+        """
+        x, given = rows.x, rows.given
+        components = self._in_raw_units(self.components_of(given))
+        return self.weights(given), components.log_prob(x.unsqueeze(-1 - len(self.event_shape)))
+
+    def sums_directly(self) -> bool:
+        """Return whether :meth:`parts` say all that the sites do: random parts are sites too."""
+        parts = (self.weights, self.bank)
+        drawn = any(isinstance(part, Program) and part.in_program for part in parts)
+        return not drawn and not hasattr(self.bank, "draw")
+
     @declares
     def forward(
         self,
@@ -274,14 +289,13 @@ class FlowMixture(Program):
 
     def frozen(self) -> FlowMixture:
         """Return a copy of the mixture as it is now; the same one until the state changes."""
-        state = tuple((id(v), v._version) for v in self.state_dict(keep_vars=True).values())
         kept = self.__dict__.get("_frozen")
-        if kept is None or kept[0] != state:
+        if kept is None or not _alike(kept, self):
             self.__dict__.pop("_frozen", None)
-            model = copy.deepcopy(self).requires_grad_(False).eval()
-            detached_(model)
-            kept = self.__dict__["_frozen"] = (state, model)
-        return kept[1]
+            kept = copy.deepcopy(self).requires_grad_(False).eval()
+            detached_(kept)
+            self.__dict__["_frozen"] = kept
+        return kept
 
     def mixture(self, given: Tensor | None = None) -> Marginal:
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
@@ -294,6 +308,17 @@ class FlowMixture(Program):
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
         mixture = self.mixture(given)
         return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
+
+
+def _alike(one: FlowMixture, other: FlowMixture) -> bool:
+    """Return whether two mixtures have the same state: names, kinds and numbers."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(
+        value.dtype == theirs[name].dtype
+        and value.device == theirs[name].device
+        and torch.equal(value, theirs[name])
+        for name, value in mine.items()
+    )
 
 
 def posterior_of_joint(joint: Tensor, log_weights: Tensor, y: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Schedule = Callable[[int], float]
+SMALLEST_TEMPERATURE = 1e-30  # below it quotients of logits are not finite
 
 
 def check_temperature(value: float) -> float:

@@ -56,7 +56,7 @@ class Weights(Registered, Program):
         Arguments:
             log_posterior: function that computes log q(c|x, y) ``(*, K)`` of the rows.
             sample_weight: their weights, which broadcast with ``*``.
-            fraction: the share of the data set's rows that the batch has.
+            fraction: the share of the data set's rows that the batch has; 0 if it has been counted.
         """
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
@@ -193,6 +193,8 @@ class LearnedWeights(Weights):
         if self.update == "gradient" or not is_learning(self, logits):
             return
         self._counted = True
+        if fraction == 0:
+            return
         with torch.no_grad():
             batch = counts_of(log_posterior(), sample_weight)
             present = logits.softmax(-1)
@@ -324,7 +326,9 @@ class RandomWeights(Weights):
     def update_(
         self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
     ) -> None:
-        optional(self.posterior, "update_", _nothing)(log_posterior, sample_weight, fraction)
+        log_q = log_posterior()
+        if log_q.dim() == 2:  # several groups draw weights of their own: no count of all is theirs
+            optional(self.posterior, "update_", _nothing)(lambda: log_q, sample_weight, fraction)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         return self.posterior.log_mean()

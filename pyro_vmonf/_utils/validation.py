@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import own_filters
-from pyro_vmonf._utils.frames import numeric
+from pyro_vmonf._utils.frames import is_frame, numeric
 from pyro_vmonf._utils.plain import plain
 
 
@@ -274,6 +274,11 @@ def check_context_rows(
     if context is None or not features:
         check_context(context, features)
         return None
+    if is_frame(context):
+        raise TypeError(
+            "the context is a frame, whose order of columns is not kept; pass its columns as an "
+            "array: frame[[...]].to_numpy()"
+        )
     try:
         context = check_rows(context, (features,), like)
     except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast, check_event
-from pyro_vmonf.distributions.support import in_units, is_real
+from pyro_vmonf.distributions.support import Several, in_units, is_real
 
 
 class StackedDistribution(ShownDistribution):
@@ -58,7 +58,9 @@ class StackedDistribution(ShownDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
         whole = [part.support for part in self.parts if is_real(part.support)]
-        return whole[0] if whole else self.parts[0].support
+        if whole or len(self.parts) == 1:
+            return (whole or [self.parts[0].support])[0]
+        return Several([part.support for part in self.parts], self.sizes, len(self.event_shape))
 
     def in_units(self, put: Callable[[Distribution], Distribution]) -> Distribution:
         """Put the parts behind the units of the rows, but for those with units of their own."""

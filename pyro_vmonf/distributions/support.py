@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,13 @@ def is_real(support: Any) -> bool:
     return support is constraints.real or support is constraints.real_vector
 
 
+def is_in(support: Any, x: Tensor, event_dim: int) -> Tensor:
+    """Return which points ``(*, *event_shape)`` lie in a support, ``(*)``."""
+    good: Tensor = support.check(x)
+    inner = event_dim - support.event_dim  # of a support of single numbers
+    return good.flatten(-inner).all(-1) if inner > 0 else good
+
+
 def inside(support: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor | None]:
     """Return points of a support in place of those outside of it, and which ones are inside.
 
@@ -33,11 +40,34 @@ def inside(support: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor | No
     """
     if is_real(support):
         return x, None
-    good = support.check(x)
-    inner = event_dim - support.event_dim  # of a support of single numbers
-    good = good.flatten(-inner).all(-1) if inner > 0 else good
+    good = is_in(support, x, event_dim)
     some = transform_to(support)(torch.zeros_like(x))
     return torch.where(good.reshape(*good.shape, *(1,) * event_dim), x, some), good
+
+
+class Several(constraints.Constraint):
+    """The supports of components side by side, each of which checks for itself.
+
+    Arguments:
+        supports: of the parts; :meth:`check` joins their answers on the last dimension.
+        sizes: number of components of each part.
+        event_dim: dimensions of one point.
+    """
+
+    def __init__(self, supports: Sequence[Any], sizes: Sequence[int], event_dim: int) -> None:
+        self.supports = list(supports)
+        self.sizes = list(sizes)
+        self.event_dim = event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        axis = -1 - self.event_dim
+        shared = value.dim() < -axis or value.shape[axis] == 1
+        parts = [value] * len(self.sizes) if shared else value.split(self.sizes, axis)
+        found = []
+        for support, size, x in zip(self.supports, self.sizes, parts, strict=True):
+            good = is_in(support, x, self.event_dim)
+            found.append(good.expand(*good.shape[:-1], size))
+        return torch.cat(found, -1)
 
 
 class OwnUnits(ShownDistribution):

@@ -83,6 +83,7 @@ class Gaussian(Registered, ShownModule):
         self.loc = nn.Parameter(torch.randn(components, features))
         self.log_scale = nn.Parameter(torch.zeros(components, features))
         self.lower = nn.Parameter(torch.zeros(components, features, features))
+        self.drawn = self.loc.detach().clone()  # the means of a bank that nobody has moved
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -90,6 +91,7 @@ class Gaussian(Registered, ShownModule):
         self.loc.normal_()
         self.log_scale.zero_()
         self.lower.zero_()
+        self.drawn = self.loc.detach().clone()
 
     def scale_tril(self) -> Tensor:
         """Return the Cholesky factors ``(K, D, D)`` of the covariances."""
@@ -97,15 +99,21 @@ class Gaussian(Registered, ShownModule):
 
     @torch.no_grad()
     def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Take means and covariances of clusters, while the covariances are those of construction.
+        """Take means and covariances of clusters, while the bank is as it was made.
+
+        A bank with parameters that are frozen, set or trained stays as it is.
 
         Arguments:
             x: rows ``(N, D)``.
             weight: weight of each row for each component, ``(N, K)``; without clusters in it, the
                 bank stays as it is.
         """
-        touched = bool(self.log_scale.any()) or bool(self.lower.any())
-        if weight is None or touched or torch.equal(weight, weight[:, :1].expand_as(weight)):
+        frozen = not all(parameter.requires_grad for parameter in self.parameters())
+        moved = not torch.equal(self.loc, self.drawn.to(self.loc))
+        shaped = bool(self.log_scale.any()) or bool(self.lower.any())
+        if weight is None or frozen or moved or shaped:
+            return
+        if torch.equal(weight, weight[:, :1].expand_as(weight)):  # no clusters
             return
         _, loc, covariance = moments(x.double(), weight.double(), ridge=START_RIDGE)
         self.set_(loc, covariance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Program, Rows, declares, free_dim, register, with_evidence
+
+_last_rows: weakref.WeakKeyDictionary[BoundGuide, weakref.ref[Tensor]] = weakref.WeakKeyDictionary()
 
 
 class BoundGuide(Program):
@@ -73,6 +76,25 @@ class BoundGuide(Program):
     def infer(self, rows: Rows) -> None:
         """Draw the component of rows, from q(c|x, y)."""
         raise NotImplementedError
+
+    def parts(
+        self, rows: Rows, positions: Tensor, dim: int = -1
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return the logits of q(c|x, y) ``(*, K)`` and the penalties ``(*)``, by name.
+
+        A guide that writes it beside :meth:`infer` says in tensors what its sites are. ``fit`` then
+        sums over c without the sites, once both agree. No logits stand for the exact posterior.
+
+        Arguments:
+            rows: the rows.
+            positions: their numbers in the whole data set.
+            dim: the dimension of ``*`` that holds the rows.
+        """
+        raise NotImplementedError
+
+    def sums_directly(self) -> bool:
+        """Return whether :meth:`parts` say all that the sites do."""
+        return True
 
     def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without evidence.
@@ -143,8 +165,14 @@ class BoundGuide(Program):
 
     def _observe(self, log_posterior: Callable[[], Tensor], rows: Rows) -> None:
         """Let weights in closed form learn from the posterior of the rows."""
-        if self.model is not None:
-            self.model.weights.update_(log_posterior, rows.sample_weight, rows.fraction)
+        if self.model is None:
+            return
+        fraction = rows.fraction
+        last = _last_rows.get(self)
+        if fraction < 1 and last is not None and last() is rows.x:
+            fraction = 0.0  # another particle of the same step
+        _last_rows[self] = weakref.ref(rows.x)
+        self.model.weights.update_(log_posterior, rows.sample_weight, fraction)
 
     def site(self, name: str) -> str:
         """Return the full name of a site: that of the model, where the guide is bound to one."""

@@ -37,12 +37,18 @@ class ExactGuide(BoundGuide):
     """
 
     def infer(self, rows: Rows) -> None:
-        with rows.plate(self.site("data"), self._bound_model().event_shape):
-            with torch.no_grad():
-                logits = self.log_posterior(rows.x, rows.y, rows.given)
-            self._observe(lambda: logits, rows)
+        with rows.plate(self.site("data"), self._bound_model().event_shape) as positions:
+            logits, _ = self.parts(rows, positions)
             q = Categorical(logits=logits, validate_args=False)
             pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
+
+    def parts(
+        self, rows: Rows, positions: Tensor, dim: int = -1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            logits = self.log_posterior(rows.x, rows.y, rows.given)
+        self._observe(lambda: logits, rows)
+        return logits, {}
 
 
 class MarginalGuide(BoundGuide):
@@ -68,3 +74,9 @@ class MarginalGuide(BoundGuide):
 
     def infer(self, rows: Rows) -> None:
         self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows)
+
+    def parts(
+        self, rows: Rows, positions: Tensor, dim: int = -1
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        self.infer(rows)
+        return None, {}

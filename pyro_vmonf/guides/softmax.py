@@ -17,7 +17,7 @@ from pyro_vmonf.guides.base import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.picked import Picked
 from pyro_vmonf.program import Rows, free_dim, log_evidence
-from pyro_vmonf.schedules import check_temperature
+from pyro_vmonf.schedules import SMALLEST_TEMPERATURE, check_temperature
 from pyro_vmonf.terms import Classification, CustomTerm, Term
 
 # Names of the sites of the program, and of its parts in the history.
@@ -101,8 +101,8 @@ class SoftmaxGuide(BoundGuide):
             ValueError: if it is not a positive finite number.
         """
         # A schedule without a floor ends where a float32 would be zero.
-        info = torch.finfo(self.temperature.dtype)
-        self.temperature.fill_(min(max(check_temperature(value), info.tiny), info.max))
+        largest = torch.finfo(self.temperature.dtype).max
+        self.temperature.fill_(min(max(check_temperature(value), SMALLEST_TEMPERATURE), largest))
 
     def set_step_(self, step: int) -> None:
         """Move the terms' weights along their schedules; ``fit`` does so at every step."""
@@ -125,6 +125,15 @@ class SoftmaxGuide(BoundGuide):
         """Return the share ``elbo_gradient`` of the ELBO, and the penalties of the terms."""
         penalties = sum(terms.get(name, 0.0) for name, _ in self.named_terms())
         return self.elbo_gradient * (sum(terms.values()) - penalties) + penalties
+
+    def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
+        log_q = self.log_q(x, given)
+        if not self._sums_all(log_q.shape[-1]):  # as the program has it
+            assert self.top is not None
+            kept = log_q.topk(self.top, -1)
+            log_q, joint = kept.values.log_softmax(-1), joint.gather(-1, kept.indices)
+        q = log_q.exp()
+        return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
 
     @torch.no_grad()
     def first_clusters(self, x: Tensor) -> Tensor | None:
@@ -163,35 +172,48 @@ class SoftmaxGuide(BoundGuide):
             )
 
     def infer(self, rows: Rows) -> None:
-        x, y, given, sample_weight = rows.x, rows.y, rows.given, rows.sample_weight
-        event_dim = self.event_dim if self.model is None else len(self.model.event_shape)
-        event_shape = x.shape[x.dim() - event_dim :]
-        dim = free_dim()
-        with rows.plate(self.site("data"), event_shape) as positions:
-            log_q = self.log_q(x, given)
-            evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
-            # The same value, with a share of the gradient.
-            share = self.elbo_gradient
-            logits = log_q if share == 1 else share * log_q + (1 - share) * log_q.detach()
-            logits = logits if evidence is None else logits + evidence
-            self._observe(lambda: logits.log_softmax(-1), rows)
-            count = logits.shape[-1]
-            if self.top is None or self.top >= count:
+        dim, event_dim = free_dim(), self._event_dim()
+        with rows.plate(self.site("data"), rows.x.shape[rows.x.dim() - event_dim :]) as positions:
+            logits, penalties = self.parts(rows, positions, dim)
+            if self._sums_all(logits.shape[-1]):
                 q = Categorical(logits=logits, validate_args=False)
             else:
+                assert self.top is not None
                 q = TopCategorical(logits, self.top)
             pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
-            # Rows of a larger whole whose positions nobody gave have none.
-            count = x.shape[dim - event_dim]
-            known = rows.index is not None or rows.size is None or rows.size == count
-            batch = Batch(
-                self, x, log_q, evidence, positions if known else None, dim, sample_weight, given
-            )
-            for name, term in self.named_terms():
-                penalty = term(batch)
+            for name, penalty in penalties.items():
                 # A guide's factor is subtracted from the ELBO, and is differentiated as it is only
                 # with has_rsample=True.
-                pyro.factor(self.site(name), term.current_weight * penalty, has_rsample=True)
+                pyro.factor(self.site(name), penalty, has_rsample=True)
+
+    def parts(
+        self, rows: Rows, positions: Tensor, dim: int = -1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, y, given = rows.x, rows.y, rows.given
+        log_q = self.log_q(x, given)
+        evidence = None if y is None else log_evidence(y, log_q.shape[-1], log_q.dtype)
+        # The same value, with a share of the gradient.
+        share = self.elbo_gradient
+        logits = log_q if share == 1 else share * log_q + (1 - share) * log_q.detach()
+        logits = logits if evidence is None else logits + evidence
+        self._observe(lambda: logits.log_softmax(-1), rows)
+        # Rows of a larger whole whose positions nobody gave have none.
+        count = x.shape[dim - self._event_dim()]
+        known = rows.index is not None or rows.size is None or rows.size == count
+        index = positions if known else None
+        batch = Batch(self, x, log_q, evidence, index, dim, rows.sample_weight, given)
+        return logits, {
+            name: term.current_weight * term(batch) for name, term in self.named_terms()
+        }
+
+    def sums_directly(self) -> bool:
+        return self.model is not None and self._sums_all(self.model.num_components)
+
+    def _sums_all(self, count: int) -> bool:
+        return self.top is None or self.top >= count
+
+    def _event_dim(self) -> int:
+        return self.event_dim if self.model is None else len(self.model.event_shape)
 
     def named_terms(self) -> list[tuple[str, Term]]:
         """Return the terms with the names of their factors, such as ``classification``."""

@@ -169,6 +169,10 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         self.labels_ = vmonf.predict(X).numpy()
         return self
 
+    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Array:
+        """Fit as :meth:`fit` does, labels included, and return the cluster of each row."""
+        return self.fit(X, y, **kwargs).labels_
+
     def _pair(self, X: Array, seed: int) -> VMoNF:
         """Return a pair with fresh parameters, of the rows' dtype."""
         features = X.shape[1]
@@ -218,7 +222,10 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
     def _labels(self, y: Any, rows: int) -> torch.Tensor | None:
         """Return the class numbers of the rows, or ``None`` without labels for the fit."""
         self.labels_used_ = False
-        if y is None or self.use_labels is False:
+        self.__dict__.pop("classes_", None)  # of a former fit
+        if not isinstance(self.use_labels, bool | np.bool_) and self.use_labels != "auto":
+            raise ValueError(f"use_labels is {self.use_labels!r}; expected True, False or 'auto'")
+        if y is None or not self.use_labels:
             return None
         y, known = _marked(y)
         if y.shape != (rows,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ PROBED_ROWS = 8
 PROGRAM = ("forward", "draw_parts")  # the members that make the program
 
 
-def follows(model: Any, *members: str) -> bool:
+def follows(model: Any, *members: str, program: Sequence[str] = PROGRAM) -> bool:
     """Return whether one of the members is at least as new as the program.
 
     A class that overrides ``forward`` or ``draw_parts`` changes the program. Members of its bases
@@ -23,6 +24,7 @@ def follows(model: Any, *members: str) -> bool:
     Arguments:
         model: the model.
         members: names of members, each of which alone would do.
+        program: the members that make the program.
 
     Example:
         >>> class Base:
@@ -33,8 +35,8 @@ def follows(model: Any, *members: str) -> bool:
         >>> follows(Base(), "mixture"), follows(Changed(), "mixture")
         (True, False)
     """
-    program = min(_age(model, name) for name in PROGRAM)
-    return any(_age(model, name) <= program for name in members)
+    age = min(_age(model, name) for name in program)
+    return any(_age(model, name) <= age for name in members)
 
 
 def check_follows(model: Any, verb: str, *members: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.frames import Names, names_of
 from pyro_vmonf._utils.validation import (
     check_evidence,
+    check_number,
     check_positive,
     check_sample_weight,
     floating_buffer,
@@ -114,6 +117,23 @@ def teach(
         )
 
 
+@contextmanager
+def in_units(
+    model: FlowMixture, x: Tensor, weight: Tensor | None, names: Names | None
+) -> Iterator[None]:
+    """Take the units of rows where the model has none; put it back if the block is refused."""
+    before = copy.deepcopy(model.standardizer.state_dict()), model.feature_names
+    try:
+        if not model.bounded and not model.standardizer.fitted:
+            model.standardize_(x, weight)
+        model.feature_names = names
+        yield
+    except BaseException:
+        model.standardizer.load_state_dict(before[0])
+        model.feature_names = before[1]
+        raise
+
+
 def pretrain_(
     guide: SoftmaxGuide,
     x: Any,
@@ -181,15 +201,13 @@ def pretrain_(
     if not any(parameter.requires_grad for parameter in guide.network.parameters()):
         raise ValueError("the guide's network has no parameter that can be trained")
     like = floating_buffer(guide)
+    names = model.feature_names or names_of(x)
     x = model.rows(x)
     evidence, known = None, torch.zeros(0, dtype=torch.long, device=x.device)
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
         evidence = log_evidence(y, model.num_components, like.dtype)
         known = (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
-    units = copy.deepcopy(model.standardizer.state_dict())
-    if not model.bounded and not model.standardizer.fitted:
-        model.standardize_(x)
 
     def total(index: Tensor) -> Tensor:
         rows = x[index]
@@ -215,14 +233,10 @@ def pretrain_(
         train(steps, "pretrain")
         return 0.0
 
-    try:
-        with local_seed(seed):
-            first = int(torch.randint(2**31, ()))
-            trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
-            best_of_([guide.network], whole, 1, first)
-    except BaseException:
-        model.standardizer.load_state_dict(units)
-        raise
+    with in_units(model, x, None, names), local_seed(seed):
+        first = int(torch.randint(2**31, ()))
+        trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
+        best_of_([guide.network], whole, 1, first)
     return trials
 
 
@@ -259,8 +273,11 @@ def warm_start_(
     if model is None:
         raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
     like = floating_buffer(guide)
+    names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)
     check_positive("steps", steps)
+    check_positive("batch_size", batch_size)
+    check_number("lr", lr)
     weight = None
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
@@ -278,9 +295,6 @@ def warm_start_(
         clusters = _checked(find(x, model.num_components), len(x), model)
     if y is not None:
         clusters = _named(clusters, y, model.num_components)
-    if not model.bounded and not model.standardizer.fitted:
-        model.standardize_(x, weight)
-    optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
     rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
 
     def cross_entropy(index: Tensor) -> Tensor:
@@ -289,7 +303,8 @@ def warm_start_(
         )
         return loss.mean() if weight is None else (loss * weight[index]).mean() / weight.mean()
 
-    with local_seed(seed):
+    with in_units(model, x, weight, names), local_seed(seed):
+        optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
         teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
 
 

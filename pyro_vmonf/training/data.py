@@ -41,6 +41,7 @@ class Sources(NamedTuple):
     labelled: TensorSource | None
     held_out: TensorSource | None
     names: Names | None = None  # of the columns
+    whole: Source | None = None  # where training goes through it in two parts
 
 
 def in_memory(x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
@@ -134,7 +135,10 @@ def make_sources(
     if not by_label:
         return Sources(train, None, held, names)
     labelled, others = train.split_by_label()
-    return Sources(others if interleave and others.size else train, labelled, held, names)
+    if not (interleave and others.size):
+        return Sources(train, labelled, held, names)
+    labelled.whole = others.whole = train.size
+    return Sources(others, labelled, held, names, train)
 
 
 def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:

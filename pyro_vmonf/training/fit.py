@@ -30,6 +30,7 @@ from pyro_vmonf.training.data import (
     make_sources,
 )
 from pyro_vmonf.training.endings import endings, warn
+from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Single, Terms
 from pyro_vmonf.training.objective import Objective
@@ -203,12 +204,13 @@ def _fit(
             start_parts(model, guide, probe)
             lanes.guard_()
         run.history.road = objective.road
-        trainer.after_epoch = [_hook(model, guide, options)]
+        guard = Guard(objective, run.history)
+        trainer.after_epoch = [guard, _hook(model, guide, options)]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
         settling.remove()
-        said = endings(model, guide, history, _sample(run))
+        said = [*guard.said, *endings(model, guide, history, _sample(run))]
     try:
         _conclude(trainer, said)
     except Exception as error:  # warnings may be errors
@@ -269,7 +271,7 @@ def in_units(
         guide.bind_(model)
         if standardize and not model.bounded and not model.standardizer.fitted:
             with local_seed(0):  # a loader draws its order, of which the units know nothing
-                sources.train.standardize(model)
+                (sources.whole or sources.train).standardize(model)
         model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
         model.feature_names = sources.names or names
         yield before.clear

@@ -11,6 +11,7 @@ from torch.func import functional_call, stack_module_state
 from torch.optim import Optimizer
 
 from pyro_vmonf.program import unregistered
+from pyro_vmonf.schedules import SMALLEST_TEMPERATURE
 from pyro_vmonf.training.data import Arguments
 
 Terms = dict[str, Tensor]
@@ -287,8 +288,7 @@ class Stacked:
 
     def set_temperature_(self, value: float) -> None:
         if "guide.temperature" in self.buffers:
-            tiny = torch.finfo(self.buffers["guide.temperature"].dtype).tiny
-            self.buffers["guide.temperature"].fill_(max(value, tiny))
+            self.buffers["guide.temperature"].fill_(max(value, SMALLEST_TEMPERATURE))
 
     @torch.no_grad()
     def state(self, run: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, default_collate
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.validation import check_evidence, check_sample_weight, floating_buffer
@@ -160,6 +160,8 @@ def _counted(loader: DataLoader[Any]) -> tuple[int, int] | None:
             return None
         return (size, len(loader)) if not loader.drop_last else None
     if batches is None:  # the data set makes the batches
+        return None
+    if loader.collate_fn is not default_collate:  # it may leave rows out, or join several
         return None
     if type(batches) is not BatchSampler:
         lengths = [len(batch) for batch in batches]

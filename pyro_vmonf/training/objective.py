@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pyro
@@ -14,6 +15,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.program import (
     Enumerate,
     contracted,
@@ -21,6 +23,7 @@ from pyro_vmonf.program import (
     unregistered,
 )
 from pyro_vmonf.training.bounds import Site, max_plate_nesting, sample_sites
+from pyro_vmonf.training.direct import direct_terms, is_plain
 from pyro_vmonf.training.streams import kept
 
 GUARDED_ROWS = 64  # rows of the first batch on which the two roads are compared
@@ -72,20 +75,28 @@ class Objective(nn.Module):
     Arguments:
         model, guide: the pair.
         nesting: the depth of their plates.
-        reason: the reason for the long road, ``TraceEnum_ELBO`` on the whole program; empty for the
-            short road. :meth:`prepare_` finds both.
+        reason: the reason for the long road, ``TraceEnum_ELBO`` on the whole program; empty for a
+            short road.
+        direct: sum by :func:`~pyro_vmonf.training.direct.direct_terms`, and not from the sites.
+            :meth:`prepare_` finds all three.
     """
 
     def __init__(
-        self, model: nn.Module, guide: nn.Module, nesting: int = 1, reason: str = ""
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        nesting: int = 1,
+        reason: str = "",
+        direct: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.guide = guide
-        self._take(nesting, reason)
+        self._take(nesting, reason, direct)
 
-    def _take(self, nesting: int, reason: str) -> None:
+    def _take(self, nesting: int, reason: str, direct: bool) -> None:
         self.reason = reason
+        self.direct = direct
         self.elbo = EnumeratedELBO(max_plate_nesting=nesting)
         self.long = TraceEnum_ELBO(max_plate_nesting=nesting)
 
@@ -101,11 +112,36 @@ class Objective(nn.Module):
         """
         with evaluating(self.model), evaluating(self.guide):
             nesting = max_plate_nesting(self.model, self.guide, **arguments)
-        reason = "asked for by fast=False"
+        reason, direct = "asked for by fast=False", False
         if fast:
+            direct = is_plain(self.model, self.guide)
             with pyro.validation_enabled(False), torch.enable_grad():
-                reason = road(self.model, self.guide, nesting, arguments)
-        self._take(nesting, reason)
+                reason = road(self.model, self.guide, nesting, arguments, direct)
+                if reason and direct:
+                    direct = False
+                    reason = road(self.model, self.guide, nesting, arguments)
+        self._take(nesting, reason, direct)
+
+    def compare_(self, arguments: dict[str, Any]) -> str:
+        """Leave a short road whose value is not that of ``TraceEnum_ELBO``, and return the reason.
+
+        Arguments:
+            arguments: of a batch.
+        """
+        if self.reason:
+            return ""
+        with evaluating(self), unregistered(), torch.no_grad():
+            with local_seed(0), kept(self):
+                terms = torch.stack(list(self(**arguments).values())).double()
+            with local_seed(0), kept(self):
+                long = -self.long.loss(self.model, self.guide, **arguments)
+        rounding = 1e3 * torch.finfo(floating_buffer(self.model).dtype).eps
+        gap = float((terms.sum() - long).abs())
+        if not (math.isfinite(gap) and gap > rounding * float(terms.abs().sum())):
+            return ""
+        reason = f"the value is {long:.6g} and the short road gives {float(terms.sum()):.6g}"
+        self._take(self.elbo.max_plate_nesting, reason, False)
+        return reason
 
     @property
     def road(self) -> str:
@@ -117,6 +153,8 @@ class Objective(nn.Module):
         self.guide.set_step_(step)  # type: ignore[operator]
 
     def forward(self, **arguments: Any) -> dict[str, Tensor]:
+        if self.direct:
+            return direct_terms(self.model, self.guide, **arguments)
         if not self.reason:
             return self.elbo.terms(self.model, self.guide, **arguments)
         total, parts = contracted(self.long, self.model, self.guide, arguments)
@@ -207,7 +245,13 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
     return terms
 
 
-def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, Any]) -> str:
+def road(
+    model: nn.Module,
+    guide: nn.Module,
+    nesting: int,
+    arguments: dict[str, Any],
+    direct: bool = False,
+) -> str:
     """Return the reason why a fit needs ``TraceEnum_ELBO``; empty if the short road is the same.
 
     Structure, value and gradient are compared on copies in float64, on some rows of the first
@@ -216,6 +260,7 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
     Arguments:
         model, guide, nesting: of the fit.
         arguments: of the first batch.
+        direct: the short road is the direct one.
 
     Raises:
         ValueError: if the program has no bound.
@@ -226,7 +271,7 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
         pair[1].bind_(pair[0])  # type: ignore[operator]
         state = [*pair.parameters(), *pair.buffers()]
         before = [value.detach().clone() for value in state]
-        short, own = _value_and_gradient(pair, nesting, some, "")
+        short, own = _value_and_gradient(pair, nesting, some, direct=direct)
         with torch.no_grad():  # the rows of the short road may have been counted
             for value, first in zip(state, before, strict=True):
                 value.copy_(first)
@@ -248,7 +293,11 @@ def road(model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, 
 
 
 def _value_and_gradient(
-    pair: nn.ModuleList, nesting: int, arguments: dict[str, Any], reason: str
+    pair: nn.ModuleList,
+    nesting: int,
+    arguments: dict[str, Any],
+    reason: str = "",
+    direct: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the ELBO of model and guide on one road, and its gradient.
 
@@ -256,9 +305,9 @@ def _value_and_gradient(
         OtherProgram: on the short road, if the structure is another one.
         ValueError: if the program has no bound.
     """
-    objective = Objective(pair[0], pair[1], nesting, reason)
+    objective = Objective(pair[0], pair[1], nesting, reason, direct)
     with unregistered(), local_seed(0), kept(pair):
-        if reason:
+        if reason or direct:
             terms = objective(**arguments)
         else:
             guide_trace, model_trace = objective.elbo.traces(*pair, **arguments)

@@ -53,7 +53,7 @@ class NotTogether(RuntimeError):
 
 
 def reset_parameters_(module: nn.Module) -> None:
-    """Draw every parameter of a module anew, by the ``reset_parameters`` of its parts.
+    """Draw every parameter that is trained anew, by the ``reset_parameters`` of its part.
 
     Raises:
         ValueError: if a part has trainable parameters of its own and no such method; nothing has
@@ -77,7 +77,11 @@ def reset_parameters_(module: nn.Module) -> None:
     def reset(part: nn.Module) -> None:
         optional(part, "reset_parameters", lambda: None)()
 
+    frozen = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
     module.apply(reset)  # the parts come before what they are parts of
+    with torch.no_grad():
+        for parameter, before in frozen:
+            parameter.copy_(before)
 
 
 def best_of_(
@@ -302,7 +306,7 @@ def fit_together(
         if objective.reason:
             raise NotTogether(objective.reason)
         nesting = objective.elbo.max_plate_nesting
-        objectives = [Objective(*pair, nesting) for pair in copies]
+        objectives = [Objective(*pair, nesting, direct=objective.direct) for pair in copies]
         if any(hasattr(part, "counts") and _is_frozen(part) for part in objective.modules()):
             raise NotTogether("weights in closed form are frozen")
         size = runs[0][0].train.size

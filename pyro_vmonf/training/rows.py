@@ -42,6 +42,8 @@ class TensorSource:
         batch_size: rows of one step.
         positions: numbers of the rows in the user's data, which terms see as ``index``.
         given: the rows' context ``(N, H)`` or ``None``.
+        whole: number of the rows of the data set, where these are a part that trains beside the
+            others; their own number by default.
     """
 
     x: Tensor
@@ -50,6 +52,7 @@ class TensorSource:
     batch_size: int
     positions: Tensor
     given: Tensor | None = None
+    whole: int | None = None
 
     @property
     def size(self) -> int:
@@ -98,7 +101,7 @@ class TensorSource:
             "x": self.x[chosen],
             "y": _at(self.y, chosen),
             "index": self.positions[chosen],
-            "size": self.size,
+            "size": self.size if self.whole is None else self.whole,
             "sample_weight": _at(self.sample_weight, chosen),
             "given": _at(self.given, chosen),
         }

@@ -288,12 +288,12 @@ class Trainer:
             if run.history.stopped:
                 continue
             terms = {name: float(value[i]) for name, value in found.items()}
-            objective = sum(terms.values())
+            objective = self.plan.objective(terms)
             if epoch != START and run.held_out:
-                run.history.held_out.append(objective)
-                run.history.objective[-1] = self.plan.objective(terms)
+                run.history.held_out.append(sum(terms.values()))
+                run.history.objective[-1] = objective
             elif epoch == START:
-                run.history.start = self.plan.objective(terms)
+                run.history.start = objective
             if epoch >= 0 or (epoch == START and self.plan.pretrain_epochs == 0):
                 run.keeper.see(epoch, objective, lambda i=i: self.lanes.state(i))  # type: ignore[misc]
             patience = self.plan.patience

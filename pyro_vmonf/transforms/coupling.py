@@ -148,8 +148,10 @@ class Coupling(Conditional):
         out = self.network.of_columns(seen)
         networks = self.univariate.networks
         each = self.univariate.parameters // networks
-        shape = (passive.shape[0], networks, len(self.active), each, out.shape[-1])
-        return out.reshape(shape).transpose(1, 2).flatten(2, 3)
+        if each == 1:  # the outputs of each network are one parameter of all features
+            return out.view(len(passive), networks, len(self.active), -1).transpose(1, 2)
+        out = out.reshape(len(passive), networks, len(self.active), each, -1)
+        return out.transpose(1, 2).flatten(2, 3)
 
 
 def _through(run: Sequence[Coupling], rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ class ShiftAndScale:
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         # The order of a coupling's output, so that no gradient is copied.
-        raw, shift = theta.transpose(-2, -3).unbind(-3)
+        raw, shift = theta.unbind(-2)
         return self.bound * torch.tanh(raw / self.bound), shift
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

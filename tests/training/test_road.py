@@ -16,6 +16,7 @@ from pyro_vmonf import (
     ExactGuide,
     FlowMixture,
     Gaussian,
+    MarginalGuide,
     RealNVP,
     SoftmaxGuide,
     TrainingLoss,
@@ -25,6 +26,8 @@ from pyro_vmonf import (
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.program import contracted
 from pyro_vmonf.terms import Balance, Classification, Confidence
+from pyro_vmonf.training import objective
+from pyro_vmonf.training.direct import direct_terms, is_plain
 from pyro_vmonf.training.objective import (
     EnumeratedELBO,
     Objective,
@@ -276,3 +279,41 @@ def test_the_direct_sum_refuses_other_programs() -> None:
     vmonf = pair(Outlier, None)
     with pytest.raises(OtherProgram, match="2 sites are enumerated"):
         EnumeratedELBO(max_plate_nesting=1).differentiable_loss(vmonf.model, vmonf.guide, X)
+
+
+def test_a_short_road_that_goes_astray_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A formula that is right at the start and wrong later: the fit says so, and takes Pyro's."""
+    seen = 0
+
+    def astray(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        nonlocal seen
+        seen += 1
+        terms = direct_terms(*args, **kwargs)
+        return {**terms, "entropy": terms["entropy"] * (1.1 if seen > 4 else 1.0)}
+
+    monkeypatch.setattr(objective, "direct_terms", astray)
+    vmonf = pair(FlowMixture, SoftmaxGuide(MLP(2, K)))
+    with pytest.warns(RuntimeWarning, match="the short road ends after 6 steps: the value is"):
+        history = vmonf.fit(X, epochs=3, batch_size=10, seed=0, progress=False)
+    assert history.road.startswith("TraceEnum_ELBO: the value is")
+
+
+def test_plain_pairs_take_the_direct_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnPlate(SoftmaxGuide):
+        def infer(self, rows: Any) -> None:
+            super().infer(rows)
+
+    guides: dict[Any, bool] = {
+        SoftmaxGuide(MLP(2, K)): True,
+        SoftmaxGuide(MLP(2, K), top=1): False,
+        OwnPlate(MLP(2, K)): False,
+        ExactGuide(): True,
+        MarginalGuide(): True,
+    }
+    for guide, plain in guides.items():
+        vmonf = VMoNF(FlowMixture(Gaussian(2, K), "learned"), guide).double()
+        made = Objective(vmonf.model, vmonf.guide)
+        made.prepare_({"x": X, "size": N})
+        assert made.direct == plain, guide
+        assert made.road == "short"
+        assert not is_plain(Extra(Gaussian(2, K)), guide)
