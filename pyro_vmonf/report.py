@@ -81,6 +81,63 @@ class ComponentReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class ChoiceReport:
+    """The choices that ``VMoNF.from_data`` made, in words.
+
+    Arguments:
+        choice: of the history.
+
+    Raises:
+        ValueError: if the pair was not built from data.
+
+    Example:
+        >>> choice = {"components": 2, "start": "spectral", "candidates": {"spectral": -1.0}}
+        >>> print(ChoiceReport(choice))
+        2 components, from the start 'spectral'
+        candidates, nats a row: spectral -1.000
+    """
+
+    choice: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.choice:
+            raise ValueError(
+                "the pair was not built by VMoNF.from_data, so there is no choice to report; pass "
+                "rows: report(x)"
+            )
+
+    def as_good_as(self, below: float = 0.05) -> dict[str, float]:
+        """Return the numbers of components whose score is within ``below`` nats of the best."""
+        numbers: dict[str, float] = self.choice.get("numbers", {})
+        return {k: v for k, v in numbers.items() if v > max(numbers.values()) - below}
+
+    def __str__(self) -> str:
+        found = self.choice
+        lines = [f"{found['components']} components, from the start {found['start']!r}"]
+        scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
+        lines.append(f"candidates, nats a row: {scores}")
+        alike = self.as_good_as()
+        if alike:
+            shown = ", ".join(f"{k} ({v:.3f})" for k, v in alike.items())
+            lines.append(f"numbers of components within .05 nats a row: {shown}")
+        if "held_out" in found:
+            lines.append(
+                f"held-out log-density, nats a row: {found['held_out']:.3f}; its start "
+                f"{found['held_out_start']:.3f}; a mixture of {found['gaussians']} Gaussians "
+                f"{found['held_out_gaussians']:.3f}"
+            )
+            if found["held_out_gaussians"] >= found["held_out"]:
+                lines.append(
+                    "a Gaussian mixture does as well: sklearn.mixture.GaussianMixture("
+                    f"{found['gaussians']}).fit(x)"
+                )
+            lines.append(f"trained for {found['epochs']} epochs")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
 @torch.no_grad()
 def component_report(vmonf: Pair, x: Any, *, inverted: int = 64) -> ComponentReport:
     """Return the state of each component on the rows ``x``.

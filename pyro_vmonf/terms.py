@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.processes import several_processes, sum_over_processes
 from pyro_vmonf._utils.repr import arguments_of
-from pyro_vmonf.contracts import Batch
+from pyro_vmonf.contracts import Batch, required
 from pyro_vmonf.schedules import Schedule
 
 __all__ = [
+    "Agreement",
     "Balance",
     "Batch",
     "Classification",
@@ -68,6 +69,32 @@ class CustomTerm(Term):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.penalty(batch)
+
+
+class Agreement(Term):
+    r"""The guide stays near its start: :math:`KL(q_0(c|x) \,\|\, q(c|x))`.
+
+    :math:`q_0` is the posterior that a :class:`~pyro_vmonf.nn.StartedNetwork` begins with. Rows
+    whose cluster is certain at the start stay there unless the ELBO says otherwise.
+
+    Arguments:
+        weight: the factor in front.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide
+        >>> from pyro_vmonf.nn import StartedNetwork
+        >>> guide = SoftmaxGuide(StartedNetwork(2, 3, 1), [Agreement()])
+        >>> x = torch.randn(5, 2)
+        >>> bool((Agreement()(Batch(guide, x, guide.log_q(x), None, None)).abs() < 1e-6).all())
+        True
+    """
+
+    def forward(self, batch: Batch) -> Tensor:
+        guide, x = batch.guide, batch.x
+        if guide.model is not None:
+            x = guide.model.standardizer.inv(x)
+        first = required(guide.network, "start", "the term Agreement")(x).detach().log_softmax(-1)
+        return (first.exp() * (first - batch.log_q)).sum(-1)
 
 
 class Classification(Term):

@@ -23,6 +23,7 @@ from pyro_vmonf._utils.validation import (
     floating_buffer,
     listed,
 )
+from pyro_vmonf.automatic import from_data
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import select
@@ -30,7 +31,7 @@ from pyro_vmonf.guides import BoundGuide, MarginalGuide
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Transparent, check_follows
-from pyro_vmonf.report import ComponentReport, component_report
+from pyro_vmonf.report import ChoiceReport, ComponentReport, component_report
 from pyro_vmonf.training.endings import endings_of_data, warn
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
@@ -148,6 +149,60 @@ class VMoNF(Transparent):
             self.history = vars(error).get("history", self.history)
             raise
         return self.history
+
+    @classmethod
+    def from_data(
+        cls,
+        x: Any,
+        y: Any = None,
+        *,
+        components: int | None = None,
+        seed: int | None = None,
+        minutes: float = 1.0,
+        sample_weight: Any = None,
+    ) -> VMoNF:
+        r"""Build a pair for a table, fit it, and return it.
+
+        Several clusterings of the rows are candidates. The densities of their clusters and the
+        neighbours that they part choose one of them: see :mod:`pyro_vmonf.starts.choice`. Each
+        component begins as a mixture of Gaussians of its cluster, behind flow layers at the
+        identity. The guide begins at the posterior of these mixtures. ``fit`` then trains both as
+        long as held-out rows gain; without a gain the start is the answer. The pair is an ordinary
+        one, to be opened, swapped and fitted further.
+
+        Arguments:
+            x: rows ``(N, D)``: an array, tensor or frame.
+            y: labels ``(N,)`` with −1 for unlabelled.
+            components: number of components *K*; by default the one that the criterion prefers.
+            seed: seed of the choice and of each draw.
+            minutes: time for the whole, about.
+            sample_weight: weights of the rows ``(N,)``, at least zero.
+
+        Returns:
+            The fitted pair. ``history.choice`` and :meth:`report` say what was chosen.
+
+        Raises:
+            TypeError: if the rows are no numbers.
+            ValueError: if rows, labels, weights or options do not fit.
+
+        Example:
+            >>> from pyro_vmonf.datasets import pinwheel
+            >>> x, _ = pinwheel(wings=3, per_wing=50, seed=0)
+            >>> vmonf = VMoNF.from_data(x, components=3, seed=0)
+            >>> vmonf.predict(x).bincount().shape
+            torch.Size([3])
+        """
+        model, guide, history = from_data(
+            x,
+            y,
+            components=components,
+            seed=seed,
+            minutes=minutes,
+            sample_weight=sample_weight,
+        )
+        vmonf = cls(model, guide)
+        vmonf.history = history
+        return vmonf
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Let ``torch.compile`` take the components' density and the guide's network from now on.
@@ -291,8 +346,13 @@ class VMoNF(Transparent):
                 components.append(c)
             return torch.cat(points), torch.cat(components)
 
-    def report(self, x: Any) -> ComponentReport:
-        """Say what became of each component: see :func:`pyro_vmonf.report.component_report`."""
+    def report(self, x: Any = None) -> ComponentReport | ChoiceReport:
+        """Say what became of each component: see :func:`pyro_vmonf.report.component_report`.
+
+        Without rows: say what :meth:`from_data` chose, and how well it does.
+        """
+        if x is None:
+            return ChoiceReport({} if self.history is None else self.history.choice)
         check_follows(self.model, "report", "components")
         return component_report(self, x)
 

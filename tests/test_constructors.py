@@ -123,6 +123,7 @@ BANKS: dict[str, Callable[[], nn.Module]] = {
     "MultiScaleRealNVP": lambda: pyro_vmonf.MultiScaleRealNVP(IMAGE, K, blocks=1, channels=4),
     "PixelFlow": lambda: pyro_vmonf.PixelFlow(IMAGE, K, channels=4, depth=1, squeezes=1),
     "Gaussian": lambda: Gaussian(D, K),
+    "GaussianMixtures": lambda: pyro_vmonf.flows.GaussianMixtures(D, K, 2),
 }
 
 

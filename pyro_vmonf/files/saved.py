@@ -165,7 +165,8 @@ class Saved:
             return None
         empty = history()
         for name, value in past.items():
-            if not _alike(getattr(empty, name), value):
+            free = name == "choice" and is_plain_choice(value)
+            if not free and not _alike(getattr(empty, name), value):
                 raise ValueError(f"its history has {name}={reprlib.repr(value)}")
         return history(**past)
 
@@ -196,6 +197,21 @@ class Saved:
                 raise ValueError(
                     f"its {name} is {reprlib.repr(value.tolist())}, which is not above 0"
                 )
+
+
+def is_plain_choice(value: Any) -> bool:
+    """Return whether a value is a dictionary of texts, numbers, and dictionaries of numbers."""
+    return isinstance(value, dict) and all(
+        isinstance(key, str)
+        and (
+            isinstance(v, (str, int, float))
+            or (
+                isinstance(v, dict)
+                and all(isinstance(k, str) and isinstance(n, (int, float)) for k, n in v.items())
+            )
+        )
+        for key, v in value.items()
+    )
 
 
 def _cast_(module: nn.Module, kinds: Mapping[str, torch.dtype]) -> None:

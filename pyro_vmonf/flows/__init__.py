@@ -16,6 +16,7 @@ from pyro_vmonf.flows.ready_made import (
 )
 from pyro_vmonf.flows.rotated import RotatedRealNVP
 from pyro_vmonf.flows.stack import Stack
+from pyro_vmonf.flows.submixtures import GaussianMixtures
 
 __all__ = [
     "MAF",
@@ -23,6 +24,7 @@ __all__ = [
     "AutoregressiveNSF",
     "Flow",
     "Gaussian",
+    "GaussianMixtures",
     "Glow",
     "ImageNSF",
     "MAFMoG",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,12 +27,24 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import MLP
 from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.training.fit import fit
+from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.vmonf import VMoNF
 
 Array = np.ndarray[Any, Any]
 MARKS = ("-1", "-1.0", "<NA>")  # of rows without a label, beside None, as texts
 NEIGHBORS = (15, 10, 20, 30)  # of the first spectral clusters, one start after the other
+OPTIONS_BY_HAND = (
+    "flow",
+    "weights",
+    "hidden",
+    "init",
+    "n_init",
+    "max_iter",
+    "batch_size",
+    "learning_rate",
+)
 FLOWS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": Gaussian,
     "maf": MAF,
@@ -47,15 +60,20 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
     It estimates densities and clusters like ``sklearn.mixture.GaussianMixture``, with flows as
     components. A few labels can guide the clusters. ``vmonf_`` is the fitted pair.
 
+    With the options of training at their defaults the pair is built by
+    :meth:`pyro_vmonf.VMoNF.from_data`, which chooses the start, the densities and the length of the
+    fit. Any other ``flow``, ``weights``, ``hidden``, ``init``, ``n_init``, ``max_iter``,
+    ``batch_size`` or ``learning_rate`` asks for training by hand, with these options.
+
     Arguments:
-        n_components: number of components *K*.
-        flow: ``"realnvp"``, ``"nsf"``, ``"maf"``, ``"spline"`` (autoregressive), ``"gaussian"``, or
-            a function ``(features, components) → bank``. Couplings need two features; with one
-            feature ``"spline"`` takes their place.
+        n_components: number of components *K*, or ``"auto"`` for the one that the data prefer.
+        flow: ``"auto"``; or ``"realnvp"`` (the default of training by hand), ``"nsf"``, ``"maf"``,
+            ``"spline"`` (autoregressive), ``"gaussian"``, or a function ``(features, components) →
+            bank``. Couplings need two features; with one feature ``"spline"`` takes their place.
         weights: mixture weights, as for :class:`~pyro_vmonf.FlowMixture`.
         hidden: widths of the hidden layers of the guide.
-        init: first clusters of the guide: ``"kmeans"``, ``"spectral"`` (clusters along neighbours),
-            or ``"random"``.
+        init: first clusters of the guide: ``"kmeans"`` (the default of training by hand),
+            ``"spectral"`` (clusters along neighbours), or ``"random"``.
         n_init: number of starts of the kind of ``init``, from other seeds and, for ``"spectral"``,
             with other numbers of neighbours; the one with the best objective on held-out rows
             stays.
@@ -67,6 +85,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             or where there are fewer components than values. A y of −1 and +1 is left out, with a
             warning. Cluster *c* is then class ``classes_[c]``; ``labels_used_`` says whether labels
             were used.
+        minutes: time for the choice and the fit, about; training by hand ignores it.
         random_state: seed of the start, the order of the rows and each draw.
 
     Example:
@@ -79,17 +98,18 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
     def __init__(
         self,
-        n_components: int = 2,
+        n_components: int | Literal["auto"] = "auto",
         *,
-        flow: str | Callable[[int, int], nn.Module] = "realnvp",
+        flow: str | Callable[[int, int], nn.Module] = "auto",
         weights: Any = "learned",
         hidden: Sequence[int] = (32, 32),
-        init: Literal["kmeans", "spectral", "random"] = "kmeans",
+        init: Literal["auto", "kmeans", "spectral", "random"] = "auto",
         n_init: int = 1,
         max_iter: int = 100,
         batch_size: int = 512,
         learning_rate: float = 3e-3,
         use_labels: bool | Literal["auto"] = "auto",
+        minutes: float = 1.0,
         random_state: Any = None,
     ) -> None:
         self.n_components = n_components
@@ -102,6 +122,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.use_labels = use_labels
+        self.minutes = minutes
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowMixtureClustering:
@@ -116,12 +137,14 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             ValueError: if the rows, the labels or the parameters do not fit.
         """
         X = validate_data(self, numeric(X), dtype=[np.float64, np.float32], ensure_min_samples=2)
-        for name in ("n_components", "n_init", "max_iter", "batch_size"):
+        for name in ("n_init", "max_iter", "batch_size"):
             check_positive(name, getattr(self, name))
-        if self.init not in ("kmeans", "spectral", "random"):
+        if self.n_components != "auto":
+            check_positive("n_components", self.n_components)
+        if self.init not in ("auto", "kmeans", "spectral", "random"):
             raise ValueError(f"init is {self.init!r}; expected 'kmeans', 'spectral' or 'random'")
         labels = self._labels(y, len(X))
-        if len(X) < self.n_components:
+        if isinstance(self.n_components, int) and len(X) < self.n_components:
             raise ValueError(
                 f"n_samples={len(X)} is below n_components={self.n_components}; pass fewer "
                 "components or more rows"
@@ -131,8 +154,54 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every row; some have to count")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        vmonf = self._pair(X, seed)
-        started = self.init != "random" and self.n_components > 1
+        if self._by_hand():
+            self._fit_by_hand(X, labels, sample_weight, seed)
+        else:
+            self._fit_by_data(X, labels, sample_weight, seed)
+        self.weights_ = self.vmonf_.model.weights.log_mean().exp().detach().numpy()
+        self.lower_bound_ = float(self.vmonf_.elbo(X).double().mean())
+        self.labels_ = self.vmonf_.predict(X).numpy()
+        return self
+
+    def _by_hand(self) -> bool:
+        """Return whether an option asks for training by hand."""
+        defaults = inspect.signature(FlowMixtureClustering).parameters
+        pairs = [(getattr(self, name), defaults[name].default) for name in OPTIONS_BY_HAND]
+        return not all(
+            given is usual or (type(given) is type(usual) and given == usual)
+            for given, usual in pairs
+        )
+
+    def _number(self, X: Array, seed: int) -> int:
+        """Return the number of components, which the data prefer where it is ``"auto"``."""
+        if self.n_components != "auto":
+            return int(self.n_components)
+        rows = torch.as_tensor(X).double()
+        units = Standardize(rows.shape[1:]).double()
+        units.fit_(rows)
+        return len(clusterings(units.inv(rows).numpy(), seed=seed)[0].densities)
+
+    def _fit_by_data(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
+        """Fit the pair that the data choose."""
+        names = getattr(self, "feature_names_in_", None)
+        self.vmonf_ = VMoNF.from_data(
+            X,
+            labels,
+            components=None if self.n_components == "auto" else self.n_components,
+            seed=seed,
+            minutes=self.minutes,
+            sample_weight=sample_weight,
+        )
+        self.vmonf_.model.feature_names = None if names is None else tuple(map(str, names))
+        assert self.vmonf_.history is not None
+        self.history_ = self.vmonf_.history
+        self.n_iter_ = len(self.history_.epoch)
+
+    def _fit_by_hand(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
+        """Fit the pair that the options describe."""
+        components = self._number(X, seed)
+        vmonf = self._pair(X, components, seed)
+        started = self.init != "random" and components > 1
         first = self.max_iter // 4 if started else 0
         if not vmonf.model.bounded:  # once for all starts
             vmonf.model.standardize_(X, sample_weight)
@@ -163,23 +232,19 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             whole |= {"n_init": self.n_init, "start": start, "held_out": held_out}
         self.history_ = vmonf.fit(X, labels, **whole)
         self.vmonf_ = vmonf
-        self.weights_ = vmonf.model.weights.log_mean().exp().detach().numpy()
         self.n_iter_ = first + len(self.history_.epoch)
-        self.lower_bound_ = self.history_.elbo[-1]
-        self.labels_ = vmonf.predict(X).numpy()
-        return self
 
     def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Array:
         """Fit as :meth:`fit` does, labels included, and return the cluster of each row."""
         return self.fit(X, y, **kwargs).labels_
 
-    def _pair(self, X: Array, seed: int) -> VMoNF:
+    def _pair(self, X: Array, components: int, seed: int) -> VMoNF:
         """Return a pair with fresh parameters, of the rows' dtype."""
         features = X.shape[1]
         with local_seed(seed):
-            guide = SoftmaxGuide(MLP(features, self.n_components, hidden=self.hidden))
+            guide = SoftmaxGuide(MLP(features, components, hidden=self.hidden))
             weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
-            vmonf = VMoNF(FlowMixture(self._bank(features), weights), guide)
+            vmonf = VMoNF(FlowMixture(self._bank(features, components), weights), guide)
         names = getattr(self, "feature_names_in_", None)
         vmonf.model.feature_names = None if names is None else tuple(map(str, names))
         return vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
@@ -207,17 +272,17 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
         return means
 
-    def _bank(self, features: int) -> nn.Module:
+    def _bank(self, features: int, components: int) -> nn.Module:
         if callable(self.flow):
-            return self.flow(features, self.n_components)
-        if self.flow not in FLOWS:
+            return self.flow(features, components)
+        flow = "realnvp" if self.flow == "auto" else self.flow
+        if flow not in FLOWS:
             raise ValueError(
-                f"flow is {self.flow!r}; expected one of {', '.join(sorted(FLOWS))}, or a function "
-                "(features, components) → bank"
+                f"flow is {self.flow!r}; expected 'auto', one of {', '.join(sorted(FLOWS))}, or a "
+                "function (features, components) → bank"
             )
-        coupled = self.flow in ("realnvp", "nsf")
-        flow = "spline" if features == 1 and coupled else self.flow
-        return FLOWS[flow](features, self.n_components)
+        flow = "spline" if features == 1 and flow in ("realnvp", "nsf") else flow
+        return FLOWS[flow](features, components)
 
     def _labels(self, y: Any, rows: int) -> torch.Tensor | None:
         """Return the class numbers of the rows, or ``None`` without labels for the fit."""
@@ -249,7 +314,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
                 UserWarning,
                 stacklevel=3,
             )
-        if len(classes) > self.n_components:
+        if self.n_components != "auto" and len(classes) > int(self.n_components):
             raise ValueError(
                 f"y has {len(classes)} classes and the mixture {self.n_components} "
                 "components; pass n_components of at least that many"
@@ -335,10 +400,11 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float | np.floating) and math.isnan(value)
 
 
-def _is_mark(classes: Array, components: int) -> bool:
+def _is_mark(classes: Array, components: int | str) -> bool:
     """Return whether −1 beside these classes can only be the mark of an unlabelled row.
 
     It can be a class beside 1 (outliers), or beside 0 and 1 (signs). It cannot beside texts, beside
     three classes or more, or where the components would not suffice for it.
     """
-    return classes.dtype.kind in "OUS" or len(classes) > 2 or len(classes) + 1 > components
+    sure = classes.dtype.kind in "OUS" or len(classes) > 2
+    return sure or (not isinstance(components, str) and len(classes) + 1 > components)

@@ -12,6 +12,7 @@ from pyro_vmonf.nn.mlp import (
     to_columns,
 )
 from pyro_vmonf.nn.picked import Picked
+from pyro_vmonf.nn.started import StartedNetwork
 
 __all__ = [
     "MLP",
@@ -19,6 +20,7 @@ __all__ = [
     "ConvEncoder",
     "Linear",
     "Picked",
+    "StartedNetwork",
     "activation_named",
     "linear",
     "linear_of_columns",

@@ -294,7 +294,7 @@ def warm_start_(
         find = spectral_clusters if clusters is None else clusters
         clusters = _checked(find(x, model.num_components), len(x), model)
     if y is not None:
-        clusters = _named(clusters, y, model.num_components)
+        clusters = named(clusters, y, model.num_components)
     rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
 
     def cross_entropy(index: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ def _checked(clusters: Any, rows: int, model: FlowMixture) -> Tensor:
     return clusters
 
 
-def _named(clusters: Tensor, y: Tensor, count: int) -> Tensor:
+def named(clusters: Tensor, y: Tensor, count: int) -> Tensor:
     """Return clusters with the numbers that agree best with labels or log-likelihoods."""
     if y.dim() > 1:  # a row that one component suits best counts as labelled by it
         y = y.argmax(-1).where((y != y[:, :1]).any(-1), -1)

@@ -33,6 +33,8 @@ class History:
         restarts: the objective that each restart ended with, empty without any.
         rejected: steps whose loss or gradient was not finite and that were rolled back.
         seconds: wall-clock time of the run.
+        choice: what ``VMoNF.from_data`` chose: the start, every candidate's score, the number of
+            components, and held-out log-densities in nats.
         stopped: why the run ended before its last epoch, or empty: also an interrupt or an error.
     """
 
@@ -51,6 +53,7 @@ class History:
     rejected: int = 0
     seconds: float = 0.0
     stopped: str = ""
+    choice: dict[str, Any] = field(default_factory=dict)
 
     @property
     def final_objective(self) -> float:

@@ -275,7 +275,8 @@ def road(
         with torch.no_grad():  # the rows of the short road may have been counted
             for value, first in zip(state, before, strict=True):
                 value.copy_(first)
-        long, theirs = _value_and_gradient(pair, nesting, some, "compared")
+        again = {**some, "x": some["x"].clone()}  # rows that have not been counted
+        long, theirs = _value_and_gradient(pair, nesting, again, "compared")
     except OtherProgram as difference:
         # Pyro refuses some programs: it does so here. In ``eval()`` nothing learns from the rows.
         with evaluating(model), evaluating(guide), torch.no_grad(), local_seed(0):

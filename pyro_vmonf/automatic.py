@@ -1,0 +1,304 @@
+"""A pair for a table of one's own: start, densities and length of the fit chosen by the data."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vmonf._utils.contexts import local_seed, own_filters
+from pyro_vmonf._utils.frames import Names, names_of, numeric
+from pyro_vmonf._utils.validation import (
+    as_tensor,
+    check_evidence,
+    check_number,
+    check_positive,
+    check_rows,
+    check_sample_weight,
+)
+from pyro_vmonf.flows.base import LayeredFlow
+from pyro_vmonf.flows.ready_made import AutoregressiveNSF, RealNVP
+from pyro_vmonf.flows.submixtures import GaussianMixtures
+from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.nn.mlp import start_near_zero
+from pyro_vmonf.nn.started import StartedNetwork
+from pyro_vmonf.starts.choice import Scored, choose, links_of, rank, scored
+from pyro_vmonf.starts.gaussians import fit_gaussians
+from pyro_vmonf.starts.labels import along_tree, by_gaussians, left_out_accuracy, to_nearest
+from pyro_vmonf.starts.lessons import named
+from pyro_vmonf.starts.number import clusterings
+from pyro_vmonf.terms import Agreement, Classification
+from pyro_vmonf.training.fit import Progress, fit
+from pyro_vmonf.training.history import History
+from pyro_vmonf.training.options import seed_of
+from pyro_vmonf.transforms import Standardize
+
+Array = np.ndarray[Any, Any]
+MOST_ROWS = 10_000  # on which a start is searched; the other rows are assigned to it
+FEWEST_ROWS = 50  # with which flows are trained
+HELD_OUT = 0.2
+PATIENCE = 8  # epochs without a better held-out objective
+MOST_STEPS = 1500
+BATCH = 256
+GAIN = 0.005  # nats a row that flows have to bring on held-out rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table, in raw and in standardised units.
+
+    Arguments:
+        x: rows ``(N, D)``.
+        y: labels ``(N,)``, −1 for unlabelled, or ``None``.
+        weight: how much each row counts ``(N,)``, or ``None``.
+        names: of the columns.
+        units: between raw and standardised units.
+        seed: of every choice and draw.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    weight: Tensor | None
+    names: Names | None
+    units: Standardize
+    seed: int
+
+    @property
+    def z(self) -> Array:
+        """The rows in standardised units."""
+        return np.asarray(self.units.inv(self.x).double().numpy())
+
+    def searched(self) -> Array:
+        """Return positions of the rows that a start is searched on, as often as they count."""
+        count = len(self.x)
+        size = min(count, MOST_ROWS)
+        generator = np.random.default_rng(self.seed)
+        if self.weight is None:
+            return np.arange(count) if size == count else generator.permutation(count)[:size]
+        share = self.weight.double().numpy().cumsum() / float(self.weight.double().sum())
+        return np.searchsorted(share, (np.arange(size) + generator.random()) / size)
+
+
+def from_data(
+    x: Any,
+    y: Any = None,
+    *,
+    components: int | None = None,
+    seed: int | None = None,
+    minutes: float = 1.0,
+    sample_weight: Any = None,
+) -> tuple[FlowMixture, SoftmaxGuide, History]:
+    """Build a pair for rows and fit it: see :meth:`pyro_vmonf.VMoNF.from_data`."""
+    begun = time.perf_counter()
+    check_number("minutes", minutes)
+    rows = _rows(x, y, sample_weight, components, seed)
+    z, searched = rows.z, rows.searched()
+    found: list[Scored] = []
+    if components is None:
+        found = clusterings(z[searched], seed=rows.seed)
+        components = len(found[0].densities)
+    candidates = choose(z[searched], components, seed=rows.seed)
+    if found:
+        candidates = sorted([found[0], *candidates], key=rank(components))
+    if rows.y is not None:
+        labels = rows.y.numpy()[searched]
+        candidates = _by_labels(z[searched], labels, components, candidates, rows.seed)
+    best = candidates[0]
+    clusters = best.responsibilities(z).argmax(1) if len(searched) < len(z) else best.clusters
+    if rows.weight is not None:
+        clusters = best.responsibilities(z).argmax(1)
+    choice: dict[str, Any] = {
+        "components": len(best.densities),
+        "numbers": {str(len(s.densities)): s.score for s in reversed(found)},
+        "start": best.name,
+        "candidates": {s.name: s.score for s in candidates},
+    }
+    seconds = 60 * minutes - (time.perf_counter() - begun)
+    epochs = 0
+    if len(z) >= FEWEST_ROWS and seconds > 0:
+        epochs = _epochs(rows, z, clusters, len(best.densities), seconds / 3, choice)
+    model, guide = _pair(rows, best)
+    history = _fit(rows, model, guide, 2 * seconds / 3, epochs=epochs)
+    choice |= {"epochs": epochs, "seconds": time.perf_counter() - begun}
+    history.choice = choice
+    return model, guide, history
+
+
+def _rows(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int | None) -> Rows:
+    names = names_of(x)
+    rows = as_tensor("x", numeric(x))
+    if rows.dim() == 1:
+        raise ValueError(f"x has shape {tuple(rows.shape)}; expected rows (N, D)")
+    if rows.dim() != 2:
+        raise ValueError(
+            f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D): for images build the "
+            "pair from an image bank and a ConvEncoder"
+        )
+    kind = rows.dtype if rows.is_floating_point() else torch.float32
+    rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), torch.empty(0, dtype=kind))
+    count = 2 if components is None else check_positive("components", components)
+    if len(rows) < max(2, count):
+        raise ValueError(f"x has {len(rows)} rows; expected at least {max(2, count)}")
+    like = torch.empty(0)
+    weight = None
+    if sample_weight is not None:
+        weight = check_sample_weight(sample_weight, len(rows), like)
+        if not weight.any():
+            raise ValueError("sample_weight is zero for every row; some have to count")
+    labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
+    if labels is not None and labels.dim() > 1:
+        raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
+    units = Standardize(rows.shape[1:]).to(rows.dtype)
+    counted = slice(None) if weight is None else weight > 0
+    units.fit_(rows[counted], None if weight is None else weight[counted])
+    return Rows(rows, labels, weight, names, units, seed_of(seed))
+
+
+def _classes(y: Any, components: int | None) -> int:
+    """Return the number of components that labels need."""
+    return components or int(as_tensor("y", y).max()) + 1
+
+
+def _by_labels(
+    z: Array, labels: Array, components: int, candidates: list[Scored], seed: int
+) -> list[Scored]:
+    """Return candidates whose numbers are those of the labels, the best on left-out labels first.
+
+    Where every component has labels, these are spread in three ways as well.
+    """
+    y = torch.as_tensor(labels)
+    if not bool((y >= 0).any()):
+        return candidates
+    found: list[tuple[float, Scored]] = []
+    for candidate in candidates:
+        own = torch.as_tensor(candidate.clusters)
+
+        def renamed(some: Array, own: Tensor = own) -> Array:
+            return named(own, torch.as_tensor(some), components).numpy()
+
+        kept = replace(candidate, clusters=renamed(labels))
+        order = [int(own[kept.clusters == c][0]) for c in range(len(candidate.densities))]
+        kept = replace(kept, densities=[candidate.densities[c] for c in order])
+        found.append((left_out_accuracy(renamed, labels, seed), kept))
+    if len(np.unique(labels[labels >= 0])) == components:
+        links = links_of(z)
+        spreads = {
+            "labels along the tree": along_tree(z),
+            "nearest label": to_nearest(z),
+            "labels of Gaussians": by_gaussians(z, seed),
+        }
+        for name, spread in spreads.items():
+            kept = scored(name, z, spread(labels), links, seed=seed)
+            found.append((left_out_accuracy(spread, labels, seed), kept))
+    found.sort(key=lambda pair: (-pair[0], -pair[1].score))
+    return [kept for _, kept in found]
+
+
+def _part(z: Array, clusters: Array, seed: int) -> Scored:
+    """Return the densities of clusters, from these rows alone."""
+    return scored("part", z, clusters, links_of(z), seed=seed)
+
+
+def _epochs(
+    rows: Rows, z: Array, clusters: Array, components: int, seconds: float, choice: dict[str, Any]
+) -> int:
+    """Return after how many epochs held-out rows are best, and compare densities on them."""
+    count = len(z)
+    order = np.random.default_rng(rows.seed).permutation(count)
+    held, train = order[: round(HELD_OUT * count)], np.sort(order[round(HELD_OUT * count) :])
+    start = _part(z[train], clusters[train], rows.seed)
+    if len(start.densities) != components:  # a cluster has no row outside of the held-out ones
+        return 0
+    model, guide = _pair(rows, start)
+    held_rows = torch.as_tensor(held)
+    before = model.mixture().log_prob(rows.x[held_rows].to(torch.float32)).mean().detach()
+    history = _fit(rows, model, guide, seconds, held=held_rows)
+    after = model.mixture().log_prob(rows.x[held_rows].to(torch.float32)).mean().detach()
+    epochs = 0 if history.kept is None else history.kept + 1
+    if after - before < GAIN:
+        epochs, after = 0, before
+    one = fit_gaussians(z[train], 2 * max(20, components), seed=rows.seed)
+    log_det = float(rows.units.scale.double().log().sum())
+    choice |= {
+        "held_out": float(after),
+        "held_out_start": float(before),
+        "held_out_gaussians": float(one.log_prob(z[held]).mean()) - log_det,
+        "gaussians": len(one.weights),
+    }
+    return epochs
+
+
+def _pair(rows: Rows, start: Scored) -> tuple[FlowMixture, SoftmaxGuide]:
+    """Return a pair that begins at a start: densities, weights and guide."""
+    width, components = rows.x.shape[1], len(start.densities)
+    mixtures = max(len(d.weights) for d in start.densities)
+    with local_seed(rows.seed):
+        base = GaussianMixtures(width, components, mixtures)
+        bank: LayeredFlow
+        if width > 1:
+            bank = RealNVP(width, components, blocks=4, hidden=(32,), base=base)
+        else:
+            bank = AutoregressiveNSF(1, components, blocks=1, base=base)
+        network = StartedNetwork(width, components, mixtures)
+    for transform in bank.transforms:
+        start_near_zero(transform.network.layers[-1], 0.0)  # type: ignore[union-attr, index, arg-type]
+    for c, density in enumerate(start.densities):
+        weights, means, covariances = (
+            torch.as_tensor(v) for v in (density.weights, density.means, density.covariances)
+        )
+        base.set_(c, weights, means, covariances)
+    log_shares = start.log_shares()
+    network.set_(log_shares.tolist(), start.densities)
+    model = FlowMixture(bank, "learned")
+    with torch.no_grad():
+        model.weights.logits.copy_(torch.as_tensor(log_shares))  # type: ignore[operator, union-attr]
+    guide = SoftmaxGuide(network, [Agreement(), Classification()], model=model)
+    model.standardizer.load_state_dict(rows.units.state_dict())
+    model.feature_names = rows.names
+    return model, guide
+
+
+def _fit(
+    rows: Rows,
+    model: FlowMixture,
+    guide: SoftmaxGuide,
+    seconds: float,
+    *,
+    epochs: int | None = None,
+    held: Tensor | None = None,
+) -> History:
+    """Train a pair, for some epochs or until held-out rows are best; in the time that is left."""
+    if epochs == 0:
+        return History(kept=None)
+    steps_each = max(1, len(rows.x) // BATCH)
+    end = time.perf_counter() + max(seconds, 1.0)
+
+    def in_time(_: Progress) -> bool:
+        return time.perf_counter() > end
+
+    with own_filters():
+        warnings.filterwarnings("ignore", "the fit ended")
+        return fit(
+            model,
+            guide,
+            rows.x,
+            rows.y,
+            epochs=epochs or max(1, MOST_STEPS // steps_each),
+            batch_size=BATCH,
+            lr=1e-3,
+            clip_norm=10.0,
+            temperature=1.0,
+            sample_weight=rows.weight,
+            held_out=0.0 if held is None else held,
+            keep="last" if held is None else "best",
+            patience=None if held is None else PATIENCE,
+            callbacks=in_time,
+            seed=rows.seed,
+            progress=False,
+        )

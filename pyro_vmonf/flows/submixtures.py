@@ -1,0 +1,140 @@
+"""A bank whose components are mixtures of Gaussians themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Categorical, constraints
+
+from pyro_vmonf._utils.repr import ShownDistribution, ShownModule
+from pyro_vmonf._utils.validation import check_event, check_positive
+from pyro_vmonf.nn.mlp import linear
+from pyro_vmonf.program import Registered
+
+
+class WhitenedMixtures(ShownDistribution):
+    r"""K mixtures of M Gaussians, each given by the matrix that whitens it.
+
+    .. math::
+        p(x|c) = \sum_m w_{cm}\, |W_{cm}|\, N(W_{cm}(x - \mu_{cm}); 0, I)
+
+    Arguments:
+        log_weights: :math:`\log w` ``(K, M)``, −∞ for a Gaussian that is not used.
+        loc: means ``(K, M, D)``.
+        whitening: lower triangular matrices *W* ``(K, M, D, D)`` with a positive diagonal.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, log_weights: Tensor, loc: Tensor, whitening: Tensor) -> None:
+        self.log_weights = log_weights
+        self.loc = loc
+        self.whitening = whitening
+        super().__init__(loc.shape[:1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WhitenedMixtures:
+        raise NotImplementedError("the K mixtures of Gaussians have one batch shape, (K,)")
+
+    def joint(self, x: Tensor) -> Tensor:
+        """Return the log-density of each Gaussian, with its weight, ``(*, K, M)``."""
+        check_event(x, self.event_shape)
+        count, parts, width = self.loc.shape
+        shift = -(self.whitening @ self.loc.unsqueeze(-1)).reshape(count, parts * width)
+        z = linear(x, self.whitening.reshape(count, parts * width, width), shift)
+        squares = z.unflatten(-1, (parts, width)).square().sum(-1)
+        log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = 0.5 * width * math.log(2 * math.pi)
+        return self.log_weights + log_det - constant - 0.5 * squares
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.joint(x).logsumexp(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        count, _, width = self.loc.shape
+        m = Categorical(logits=self.log_weights).sample(Size(sample_shape))
+        c = torch.arange(count, device=m.device).expand(m.shape)
+        noise = torch.randn(*m.shape, width, 1, dtype=self.loc.dtype, device=self.loc.device)
+        z = torch.linalg.solve_triangular(self.whitening[c, m], noise, upper=False)
+        return self.loc[c, m] + z.squeeze(-1)
+
+
+class GaussianMixtures(Registered, ShownModule):
+    r"""The bank of K mixtures of M Gaussians.
+
+    .. math::
+        p(x|c) = \sum_m w_{cm} N(x; \mu_{cm}, \Sigma_{cm})
+
+    As the base of a flow it gives each component many modes. A component may use fewer than M
+    Gaussians.
+
+    Arguments:
+        features: number of features *D*.
+        components: number of components *K*.
+        mixtures: number of Gaussians *M* of a component, at most.
+
+    Example:
+        >>> GaussianMixtures(2, 5, 3)().log_prob(torch.zeros(7, 1, 2)).shape
+        torch.Size([7, 5])
+        >>> GaussianMixtures(2, 5, 3)().sample((7,)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    used: Tensor
+    batched_buffers = ("used",)
+
+    def __init__(self, features: int, components: int, mixtures: int = 4) -> None:
+        super().__init__()
+        self.features = check_positive("features", features)
+        self.components = check_positive("components", components)
+        self.mixtures = check_positive("mixtures", mixtures)
+        shape = (components, mixtures)
+        self.logits = nn.Parameter(torch.zeros(shape))
+        self.loc = nn.Parameter(torch.randn(*shape, features))
+        self.log_scale = nn.Parameter(torch.zeros(*shape, features))
+        self.lower = nn.Parameter(torch.zeros(*shape, features, features))
+        self.register_buffer("used", torch.ones(shape, dtype=torch.bool))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at unit covariances around random means."""
+        self.loc.normal_()
+        for parameter in (self.logits, self.log_scale, self.lower):
+            parameter.zero_()
+        self.used.fill_(True)
+
+    @torch.no_grad()
+    def set_(
+        self,
+        component: int,
+        weights: Tensor,
+        means: Tensor,
+        covariances: Tensor,
+    ) -> None:
+        """Make one component a mixture of at most M Gaussians.
+
+        Arguments:
+            component: its number.
+            weights: ``(m,)``, positive.
+            means: ``(m, D)``.
+            covariances: ``(m, D, D)``.
+        """
+        count = len(weights)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariances.double()))
+        self.used[component] = torch.arange(self.mixtures, device=self.used.device) < count
+        self.logits[component, :count] = weights.log().to(self.logits)
+        self.loc[component, :count] = means.to(self.loc)
+        self.lower[component, :count] = whitening.tril(-1).to(self.lower)
+        scale = whitening.diagonal(dim1=-2, dim2=-1).log()
+        self.log_scale[component, :count] = scale.to(self.log_scale)
+
+    def forward(self, context: Tensor | None = None) -> WhitenedMixtures:
+        log_weights = self.logits.masked_fill(~self.used, -torch.inf).log_softmax(-1)
+        whitening = self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
+        return WhitenedMixtures(log_weights, self.loc, whitening)

@@ -1,0 +1,95 @@
+"""Clusters from a few labels, spread to the other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyro_vmonf.starts.choice import MOST
+from pyro_vmonf.starts.gaussians import fit_gaussians
+from pyro_vmonf.starts.tree import spanning_tree
+
+Array = np.ndarray[Any, Any]
+Spread = Callable[[Array], Array]  # from labels with -1 to a label for each row
+FOLDS = 5
+
+
+def along_tree(x: Array) -> Spread:
+    """Return the function that gives each row the label that it reaches by the shortest steps.
+
+    The longest edge on the way through the spanning tree counts.
+    """
+    _, parent, length = spanning_tree(x)
+    edges = [int(row) for row in np.argsort(length, kind="stable") if parent[row] >= 0]
+
+    def spread(labels: Array) -> Array:
+        result = labels.copy()
+        home = np.arange(len(x))
+        waiting = [[row] if label < 0 else [] for row, label in enumerate(labels)]
+        label_of = labels.copy()
+
+        def find(row: int) -> int:
+            while home[row] != row:
+                home[row] = home[home[row]]
+                row = int(home[row])
+            return row
+
+        for row in edges:
+            one, other = find(row), find(int(parent[row]))
+            if len(waiting[one]) < len(waiting[other]):
+                one, other = other, one
+            known = label_of[one] if label_of[one] >= 0 else label_of[other]
+            if known >= 0:
+                for part in (one, other):
+                    result[waiting[part]] = known
+                    waiting[part] = []
+            home[other] = one
+            waiting[one] += waiting[other]
+            label_of[one] = known
+        return result
+
+    return spread
+
+
+def to_nearest(x: Array) -> Spread:
+    """Return the function that gives each row the label of the nearest row with one."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    def spread(labels: Array) -> Array:
+        known = labels >= 0
+        nearest = KNeighborsClassifier(1).fit(x[known], labels[known])
+        return np.where(known, labels, nearest.predict(x))
+
+    return spread
+
+
+def by_gaussians(x: Array, seed: int = 0) -> Spread:
+    """Return the function in which the Gaussians of a large mixture vote by the rows they hold."""
+    r = fit_gaussians(x, MOST, seed=seed).responsibilities(x)
+    nearest = to_nearest(x)
+
+    def spread(labels: Array) -> Array:
+        known = labels >= 0
+        held = r[known].T @ np.eye(labels.max() + 1)[labels[known]]
+        mass = held.sum(1, keepdims=True)
+        share = r @ np.where(mass > 0.1, held / np.maximum(mass, 1e-12), 0.0)
+        voted = np.where(share.max(1) > 0, share.argmax(1), nearest(labels))
+        return np.where(known, labels, voted)
+
+    return spread
+
+
+def left_out_accuracy(spread: Spread, labels: Array, seed: int = 0) -> float:
+    """Return the accuracy on labels that are left out, a fifth of them at a time."""
+    known = np.flatnonzero(labels >= 0)
+    known = known[np.random.default_rng(seed).permutation(len(known))]
+    right = 0
+    for fold in range(FOLDS):
+        hidden = known[fold::FOLDS]
+        some = labels.copy()
+        some[hidden] = -1
+        if len(hidden) and (some >= 0).any():
+            right += int((spread(some)[hidden] == labels[hidden]).sum())
+    return right / len(known)

@@ -1,0 +1,74 @@
+"""Clusterings that find their number of clusters themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyro_vmonf.starts.choice import MOST, Scored, links_of, scored
+from pyro_vmonf.starts.gaussians import fit_gaussians, merged
+
+Array = np.ndarray[Any, Any]
+MISTAKEN = 0.05  # Gaussians that are mistaken for each other more often are one cluster
+SMALLEST = 0.03  # share of the rows that a cluster of high density has at least
+NEIGHBORS = 5
+ALIKE = 0.05  # nats a row within which clusterings are as good
+
+
+def by_density(x: Array, seed: int = 0) -> Array:
+    """Cluster rows into regions of high density; a row between them goes to the nearest.
+
+    References:
+        Campello, Moulavi, Sander (2013), Density-based clustering based on hierarchical density
+        estimates.
+    """
+    from sklearn.cluster import HDBSCAN
+    from sklearn.neighbors import KNeighborsClassifier
+
+    smallest = max(NEIGHBORS, round(SMALLEST * len(x)))
+    if smallest >= len(x):
+        return np.zeros(len(x), dtype=np.int64)
+    found = HDBSCAN(min_cluster_size=smallest, min_samples=NEIGHBORS, copy=True).fit_predict(x)
+    known = found >= 0
+    if not known.any():
+        return np.zeros(len(x), dtype=np.int64)
+    nearest = KNeighborsClassifier(1).fit(x[known], found[known])
+    return np.where(known, found, nearest.predict(x))
+
+
+def by_overlap(x: Array, seed: int = 0) -> Array:
+    """Merge the Gaussians of a large mixture that are mistaken for each other.
+
+    See :func:`~pyro_vmonf.starts.gaussians.merged`.
+    """
+    return merged(fit_gaussians(x, MOST, seed=seed).responsibilities(x), 1, mistaken=MISTAKEN)
+
+
+NUMBERED: dict[str, Callable[..., Array]] = {
+    "regions of high density": by_density,
+    "Gaussians merged by overlap": by_overlap,
+}
+
+
+def clusterings(x: Array, *, seed: int = 0) -> list[Scored]:
+    """Return clusterings that find their number of clusters, the best one first.
+
+    One with a single cluster comes last: fewer clusters describe the rows as well, since a cluster
+    may have many modes, but they say less.
+
+    Arguments:
+        x: rows ``(N, D)``, in units of about one standard deviation.
+        seed: of whatever they draw.
+
+    Example:
+        >>> rows = np.random.default_rng(0).normal(size=(90, 2)) + 9 * (np.arange(90) % 3)[:, None]
+        >>> len(clusterings(rows)[0].densities)
+        3
+    """
+    links = links_of(x)
+    found = [
+        scored(name, x, make(x, seed=seed), links, seed=seed) for name, make in NUMBERED.items()
+    ]
+    return sorted(found, key=lambda s: (len(s.densities) == 1, -s.score))

@@ -1,0 +1,161 @@
+"""``VMoNF.from_data``: one call, and an ordinary pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+from sklearn.datasets import load_wine, make_moons
+from sklearn.metrics import adjusted_rand_score
+
+from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+
+
+def moons(rows: int = 300, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    x, y = make_moons(rows, noise=0.06, random_state=seed)
+    return 100 + 5 * x, y
+
+
+@pytest.fixture(scope="module")
+def fitted() -> VMoNF:
+    return VMoNF.from_data(moons()[0], components=2, seed=0)
+
+
+def test_it_is_an_ordinary_pair_that_found_the_moons(fitted: VMoNF, tmp_path: object) -> None:
+    x, y = moons()
+    assert isinstance(fitted.model, FlowMixture)
+    assert isinstance(fitted.guide, SoftmaxGuide)
+    assert adjusted_rand_score(y, fitted.predict(x)) > 0.99
+    assert adjusted_rand_score(y, fitted.predict(x, exact=True)) > 0.99
+    torch.testing.assert_close(
+        fitted.model.weights.log_mean().exp(), torch.full((2,), 0.5), rtol=0, atol=0.02
+    )
+    fresh, labels = moons(seed=1)
+    assert adjusted_rand_score(labels, fitted.predict(fresh)) > 0.95
+    fitted.save(f"{tmp_path}/pair.pt")
+    loaded = VMoNF.load(f"{tmp_path}/pair.pt")
+    assert torch.equal(loaded.log_prob(x), fitted.log_prob(x))
+    assert str(loaded.report()) == str(fitted.report())
+
+
+def test_it_is_above_its_start_and_a_gaussian_mixture(fitted: VMoNF) -> None:
+    assert fitted.history is not None
+    found = fitted.history.choice
+    assert found["held_out"] >= found["held_out_start"]
+    assert found["held_out"] > found["held_out_gaussians"]
+    text = str(fitted.report())
+    assert text.startswith("2 components, from the start ")
+    assert "held-out log-density" in text
+    assert "a Gaussian mixture does as well" not in text
+
+
+def test_further_steps_of_plain_svi_keep_clusters_and_density() -> None:
+    x, y = moons()
+    vmonf = VMoNF.from_data(x, components=2, seed=0)
+    rows = torch.as_tensor(x, dtype=torch.float32)
+    before = float(vmonf.log_prob(x).mean())
+    elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    svi = pyro.infer.SVI(vmonf.model, vmonf.guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+    with local_seed(0):
+        for _ in range(200):
+            svi.step(rows)
+    assert adjusted_rand_score(y, vmonf.predict(x)) > 0.98
+    assert float(vmonf.log_prob(x).mean()) > before - 0.01
+
+
+def test_number_is_found_and_reported() -> None:
+    draw = np.random.default_rng(0)
+    c = np.arange(240) % 3
+    x = draw.normal(size=(240, 2)) + 9 * np.eye(3)[c][:, :2]
+    vmonf = VMoNF.from_data(x, seed=0)
+    assert vmonf.model.num_components == 3
+    assert adjusted_rand_score(c, vmonf.predict(x)) > 0.99
+    assert "numbers of components" in str(vmonf.report())
+
+
+def test_labels_name_the_clusters() -> None:
+    x, y = moons()
+    some = np.where(np.arange(len(y)) % 10 == 0, 1 - y, -1)
+    vmonf = VMoNF.from_data(x, some, components=2, seed=0)
+    assert (vmonf.predict(x).numpy() == 1 - y).mean() > 0.98
+
+
+def test_rows_of_weight_zero_take_no_part() -> None:
+    x, y = moons()
+    far = np.concatenate((x, x[:30] + 1000))
+    weight = np.r_[np.ones(len(x)), np.zeros(30)]
+    vmonf = VMoNF.from_data(far, components=2, sample_weight=weight, seed=0)
+    assert adjusted_rand_score(y, vmonf.predict(x)) > 0.98
+    loc = vmonf.model.standardizer.loc.double()
+    torch.testing.assert_close(loc, torch.as_tensor(x.mean(0)), rtol=1e-5, atol=1e-4)
+
+
+def test_wide_small_tables_have_finite_densities() -> None:
+    x, y = load_wine(return_X_y=True)
+    vmonf = VMoNF.from_data(x, components=3, seed=0)
+    assert adjusted_rand_score(y, vmonf.predict(x)) > 0.8
+    assert vmonf.log_prob(x).isfinite().all()
+    assert vmonf.history is not None
+    assert vmonf.history.choice["held_out"] > vmonf.history.choice["held_out_gaussians"] - 0.05
+
+
+def test_seed_gives_the_same_and_frames_keep_their_names() -> None:
+    x, _ = moons(120)
+    frame = pd.DataFrame(x, columns=["a", "b"])
+    one = VMoNF.from_data(frame, components=2, seed=3)
+    state = torch.get_rng_state()
+    other = VMoNF.from_data(x, components=2, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(one.feature_names_in_) == ["a", "b"]
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 10, 40])
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_small_tables(rows: int, width: int) -> None:
+    x = np.random.default_rng(0).normal(size=(rows, width))
+    vmonf = VMoNF.from_data(x, components=2, seed=0)
+    assert vmonf.predict_proba(x).isfinite().all()
+    assert vmonf.log_prob(x).isfinite().all()
+    assert vmonf.history is not None
+    assert vmonf.history.choice["epochs"] == 0
+
+
+BAD: dict[str, tuple[Any, dict[str, Any]]] = {
+    "x has shape": (np.zeros(5), {}),
+    "from_data takes tables": (np.zeros((5, 2, 2)), {}),
+    "x has 1 rows": (np.zeros((1, 2)), {"components": 1}),
+    "expected at least 9": (np.zeros((5, 2)), {"components": 9}),
+    "components is": (np.zeros((5, 2)), {"components": 0}),
+    "minutes is": (np.zeros((5, 2)), {"minutes": -1.0}),
+    "NaN or infinite": (np.full((5, 2), np.nan), {}),
+    "zero for every row": (np.zeros((5, 2)), {"sample_weight": np.zeros(5)}),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_refused(message: str) -> None:
+    x, options = BAD[message]
+    with pytest.raises((ValueError, TypeError), match=message):
+        VMoNF.from_data(x, **options)
+
+
+def test_pair_that_was_built_by_hand_has_no_choice() -> None:
+    with pytest.raises(ValueError, match="not built by VMoNF"):
+        VMoNF(FlowMixture(Gaussian(2, 2))).report()
+
+
+def test_estimator_is_a_facade() -> None:
+    x, y = moons()
+    estimator = FlowMixtureClustering(2, random_state=0).fit(x)
+    assert adjusted_rand_score(y, estimator.labels_) > 0.99
+    assert estimator.history_.choice["start"]
+    auto = FlowMixtureClustering(random_state=0).fit(x)
+    assert auto.vmonf_.model.num_components == len(auto.weights_)
