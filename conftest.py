@@ -8,6 +8,10 @@ from collections.abc import Iterator
 # No window is opened, whatever backend the machine prefers.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# One thread for each worker: more of them wait for each other.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 import pyro
 import pytest
 import torch

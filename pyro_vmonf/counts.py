@@ -39,13 +39,15 @@ class Counts(ShownModule):
 
     passes: Tensor
     seen: Tensor
-    batched_buffers = ("passes",)
+    recent: Tensor
+    batched_buffers = ("passes", "recent")
 
     def __init__(self, num_components: int) -> None:
         super().__init__()
         self.num_components = num_components
         self.register_buffer("passes", torch.zeros(num_components, 2))  # this one, the last one
         self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("recent", torch.zeros(num_components), persistent=False)
 
     def reset_parameters(self) -> None:
         """Forget every row."""
@@ -58,10 +60,17 @@ class Counts(ShownModule):
 
         Arguments:
             batch: its counts ``(K,)``.
-            fraction: the share of the data set's rows that it has.
+            fraction: the share of the data set's rows that it has; 0 for the rows of the last
+                batch, which count anew in place of themselves.
             present: weights ``(K,)`` by which unseen rows count in the first pass.
         """
         batch, share = sum_over_processes(batch), sum_over_processes(batch.new_tensor(fraction))
+        if not fraction:
+            passes = torch.stack((self.passes[:, 0] - self.recent + batch, self.passes[:, 1]), -1)
+            fine = passes.isfinite().all()
+            self.passes.copy_(torch.where(fine, passes, self.passes))
+            self.recent.copy_(torch.where(fine, batch, self.recent))
+            return
         now, last = self.passes.unbind(-1)
         # A pass that is over becomes the last one. Sums of fractions are not exact.
         over = self.seen > 1 - share / 2
@@ -72,14 +81,15 @@ class Counts(ShownModule):
         self.passes.copy_(torch.where(fine, passes, self.passes))
         seen = torch.where(over, 0.0, self.seen) + share
         self.seen.copy_(torch.where(fine, seen, self.seen))
+        self.recent.copy_(torch.where(fine, batch, self.recent))
 
     def over_the_data(self) -> Tensor:
         """Return the counts ``(K,)`` of all rows."""
         return self.passes[:, 0] + (1 - self.seen).clamp_min(0) * self.passes[:, 1]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name, buffer in self.named_buffers():  # files of earlier versions have none
-            state_dict.setdefault(prefix + name, torch.zeros_like(buffer))
+        for name in ("passes", "seen"):  # files of earlier versions have none
+            state_dict.setdefault(prefix + name, torch.zeros_like(self.get_buffer(name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

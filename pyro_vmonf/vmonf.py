@@ -286,8 +286,9 @@ class VMoNF(Transparent):
     def elbo(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return the plain ELBO of each row, ``(N,)``, without the guide's terms.
 
-        Random weights count with :math:`E_q[\log\pi]`; their divergence from the prior belongs to
-        the data as a whole and is left out.
+        It is that of q(c|x) over all components. Where the guide sums over the ``top`` ones, the
+        program has another bound. Random weights count with :math:`E_q[\log\pi]`; their divergence
+        from the prior belongs to the data as a whole and is left out.
         """
         check_follows(self.model, "elbo", "mixture")
 

@@ -203,7 +203,7 @@ class Posterior(nn.Module):
             posterior: function from the counts of the data ``(K,)`` to those parameters.
             log_posterior, sample_weight, fraction: of the batch, as guides pass them.
         """
-        if self.counts is None or not fraction or not is_learning(self, parameter):
+        if self.counts is None or not is_learning(self, parameter):
             return
         with torch.no_grad():
             batch = counts_of(log_posterior(), sample_weight)

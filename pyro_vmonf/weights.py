@@ -56,7 +56,8 @@ class Weights(Registered, Program):
         Arguments:
             log_posterior: function that computes log q(c|x, y) ``(*, K)`` of the rows.
             sample_weight: their weights, which broadcast with ``*``.
-            fraction: the share of the data set's rows that the batch has; 0 if it has been counted.
+            fraction: the share of the data set's rows that the batch has; 0 for the rows of the
+                last call, which count anew in place of themselves.
         """
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
@@ -193,7 +194,7 @@ class LearnedWeights(Weights):
         if self.update == "gradient" or not is_learning(self, logits):
             return
         self._counted = True
-        if fraction == 0:
+        if fraction == 0 and self.rate is not None:  # the step has been taken
             return
         with torch.no_grad():
             batch = counts_of(log_posterior(), sample_weight)

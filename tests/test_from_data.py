@@ -17,7 +17,7 @@ from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 
 
-def moons(rows: int = 300, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def moons(rows: int = 200, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     x, y = make_moons(rows, noise=0.06, random_state=seed)
     return 100 + 5 * x, y
 

@@ -253,14 +253,6 @@ def test_log_densities_that_do_not_belong_together_are_refused(shapes: Any) -> N
         metrics.bits_per_dim(torch.zeros(0), 4)
 
 
-def test_elbo_of_a_truncated_guide_is_that_of_its_program() -> None:
-    x = two_blobs(apart=1.0).double()
-    guide = SoftmaxGuide(MLP(2, 3), [], top=2)
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), guide).double()
-    loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(vmonf.model, vmonf.guide, x)
-    assert float(vmonf.elbo(x).sum()) == pytest.approx(-loss, rel=1e-9)
-
-
 def test_contexts_in_a_frame_are_refused() -> None:
     vmonf = VMoNF(FlowMixture(RealNVP(2, 3, context_features=2), context_features=2))
     given = pd.DataFrame(np.zeros((4, 2), np.float32), columns=["u", "v"])
@@ -276,3 +268,10 @@ def test_posterior_at_the_smallest_temperature_is_certain() -> None:
     vmonf.guide.set_temperature_(1e-40)
     proba = vmonf.predict_proba(two_blobs())
     assert torch.equal(proba.amax(-1), torch.ones(N))
+
+
+def test_restarts_say_that_they_lose_the_clusters_of_a_guide() -> None:
+    x, vmonf = two_blobs(), pair()
+    warm_start_(vmonf.guide, x, HALF, seed=0)
+    with pytest.warns(RuntimeWarning, match="draws the guides of runs 2 to 3 anew"):
+        vmonf.fit(x, epochs=1, n_init=3, seed=0, progress=False)

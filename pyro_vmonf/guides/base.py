@@ -170,8 +170,9 @@ class BoundGuide(Program):
         fraction = rows.fraction
         last = _last_rows.get(self)
         if fraction < 1 and last is not None and last() is rows.x:
-            fraction = 0.0  # another particle of the same step
-        _last_rows[self] = weakref.ref(rows.x)
+            fraction = 0.0  # another particle of the same step, or the same batch once more
+        elif torch.is_grad_enabled() and self.model.weights.training:
+            _last_rows[self] = weakref.ref(rows.x)
         self.model.weights.update_(log_posterior, rows.sample_weight, fraction)
 
     def site(self, name: str) -> str:

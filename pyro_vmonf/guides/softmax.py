@@ -126,15 +126,6 @@ class SoftmaxGuide(BoundGuide):
         penalties = sum(terms.get(name, 0.0) for name, _ in self.named_terms())
         return self.elbo_gradient * (sum(terms.values()) - penalties) + penalties
 
-    def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
-        log_q = self.log_q(x, given)
-        if not self._sums_all(log_q.shape[-1]):  # as the program has it
-            assert self.top is not None
-            kept = log_q.topk(self.top, -1)
-            log_q, joint = kept.values.log_softmax(-1), joint.gather(-1, kept.indices)
-        q = log_q.exp()
-        return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
-
     @torch.no_grad()
     def first_clusters(self, x: Tensor) -> Tensor | None:
         if self.model is None or self.model.context_features:

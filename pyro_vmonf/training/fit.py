@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from pyro_vmonf.training.data import (
 from pyro_vmonf.training.endings import endings, warn
 from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.knowledge import knows_clusters
 from pyro_vmonf.training.lanes import Single, Terms
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Keep, Options, Progress, seed_of
@@ -339,19 +339,6 @@ def plan_of(
         title=title if options.progress else "",
         check_last=True,
     )
-
-
-KNOWN_SHARE = 0.1  # of log K: what a guide that knows clusters tells about c, at least
-
-
-def knows_clusters(q: Tensor) -> bool:
-    r"""Return whether a posterior ``(N, K)`` tells a tenth of :math:`\log K` about c, or more.
-
-    A new network tells next to nothing, and its clusters are no start for anything.
-    """
-    mean = q.mean(0)
-    told = torch.special.xlogy(q, q).sum(-1).mean() - torch.special.xlogy(mean, mean).sum()
-    return bool(told > KNOWN_SHARE * math.log(q.shape[-1]))
 
 
 def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:

@@ -31,6 +31,7 @@ from pyro_vmonf.training.fit import (
     start_parts,
 )
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.knowledge import warn_of_lost_clusters
 from pyro_vmonf.training.lanes import Stacked
 from pyro_vmonf.training.loaders import is_streamed
 from pyro_vmonf.training.objective import Objective
@@ -166,6 +167,9 @@ def fit_best(
     Returns:
         The history of the run that was kept; ``restarts`` holds the objectives of all.
 
+    Warns:
+        RuntimeWarning: if the guide knows clusters that only the first run begins with.
+
     Raises:
         FloatingPointError: if every run ends with losses that are not finite.
         ValueError: if a part cannot be started anew. Whatever is raised, the pair is as it was.
@@ -176,6 +180,8 @@ def fit_best(
         first = int(torch.randint(2**31, ()) if seed is None else seed)
     x, y, options["sample_weight"] = in_memory(x, y, options.get("sample_weight"))
     held_out = _common_rows(x, held_out, options["sample_weight"], first)
+    if start is None and not is_streamed(x):
+        warn_of_lost_clusters(model, guide, x, n_init)
     if options.keys() <= TOGETHER and not is_streamed(x):
         with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, start, options)

@@ -21,13 +21,13 @@ from pyro_vmonf.starts.tree import cut_tree, spanning_tree
 Array = np.ndarray[Any, Any]
 
 
-def blobs(seed: int, each: int = 60, apart: float = 9.0) -> tuple[Array, Array]:
+def blobs(seed: int, each: int = 40, apart: float = 9.0) -> tuple[Array, Array]:
     c = np.repeat(np.arange(3), each)
     x = np.random.default_rng(seed).normal(size=(3 * each, 2)) + apart * np.eye(3)[c][:, :2]
     return x / x.std(0), c
 
 
-def rings(seed: int, each: int = 150) -> tuple[Array, Array]:
+def rings(seed: int, each: int = 100) -> tuple[Array, Array]:
     generator = np.random.default_rng(seed)
     c = np.repeat([0, 1], each)
     radius = np.where(c, 0.4, 1.0) + 0.03 * generator.normal(size=2 * each)
@@ -88,7 +88,7 @@ def test_tree_is_cut_where_both_sides_are_large(seed: int) -> None:
     assert adjusted_rand_score(c, clusters[: len(x)]) == 1.0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_criterion_prefers_the_true_clusters(seed: int) -> None:
     for x, c in (blobs(seed), rings(seed)):
         links, generator = links_of(x), np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def test_number_of_clear_clusters_is_found(seed: int) -> None:
 def test_few_labels_reach_all_rows(seed: int) -> None:
     x, c = rings(seed)
     labels = np.full(len(c), -1)
-    labels[[0, 40, 150, 220]] = [0, 0, 1, 1]
+    labels[[0, 40, 100, 150]] = [0, 0, 1, 1]
     along = along_tree(x)
     assert (along(labels) == c).all()
     for spread in (along, to_nearest(x), by_gaussians(x)):

@@ -164,6 +164,7 @@ def test_refused_run_keeps_former_history() -> None:
 
 
 @pytest.mark.parametrize("callbacks", [(), lambda _: None], ids=["together", "one by one"])
+@pytest.mark.filterwarnings("ignore:the guide knows clusters")
 def test_interrupted_restarts_leave_pair_and_history(
     callbacks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

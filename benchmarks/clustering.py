@@ -1,0 +1,121 @@
+"""``python -m benchmarks.clustering FOLDER``: ``VMoNF.from_data`` on sets that nobody tuned to.
+
+The folder holds ``NAME.data.gz`` (whitespace-separated numbers) and ``NAME.labels0.gz``, …, as the
+collection clustering-data-v1 has them (Gagolewski, 2022); label 0 is noise and is not scored. Of
+several partitions the best one counts. Columns are standardised, constant ones dropped, and at most
+10,000 rows are drawn. Each line of the result is one set under one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from pyro_vmonf import VMoNF
+
+Array = np.ndarray[Any, Any]
+MOST_ROWS = 10_000
+
+
+def load(path: Path) -> tuple[Array, list[Array], int]:
+    """Return the rows of a set, its partitions, and the number of clusters."""
+    name = path.name.removesuffix(".data.gz")
+    x = np.loadtxt(path, ndmin=2)
+    found = sorted(path.parent.glob(f"{name}.labels*.gz"))
+    partitions = [np.loadtxt(file, dtype=int) for file in found]
+    if len(x) > MOST_ROWS:
+        kept = np.random.default_rng(0).permutation(len(x))[:MOST_ROWS]
+        x, partitions = x[kept], [labels[kept] for labels in partitions]
+    x = x[:, x.std(0) > 0]
+    return (x - x.mean(0)) / x.std(0), partitions, int(partitions[0].max())
+
+
+def agreement(partitions: list[Array], clusters: Array) -> float:
+    """Return the adjusted Rand index with the partition that agrees best."""
+    return max(adjusted_rand_score(p[p > 0], clusters[p > 0]) for p in partitions)
+
+
+def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
+    """Return what ``from_data`` makes of a set, with K given and without."""
+    x, partitions, number = load(path)
+    begun = time.perf_counter()
+    vmonf = VMoNF.from_data(x, components=number, seed=seed)
+    seconds = time.perf_counter() - begun
+    assert vmonf.history is not None
+    choice = vmonf.history.choice
+    with torch.no_grad():
+        z = vmonf.model.standardizer.inv(torch.as_tensor(x))
+        start = vmonf.guide.network.start(z.float()).argmax(-1).numpy()  # type: ignore[union-attr, operator]
+    unknown = VMoNF.from_data(x, seed=seed)
+    return {
+        "set": str(path.relative_to(folder)).removesuffix(".data.gz"),
+        "seed": seed,
+        "rows": len(x),
+        "columns": x.shape[1],
+        "components": number,
+        "start": choice["start"],
+        "ari_start": agreement(partitions, start),
+        "ari": agreement(partitions, vmonf.predict(x).numpy()),
+        "ari_unknown": agreement(partitions, unknown.predict(x).numpy()),
+        "components_found": unknown.model.num_components,
+        "nats": choice.get("held_out", math.nan),
+        "nats_start": choice.get("held_out_start", math.nan),
+        "nats_gaussians": choice.get("held_out_gaussians", math.nan),
+        "epochs": choice["epochs"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the means over sets and seeds."""
+    gain = [r["nats"] - r["nats_gaussians"] for r in rows if math.isfinite(r["nats"])]
+    change = [r["ari"] - r["ari_start"] for r in rows]
+    return {
+        "sets": len({r["set"] for r in rows}),
+        "ari": mean(r["ari"] for r in rows),
+        "ari_start": mean(r["ari_start"] for r in rows),
+        "smallest_change": min(change),
+        "ari_unknown": mean(r["ari_unknown"] for r in rows),
+        "median_gain_over_gaussians": median(gain),
+        "worse_than_gaussians_by_.05": sum(g < -0.05 for g in gain),
+        "median_seconds": median(r["seconds"] for r in rows),
+        "most_seconds": max(r["seconds"] for r in rows),
+    }
+
+
+def main() -> None:
+    """Go through the sets; lines that the file has already are not done again."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.clustering", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--part", default="0/1", help="every so-manieth set, as 0/2 and 1/2")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/clustering.jsonl"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    first, step = map(int, given.part.split("/"))
+    done = [json.loads(line) for line in given.json.open()] if given.json.exists() else []
+    seen = {(r["set"], r["seed"]) for r in done}
+    for seed in map(int, given.seeds.split(",")):
+        for path in sorted(given.folder.glob("*/*.data.gz"))[first::step]:
+            name = str(path.relative_to(given.folder)).removesuffix(".data.gz")
+            if (name, seed) not in seen:
+                done.append(row(given.folder, path, seed))
+                print(done[-1], flush=True)
+                with given.json.open("a") as file:
+                    file.write(json.dumps(done[-1]) + "\n")
+    print(json.dumps(summary(done), indent=1))
+
+
+if __name__ == "__main__":
+    main()

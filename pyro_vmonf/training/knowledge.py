@@ -1,0 +1,38 @@
+"""A guide's knowledge of clusters, before a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.training.endings import warn
+
+KNOWN_SHARE = 0.1  # of log K: what a guide that knows clusters tells about c, at least
+JUDGED_ROWS = 1000  # by which a guide is asked
+
+
+def knows_clusters(q: Tensor) -> bool:
+    r"""Return whether a posterior ``(N, K)`` tells a tenth of :math:`\log K` about c, or more.
+
+    A new network tells next to nothing, and its clusters are no start for anything.
+    """
+    mean = q.mean(0)
+    told = torch.special.xlogy(q, q).sum(-1).mean() - torch.special.xlogy(mean, mean).sum()
+    return bool(told > KNOWN_SHARE * math.log(q.shape[-1]))
+
+
+def warn_of_lost_clusters(model: FlowMixture, guide: BoundGuide, x: Any, n_init: int) -> None:
+    """Warn if a guide knows clusters that only the first of several runs begins with."""
+    if not model.standardizer.fitted:  # nobody has taught the guide
+        return
+    q = guide.first_clusters(model.rows(x)[:JUDGED_ROWS])
+    if q is not None and knows_clusters(q):
+        warn(
+            f"the guide knows clusters, and n_init={n_init} draws the guides of runs 2 to {n_init} "
+            "anew, without them; pass start=, a function that teaches them to each run"
+        )
