@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
-from pyro_vmonf.starts.choice import Scored, choose, links_of, rank, scored
+from pyro_vmonf.starts.choice import Scored, choose, densities_of, links_of, rank, scored
 from pyro_vmonf.starts.gaussians import fit_gaussians
 from pyro_vmonf.starts.labels import along_tree, by_gaussians, left_out_accuracy, to_nearest
 from pyro_vmonf.starts.lessons import named
@@ -46,6 +47,7 @@ HELD_OUT = 0.2
 PATIENCE = 8  # epochs without a better held-out objective
 MOST_STEPS = 1500
 BATCH = 256
+MOST_BATCH = 4096
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 
 
@@ -102,7 +104,8 @@ def from_data(
     found: list[Scored] = []
     if components is None:
         found = clusterings(z[searched], seed=rows.seed)
-        components = len(found[0].densities)
+        classes = 0 if rows.y is None else int(rows.y.max()) + 1
+        components = max(len(found[0].densities), classes)
     candidates = choose(z[searched], components, seed=rows.seed)
     if found:
         candidates = sorted([found[0], *candidates], key=rank(components))
@@ -201,8 +204,18 @@ def _by_labels(
 
 
 def _part(z: Array, clusters: Array, seed: int) -> Scored:
-    """Return the densities of clusters, from these rows alone."""
-    return scored("part", z, clusters, links_of(z), seed=seed)
+    """Return the densities of clusters, from these rows alone, without a score."""
+    clusters = np.unique(clusters, return_inverse=True)[1]
+    return Scored("part", clusters, densities_of(z, clusters, seed=seed), math.nan)
+
+
+def _mean_log_prob(model: FlowMixture, x: Tensor) -> float:
+    """Return the mean log-density of rows in raw units, in nats."""
+    with torch.no_grad():
+        parts = [
+            model.mixture().log_prob(part).double().sum() for part in model.rows(x).split(8192)
+        ]
+    return float(torch.stack(parts).sum()) / len(x)
 
 
 def _epochs(
@@ -217,17 +230,17 @@ def _epochs(
         return 0
     model, guide = _pair(rows, start)
     held_rows = torch.as_tensor(held)
-    before = model.mixture().log_prob(rows.x[held_rows].to(torch.float32)).mean().detach()
+    before = _mean_log_prob(model, rows.x[held_rows])
     history = _fit(rows, model, guide, seconds, held=held_rows)
-    after = model.mixture().log_prob(rows.x[held_rows].to(torch.float32)).mean().detach()
+    after = _mean_log_prob(model, rows.x[held_rows])
     epochs = 0 if history.kept is None else history.kept + 1
     if after - before < GAIN:
         epochs, after = 0, before
     one = fit_gaussians(z[train], 2 * max(20, components), seed=rows.seed)
     log_det = float(rows.units.scale.double().log().sum())
     choice |= {
-        "held_out": float(after),
-        "held_out_start": float(before),
+        "held_out": after,
+        "held_out_start": before,
         "held_out_gaussians": float(one.log_prob(z[held]).mean()) - log_det,
         "gaussians": len(one.weights),
     }
@@ -276,7 +289,8 @@ def _fit(
     """Train a pair, for some epochs or until held-out rows are best; in the time that is left."""
     if epochs == 0:
         return History(kept=None)
-    steps_each = max(1, len(rows.x) // BATCH)
+    batch_size = min(MOST_BATCH, max(BATCH, len(rows.x) // 100))
+    steps_each = max(1, len(rows.x) // batch_size)
     end = time.perf_counter() + max(seconds, 1.0)
 
     def in_time(_: Progress) -> bool:
@@ -290,7 +304,7 @@ def _fit(
             rows.x,
             rows.y,
             epochs=epochs or max(1, MOST_STEPS // steps_each),
-            batch_size=BATCH,
+            batch_size=batch_size,
             lr=1e-3,
             clip_norm=10.0,
             temperature=1.0,

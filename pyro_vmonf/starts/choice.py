@@ -18,6 +18,7 @@ Candidate = Callable[[Array, int], Array]
 MOST = 40  # Gaussians of an over-complete mixture, at least
 MOST_EACH = 10  # Gaussians of one cluster
 SEARCHED_EACH = 1500  # rows of a cluster on which their number is searched
+FITTED_EACH = 20_000  # rows of a cluster that its mixture is fitted to
 LINKS = 10  # neighbours of a row that should be in its cluster
 CUT_LINKS = 10.0  # nats that a row is charged if all its links are cut
 
@@ -104,18 +105,31 @@ def scored(name: str, x: Array, clusters: Array, links: Array, *, seed: int = 0)
         seed: of the mixtures' starts.
     """
     clusters = np.unique(clusters, return_inverse=True)[1]
-    count, width = x.shape
-    densities, total, free = [], 0.0, int(clusters.max())
-    for c in range(clusters.max() + 1):
+    count = len(x)
+    densities = densities_of(x, clusters, seed=seed)
+    total, free = 0.0, len(densities) - 1
+    for c, found in enumerate(densities):
         rows = x[clusters == c]
-        most = max(1, min(MOST_EACH, len(rows) // (2 * width + 2)))
-        found = fit_gaussians(_at_least_two(rows), most, seed=seed, searched=SEARCHED_EACH)
-        densities.append(found)
         free += found.free
         total += float(found.log_prob(rows).sum()) + len(rows) * np.log(len(rows) / count)
     cut = float((clusters[links] != clusters[:, None]).mean())
     score = (total - 0.5 * np.log(count) * free) / count - CUT_LINKS * cut
     return Scored(name, clusters, densities, float(score))
+
+
+def densities_of(x: Array, clusters: Array, *, seed: int = 0) -> list[GaussianFit]:
+    """Return a mixture of as many Gaussians as BIC wants for each cluster, 0 to K - 1.
+
+    A cluster of many rows is fitted to a sample of them.
+    """
+    found, width = [], x.shape[1]
+    for c in range(int(clusters.max()) + 1):
+        rows = x[clusters == c]
+        if len(rows) > FITTED_EACH:
+            rows = rows[np.random.default_rng(seed).permutation(len(rows))[:FITTED_EACH]]
+        most = max(1, min(MOST_EACH, len(rows) // (2 * width + 2)))
+        found.append(fit_gaussians(_at_least_two(rows), most, seed=seed, searched=SEARCHED_EACH))
+    return found
 
 
 def _at_least_two(rows: Array) -> Array:
