@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import Names, names_of, numeric
 from pyro_vmonf._utils.validation import (
@@ -48,6 +49,7 @@ PATIENCE = 8  # epochs without a better held-out objective
 MOST_STEPS = 1500
 BATCH = 256
 MOST_BATCH = 4096
+CHUNK = 8192  # rows that are scored at once
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 
 
@@ -113,6 +115,13 @@ def from_data(
         labels = rows.y.numpy()[searched]
         candidates = _by_labels(z[searched], labels, components, candidates, rows.seed)
     best = candidates[0]
+    if len(best.densities) < components:
+        warnings.warn(
+            f"{components} components were asked for, and no start finds more than "
+            f"{len(best.densities)} clusters: the pair has as many",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     clusters = best.responsibilities(z).argmax(1) if len(searched) < len(z) else best.clusters
     if rows.weight is not None:
         clusters = best.responsibilities(z).argmax(1)
@@ -159,6 +168,7 @@ def _rows(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int 
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
     units = Standardize(rows.shape[1:]).to(rows.dtype)
     counted = slice(None) if weight is None else weight > 0
+    warn_of_columns(rows[counted], names)
     units.fit_(rows[counted], None if weight is None else weight[counted])
     return Rows(rows, labels, weight, names, units, seed_of(seed))
 
@@ -180,6 +190,8 @@ def _by_labels(
         return candidates
     found: list[tuple[float, Scored]] = []
     for candidate in candidates:
+        if len(candidate.densities) != components:
+            continue
         own = torch.as_tensor(candidate.clusters)
 
         def renamed(some: Array, own: Tensor = own) -> Array:
@@ -199,6 +211,11 @@ def _by_labels(
         for name, spread in spreads.items():
             kept = scored(name, z, spread(labels), links, seed=seed)
             found.append((left_out_accuracy(spread, labels, seed), kept))
+    if not found:
+        raise ValueError(
+            f"no start finds {components} clusters that the labels could name; pass fewer "
+            "components"
+        )
     found.sort(key=lambda pair: (-pair[0], -pair[1].score))
     return [kept for _, kept in found]
 
@@ -213,7 +230,7 @@ def _mean_log_prob(model: FlowMixture, x: Tensor) -> float:
     """Return the mean log-density of rows in raw units, in nats."""
     with torch.no_grad():
         parts = [
-            model.mixture().log_prob(part).double().sum() for part in model.rows(x).split(8192)
+            model.mixture().log_prob(part).double().sum() for part in model.rows(x).split(CHUNK)
         ]
     return float(torch.stack(parts).sum()) / len(x)
 

@@ -12,9 +12,10 @@ import torch
 from sklearn.datasets import load_wine, make_moons
 from sklearn.metrics import adjusted_rand_score
 
-from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
+from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF, automatic
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.starts.choice import choose
 
 
 def moons(rows: int = 200, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -86,6 +87,20 @@ def test_labels_name_the_clusters() -> None:
     assert (vmonf.predict(x).numpy() == 1 - y).mean() > 0.98
 
 
+def test_there_is_a_component_for_every_class() -> None:
+    x = np.random.default_rng(0).normal(size=(90, 2))
+    some = np.where(np.arange(90) % 6 == 0, np.arange(90) // 6 % 5, -1)
+    assert VMoNF.from_data(x, some, seed=0).model.num_components == 5
+
+
+def test_fewer_components_than_asked_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = moons(40)
+    monkeypatch.setattr(automatic, "choose", lambda z, count, seed: choose(z, 2, seed=seed))
+    with pytest.warns(RuntimeWarning, match="4 components were asked for"):
+        vmonf = VMoNF.from_data(x, components=4, seed=0)
+    assert vmonf.model.num_components == 2
+
+
 def test_rows_of_weight_zero_take_no_part() -> None:
     x, y = moons()
     far = np.concatenate((x, x[:30] + 1000))
@@ -96,6 +111,7 @@ def test_rows_of_weight_zero_take_no_part() -> None:
     torch.testing.assert_close(loc, torch.as_tensor(x.mean(0)), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:column")
 def test_wide_small_tables_have_finite_densities() -> None:
     x, y = load_wine(return_X_y=True)
     vmonf = VMoNF.from_data(x, components=3, seed=0)
