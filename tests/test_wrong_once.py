@@ -128,10 +128,10 @@ def test_frozen_marginals_follow_edits_of_the_data_of_a_parameter() -> None:
 def test_pinwheels_of_a_high_rate_have_all_their_roots(wings: int, rate: float) -> None:
     """Each row that is drawn has a root at the r and t that it was drawn with."""
     truth = Pinwheel(wings, rate)
-    x = truth.sample(1000)[0].double()
+    x = truth.sample(300)[0].double()
     found = truth.log_prob(x)
-    expected = by_dense_grid(truth, x[:100])
-    torch.testing.assert_close(found[:100], expected, rtol=1e-5, atol=1e-5)
+    expected = by_dense_grid(truth, x[:15])
+    torch.testing.assert_close(found[:15], expected, rtol=1e-5, atol=1e-5)
     assert found.min() > -30
 
 
