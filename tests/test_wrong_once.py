@@ -126,13 +126,13 @@ def test_frozen_marginals_follow_edits_of_the_data_of_a_parameter() -> None:
 
 @pytest.mark.parametrize(("wings", "rate"), [(3, 1.0), (1, 3.0), (2, 8.0)])
 def test_pinwheels_of_a_high_rate_have_all_their_roots(wings: int, rate: float) -> None:
-    """Each row that is drawn has a root at the r and t that it was drawn with."""
+    """Against a dense grid, on the rows that are the least likely and on others."""
     truth = Pinwheel(wings, rate)
     x = truth.sample(300)[0].double()
     found = truth.log_prob(x)
-    expected = by_dense_grid(truth, x[:15])
-    torch.testing.assert_close(found[:15], expected, rtol=1e-5, atol=1e-5)
-    assert found.min() > -30
+    some = torch.cat((found.argsort()[:8], torch.arange(8)))
+    torch.testing.assert_close(found[some], by_dense_grid(truth, x[some]), rtol=1e-5, atol=1e-5)
+    assert found.median() > 0.5
 
 
 def by_dense_grid(truth: Pinwheel, x: Tensor) -> Tensor:
