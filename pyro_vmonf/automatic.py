@@ -78,15 +78,22 @@ class Rows:
         """The rows in standardised units."""
         return np.asarray(self.units.inv(self.x).double().numpy())
 
-    def searched(self) -> Array:
-        """Return positions of the rows that a start is searched on, as often as they count."""
-        count = len(self.x)
-        size = min(count, MOST_ROWS)
+    def counted(self) -> Array:
+        """Return the positions of the rows whose weight is above zero."""
+        if self.weight is None:
+            return np.arange(len(self.x))
+        return np.flatnonzero(self.weight.numpy() > 0)
+
+    def drawn(self, positions: Array, most: int) -> Array:
+        """Return at most so many of some positions, each as often as its row counts."""
+        size = min(len(positions), most)
         generator = np.random.default_rng(self.seed)
         if self.weight is None:
-            return np.arange(count) if size == count else generator.permutation(count)[:size]
-        share = self.weight.double().numpy().cumsum() / float(self.weight.double().sum())
-        return np.searchsorted(share, (np.arange(size) + generator.random()) / size)
+            whole = size == len(positions)
+            return positions if whole else positions[generator.permutation(len(positions))[:size]]
+        share = self.weight.double().numpy()[positions].cumsum()
+        places = (np.arange(size) + generator.random()) * share[-1] / size
+        return positions[np.searchsorted(share, places)]
 
 
 def from_data(
@@ -102,12 +109,10 @@ def from_data(
     begun = time.perf_counter()
     check_number("minutes", minutes)
     rows = _rows(x, y, sample_weight, components, seed)
-    z, searched = rows.z, rows.searched()
+    z, searched = rows.z, rows.drawn(rows.counted(), MOST_ROWS)
     found: list[Scored] = []
     if components is None:
-        found = clusterings(z[searched], seed=rows.seed)
-        classes = 0 if rows.y is None else int(rows.y.max()) + 1
-        components = max(len(found[0].densities), classes)
+        found, components = _numbered(rows, z[searched])
     candidates = choose(z[searched], components, seed=rows.seed)
     if found:
         candidates = sorted([found[0], *candidates], key=rank(components))
@@ -133,20 +138,31 @@ def from_data(
     }
     seconds = 60 * minutes - (time.perf_counter() - begun)
     epochs = 0
-    if len(z) >= FEWEST_ROWS and seconds > 0:
+    if len(rows.counted()) >= FEWEST_ROWS and seconds > 0:
         epochs = _epochs(rows, z, clusters, len(best.densities), seconds / 3, choice)
     model, guide = _pair(rows, best)
     history = _fit(rows, model, guide, 2 * seconds / 3, epochs=epochs)
-    choice |= {"epochs": epochs, "seconds": time.perf_counter() - begun}
+    choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
     history.choice = choice
     return model, guide, history
+
+
+def number_of_components(x: Any, y: Any, *, seed: int, sample_weight: Any) -> int:
+    """Return the number of components that rows prefer, at least one for each class of labels."""
+    rows = _rows(x, y, sample_weight, None, seed)
+    return _numbered(rows, rows.z[rows.drawn(rows.counted(), MOST_ROWS)])[1]
+
+
+def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int]:
+    """Return clusterings that find their number of clusters, and the number of components."""
+    found = clusterings(z, seed=rows.seed)
+    classes = 0 if rows.y is None else int(rows.y.max()) + 1
+    return found, max(len(found[0].densities), classes)
 
 
 def _rows(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int | None) -> Rows:
     names = names_of(x)
     rows = as_tensor("x", numeric(x))
-    if rows.dim() == 1:
-        raise ValueError(f"x has shape {tuple(rows.shape)}; expected rows (N, D)")
     if rows.dim() != 2:
         raise ValueError(
             f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D): for images build the "
@@ -228,37 +244,38 @@ def _part(z: Array, clusters: Array, seed: int) -> Scored:
 
 def _mean_log_prob(model: FlowMixture, x: Tensor) -> float:
     """Return the mean log-density of rows in raw units, in nats."""
+    mixture = model.mixture()
     with torch.no_grad():
-        parts = [
-            model.mixture().log_prob(part).double().sum() for part in model.rows(x).split(CHUNK)
-        ]
-    return float(torch.stack(parts).sum()) / len(x)
+        found = torch.cat([mixture.log_prob(part) for part in model.rows(x).split(CHUNK)])
+    return float(found.double().mean())
 
 
 def _epochs(
     rows: Rows, z: Array, clusters: Array, components: int, seconds: float, choice: dict[str, Any]
 ) -> int:
     """Return after how many epochs held-out rows are best, and compare densities on them."""
-    count = len(z)
-    order = np.random.default_rng(rows.seed).permutation(count)
-    held, train = order[: round(HELD_OUT * count)], np.sort(order[round(HELD_OUT * count) :])
-    start = _part(z[train], clusters[train], rows.seed)
+    counted = rows.counted()
+    order = counted[np.random.default_rng(rows.seed).permutation(len(counted))]
+    held, train = np.split(order, [round(HELD_OUT * len(order))])
+    drawn = rows.drawn(np.sort(train), len(train))
+    judged = rows.x[torch.as_tensor(rows.drawn(held, len(held)))]
+    start = _part(z[drawn], clusters[drawn], rows.seed)
     if len(start.densities) != components:  # a cluster has no row outside of the held-out ones
         return 0
     model, guide = _pair(rows, start)
-    held_rows = torch.as_tensor(held)
-    before = _mean_log_prob(model, rows.x[held_rows])
-    history = _fit(rows, model, guide, seconds, held=held_rows)
-    after = _mean_log_prob(model, rows.x[held_rows])
+    before = _mean_log_prob(model, judged)
+    history = _fit(rows, model, guide, seconds, held=torch.as_tensor(held))
+    after = _mean_log_prob(model, judged)
     epochs = 0 if history.kept is None else history.kept + 1
     if after - before < GAIN:
         epochs, after = 0, before
-    one = fit_gaussians(z[train], 2 * max(20, components), seed=rows.seed)
+    one = fit_gaussians(z[drawn], 2 * max(20, components), seed=rows.seed)
     log_det = float(rows.units.scale.double().log().sum())
     choice |= {
         "held_out": after,
         "held_out_start": before,
-        "held_out_gaussians": float(one.log_prob(z[held]).mean()) - log_det,
+        "held_out_gaussians": float(one.log_prob(rows.units.inv(judged).double().numpy()).mean())
+        - log_det,
         "gaussians": len(one.weights),
     }
     return epochs

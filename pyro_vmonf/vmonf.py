@@ -175,7 +175,8 @@ class VMoNF(Transparent):
             y: labels ``(N,)`` with −1 for unlabelled.
             components: number of components *K*; by default the one that the criterion prefers.
             seed: seed of the choice and of each draw.
-            minutes: time for the whole, about.
+            minutes: time for the whole, about. A fit that the time cuts short ends elsewhere on a
+                faster machine, also under the same seed; ``history.stopped`` says so.
             sample_weight: weights of the rows ``(N,)``, at least zero.
 
         Returns:

@@ -70,6 +70,15 @@ def test_further_steps_of_plain_svi_keep_clusters_and_density() -> None:
     assert float(vmonf.log_prob(x).mean()) > before - 0.01
 
 
+def test_rows_of_weight_zero_do_not_count_for_the_number() -> None:
+    draw = np.random.default_rng(0)
+    x = np.concatenate([draw.normal(size=(60, 2)) + 9 * k for k in range(3)])
+    weight = np.r_[np.ones(120), np.zeros(60)]
+    assert VMoNF.from_data(x, sample_weight=weight, seed=0).model.num_components == 2
+    by_hand = FlowMixtureClustering(max_iter=1, random_state=0).fit(x, sample_weight=weight)
+    assert len(by_hand.weights_) == 2
+
+
 def test_number_is_found_and_reported() -> None:
     draw = np.random.default_rng(0)
     c = np.arange(240) % 3
@@ -107,6 +116,10 @@ def test_rows_of_weight_zero_take_no_part() -> None:
     weight = np.r_[np.ones(len(x)), np.zeros(30)]
     vmonf = VMoNF.from_data(far, components=2, sample_weight=weight, seed=0)
     assert adjusted_rand_score(y, vmonf.predict(x)) > 0.98
+    alone = VMoNF.from_data(x, components=2, seed=0)
+    for name in ("held_out", "held_out_start", "held_out_gaussians"):
+        one, other = (v.history.choice[name] for v in (vmonf, alone))  # type: ignore[union-attr]
+        assert one == pytest.approx(other, abs=0.3), name  # far rows would cost hundreds of nats
     loc = vmonf.model.standardizer.loc.double()
     torch.testing.assert_close(loc, torch.as_tensor(x.mean(0)), rtol=1e-5, atol=1e-4)
 

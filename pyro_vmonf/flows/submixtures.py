@@ -124,8 +124,13 @@ class GaussianMixtures(Registered, ShownModule):
             weights: ``(m,)``, positive.
             means: ``(m, D)``.
             covariances: ``(m, D, D)``.
+
+        Raises:
+            ValueError: if there are more than M.
         """
         count = len(weights)
+        if count > self.mixtures:
+            raise ValueError(f"{count} Gaussians were given; a component has {self.mixtures}")
         whitening = torch.linalg.inv(torch.linalg.cholesky(covariances.double()))
         self.used[component] = torch.arange(self.mixtures, device=self.used.device) < count
         self.logits[component, :count] = weights.log().to(self.logits)

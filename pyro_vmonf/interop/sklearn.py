@@ -17,9 +17,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import numeric
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.automatic import number_of_components
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Gaussian, RealNVP
@@ -27,9 +28,7 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import MLP
 from pyro_vmonf.starts import spectral_clusters, warm_start_
-from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.training.fit import fit
-from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.vmonf import VMoNF
 
 Array = np.ndarray[Any, Any]
@@ -172,15 +171,6 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             for given, usual in pairs
         )
 
-    def _number(self, X: Array, seed: int) -> int:
-        """Return the number of components, which the data prefer where it is ``"auto"``."""
-        if self.n_components != "auto":
-            return int(self.n_components)
-        rows = torch.as_tensor(X).double()
-        units = Standardize(rows.shape[1:]).double()
-        units.fit_(rows)
-        return len(clusterings(units.inv(rows).numpy(), seed=seed)[0].densities)
-
     def _fit_by_data(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
         """Fit the pair that the data choose."""
         names = getattr(self, "feature_names_in_", None)
@@ -199,7 +189,12 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
     def _fit_by_hand(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
         """Fit the pair that the options describe."""
-        components = self._number(X, seed)
+        if self.n_components == "auto":
+            with own_filters():  # the fit says what there is to say of the columns
+                warnings.simplefilter("ignore", UserWarning)
+                components = number_of_components(X, labels, seed=seed, sample_weight=sample_weight)
+        else:
+            components = int(self.n_components)
         vmonf = self._pair(X, components, seed)
         started = self.init != "random" and components > 1
         first = self.max_iter // 4 if started else 0

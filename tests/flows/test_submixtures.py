@@ -105,6 +105,12 @@ def test_pair_is_saved_and_loaded(tmp_path: object) -> None:
     assert torch.equal(loaded.predict_proba(x), vmonf.predict_proba(x))
 
 
+def test_more_gaussians_than_there_are_places_are_refused() -> None:
+    made = bank()
+    with pytest.raises(ValueError, match="3 Gaussians were given; a component has 2"):
+        made.set_(0, torch.ones(3), torch.zeros(3, D), torch.eye(D).expand(3, D, D))
+
+
 @pytest.mark.parametrize("bad", [0, -1, 2.5])
 def test_number_of_gaussians_is_checked(bad: float) -> None:
     with pytest.raises((ValueError, TypeError), match="mixtures"):
