@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import numeric
+from pyro_vmonf._utils.labels import is_mark, marked
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.automatic import number_of_components
 from pyro_vmonf.contracts import Start
@@ -32,7 +33,6 @@ from pyro_vmonf.training.fit import fit
 from pyro_vmonf.vmonf import VMoNF
 
 Array = np.ndarray[Any, Any]
-MARKS = ("-1", "-1.0", "<NA>")  # of rows without a label, beside None, as texts
 NEIGHBORS = (15, 10, 20, 30)  # of the first spectral clusters, one start after the other
 OPTIONS_BY_HAND = (
     "flow",
@@ -287,14 +287,14 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             raise ValueError(f"use_labels is {self.use_labels!r}; expected True, False or 'auto'")
         if y is None or not self.use_labels:
             return None
-        y, known = _marked(y)
+        y, known = marked(y)
         if y.shape != (rows,):
             raise ValueError(f"y has shape {y.shape} but X has {rows} rows; pass one label a row")
         classes = np.unique(y[known])
         if self.use_labels == "auto":
             if known.all():
                 return None
-            if not _is_mark(classes, self.n_components):
+            if not is_mark(classes, self.n_components):
                 warnings.warn(
                     f"y holds -1 and the classes {classes.tolist()}: -1 can be a class or the mark "
                     "of unlabelled rows, so the fit leaves y out; pass use_labels=True if it is "
@@ -364,42 +364,3 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
     def aic(self, X: Any) -> float:
         """Return the Akaike information criterion; see the limits of :meth:`bic`."""
         return float(2 * num_parameters(self.vmonf_.model) - 2 * self.score_samples(X).sum())
-
-
-def _marked(y: Any) -> tuple[Array, Array]:
-    """Return labels of one kind, and which of the rows carry one.
-
-    Marks of a row without a label are −1 and ``None``; among texts also ``"-1"``, NaN and NA.
-
-    Raises:
-        ValueError: if there is a NaN beside numbers.
-    """
-    values = np.asarray(y)
-    if values.dtype.kind in "OUST" and values.ndim == 1:
-        values = np.asarray(y, dtype=object)  # NumPy makes text of numbers beside texts
-        known = np.array([not (v is None or str(v) in MARKS) for v in values], dtype=bool)
-        text = any(isinstance(v, str) for v in values[known])
-        if text:
-            known &= np.array([not _is_nan(v) for v in values])
-        labels = np.array([str(v) if text else v for v in values[known].tolist()])
-        values = np.zeros(values.shape, dtype=labels.dtype)
-        values[known] = labels
-    else:
-        known = values != -1
-    if any(map(_is_nan, values[known].flat)):
-        raise ValueError("y contains NaN; the mark of an unlabelled row is -1")
-    return values, known
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float | np.floating) and math.isnan(value)
-
-
-def _is_mark(classes: Array, components: int | str) -> bool:
-    """Return whether −1 beside these classes can only be the mark of an unlabelled row.
-
-    It can be a class beside 1 (outliers), or beside 0 and 1 (signs). It cannot beside texts, beside
-    three classes or more, or where the components would not suffice for it.
-    """
-    sure = classes.dtype.kind in "OUS" or len(classes) > 2
-    return sure or (not isinstance(components, str) and len(classes) + 1 > components)
