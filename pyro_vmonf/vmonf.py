@@ -124,21 +124,16 @@ class VMoNF(Transparent):
         drawn = "" if self.history is None else sparkline([-v for v in self.history.elbo])
         return f"<div><strong>VMoNF</strong>{table(rows)}{drawn}</div>"
 
-    def fit(
-        self, x: Any, y: Any = None, *, n_init: int = 1, compile: bool = False, **options: Any
-    ) -> History:
+    def fit(self, x: Any, y: Any = None, *, n_init: int = 1, **options: Any) -> History:
         """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.training.fit.fit`.
 
         Arguments:
             x, y, options: as there.
             n_init: runs from different starts, of which the one with the best held-out objective
                 stays: see :func:`pyro_vmonf.training.restarts.fit_best`.
-            compile: call :meth:`compile` first.
 
         With one start, an interrupt or an error leaves pair and ``history`` as far as they came.
         """
-        if compile:
-            self.compile()
         if check_positive("n_init", n_init) > 1:
             self.history = fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
             warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))

@@ -11,6 +11,7 @@ import torch
 
 from pyro_vmonf import files
 from pyro_vmonf._utils.plain import plain
+from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.streams import Streams
@@ -89,6 +90,7 @@ def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
         "scheduler": None if trainer.scheduler is None else trainer.scheduler.state_dict(),
         "counts": [trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row],
         "last_finite": lanes.last_finite,
+        "compiled": isinstance(lanes, Compiled) and lanes.graph is not None,
         "history": dataclasses.asdict(run.history),
         "failure": run.failure,
         "best": {

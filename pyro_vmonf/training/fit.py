@@ -21,6 +21,7 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
+from pyro_vmonf.training.compiling import Compiled, Compiling
 from pyro_vmonf.training.data import (
     Arguments,
     Sources,
@@ -32,9 +33,9 @@ from pyro_vmonf.training.endings import endings, warn
 from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import knows_clusters
-from pyro_vmonf.training.lanes import Single, Terms
+from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.options import Callback, Keep, Options, Progress, seed_of
+from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
 from pyro_vmonf.training.selection import MEASURED_ROWS, Keeper
 from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
@@ -73,6 +74,7 @@ def fit(
     progress: bool = True,
     seed: int | None = None,
     fast: bool = True,
+    compile: Compile = "auto",
 ) -> History:
     r"""Fit model and guide together: maximise the ELBO per row.
 
@@ -124,6 +126,10 @@ def fit(
         fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
             the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
             ran.
+        compile: run the steps on whole batches as one compiled graph of loss and gradient. By
+            default a run does so where the time of the steps to come is longer than the time to
+            compile, and keeps the faster of the two; ``history.road`` says what ran. Results under
+            a seed are the same to the bit on one road, which ``True`` and ``False`` fix.
         seed: seed of the order of the rows and of every draw; the global state is left alone.
 
     Returns:
@@ -191,7 +197,7 @@ def _fit(
         objective.prepare_(probe, options.fast)
         plan = plan_of(model, guide, options, schedule)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        lanes = Single(objective, options.clip_norm, parameters)
+        lanes = Compiled(objective, options.clip_norm, parameters)
         run = run_of(sources, generator, options)
         trainer = Trainer(lanes, [run], optimizer, scheduler, plan)
         if options.checkpoint is not None:
@@ -204,8 +210,12 @@ def _fit(
             start_parts(model, guide, probe)
             lanes.guard_()
         run.history.road = objective.road
-        guard = Guard(objective, run.history)
-        trainer.after_epoch = [guard, _hook(model, guide, options)]
+        compiling = Compiling(lanes, run.history)
+        if options.compile is True or (past or {}).get("compiled"):
+            compiling.build_(probe)
+        guard = Guard(objective, lanes, run.history)
+        between = [compiling] if options.compile == "auto" else []
+        trainer.after_epoch = [guard, *between, _hook(model, guide, options)]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.trainer import Trainer
 
-STEPS_BETWEEN_CHECKS = 50
+FEWEST, MOST = 50, 1000  # steps between two checks
 
 
 class Guard:
-    """The comparison of a short road with ``TraceEnum_ELBO`` between the epochs of a run.
+    """The comparison of a short road with ``TraceEnum_ELBO``, and of a compiled one with it.
 
-    It takes place after the first epoch, and then after at least 50 steps.
+    It takes place after the first epoch, and then each time that the steps have doubled, or after
+    1,000 more.
 
     Arguments:
         objective: of the run.
+        lanes: whose graph ends with it, or where it differs from the step.
         history: whose road is named anew where the short one ends.
     """
 
-    def __init__(self, objective: Objective, history: History) -> None:
+    def __init__(self, objective: Objective, lanes: Compiled, history: History) -> None:
+        self.lanes = lanes
         self.objective = objective
         self.history = history
         self.due = 0
@@ -28,8 +32,14 @@ class Guard:
     def __call__(self, trainer: Trainer, _: int) -> None:
         if trainer.steps < self.due or not trainer.batches:
             return
-        self.due = trainer.steps + STEPS_BETWEEN_CHECKS
+        self.due = trainer.steps + min(max(trainer.steps, FEWEST), MOST)
         reason = self.objective.compare_(dict(trainer.batches[0]))
         if reason:
-            self.history.road = self.objective.road
+            self.lanes.graph = None
             self.said.append(f"the short road ends after {trainer.steps} steps: {reason}")
+        else:
+            reason = self.lanes.compare_()
+            if reason:
+                self.said.append(f"the compiled road ends after {trainer.steps} steps: {reason}")
+        if reason:
+            self.history.road = self.objective.road

@@ -105,14 +105,9 @@ class Single:
     def _step(
         self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[[], Any]
     ) -> tuple[Terms, list[bool]]:
-        terms = self.terms(batches)
-        loss = -torch.stack(list(terms.values())).sum()
-        terms = {name: value.detach() for name, value in terms.items()}
-        finite = bool(loss.isfinite())
+        terms, finite = self._differentiate(batches)
         if finite:
             self.last_finite, self.before = self.before, self.last_finite
-            if loss.requires_grad:  # weights in closed form alone need no gradient
-                loss.backward()
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             finite = bool(norm.isfinite())
@@ -124,6 +119,15 @@ class Single:
         else:
             self._take_back(start)
         return terms, [finite]
+
+    def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, bool]:
+        """Set the gradients; return the terms, and whether the loss is finite."""
+        terms = self.terms(batches)
+        loss = -torch.stack(list(terms.values())).sum()
+        finite = bool(loss.isfinite())
+        if finite and loss.requires_grad:  # weights in closed form alone need no gradient
+            loss.backward()
+        return {name: value.detach() for name, value in terms.items()}, finite
 
     @torch.no_grad()
     def _take_back(self, start: list[Tensor]) -> None:

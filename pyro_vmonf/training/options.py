@@ -25,6 +25,7 @@ from pyro_vmonf.training.history import History
 from pyro_vmonf.training.optimisers import make_optimizer, make_scheduler
 
 Keep = Literal["last", "best"]
+Compile = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Options:
     resume: str | os.PathLike[str] | None = None
     progress: bool = True
     fast: bool = True
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -130,6 +132,8 @@ class Options:
             raise TypeError(
                 f"callbacks is {self.callbacks!r}; expected a function of a Progress, or several"
             )
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise ValueError(f"compile is {self.compile!r}; expected True, False or 'auto'")
         if self.keep not in ("last", "best", None):
             raise ValueError(f"keep is {self.keep!r}; expected 'last', 'best' or None")
 

@@ -192,6 +192,14 @@ class Trainer:
             return self.scheduled_steps >= self.plan.steps
         return self.epoch >= (self.plan.epochs or 0)
 
+    def steps_left(self) -> int:
+        """Return how many steps are to come if nothing stops the run."""
+        plan = self.plan
+        if plan.steps is not None:
+            return plan.steps - self.scheduled_steps
+        epochs = max(self.epoch + 1 + plan.pretrain_epochs, 1)  # behind
+        return self.steps * ((plan.epochs or 0) - self.epoch - 1) // epochs
+
     def anneal(self, step: int) -> None:
         """Move temperature and terms along their schedules."""
         follow = getattr(self.lanes.module, "set_step_", None)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._inductor import config as inductor
+from torch.distributions import Dirichlet
 
-from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Balance, Batch, Classification, CustomTerm
+from pyro_vmonf.training import compiling, graphs
+from pyro_vmonf.training.fit import Progress
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,167 @@ def test_a_copy_of_a_compiled_pair_has_its_own_parameters(pair: VMoNF) -> None:
     assert not torch.allclose(changed.log_prob(x), compiled.log_prob(x))
 
 
-def test_fit_compiles_where_asked(pair: VMoNF, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setattr(VMoNF, "compile", lambda self: called.append(self))
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph runs as it was captured, operation by operation."""
+    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
+
+
+def rows_of(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(70, 2, generator=generator, dtype=dtype)
+    y = torch.randint(-1, 3, (70,), generator=generator)
+    return x, y, torch.rand(70, generator=generator, dtype=dtype)
+
+
+WHOLE: dict[str, Any] = {
+    "epochs": 6, "batch_size": 16, "held_out": 0.1, "clip_norm": 0.5, "seed": 0, "progress": False
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["uniform", "learned"])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.usefixtures("without_compiler")
+def test_the_captured_step_is_the_step(weights: str, dtype: torch.dtype, atol: float) -> None:
+    """Labels, row weights, schedules of term and temperature, counts and a short last batch."""
+    x, y, weight = rows_of(dtype)
+    ends = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        terms = [Classification(), Balance(weight=lambda step: 1 / (1 + step))]
+        bank = RealNVP(2, 3, blocks=2, hidden=(4,))
+        one = VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(2, 3, hidden=(4,)), terms))
+        history = one.to(dtype).fit(x, y, sample_weight=weight, compile=compile, **WHOLE)
+        ends.append((history, one))
+    (plain, first), (history, second) = ends
+    assert history.road.startswith("short, compiled"), history.road
+    for name, value in plain.terms.items():
+        assert value == pytest.approx(history.terms[name], abs=atol)
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_rejected_step_of_a_graph_leaves_no_trace() -> None:
+    x, _, _ = rows_of(torch.float64)
+    ends = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        terms = [CustomTerm(lambda batch: 1 / (batch.index - 7.0).abs().double())]
+        guide = SoftmaxGuide(MLP(2, 3, hidden=(4,)), terms)
+        one = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), guide).double()
+        with pytest.warns(RuntimeWarning, match="2 of 4 steps"):
+            one.fit(x, epochs=2, batch_size=35, seed=2, progress=False, compile=compile)
+        ends.append(one)
+    for one, other in zip(*(end.state_dict().values() for end in ends), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_resumed_run_takes_the_compiled_road_again(pair: VMoNF, tmp_path: Path) -> None:
+    x, _, _ = rows_of(torch.float64)
+    whole, part = copy.deepcopy(pair), copy.deepcopy(pair)
+    whole.fit(x, compile=True, **WHOLE)
+    path = tmp_path / "run.pt"
+
+    def stop(progress: Progress) -> None:
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        part.fit(x, compile=True, checkpoint=path, callbacks=stop, **WHOLE)
+    history = part.fit(x, resume=path, **WHOLE)  # by "auto", which would not compile
+    assert history.road.startswith("short, compiled")
+    for one, other in zip(part.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_auto_compiles_where_the_steps_to_come_are_worth_it(
+    pair: VMoNF, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(graphs.StepGraph, "pays", lambda self, batch: pays)
+    x, _, _ = rows_of(torch.float64)
+    options: dict[str, Any] = {"epochs": 20, "batch_size": 16, "seed": 0, "progress": False}
+    pays = True
+    assert copy.deepcopy(pair).fit(x, **options).road == "short"  # some 100 short steps
+    for name in ("FROM_CACHE", "COLD", "COLD_PER_NODE"):
+        monkeypatch.setattr(compiling, name, 0.0)
+    assert copy.deepcopy(pair).fit(x, **options).road.startswith("short, compiled")
+    pays = False
+    assert copy.deepcopy(pair).fit(x, **options).road.endswith("the graph is the slower one")
+    monkeypatch.setattr(compiling, "COLD", 1e9)
+    pays = True  # this machine knows the graph
+    assert copy.deepcopy(pair).fit(x, **options).road.startswith("short, compiled")
+    road = copy.deepcopy(pair).fit(x[:48], **options).road
+    assert road.endswith("it would take longer than the steps to come")
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("branch", "RuntimeError: "),
+        ("generator", "pair.guide.terms.0.penalty.numbers is a generator of its own"),
+        ("sites", "the sum over c goes through the sites of the program"),
+    ],
+)
+def test_what_a_graph_cannot_follow_is_not_compiled(pair: VMoNF, kind: str, reason: str) -> None:
+    numbers = np.random.default_rng(0)
+
+    def penalty(batch: Batch) -> torch.Tensor:
+        if kind == "branch":
+            return batch.log_q.square().sum(-1) * float(batch.x[0, 0] > 0)
+        scale = numbers.random() if kind == "generator" else 1.0
+        return batch.log_q.square().sum(-1) * scale
+
+    guide = SoftmaxGuide(MLP(2, 3, hidden=(4,)).double(), [CustomTerm(penalty)])
+    weights = Dirichlet(torch.ones(3)) if kind == "sites" else "uniform"
+    one = VMoNF(FlowMixture(copy.deepcopy(pair.model.bank), weights), guide).double()
+    x, _, _ = rows_of(torch.float64)
+    road = one.fit(x, epochs=1, compile=True, progress=False).road
+    assert road.startswith(f"short, not compiled: {reason}")
+
+
+def test_a_graph_that_differs_ends_with_a_warning(
+    pair: VMoNF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
     one = copy.deepcopy(pair)
-    one.fit(torch.randn(20, 2), epochs=1, progress=False)
-    assert not called
-    one.fit(torch.randn(20, 2), epochs=1, compile=True, progress=False)
-    assert called == [one]
+    x, _, _ = rows_of(torch.float64)
+
+    def change(progress: Progress) -> None:
+        progress.guide.elbo_gradient = 0.5  # type: ignore[assignment]
+
+    with pytest.warns(RuntimeWarning, match="the compiled road ends after .* steps: the compiled"):
+        history = one.fit(
+            x, epochs=30, batch_size=16, compile=True, callbacks=change, progress=False
+        )
+    assert history.road == "short"
+
+
+def test_without_a_compiler_the_step_is_eager(pair: VMoNF, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(graph: object, inputs: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(graphs, "compiled", missing)
+    one = copy.deepcopy(pair)
+    road = one.fit(rows_of(torch.float64)[0], epochs=1, compile=True, progress=False).road
+    assert road == "short, not compiled: RuntimeError: No working C++ compiler found"
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_machine_code_takes_the_same_steps() -> None:
+    x, y, weight = rows_of(torch.float64)
+    ends = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        one = VMoNF(FlowMixture(Gaussian(2, 2), "learned"), SoftmaxGuide(MLP(2, 2, hidden=(3,))))
+        history = one.double().fit(
+            x, (y > 0).long(), sample_weight=weight, compile=compile, **WHOLE
+        )
+        ends.append(one)
+    assert history.road.startswith("short, compiled in"), history.road
+    for one, other in zip(*(end.state_dict().values() for end in ends), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)

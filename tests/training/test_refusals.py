@@ -135,6 +135,7 @@ BAD: dict[str, list[Any]] = {
     "progress": WRONG_FLAGS,
     "seed": [1.5, NAN, "a", True, [1], 2**70, -(2**70)],
     "fast": WRONG_FLAGS,
+    "compile": ["yes", 2, None, [True]],
 }  # fmt: skip
 CASES = [(name, i) for name, values in BAD.items() for i in range(len(values))]
 

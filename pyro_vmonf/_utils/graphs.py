@@ -1,0 +1,47 @@
+"""Functions of tensors as one graph of operations, and compiled graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+
+def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Return the operations that a function does on inputs of these shapes, derivatives included.
+
+    Python runs once: the graph holds the branches that it took. A branch by the value of a tensor
+    is refused.
+
+    Raises:
+        RuntimeError: if the function cannot be captured.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # A part that torch.compile took on its own runs plainly inside of the graph.
+    with torch.compiler.set_stance("force_eager"):
+        return make_fx(function)(*inputs)
+
+
+def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    """Return a graph as machine code for inputs of these shapes; it needs a C++ compiler.
+
+    Random numbers are those of torch. The code is kept in the compiler's cache on disk.
+
+    Raises:
+        RuntimeError: if the graph cannot be compiled.
+    """
+    import torch._inductor
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # The cache on disk wants the shapes of a tracing context. Processes of the compiler's own take
+    # longer to start than a step to compile.
+    options = {"fallback_random": True, "size_asserts": False, "compile_threads": 1}
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))), torch.no_grad():
+        found: Callable[..., list[Tensor]] = torch._inductor.compile(
+            graph, list(inputs), options=options
+        )
+    return found

@@ -1,0 +1,141 @@
+"""The lane whose step is one compiled graph, and the decision for it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.graphs import NotCaptured, StepGraph
+from pyro_vmonf.training.history import History
+from pyro_vmonf.training.lanes import Single, Terms
+from pyro_vmonf.training.trainer import Trainer
+
+MEASURED_STEPS = 50  # that "auto" sees before it decides
+SHARE_SAVED = 0.6  # of a step, by a compiled one
+FROM_CACHE = 4.0  # seconds to capture a step and to load its code
+COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new on this machine
+
+
+class Compiled(Single):
+    """One run, whose steps on batches of one shape are a graph once there is one.
+
+    Batches of another shape, such as a short last one, take the step from Python.
+    """
+
+    graph: StepGraph | None = None
+    last: Arguments | None = None  # batch that the graph took
+    seconds = 0.0  # of the steps from Python
+    count = 0
+
+    def build_(self, batch: Arguments, worth: Callable[[fx.GraphModule], bool]) -> StepGraph:
+        """Compile the step for batches like this one.
+
+        Arguments:
+            batch: of the run.
+            worth: function from a graph to whether it is compiled.
+
+        Raises:
+            NotCaptured: if it is not.
+        """
+        objective: Any = self.module
+        self.graph = StepGraph(objective, self.parameters, batch, worth)
+        return self.graph
+
+    def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, bool]:
+        [batch] = batches
+        if self.graph is None or not self.graph.takes(batch):
+            start = time.perf_counter()
+            result = super()._differentiate(batches)
+            self.seconds, self.count = self.seconds + time.perf_counter() - start, self.count + 1
+            return result
+        self.last = batch
+        terms, gradients, counted = self.graph(batch)
+        for parameter, gradient in zip(self.graph.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if counted:
+            with torch.no_grad():
+                torch._foreach_copy_(self.graph.counted, counted)
+        return terms, bool(sum(terms.values()).isfinite())  # type: ignore[union-attr]
+
+    def compare_(self) -> str:
+        """Leave a graph that differs from the step on its last batch, and return how."""
+        if self.graph is None or self.last is None:
+            return ""
+        reason = self.graph.difference(self.last)
+        if reason:
+            self.graph = None
+        return reason
+
+
+class Compiling:
+    """The decision between epochs: a step is compiled where the steps to come are worth it.
+
+    Steps from Python are timed first. The time to compile is estimated from the size of the graph;
+    a graph that this machine has compiled before takes a few seconds. The faster of the two stays.
+
+    Arguments:
+        lanes: of the run.
+        history: whose road says what was done.
+    """
+
+    def __init__(self, lanes: Compiled, history: History) -> None:
+        self.lanes = lanes
+        self.history = history
+        self.decided = False
+
+    def __call__(self, trainer: Trainer, _: int) -> None:
+        lanes = self.lanes
+        if self.decided or lanes.graph is not None or lanes.count < MEASURED_STEPS:
+            return
+        saved = SHARE_SAVED * trainer.steps_left() * lanes.seconds / lanes.count
+        if saved < FROM_CACHE:
+            return
+        self.decided = True
+        self.build_(trainer.batches[0], lambda graph: self._seconds(graph) < saved)
+
+    def build_(
+        self, batch: Arguments, worth: Callable[[fx.GraphModule], bool] | None = None
+    ) -> None:
+        """Compile the step, and say so.
+
+        Arguments:
+            batch: of the run.
+            worth: function from a graph to whether it is compiled; the faster one then stays. By
+                default it is compiled in any case.
+        """
+        road = self.history.road
+        try:
+            graph = self.lanes.build_(batch, worth or (lambda graph: True))
+        except NotCaptured as error:
+            self.history.road = f"{road}, not compiled: {error}"
+            return
+        marker = _marker(graph.graph)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        if worth is None or graph.pays(batch):
+            self.history.road = f"{road}, compiled in {graph.seconds:.1f} s"
+        else:
+            self.lanes.graph = None
+            self.history.road = f"{road}, not compiled: the graph is the slower one"
+
+    @staticmethod
+    def _seconds(graph: fx.GraphModule) -> float:
+        """Return the seconds that compiling a graph takes, about."""
+        cold = COLD + COLD_PER_NODE * len(graph.graph.nodes)
+        return FROM_CACHE if _marker(graph).exists() else cold
+
+
+def _marker(graph: fx.GraphModule) -> Path:
+    """Return the file that says whether this machine has compiled a graph."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    shapes = [str(node.meta.get("tensor_meta")) for node in graph.graph.nodes]
+    content = "\n".join((torch.__version__, graph.code, *shapes))
+    return Path(cache_dir()) / "pyro_vmonf" / hashlib.sha256(content.encode()).hexdigest()

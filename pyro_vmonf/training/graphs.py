@@ -1,0 +1,211 @@
+"""One training step of a plain pair as one compiled graph: terms and gradients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch.func import functional_call
+
+from pyro_vmonf._utils.contexts import local_seed, training
+from pyro_vmonf._utils.graphs import captured, compiled
+from pyro_vmonf._utils.processes import several_processes
+from pyro_vmonf.program import unregistered
+from pyro_vmonf.terms import Term
+from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.objective import Objective
+from pyro_vmonf.training.streams import Streams, kept
+
+MEASURED_CALLS = 15
+
+
+class NotCaptured(RuntimeError):
+    """The step runs from Python, for the reason that the error names."""
+
+
+class StepGraph:
+    r"""The terms of the ELBO and their gradient, for batches of one shape.
+
+    State, rows, temperature and the weights of the guide's terms are inputs, so that schedules go
+    on. What the forward pass counts, as running means and expected counts do, is an output: a step
+    that is rejected leaves no trace.
+
+    Arguments:
+        objective: of the run, on its direct road.
+        parameters: of the optimiser.
+        batch: the first batch.
+        worth: function from a graph to whether it is compiled.
+
+    Raises:
+        NotCaptured: if the step cannot be compiled, is not worth it, or has other values than the
+            objective.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Sequence[Tensor],
+        batch: Arguments,
+        worth: Callable[[fx.GraphModule], bool] = lambda graph: True,
+    ) -> None:
+        _check(objective, parameters)
+        self.objective = objective
+        start = time.perf_counter()
+        # Frozen parameters stay constants: a forward pass leaves those of a frozen part alone.
+        free = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        state = {**free, **dict(objective.named_buffers())}
+        self.names, self.state = list(state), list(state.values())
+        own = {id(parameter) for parameter in parameters}
+        self.trained = [name for name, value in state.items() if id(value) in own]
+        self.terms = [part for part in objective.guide.modules() if isinstance(part, Term)]
+        self.rows = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        self.fixed = {name: value for name, value in batch.items() if name not in self.rows}
+        self.kinds = {name: (value.shape, value.dtype) for name, value in self.rows.items()}
+        self.keys: list[str] = []
+        self.given: list[str] = []  # names of what has a gradient
+        self.moved: list[str] = []  # names of what the forward pass changes
+        with training(objective), local_seed(0), unregistered():
+            inputs = self._inputs(batch)
+            try:
+                self._find_moved(inputs)
+                self.graph = captured(self._step, inputs)
+                if not worth(self.graph):
+                    raise NotCaptured("it would take longer than the steps to come")
+                self.function = compiled(self.graph, inputs)
+            except NotCaptured:
+                raise
+            except Exception as error:  # of the compiler, which has many
+                said = str(error).strip().partition("\n")[0]
+                raise NotCaptured(f"{type(error).__name__}: {said}") from error
+            reason = self.difference(batch)
+        if reason:
+            raise NotCaptured(reason)
+        self.seconds = time.perf_counter() - start
+        self.parameters = [self._of(name) for name in self.given]
+        self.counted = [self._of(name) for name in self.moved]
+
+    def takes(self, batch: Arguments) -> bool:
+        """Return whether a batch has the shape of the first one."""
+        return batch.keys() == self.rows.keys() | self.fixed.keys() and all(
+            isinstance(value, Tensor) and self.kinds[name] == (value.shape, value.dtype)
+            if name in self.kinds
+            else value == self.fixed[name]
+            for name, value in batch.items()
+        )
+
+    @torch.no_grad()
+    def __call__(self, batch: Arguments) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """Return the terms per row, the gradients of ``parameters``, and new ``counted``."""
+        terms, *others = self.function(*self._inputs(batch))
+        count = len(self.given)
+        return dict(zip(self.keys, terms.unbind(), strict=True)), others[:count], others[count:]
+
+    def difference(self, batch: Arguments) -> str:
+        """Return how the graph differs from the objective on a batch; empty if it does not."""
+        with training(self.objective), local_seed(0), unregistered():
+            terms, *others = self._step(*self._inputs(batch))
+        with local_seed(0), torch.no_grad():
+            found, *theirs = self.function(*self._inputs(batch))
+        rounding = 1e3 * torch.finfo(terms.dtype).eps
+        for mine, other in zip([terms, *others], [found, *theirs], strict=True):
+            scale = float(mine.abs().amax()) if mine.numel() else 0.0
+            if not torch.allclose(mine, other, rtol=0, atol=rounding * scale, equal_nan=True):
+                gap = float((mine - other).abs().amax())
+                return f"the compiled step differs by {gap:.2g} from the step itself"
+        return ""
+
+    def pays(self, batch: Arguments) -> bool:
+        """Return whether the graph is faster than the objective and its gradient."""
+        own: list[float] = []
+        theirs: list[float] = []
+        with training(self.objective), local_seed(0), unregistered():
+            inputs = self._inputs(batch)
+            for _ in range(MEASURED_CALLS):
+                for times, function in ((own, self.function), (theirs, self._step)):
+                    start = time.perf_counter()
+                    with torch.no_grad():
+                        function(*inputs)
+                    times.append(time.perf_counter() - start)
+        return min(own) < min(theirs)
+
+    def _inputs(self, batch: Arguments) -> list[Tensor]:
+        x = self.rows["x"]
+        weights = torch.tensor(
+            [term.current_weight for term in self.terms], dtype=x.dtype, device=x.device
+        )
+        rows = (batch[name].detach() for name in self.rows)
+        return [*(value.detach() for value in self.state), weights, *rows]
+
+    def _step(self, *inputs: Tensor) -> list[Tensor]:
+        count = len(self.names)
+        state = dict(zip(self.names, inputs[:count], strict=True))
+        rows = dict(zip(self.rows, inputs[count + 1 :], strict=True))
+        with torch.enable_grad():
+            stacked, leaves = self._forward(state, inputs[count], rows)
+            wanted = [leaves[name] for name in self.trained]
+            found = torch.autograd.grad(-stacked.sum(), wanted, allow_unused=True)
+        pairs = [(n, g) for n, g in zip(self.trained, found, strict=True) if g is not None]
+        self.given = [name for name, _ in pairs]
+        moved = [leaves[name].detach() for name in self.moved]
+        return [stacked.detach(), *(gradient for _, gradient in pairs), *moved]
+
+    def _forward(
+        self, state: dict[str, Tensor], weights: Tensor, rows: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the terms per row ``(T,)``, and the state that they are computed from."""
+        moved, trained = set(self.moved), set(self.trained)
+        leaves = {
+            name: (value.clone() if name in moved else value).detach()
+            for name, value in state.items()
+        }
+        for name in trained:
+            leaves[name].requires_grad_()
+        before = [term.current_weight for term in self.terms]
+        try:
+            for term, weight in zip(self.terms, weights.unbind(), strict=True):
+                term.current_weight = weight  # type: ignore[assignment]
+            arguments = {**self.fixed, **rows}
+            terms = functional_call(self.objective, leaves, kwargs=arguments)
+        finally:
+            for term, own in zip(self.terms, before, strict=True):
+                term.current_weight = own
+        self.keys = list(terms)
+        size = self.fixed.get("size") or 1
+        return torch.stack([value / size for value in terms.values()]), leaves
+
+    def _find_moved(self, inputs: list[Tensor]) -> None:
+        """Find what the forward pass changes in place."""
+        self.moved = list(self.names)  # copies of everything
+        count = len(self.names)
+        state = dict(zip(self.names, inputs[:count], strict=True))
+        rows = {  # new ones, which the guide has not counted
+            name: value.clone() for name, value in zip(self.rows, inputs[count + 1 :], strict=True)
+        }
+        streams = Streams(None, self.objective)
+        with torch.enable_grad(), kept(self.objective):
+            first = {name: value.clone() for name, value in state.items()}
+            _, leaves = self._forward(first, inputs[count], rows)
+            drawn = list(streams.state_dict())
+        if drawn:
+            raise NotCaptured(f"{drawn[0]} is a generator of its own")
+        self.moved = [name for name, value in leaves.items() if value._version]
+
+    def _of(self, name: str) -> Tensor:
+        return self.state[self.names.index(name)]
+
+
+def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:
+    """Refuse what the graph could not follow.
+
+    Raises:
+        NotCaptured: with the reason.
+    """
+    if not objective.direct:
+        raise NotCaptured("the sum over c goes through the sites of the program")
+    if several_processes():
+        raise NotCaptured("several processes share the step")
+    own = {id(parameter) for parameter in objective.parameters()}
+    if any(id(parameter) not in own for parameter in parameters):
+        raise NotCaptured("the optimizer moves a parameter that is not the pair's")
