@@ -11,7 +11,7 @@ from benchmarks.tables import Options, Row
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.terms import Balance
-from pyro_vmonf.training.restarts import fit_together
+from pyro_vmonf.training.together import fit_together
 
 STEPS, NUMBERS, ROUNDS = 30, (1, 2, 4, 8, 16, 32), 3
 

@@ -44,7 +44,7 @@ MOVED = {
     "scopes": "_utils.contexts",
     "simplex": "weight_priors",
     "temperature": "schedules",
-    "together": "training.restarts",
+    "together": "training.together",
     "transformed": "flows.transformed",
     "truncated": "distributions",
 }

@@ -1,4 +1,4 @@
-"""The state of each component of a fitted pair."""
+"""The state of a pair, and of each of its components."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
+from pyro_vmonf._utils.html import sparkline, table
 from pyro_vmonf._utils.validation import check_unconditional
 from pyro_vmonf.contracts import Pair
+
+MOST_WEIGHTS = 20  # components whose weights are listed
 
 
 @dataclass(frozen=True)
@@ -209,3 +212,36 @@ def _inversion_error(vmonf: Pair, x: Tensor, clusters: Tensor, rows: int) -> Ten
         if len(chosen):
             errors[c] = error[: len(chosen), c].max()
     return errors
+
+
+@torch.no_grad()
+def card(vmonf: Any) -> str:
+    """Return a pair as a table in HTML: its parts, its numbers and its loss."""
+    model, guide, history = vmonf.model, vmonf.guide, vmonf.history
+    parameters = list(vmonf.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
+    rows = [
+        ("components K", str(model.num_components)),
+        ("event shape", str(tuple(model.event_shape))),
+        ("bank", type(model.bank).__name__),
+        ("weights", f"{type(model.weights).__name__}: {_shown_weights(model)}"),
+        ("guide", ", ".join(filter(None, (type(guide).__name__, guide.extra_repr())))),
+        ("parameters", f"{trained:,}" + (f", and {frozen:,} frozen" if frozen else "")),
+        ("fitted", "no" if history is None else repr(history)),
+    ]
+    if model.context_features:
+        rows.insert(2, ("context features", str(model.context_features)))
+    drawn = "" if history is None else sparkline([-value for value in history.elbo])
+    return f"<div><strong>VMoNF</strong>{table(rows)}{drawn}</div>"
+
+
+def _shown_weights(model: Any) -> str:
+    """Return the mixture's weights as text."""
+    with own_store():
+        try:
+            weights = model.weights.log_mean().exp().tolist()
+        except ValueError:  # of gates
+            return "depend on the rows' context"
+    shown = ", ".join(f"{weight:.3f}" for weight in weights[:MOST_WEIGHTS])
+    return shown + (f" and {len(weights) - MOST_WEIGHTS} more" * (len(weights) > MOST_WEIGHTS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf import files
-from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
-from pyro_vmonf._utils.html import sparkline, table
+from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import (
     check_context_rows,
     check_evidence,
@@ -26,18 +24,16 @@ from pyro_vmonf._utils.validation import (
 from pyro_vmonf.automatic import from_data
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
-from pyro_vmonf.distributions.selection import select
 from pyro_vmonf.guides import BoundGuide, MarginalGuide
+from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Transparent, check_follows
-from pyro_vmonf.report import ChoiceReport, ComponentReport, component_report
+from pyro_vmonf.report import ChoiceReport, ComponentReport, card, component_report
 from pyro_vmonf.training.endings import endings_of_data, warn
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.restarts import fit_best
-
-MOST_WEIGHTS = 20  # components whose weights are listed
 
 
 class VMoNF(Transparent):
@@ -83,7 +79,8 @@ class VMoNF(Transparent):
             return
         halves = {**self.__dict__.get("_modules", {}), name: value}
         if len(halves) == 2:
-            _check_pair(halves["model"], halves["guide"])
+            check_pair(**halves)
+            halves["guide"].check(halves["model"])
         super().__setattr__(name, value)
         if len(halves) == 2:
             self.guide.bind_(self.model)
@@ -104,25 +101,7 @@ class VMoNF(Transparent):
         return f"{self.model.extra_repr()}, fitted={self.history is not None}"
 
     def _repr_html_(self) -> str:
-        with torch.no_grad():
-            weights = _shown_weights(self.model)
-        model, guide = self.model, self.guide
-        parameters = list(self.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        frozen = sum(p.numel() for p in parameters) - trained
-        rows = [
-            ("components K", str(model.num_components)),
-            ("event shape", str(tuple(model.event_shape))),
-            ("bank", type(model.bank).__name__),
-            ("weights", f"{type(model.weights).__name__}: {weights}"),
-            ("guide", ", ".join(filter(None, (type(guide).__name__, guide.extra_repr())))),
-            ("parameters", f"{trained:,}" + (f", and {frozen:,} frozen" if frozen else "")),
-            ("fitted", "no" if self.history is None else repr(self.history)),
-        ]
-        if model.context_features:
-            rows.insert(2, ("context features", str(model.context_features)))
-        drawn = "" if self.history is None else sparkline([-v for v in self.history.elbo])
-        return f"<div><strong>VMoNF</strong>{table(rows)}{drawn}</div>"
+        return card(self)
 
     def fit(self, x: Any, y: Any = None, *, n_init: int = 1, **options: Any) -> History:
         """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.training.fit.fit`.
@@ -188,14 +167,8 @@ class VMoNF(Transparent):
             >>> vmonf.predict(x).bincount().shape
             torch.Size([3])
         """
-        model, guide, history = from_data(
-            x,
-            y,
-            components=components,
-            seed=seed,
-            minutes=minutes,
-            sample_weight=sample_weight,
-        )
+        options = {"seed": seed, "minutes": minutes, "sample_weight": sample_weight}
+        model, guide, history = from_data(x, y, components=components, **options)
         vmonf = cls(model, guide)
         vmonf.history = history
         return vmonf
@@ -262,10 +235,7 @@ class VMoNF(Transparent):
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
         check_follows(self.model, "log_prob", "mixture")
         return self._over_chunks(
-            lambda rows, given, _: self.model.mixture(given).log_prob(rows),
-            x,
-            given,
-            chunk_size,
+            lambda rows, given, _: self.model.mixture(given).log_prob(rows), x, given, chunk_size
         )
 
     def component_log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
@@ -334,11 +304,7 @@ class VMoNF(Transparent):
             for rows in torch.arange(total, device=floating_buffer(self).device).split(chunk_size):
                 mixture = model.mixture(None if given is None else given[rows])
                 shape = (len(rows),) if given is None else ()
-                if component is None:
-                    x, c = mixture.sample_with_component(shape)
-                else:
-                    c = torch.full_like(rows, component)
-                    x = select(mixture.components, c).sample()
+                x, c = mixture.sample_with_component(shape, component)
                 points.append(x)
                 components.append(c)
             return torch.cat(points), torch.cat(components)
@@ -422,36 +388,11 @@ class VMoNF(Transparent):
 
         outside = self.model.is_outside(rows, given).nonzero().squeeze(1)
         if len(outside):
-            warnings.warn(
+            warn(
                 f"rows {listed(outside)} lie outside the support of every component "
                 f"({len(outside)} of {len(rows)} rows): their log-density is minus infinity, their "
-                "posterior is the weights, and their cluster is -1",
-                RuntimeWarning,
-                stacklevel=3,
+                "posterior is the weights, and their cluster is -1"
             )
         with evaluating(self):
             parts = map(function, rows.split(chunk_size), chunks(given), chunks(y))
             return torch.cat(list(parts))
-
-
-def _check_pair(model: Any, guide: Any) -> None:
-    """Refuse what is no mixture or guide, or a network without one logit for each component."""
-    if not isinstance(model, FlowMixture):
-        raise TypeError(f"model is a {type(model).__name__}; expected a FlowMixture of a bank")
-    if not isinstance(guide, BoundGuide):
-        raise TypeError(
-            f"guide is a {type(guide).__name__}; expected a SoftmaxGuide of a network, or None "
-            "(with a Pyro guide of your own, use SVI on the model)"
-        )
-    guide.check(model)
-
-
-def _shown_weights(model: FlowMixture) -> str:
-    """Return the mixture's weights as text."""
-    with own_store():
-        try:
-            weights = model.weights.log_mean().exp().tolist()
-        except ValueError:  # of gates
-            return "depend on the rows' context"
-    shown = ", ".join(f"{weight:.3f}" for weight in weights[:MOST_WEIGHTS])
-    return shown + (f" and {len(weights) - MOST_WEIGHTS} more" * (len(weights) > MOST_WEIGHTS))

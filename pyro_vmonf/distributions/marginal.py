@@ -68,12 +68,23 @@ class Marginal(ShownDistribution):
         log_prob = self.joint_log_prob(x).logsumexp(-1)
         return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
 
-    def sample_with_component(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw points ``(*, *event_shape)`` and the component ``(*)`` that each came from."""
+    def sample_with_component(
+        self, sample_shape: Sequence[int] = (), component: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw points ``(*, *event_shape)`` and the component ``(*)`` that each came from.
+
+        Arguments:
+            sample_shape: their number.
+            component: draw from this one only.
+        """
         with torch.no_grad():
             count = self.log_weights.shape[-1]
             log_weights = self.log_weights.expand(*self.batch_shape, count)
-            c = torch.distributions.Categorical(logits=log_weights).sample(Size(sample_shape))
+            shape = Size(sample_shape)
+            if component is None:
+                c = torch.distributions.Categorical(logits=log_weights).sample(shape)
+            else:
+                c = torch.full((*shape, *self.batch_shape), component, device=log_weights.device)
             return grouped_draw(self.components, c), c
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

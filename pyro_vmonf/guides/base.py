@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,3 +179,18 @@ class BoundGuide(Program):
     def site(self, name: str) -> str:
         """Return the full name of a site: that of the model, where the guide is bound to one."""
         return super().site(name) if self.model is None else self.model.site(name)
+
+
+def check_pair(model: Any, guide: Any) -> None:
+    """Refuse what is no mixture, or no guide of one.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not isinstance(model, FlowMixture):
+        raise TypeError(f"model is a {type(model).__name__}; expected a FlowMixture of a bank")
+    if not isinstance(guide, BoundGuide):
+        raise TypeError(
+            f"guide is a {type(guide).__name__}; expected a SoftmaxGuide of a network, or None "
+            "(with a Pyro guide of your own, use SVI on the model)"
+        )

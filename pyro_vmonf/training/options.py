@@ -18,6 +18,7 @@ from pyro_vmonf._utils.contexts import alone
 from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule, as_schedule, check_temperature
 from pyro_vmonf.terms import Term
@@ -161,13 +162,10 @@ class Options:
         """Refuse a pair that the options do not fit.
 
         Raises:
+            TypeError: if it is no mixture with a guide.
             ValueError: if they do not.
         """
-        if not isinstance(model, FlowMixture) or not isinstance(guide, BoundGuide):
-            raise TypeError(
-                f"model is a {type(model).__name__} and guide is a {type(guide).__name__}; "
-                "expected a FlowMixture and a guide of pyro_vmonf"
-            )
+        check_pair(model, guide)
         if self.temperature is not None and guide.temperature is None:
             raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
         if sample_weight is not None and not guide.draws_component:

@@ -18,7 +18,8 @@ from pyro_vmonf.flows import Flow, StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import exponential_decay, linear_decay
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency
-from pyro_vmonf.training.restarts import NotTogether, fit_best, fit_together
+from pyro_vmonf.training.restarts import fit_best
+from pyro_vmonf.training.together import NotTogether, fit_together
 from pyro_vmonf.transforms import Affine, BatchNorm
 
 pytestmark = pytest.mark.usefixtures("float64")
