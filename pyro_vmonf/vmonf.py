@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ from pyro_vmonf.training.endings import endings_of_data, warn
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.restarts import fit_best
+
+# Of rows, their context and their evidence.
+Verb = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 class VMoNF(Transparent):
@@ -111,17 +115,17 @@ class VMoNF(Transparent):
             n_init: runs from different starts, of which the one with the best held-out objective
                 stays: see :func:`pyro_vmonf.training.restarts.fit_best`.
 
-        With one start, an interrupt or an error leaves pair and ``history`` as far as they came.
+        An interrupt or an error leaves pair and ``history`` as far as they came.
         """
-        if check_positive("n_init", n_init) > 1:
-            self.history = fit_best(self.model, self.guide, x, y, n_init=n_init, **options)
-            warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))
-            return self.history
+        several = check_positive("n_init", n_init) > 1
+        run: Callable[..., History] = partial(fit_best, n_init=n_init) if several else fit
         try:
-            self.history = fit(self.model, self.guide, x, y, **options)
+            self.history = run(self.model, self.guide, x, y, **options)
         except BaseException as error:
             self.history = vars(error).get("history", self.history)
             raise
+        if several:
+            warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))
         return self.history
 
     @classmethod
@@ -292,8 +296,7 @@ class VMoNF(Transparent):
         given = check_context_rows(given, None, model.context_features, floating_buffer(self))
         if given is not None and num_samples not in (None, len(given)):
             raise ValueError(
-                f"num_samples is {num_samples} but the context has {len(given)} rows; pass one of "
-                "them"
+                f"num_samples is {num_samples} but the context has {len(given)} rows; pass one"
             )
         total = check_positive("num_samples", num_samples if given is None else len(given))
         count = model.num_components
@@ -370,18 +373,12 @@ class VMoNF(Transparent):
 
     @torch.no_grad()
     def _over_chunks(
-        self,
-        function: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
-        x: Any,
-        given: Any,
-        chunk_size: int,
-        y: Tensor | None = None,
+        self, function: Verb, x: Any, given: Any, chunk_size: int, y: Tensor | None = None
     ) -> Tensor:
         """Join a function's results over chunks of rows, their context and their evidence."""
         check_positive("chunk_size", chunk_size)
-        like = floating_buffer(self)
-        rows = self.model.rows(x)
-        given = check_context_rows(given, len(rows), self.model.context_features, like)
+        rows, features = self.model.rows(x), self.model.context_features
+        given = check_context_rows(given, len(rows), features, floating_buffer(self))
 
         def chunks(values: Tensor | None) -> Iterable[Tensor | None]:
             return itertools.repeat(None) if values is None else values.split(chunk_size)

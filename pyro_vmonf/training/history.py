@@ -99,6 +99,12 @@ class History:
         """Let an error carry the history as its attribute ``history``."""
         error.__dict__["history"] = self
 
+    def interrupted_by(self, error: BaseException, where: str) -> None:
+        """Let an error carry the history of a run that ended before it."""
+        kind = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        self.stopped = "; ".join(filter(None, (self.stopped, f"{kind} in {where}")))
+        self.kept_by(error)
+
     def __repr__(self) -> str:
         last = f", elbo={self.elbo[-1]:.4f}" if self.elbo else ""
         return f"History({len(self.epoch)} epochs, {self.seconds:.1f} s{last})"

@@ -244,11 +244,26 @@ class Stacked:
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
     ) -> tuple[Terms, list[bool]]:
         floating = [b for b in self.buffers.values() if b.is_floating_point()] + self.counted
-        before = [b.detach().clone() for b in floating]
+        before = [value.detach().clone() for value in (*floating, *self.parameters)]
+        try:
+            return self._step(batches, going, move, floating, before)
+        except BaseException:  # an interrupt may come in the middle of a move
+            with torch.no_grad():
+                torch._foreach_copy_([*floating, *self.parameters], before)
+            raise
+
+    def _step(
+        self,
+        batches: Sequence[Arguments],
+        going: list[bool],
+        move: Callable[[], Any],
+        floating: list[Tensor],
+        before: list[Tensor],
+    ) -> tuple[Terms, list[bool]]:
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum(0)
         finite = loss.detach().isfinite()
-        self._remember(finite, before[len(floating) - len(self.counted) :])
+        self._remember(finite, before[len(floating) :])
         loss.sum().backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
@@ -266,19 +281,15 @@ class Stacked:
             move()
             for value, old in zip(moving, kept, strict=True):
                 value[left] = old
-            for buffer, old in zip(floating, before, strict=True) if len(left) else []:
+            for buffer, old in zip(floating, before, strict=False) if len(left) else []:
                 buffer[left] = old[left]
         return {name: value.detach() for name, value in terms.items()}, taken.tolist()
 
     @torch.no_grad()
-    def _remember(self, finite: Tensor, counted: list[Tensor]) -> None:
+    def _remember(self, finite: Tensor, values: list[Tensor]) -> None:
         """Keep the parameters of the runs whose loss is finite, as the step found them."""
-        first = {id(p): value for p, value in zip(self.counted, counted, strict=True)}
-        values = [first.get(id(p), p) for p in self.parameters]
-        if not self.last_finite:
-            self.last_finite = [value.detach().clone() for value in values]
-        elif bool(finite.all()):
-            torch._foreach_copy_(self.last_finite, values)
+        if not self.last_finite or bool(finite.all()):
+            self.last_finite = values
         else:
             for kept, value in zip(self.last_finite, values, strict=True):
                 kept[finite] = value[finite]

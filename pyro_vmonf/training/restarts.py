@@ -23,7 +23,7 @@ from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import warn_of_lost_clusters
 from pyro_vmonf.training.loaders import is_streamed
-from pyro_vmonf.training.together import TOGETHER, NotTogether, fit_together
+from pyro_vmonf.training.together import TOGETHER, NotTogether, Pair, fit_together
 
 
 def reset_parameters_(module: nn.Module) -> None:
@@ -40,13 +40,7 @@ def reset_parameters_(module: nn.Module) -> None:
         >>> bool((layer.weight == before).any())
         False
     """
-    for name, part in module.named_modules():
-        own = [p for p in part.parameters(recurse=False) if p.requires_grad]
-        if own and not hasattr(part, "reset_parameters"):
-            raise ValueError(
-                f"{name or 'the module'} is a {type(part).__name__} without reset_parameters(): "
-                "give it one, that draws its parameters anew, or use a single start"
-            )
+    _check_resets(module)
 
     def reset(part: nn.Module) -> None:
         optional(part, "reset_parameters", lambda: None)()
@@ -58,8 +52,23 @@ def reset_parameters_(module: nn.Module) -> None:
             parameter.copy_(before)
 
 
+def _check_resets(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        own = [p for p in part.parameters(recurse=False) if p.requires_grad]
+        if own and not hasattr(part, "reset_parameters"):
+            raise ValueError(
+                f"{name or 'the module'} is a {type(part).__name__} without reset_parameters(): "
+                "give it one, that draws its parameters anew, or use a single start"
+            )
+
+
 def best_of_(
-    modules: Sequence[nn.Module], run: Callable[[int], float], n_init: int, seed: int
+    modules: Sequence[nn.Module],
+    run: Callable[[int], float],
+    n_init: int,
+    seed: int,
+    *,
+    reached: bool = False,
 ) -> list[float]:
     """Run from several starts and leave the modules as the best run did.
 
@@ -68,13 +77,16 @@ def best_of_(
         run: function from the number of the run to its objective, larger is better.
         n_init: number of runs.
         seed: seed of the starts.
+        reached: where an error carries the history of a run (see :meth:`History.kept_by`), leave
+            the modules in the best state of the runs that ended, or else as that run left them.
 
     Returns:
         The objective of each run.
 
     Raises:
         ValueError: if there is a choice to make and no objective is a number, or a module cannot be
-            started anew. Whatever is raised, the modules are then as they were.
+            started anew. Whatever is raised, the modules are then as they were, but for
+            ``reached``.
 
     Example:
         >>> layer = torch.nn.Linear(1, 1)
@@ -83,6 +95,8 @@ def best_of_(
         True
     """
     whole = nn.ModuleList(modules)
+    if n_init > 1:
+        _check_resets(whole)
     start = copy.deepcopy(whole.state_dict())
     objectives: list[float] = []
     best, best_objective = start, -math.inf
@@ -98,8 +112,10 @@ def best_of_(
                 best = copy.deepcopy(whole.state_dict())
         if n_init > 1 and best is start:
             raise ValueError(f"the runs' objectives are {objectives}: there is no best one")
-    except BaseException:
-        whole.load_state_dict(start)
+    except BaseException as error:
+        stays = reached and "history" in vars(error)
+        if best is not start or not stays:
+            whole.load_state_dict(best if stays else start)
         raise
     whole.load_state_dict(best)
     return objectives
@@ -144,8 +160,13 @@ def fit_best(
         RuntimeWarning: if the guide knows clusters that only the first run begins with.
 
     Raises:
-        FloatingPointError: if every run ends with losses that are not finite.
-        ValueError: if a part cannot be started anew. Whatever is raised, the pair is as it was.
+        FloatingPointError: if every run ends with losses that are not finite; the pair is then as
+            it was.
+        ValueError: if a part cannot be started anew; the pair is then as it was.
+
+    An interrupt, or an error of a callback, leaves the pair in the best state that was reached, and
+    has its history as the attribute ``history``. Side by side, the last accepted states of all runs
+    are compared; one after the other, the runs that ended come before the one that did not.
     """
     if not options.keys().isdisjoint(("checkpoint", "resume")):
         raise ValueError("checkpoint and resume go with one run; pass n_init=1")
@@ -171,13 +192,29 @@ def fit_best(
         except FloatingPointError as error:
             failures.append(error)
             if len(failures) == n_init:
+                vars(error).pop("history", None)  # no run has anything to keep
                 raise
             return -math.inf
+        except BaseException as error:
+            if any(math.isfinite(past.final_objective) for past in histories):
+                best().interrupted_by(error, f"restart {number}")
+            raise
         histories.append(history)
         return history.final_objective
 
-    objectives = best_of_([model, guide], run, n_init, first)
-    history = max(histories, key=lambda history: history.final_objective)
+    def best() -> History:
+        history = max(histories, key=lambda history: history.final_objective)
+        history.restarts = [past.final_objective for past in histories]
+        return history
+
+    names = model.feature_names
+    try:
+        objectives = best_of_([model, guide], run, n_init, first, reached=True)
+    except BaseException as error:
+        if "history" not in vars(error):
+            model.feature_names = names
+        raise
+    history = best()
     history.restarts = objectives
     return history
 
@@ -201,27 +238,21 @@ def _best_together(
             if start is not None:
                 with contextlib.suppress(FloatingPointError):  # it stays at its last good state
                     start(pair[0], pair[1], i)  # type: ignore[arg-type]
-    histories = fit_together(
-        [tuple(pair) for pair in starts],  # type: ignore[misc]
-        x,
-        y,
-        [first + i for i in range(n_init)],
-        held_out=held_out,
-        **options,
-    )
+    pairs: list[Any] = [tuple(pair) for pair in starts]
+    seeds = [first + i for i in range(n_init)]
+    try:
+        histories = fit_together(pairs, x, y, seeds, held_out=held_out, **options)
+    except BaseException as error:
+        if "histories" in vars(error):
+            _take_best_(model, guide, pairs, vars(error).pop("histories")).kept_by(error)
+        raise
     objectives = [history.final_objective for history in histories]
-    best = max(range(n_init), key=lambda i: (math.isfinite(objectives[i]), objectives[i]))
-    if not math.isfinite(objectives[best]):
+    if not any(map(math.isfinite, objectives)):
         raise FloatingPointError(
             f"the runs' objectives are {objectives}: none of {n_init} stayed finite. "
             "Try a smaller lr, clip_norm, or a smaller bound of the flows"
         )
-    nn.ModuleList([model, guide]).load_state_dict(starts[best].state_dict())
-    guide.bind_(model)
-    model.feature_names = starts[best][0].feature_names  # type: ignore[assignment]
-    history = histories[best]
-    guide.set_step_(history.step[-1] - 1)  # the weights of the terms are no part of a state
-    history.restarts = objectives
+    history = _take_best_(model, guide, pairs, histories)
     if history.rejected:
         warnings.warn(
             f"{history.rejected} of {history.step[-1]} steps had a loss or gradient that is not "
@@ -229,6 +260,25 @@ def _best_together(
             RuntimeWarning,
             stacklevel=4,
         )
+    return history
+
+
+def _take_best_(
+    model: FlowMixture,
+    guide: BoundGuide,
+    pairs: Sequence[Pair],
+    histories: Sequence[History],
+) -> History:
+    """Put a pair into the state of the best run, and return its history."""
+    objectives = [history.final_objective for history in histories]
+    best = max(range(len(pairs)), key=lambda i: (math.isfinite(objectives[i]), objectives[i]))
+    history, chosen = histories[best], nn.ModuleList(pairs[best])
+    nn.ModuleList([model, guide]).load_state_dict(chosen.state_dict())
+    guide.bind_(model)
+    model.feature_names = pairs[best][0].feature_names
+    # The weights of the terms are no part of a state.
+    guide.set_step_(history.step[-1] - 1 if history.step else 0)
+    history.restarts = objectives
     return history
 
 

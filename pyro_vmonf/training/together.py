@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, training
-from pyro_vmonf._utils.frames import names_of, ordered
+from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.data import Sources, TensorSource, check_data
@@ -66,6 +66,8 @@ def fit_together(
 
     Raises:
         NotTogether: if the program does not run under ``torch.vmap``; no pair has then changed.
+        BaseException: after the first step, with the histories as its attribute ``histories``; each
+            pair is then in the last accepted state of its run.
         ValueError: if data or options do not fit.
     """
     if len(pairs) == 1:
@@ -106,16 +108,28 @@ def fit_together(
         if isinstance(scheduler, ReduceLROnPlateau):
             raise NotTogether("each run has its own plateau")
         trainer = Trainer(lanes, [run for run, _ in runs], optimizer, scheduler, plan)
-        histories = trainer.run()
+        try:
+            trainer.run()
+        except BaseException as error:
+            if trainer.steps:
+                vars(error)["histories"] = _settle_(pairs, trainer, objective, names)
+            raise
+    return _settle_(pairs, trainer, objective, names)
+
+
+def _settle_(
+    pairs: Sequence[Pair], trainer: Trainer, objective: Objective, names: Names | None
+) -> list[History]:
+    """Put every pair into the state of its run; return the histories."""
     for i, ((model, guide), run) in enumerate(zip(pairs, trainer.runs, strict=True)):
         guide.bind_(model)
         model.feature_names = names or model.feature_names
-        Objective(model, guide, nesting).load_state_dict(lanes.state(i))
+        Objective(model, guide).load_state_dict(trainer.lanes.state(i))
         run.history.road = objective.road
-        if run.failure or not run.history.objective:
+        if run.failure:
             run.history.objective.append(-math.inf)
             run.history.kept = -1
-    return histories
+    return [run.history for run in trainer.runs]
 
 
 def _is_frozen(part: nn.Module) -> bool:

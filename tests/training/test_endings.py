@@ -163,26 +163,112 @@ def test_refused_run_keeps_former_history() -> None:
         assert torch.equal(value, vmonf.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("callbacks", [(), lambda _: None], ids=["together", "one by one"])
+ERRORS = [KeyboardInterrupt(), ValueError("mine")]
+
+
+def failing_at(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, at: int, run: int = 0
+) -> None:
+    """Let a run fail before a step, or in the middle of one if the number is no integer."""
+    step, begin, number = Trainer.step, Trainer.run, [-1]
+
+    def counted(self: Trainer) -> Any:
+        number[0] += 1
+        return begin(self)
+
+    def failing(self: Trainer, batches: Any) -> Any:
+        if number[0] == run and self.steps == at:
+
+            def halfway() -> None:
+                with torch.no_grad():
+                    for parameter in self.lanes.parameters[::2]:
+                        parameter.add_(1.0)
+                raise error
+
+            monkeypatch.setattr(self, "_move", halfway)
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "run", counted)
+    monkeypatch.setattr(Trainer, "step", failing)
+
+
+RESTARTS: dict[str, Any] = {**OPTIONS, "temperature": 1.0, "held_out": 0.25, "keep": "last"}
+EPOCH = 3  # steps of an epoch: 90 rows in batches of 30
+
+
+def equal(one: VMoNF, other: VMoNF) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.allclose(mine[k], theirs[k], rtol=1e-9, atol=1e-9) for k in theirs)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=str)
+def test_interrupted_restarts_side_by_side_leave_the_best_state_reached(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the best of the same runs that end after the steps that were accepted."""
+    vmonf, whole = pair(torch.float64), pair(torch.float64)
+    x = X.double()
+    whole.fit(x, steps=2 * EPOCH + 1, n_init=3, **RESTARTS)
+    failing_at(monkeypatch, error, 2 * EPOCH + 1)
+    with pytest.raises(type(error)) as caught:
+        vmonf.fit(x, epochs=9, n_init=3, **RESTARTS)
+    history = vmonf.history
+    assert caught.value is error
+    assert history is not None
+    assert history is vars(error).pop("history")
+    assert history.stopped.endswith("epoch 2")
+    assert history.epoch == [0, 1]
+    assert len(history.restarts) == 3
+    assert history.final_objective == max(history.restarts)
+    assert equal(vmonf, whole)
+    assert torch.isfinite(vmonf.log_prob(x)).all()
+    monkeypatch.undo()
+    assert len(vmonf.fit(x, epochs=1, n_init=2, **RESTARTS).restarts) == 2
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=str)
+@pytest.mark.parametrize("run", [0, 1, 2])
+def test_interrupted_restarts_one_by_one_leave_the_best_that_ended(
+    run: int, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against as many runs as ended, or the first steps of the first one."""
+    vmonf, whole = pair(torch.float64), pair(torch.float64)
+    x = X.double()
+    # The rows that restarts of seed 0 hold out.
+    held_out = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) // 4]
+    options = {**RESTARTS, "held_out": held_out, "callbacks": lambda _: None}
+    course = {"epochs": 3, "n_init": run} if run else {"steps": EPOCH + 1}
+    whole.fit(x, **course, **options)
+    failing_at(monkeypatch, error, EPOCH + 1, run)
+    options["held_out"] = 0.25
+    with pytest.raises(type(error)) as caught:
+        vmonf.fit(x, epochs=3, n_init=3, **options)
+    history = vmonf.history
+    assert caught.value is error
+    assert history is vars(error).pop("history")
+    assert history is not None
+    assert len(history.epoch) == (3 if run else 1)
+    assert history.stopped.endswith(f"restart {run}" if run else "epoch 1")
+    assert len(history.restarts) == run
+    assert equal(vmonf, whole)
+    assert torch.isfinite(vmonf.log_prob(x)).all()
+
+
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.filterwarnings("ignore:the guide knows clusters")
-def test_interrupted_restarts_leave_pair_and_history(
-    callbacks: Any, monkeypatch: pytest.MonkeyPatch
+def test_restarts_that_reach_nothing_leave_pair_and_history(
+    together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vmonf = pair()
     former = vmonf.fit(X, epochs=1, **OPTIONS)
     before = {name: value.clone() for name, value in vmonf.state_dict().items()}
-    step = Trainer.step
-
-    def interrupted(self: Trainer, batches: Any) -> Any:
-        if self.steps == 6:
-            raise KeyboardInterrupt
-        return step(self, batches)
-
-    monkeypatch.setattr(Trainer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        vmonf.fit(
-            X, epochs=4, n_init=2, **OPTIONS, **({"callbacks": callbacks} if callbacks else {})
-        )
+    options = OPTIONS if together else {**OPTIONS, "callbacks": lambda _: None}
+    if together:
+        monkeypatch.setattr(Trainer, "_measure", lambda *_: 1 / 0)
+    else:
+        failing_at(monkeypatch, ZeroDivisionError(), 0)
+    with pytest.raises(ZeroDivisionError):
+        vmonf.fit(X, epochs=4, n_init=2, held_out=0.25, **options)
     assert vmonf.history is former
     assert former.stopped == ""
     for name, value in before.items():
