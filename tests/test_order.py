@@ -86,3 +86,27 @@ def f():
 """
     expected = ["pyro_vmonf.vmonf", "pyro_vmonf.model", "pyro_vmonf.plots"]
     assert sorted(imports(source)) == sorted(expected)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_files_and_functions_are_short(file: Path) -> None:
+    """A file has at most 400 lines, and a function at most 60 beside its docstring."""
+    source = (PACKAGE / file).read_text()
+    assert source.count("\n") <= 400
+    for name, lines in functions(source):
+        assert lines <= 60, f"{name} has {lines} lines"
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """Every function of a source with its number of lines, the docstring left out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            text = ast.get_docstring(node, clean=False) is not None
+            spoken = (first.end_lineno or 0) - first.lineno + 1 if text else 0
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1 - spoken
+
+
+def test_the_length_of_a_function_is_counted() -> None:
+    lines = ["def f(", "    x,", "):", '    """Text', "    more.", '    """', "    return x"]
+    assert list(functions("\n".join(lines))) == [("f", 4)]

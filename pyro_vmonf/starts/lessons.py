@@ -181,23 +181,10 @@ def pretrain_(
             network cannot be trained, or started anew.
         FloatingPointError: if the sum is not finite; the network is then as it was.
     """
-    model = guide.model
-    if model is None:
-        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
-    wanted: list[Term] = [
-        term if isinstance(term, Term) else CustomTerm(term)  # type: ignore[arg-type]
-        for term in (guide.terms if terms is None else terms)
-    ]
-    if not wanted:
-        raise ValueError("there are no terms to learn from; pass terms, or give the guide some")
-    for name, value in {
-        "steps": steps,
-        "batch_size": batch_size,
-        "n_init": n_init,
-        "trial_steps": trial_steps,
-    }.items():
-        check_positive(name, value)
-    check_positive("labelled", labelled, minimum=0)
+    model, wanted = _model_of(guide), _terms_of(guide, terms)
+    _check_numbers(
+        labelled, steps=steps, batch_size=batch_size, n_init=n_init, trial_steps=trial_steps
+    )
     if not any(parameter.requires_grad for parameter in guide.network.parameters()):
         raise ValueError("the guide's network has no parameter that can be trained")
     like = floating_buffer(guide)
@@ -240,6 +227,31 @@ def pretrain_(
     return trials
 
 
+def _check_numbers(labelled: int, **positive: int) -> None:
+    for name, value in positive.items():
+        check_positive(name, value)
+    check_positive("labelled", labelled, minimum=0)
+
+
+def _model_of(guide: SoftmaxGuide) -> FlowMixture:
+    if guide.model is None:
+        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
+    return guide.model
+
+
+def _terms_of(
+    guide: SoftmaxGuide, terms: Sequence[Term | Callable[[Batch], Tensor]] | None
+) -> list[Term]:
+    """Return what is to be minimised: the guide's own terms by default."""
+    wanted: list[Term] = [
+        term if isinstance(term, Term) else CustomTerm(term)  # type: ignore[arg-type]
+        for term in (guide.terms if terms is None else terms)
+    ]
+    if not wanted:
+        raise ValueError("there are no terms to learn from; pass terms, or give the guide some")
+    return wanted
+
+
 def warm_start_(
     guide: SoftmaxGuide,
     x: Any,
@@ -269,9 +281,7 @@ def warm_start_(
         ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
             nothing has then changed.
     """
-    model = guide.model
-    if model is None:
-        raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
+    model = _model_of(guide)
     like = floating_buffer(guide)
     names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)

@@ -179,6 +179,20 @@ def fit_best(
     if options.keys() <= TOGETHER and not is_streamed(x):
         with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, start, options)
+    return _best_in_turn(model, guide, x, y, n_init, first, held_out, start, options)
+
+
+def _best_in_turn(
+    model: FlowMixture,
+    guide: BoundGuide,
+    x: Any,
+    y: Any,
+    n_init: int,
+    first: int,
+    held_out: float | Tensor,
+    start: Callable[[FlowMixture, BoundGuide, int], None] | None,
+    options: dict[str, Any],
+) -> History:
     histories: list[History] = []
     failures: list[FloatingPointError] = []
 
