@@ -31,12 +31,15 @@ from pyro_vmonf.program import (
     Program,
     Registered,
     Rows,
+    check_follows,
     data_plate,
     declares,
     detached_,
+    follows,
     free_dim,
     log_evidence,
     register,
+    running,
     unregistered,
 )
 from pyro_vmonf.transforms import Standardize
@@ -103,6 +106,10 @@ class FlowMixture(Program):
         self.standardizer = Standardize(self.event_shape)
         self.bounded = not is_real(components.support)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with running(self):
+            return super().__call__(*args, **kwargs)
+
     def extra_repr(self) -> str:
         context = f", context_features={self.context_features}" if self.context_features else ""
         units = ", bounded, so rows keep their units" if self.bounded else ""
@@ -118,7 +125,14 @@ class FlowMixture(Program):
 
         Arguments:
             given: the rows' context ``(*, H)``.
+
+        Raises:
+            TypeError: if the program is another one: see :func:`~pyro_vmonf.program.check_follows`.
         """
+        check_follows(self, "components", "components")
+        return self._components(given)
+
+    def _components(self, given: Tensor | None) -> Distribution:
         register(self)
         return self._in_raw_units(self.components_of(given))
 
@@ -281,7 +295,11 @@ class FlowMixture(Program):
         Arguments:
             given: the rows' context ``(*, H)``; the distribution then has batch shape ``(*)``.
             frozen: use a copy of the parameters as they are now, which no training changes.
+
+        Raises:
+            TypeError: if the program is another one: see :func:`~pyro_vmonf.program.check_follows`.
         """
+        check_follows(self, "marginal", "mixture")
         if not frozen:
             register(self)
             return self.mixture(given)
@@ -299,13 +317,16 @@ class FlowMixture(Program):
 
     def mixture(self, given: Tensor | None = None) -> Marginal:
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
+        check_follows(self, "mixture", "mixture")
         check_context(given, self.context_features)
-        return Marginal(self.weights.log_mean(given), self.components(given))
+        components = self.components if follows(self, "components") else self._components
+        return Marginal(self.weights.log_mean(given), components(given))
 
     def log_posterior(
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
     ) -> Tensor:
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
+        check_follows(self, "log_posterior", "log_posterior", "mixture")
         mixture = self.mixture(given)
         return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
 
@@ -347,6 +368,7 @@ class MixtureComponent(Registered):
 
     def __init__(self, model: FlowMixture) -> None:
         super().__init__()
+        check_follows(model, "MixtureComponent", "mixture")
         self.model = model
 
     def forward(self, context: Tensor | None = None) -> Marginal:

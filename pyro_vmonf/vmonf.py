@@ -354,7 +354,6 @@ class VMoNF(Transparent):
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""
-        check_follows(self.model, "marginal", "mixture")
         return self.model.marginal(given=given, frozen=frozen)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -11,9 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
+from pyro_vmonf import (
+    ExactGuide,
+    FlowMixture,
+    Gaussian,
+    MarginalGuide,
+    MixtureComponent,
+    SoftmaxGuide,
+    VMoNF,
+    information_criteria,
+    select,
+)
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.nn.mlp import MLP
+from pyro_vmonf.report import component_report
 from pyro_vmonf.training.fit import fit
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -27,6 +38,21 @@ VERBS: dict[str, Callable[[VMoNF], Any]] = {
     "sample": lambda vmonf: vmonf.sample(5, seed=0),
     "report": lambda vmonf: vmonf.report(X),
     "marginal": lambda vmonf: vmonf.marginal(),
+}
+
+
+MEMBERS: dict[str, Callable[[FlowMixture], Any]] = {
+    "marginal": lambda model: model.marginal(),
+    "marginal ": lambda model: model.marginal(frozen=True),
+    "components": lambda model: model.components(),
+    "components ": lambda model: select(model.components(), torch.zeros(2).long()),
+    "mixture": lambda model: model.mixture(),
+    "mixture ": lambda model: information_criteria(model, X),
+    "log_posterior": lambda model: model.log_posterior(X),
+    "log_posterior ": lambda model: ExactGuide(model).log_posterior(X),
+    "log_posterior  ": lambda model: MarginalGuide(model).log_q(X),
+    "MixtureComponent": lambda model: MixtureComponent(model),
+    "predict_proba": lambda model: component_report(VMoNF(model), X),
 }
 
 
@@ -89,6 +115,68 @@ def test_verb_is_refused_by_name(kind: type[FlowMixture], verb: str) -> None:
             TypeError, match=rf"^{verb} rests .*, but {kind.__name__} has .*override"
         ):
             VERBS[verb](vmonf)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("kind", [Shifted, Drawn, Again])
+def test_member_of_the_model_is_refused_by_name(kind: type[FlowMixture], member: str) -> None:
+    """Of the model itself, and of what takes one."""
+    words = rf"^({member.strip()}|components) rests .*, but {kind.__name__} has .*override"
+    with pytest.raises(TypeError, match=words):
+        MEMBERS[member](pair(kind).model)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("kind", [Whole, Other, FlowMixture])
+def test_member_that_follows_is_used(kind: type[FlowMixture], member: str) -> None:
+    MEMBERS[member](pair(kind).model)
+
+
+class Mixed(Shifted):
+    """The mixture is overridden, and the components are not."""
+
+    def mixture(self, given: Tensor | None = None) -> Marginal:
+        plain = super().mixture(given)
+        return Marginal(plain.log_weights, shifted(plain.components))
+
+
+def test_overridden_mixture_may_use_that_of_its_base() -> None:
+    model, plain = pair(Mixed).model, pair(FlowMixture).model
+    own, other = model.marginal().log_prob(X), plain.marginal().log_prob(X - SHIFT)
+    torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
+    with pytest.raises(TypeError, match=r"^components rests .*override components"):
+        model.components()
+
+
+@pytest.mark.parametrize("kind", [Shifted, Drawn])
+def test_fit_with_the_exact_guide_goes_by_the_program(kind: type[FlowMixture]) -> None:
+    model = pair(kind).model
+    vmonf = VMoNF(model, ExactGuide())
+    assert len(vmonf.fit(X, epochs=2, progress=False, seed=0).elbo) == 2
+
+
+class Built(FlowMixture):
+    """A program of its own that is built from members of its base: its rows have the weight 2."""
+
+    def forward(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        with pyro.plate(self.site("data"), len(X), dim=-1), pyro.poutine.scale(scale=2.0):
+            c = pyro.sample(
+                self.site("c"),
+                dist.Categorical(logits=self.mixture().log_weights),
+                infer={"enumerate": "parallel"},
+            )
+            return pyro.sample(self.site("x"), select(self.components(), c), obs=x)
+
+
+def test_program_may_use_members_of_its_base() -> None:
+    model, plain = pair(Built).model, pair(FlowMixture).model
+    elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    with pyro.get_param_store().scope():
+        bound = -elbo.loss(model, lambda *_: None, X)
+    assert bound == pytest.approx(2 * float(plain.marginal().log_prob(X).detach().sum()), abs=1e-9)
+    for member in ("marginal", "components", "log_posterior"):
+        with pytest.raises(TypeError, match=rf"^{member} rests"):
+            MEMBERS[member](model)
 
 
 def test_program_of_an_object_is_refused() -> None:
@@ -157,4 +245,6 @@ class Beside(FlowMixture):
 @pytest.mark.parametrize("verb", VERBS)
 def test_sites_beside_the_mixture_leave_the_verbs_right(verb: str) -> None:
     VERBS[verb](pair(Beside))
+    for call in MEMBERS.values():
+        call(pair(Beside).model)
     torch.testing.assert_close(pair(Beside).log_prob(X), pair(FlowMixture).log_prob(X))

@@ -4,7 +4,7 @@ No other folder touches names of Pyro that begin with an underscore.
 """
 
 from pyro_vmonf.program.modules import Program, Transparent, detached_, name_of
-from pyro_vmonf.program.overridden import check_follows, follows
+from pyro_vmonf.program.overridden import check_follows, follows, running
 from pyro_vmonf.program.rows import (
     Rows,
     data_plate,
@@ -42,6 +42,7 @@ __all__ = [
     "log_evidence",
     "name_of",
     "register",
+    "running",
     "unregistered",
     "with_evidence",
 ]

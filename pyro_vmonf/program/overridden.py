@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from pyro import poutine
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
-from pyro_vmonf.program.store import unregistered
+from pyro_vmonf.program.store import is_quiet, unregistered
 
 PROBED_ROWS = 8
 PROGRAM = ("forward", "draw_parts")  # the members that make the program
+_running: ContextVar[tuple[Any, ...]] = ContextVar("running", default=())
+
+
+@contextmanager
+def running(model: Any) -> Iterator[None]:
+    """Run the program of a model, which may build on any member of its bases."""
+    token = _running.set((*_running.get(), model))
+    try:
+        yield
+    finally:
+        _running.reset(token)
 
 
 def follows(model: Any, *members: str, program: Sequence[str] = PROGRAM) -> bool:
@@ -42,11 +55,15 @@ def follows(model: Any, *members: str, program: Sequence[str] = PROGRAM) -> bool
 def check_follows(model: Any, verb: str, *members: str) -> None:
     """Refuse a verb whose formula is not that of the program.
 
+    The program itself is refused nothing, and neither is a fit, which goes by the program.
+
     Raises:
         TypeError: if the class changes the program and none of the members, and its ``c`` and ``x``
             are not those of the mixture.
     """
-    if follows(model, *members) or _has_the_mixture(model):
+    if follows(model, *members) or is_quiet() or any(model is own for own in _running.get()):
+        return
+    if _has_the_mixture(model):
         return
     kind = type(model).__name__
     raise TypeError(

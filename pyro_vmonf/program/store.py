@@ -41,6 +41,11 @@ def unregistered() -> Iterator[None]:
         _quiet.reset(token)
 
 
+def is_quiet() -> bool:
+    """Return whether a block of :func:`unregistered` runs."""
+    return _quiet.get()
+
+
 def recording() -> bool:
     """Return whether a Pyro program runs that wants to know of parameters."""
     return not _quiet.get() and am_i_wrapped()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf.program import is_plate
+from pyro_vmonf.program import is_plate, unregistered
 
 Site = dict[str, Any]
 
@@ -129,7 +129,7 @@ def _is_valid(site: Any) -> bool:
 
 
 def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
-    with local_seed(0), torch.no_grad():
+    with local_seed(0), torch.no_grad(), unregistered():
         log_q = guide.log_posterior(arguments["x"], arguments.get("y"), arguments.get("given"))
     if log_q.isnan().any():
         raise ValueError(

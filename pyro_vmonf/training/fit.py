@@ -18,6 +18,7 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_
 from pyro_vmonf._utils.validation import floating_buffer, listed
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import unregistered
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
@@ -365,7 +366,7 @@ def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:
     """Return the words that name the term, the component and the rows that are not finite."""
     names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
     said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), unregistered():
         x = arguments["x"]
         components = model.components(arguments.get("given"))
         log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
