@@ -163,7 +163,7 @@ def test_options_are_in_the_signature_and_in_no_other_name() -> None:
     ]
     assert parameters["bound"].default == 5.0
     assert list(inspect.signature(transforms.SplineCoupling).parameters) == [
-        *("features", "bins", "bound", "mask", "hidden", "activation"),
+        *("features", "bins", "bound", "mask", "hidden", "activation", "networks"),
         *("context_features", "batch_shape"),
     ]
 

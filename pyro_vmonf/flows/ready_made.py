@@ -38,8 +38,9 @@ class RealNVP(LayeredFlow):
         features: number of features *D*, at least 2.
         components: number of components *K*.
         blocks: number of couplings.
-        hidden: widths of the hidden layers of both networks of each coupling.
+        hidden: widths of the hidden layers of the networks of each coupling.
         activation: activation of the networks.
+        networks: 2 for the log-scale and the shift of separate networks, or 1 for both of one.
         bound: the largest log-scale of a coupling.
         base: bank or distribution at the start of the chain; K standard normals by default.
         context_features: features *H* of the context of a row; 0 without one.
@@ -54,6 +55,8 @@ class RealNVP(LayeredFlow):
         torch.Size([7, 5, 2])
     """
 
+    networks: int
+
     def __init__(
         self,
         features: int,
@@ -62,13 +65,15 @@ class RealNVP(LayeredFlow):
         blocks: int = 8,
         hidden: Sequence[int] = (16,),
         activation: Activation = "tanh",
+        networks: int = 2,
         **options: Unpack[BankOptions],
     ) -> None:
+        self.networks = networks
         super().__init__(features, components, blocks, hidden, activation, **options)
 
     def layer(self, block: int, features: int, **options: Unpack[LayerOptions]) -> FlowTransform:
         mask = alternating_mask(features, flip=block % 2 == 1)
-        return AffineCoupling(features, mask=mask, **options)
+        return AffineCoupling(features, mask=mask, networks=self.networks, **options)
 
 
 def alternating_order(features: int, block: int) -> list[int]:

@@ -21,7 +21,7 @@ class RotatedRealNVP(Flow):
     Arguments:
         components: number of components *K*.
         features: number of features *D*, at least 2; the rotation turns the first two.
-        blocks, hidden, activation, bound: as for :class:`~pyro_vmonf.RealNVP`.
+        blocks, hidden, activation, networks, bound: as for :class:`~pyro_vmonf.RealNVP`.
         base: bank or distribution at the start of the chain; K standard normals by default.
 
     Example:
@@ -35,6 +35,7 @@ class RotatedRealNVP(Flow):
     blocks: int
     hidden: tuple[int, ...]
     activation: Activation
+    networks: int
     bound: float
 
     def __init__(
@@ -45,6 +46,7 @@ class RotatedRealNVP(Flow):
         blocks: int = 8,
         hidden: Sequence[int] = (16,),
         activation: Activation = "tanh",
+        networks: int = 2,
         bound: float = 5.0,
         base: nn.Module | Distribution | None = None,
     ) -> None:
@@ -54,6 +56,7 @@ class RotatedRealNVP(Flow):
             blocks=blocks,
             hidden=hidden,
             activation=activation,
+            networks=networks,
             bound=bound,
             base=base,
             shared=blocks,

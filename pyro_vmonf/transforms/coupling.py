@@ -37,7 +37,7 @@ def checkerboard_mask(height: int, width: int, flip: bool = False) -> Tensor:
 
 
 class CouplingOptions(NetworkOptions, total=False):
-    """The arguments of a :class:`Coupling` beside the features and their map."""
+    """The arguments of a :class:`Coupling` beside the features, their map and its networks."""
 
     mask: Tensor | Sequence[bool] | None
 
@@ -55,12 +55,14 @@ class Coupling(Conditional):
         mask: booleans ``(D,)``, true for the features that stay; every second by default.
         hidden: widths of the hidden layers of the networks that compute θ.
         activation: activation of the networks.
+        networks: number of separate networks, each of which computes an equal part of θ; by default
+            that of the map. At 1 a shift and a scale come from one network.
         context_features: features *H* of the context of a row; 0 without one.
         batch_shape: one transform for each index of this shape.
 
     Raises:
-        ValueError: if there are fewer than two features, or the mask has a wrong shape or equal
-            entries.
+        ValueError: if there are fewer than two features, the mask has a wrong shape or equal
+            entries, or the networks do not divide θ.
     """
 
     network: MLP
@@ -79,12 +81,19 @@ class Coupling(Conditional):
         mask: Tensor | Sequence[bool] | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "relu",
+        networks: int | None = None,
         context_features: int = 0,
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(context_features=context_features, batch_shape=batch_shape)
         self.features = check_positive("features", features, minimum=2)
         self.univariate = univariate
+        count = univariate.networks if networks is None else check_positive("networks", networks)
+        if univariate.parameters % count:
+            raise ValueError(
+                f"networks is {count}; expected a divisor of {univariate.parameters}, the "
+                f"parameters of each feature in {univariate}"
+            )
         mask = alternating_mask(features) if mask is None else torch.as_tensor(mask).bool()
         if mask.shape != (features,) or mask.all() or not mask.any():
             raise ValueError(
@@ -100,10 +109,10 @@ class Coupling(Conditional):
         # One more batch dimension holds the separate networks (s and t).
         self.network = MLP(
             len(passive) + context_features,
-            len(active) * univariate.parameters // univariate.networks,
+            len(active) * univariate.parameters // count,
             hidden=hidden,
             activation=activation,
-            batch_shape=(*self.batch_shape, univariate.networks),
+            batch_shape=(*self.batch_shape, count),
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
@@ -146,11 +155,14 @@ class Coupling(Conditional):
         """Compute θ of shape ``(groups, active, P, rows)``."""
         seen = passive if context is None else torch.cat((passive, context), 1)
         out = self.network.of_columns(seen)
-        networks = self.univariate.networks
-        each = self.univariate.parameters // networks
+        groups, parameters = len(passive), self.univariate.parameters
+        networks = self.network.batch_shape[-1]
+        each, active = parameters // networks, self.features - passive.shape[1]
+        if networks == 1 or active == 1:  # the parameters of a feature are side by side
+            return out.view(groups, active, parameters, -1)
         if each == 1:  # the outputs of each network are one parameter of all features
-            return out.view(len(passive), networks, len(self.active), -1).transpose(1, 2)
-        out = out.reshape(len(passive), networks, len(self.active), each, -1)
+            return out.view(groups, networks, active, -1).transpose(1, 2)
+        out = out.reshape(groups, networks, active, each, -1)
         return out.transpose(1, 2).flatten(2, 3)
 
 

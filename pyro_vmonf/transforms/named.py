@@ -11,11 +11,13 @@ from pyro_vmonf.transforms.univariate import RationalQuadratic, ShiftAndScale
 
 
 class AffineCoupling(Coupling):
-    r"""The coupling :math:`x_1 = z_1 \odot e^{s(z_2)} + t(z_2)`, with two networks (thesis 3.4.4).
+    r"""The coupling :math:`x_1 = z_1 \odot e^{s(z_2)} + t(z_2)` (thesis 3.4.4).
 
     Arguments:
         features, mask, hidden, activation, context_features, batch_shape: as for
             :class:`Coupling`.
+        networks: 2 for *s* and *t* of separate networks, which is the default, or 1 for both of one
+            network.
         bound: the largest log-scale.
 
     References:
@@ -31,9 +33,14 @@ class AffineCoupling(Coupling):
     bound: float
 
     def __init__(
-        self, features: int, *, bound: float = 5.0, **options: Unpack[CouplingOptions]
+        self,
+        features: int,
+        *,
+        bound: float = 5.0,
+        networks: int = 2,
+        **options: Unpack[CouplingOptions],
     ) -> None:
-        super().__init__(features, ShiftAndScale(bound), **options)
+        super().__init__(features, ShiftAndScale(bound), networks=networks, **options)
 
 
 class SplineCoupling(Coupling):

@@ -41,6 +41,7 @@ BANKS: dict[str, Make] = {
     "gaussian": Gaussian,
     **FLOWS,
     "realnvp-deep": lambda d, k, **a: RealNVP(d, k, blocks=3, hidden=(4, 5), **a),
+    "realnvp-single": lambda d, k, **a: RealNVP(d, k, blocks=2, networks=1, **a),
     "maf-narrow": lambda d, k, **a: MAF(d, k, blocks=2, hidden=(1,), activation="tanh", **a),
     "nsf-coarse": lambda d, k, **a: NSF(d, k, blocks=1, bins=2, bound=3.0, **a),
     "no-blocks": lambda d, k, **a: RealNVP(d, k, blocks=0, **a),
@@ -283,8 +284,10 @@ def test_orders_alternate(make: type[MAF | AutoregressiveNSF]) -> None:
 
 
 def test_a_coupling_of_the_library_is_what_realnvp_is_made_of() -> None:
-    bank = RealNVP(5, K, blocks=2, hidden=(7,), activation="silu", bound=1.5)
+    bank = RealNVP(5, K, blocks=2, hidden=(7,), activation="silu", bound=1.5, networks=1)
     first, second = bank.transforms
     assert isinstance(first, AffineCoupling)
     assert first.mask.equal(~second.mask)
     assert (first.bound, first.hidden, first.activation) == (1.5, (7,), "silu")
+    assert first.networks == second.networks == 1
+    assert first.network.layers[-1].weight.shape == (K, 1, 2 * 2, 7)

@@ -46,6 +46,7 @@ BATCHED: dict[str, Make] = {
         D, hidden=(), mask=[False, True, True, True], **k
     ),
     "affine_coupling-odd": lambda **k: AffineCoupling(5, hidden=(6, 7), **k),
+    "affine_coupling-single": lambda **k: AffineCoupling(5, hidden=(8,), networks=1, **k),
     "spline_coupling": lambda **k: SplineCoupling(D, hidden=(8,), **k),
     "spline_coupling-two": lambda **k: SplineCoupling(2, hidden=(8,), bins=2, bound=2.0, **k),
     "affine_autoregressive": lambda **k: AffineAutoregressive(D, hidden=(8,), **k),
@@ -608,6 +609,30 @@ def test_the_log_scale_stays_within_its_bound(bound: float) -> None:
     assert (univariate.inverse(x, theta)[1].abs() <= bound).all()
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("features", [2, 5])
+def test_one_network_that_holds_both_is_two_networks(features: int) -> None:
+    two = perturbed(AffineCoupling(features, hidden=(3, 4), batch_shape=(K,)))
+    one = AffineCoupling(features, hidden=(6, 8), networks=1, batch_shape=(K,))
+    with torch.no_grad():  # blocks on the diagonal; outputs of one feature are side by side
+        for i, (layer, pair) in enumerate(zip(one.network.layers, two.network.layers, strict=True)):
+            scale, shift = pair.weight.unbind(-3)
+            weight = torch.stack(
+                [torch.block_diag(*both) for both in zip(scale, shift, strict=True)]
+            )
+            weight = torch.cat((scale, shift), -2) if i == 0 else weight
+            bias = pair.bias.flatten(-2)
+            if i == len(one.network.layers) - 1:
+                order = torch.arange(weight.shape[-2]).reshape(2, -1).T.flatten()
+                weight, bias = weight[:, order], bias[:, order]
+            layer.weight.copy_(weight.unsqueeze(1))
+            layer.bias.copy_(bias.unsqueeze(1))
+    start = torch.randn(N, K, features)
+    for go in ("forward_and_log_det", "inverse_and_log_det"):
+        for found, wanted in zip(getattr(one, go)(start), getattr(two, go)(start), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("make", [AffineCoupling, AffineAutoregressive])
 def test_a_row_far_from_the_data_keeps_a_finite_density(
     make: type[AffineCoupling | AffineAutoregressive],
@@ -639,6 +664,8 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     },
     "affine_coupling-one": (lambda: AffineCoupling(1), "integer of at least 2"),
     "spline_coupling-one": (lambda: SplineCoupling(1), "integer of at least 2"),
+    "networks-three": (lambda: AffineCoupling(2, networks=3), "networks is 3; expected a divisor"),
+    "networks-zero": (lambda: AffineCoupling(2, networks=0), "networks is 0"),
     "slope-zero": (lambda: PReLU(2, slope=0.0), "slope is 0.0"),
     "slope-negative": (lambda: PReLU(2, slope=-0.5), "slope is -0.5"),
     "slope-nan": (lambda: PReLU(2, slope=math.nan), "slope is nan"),
