@@ -2,10 +2,12 @@
 PYTHON ?= python3
 THREADS ?= 2
 MINUTES ?= 5
+# ArviZ 1.0 and later need Python 3.12 or later.
+NEWER ?= python3.13
 BIN := .venv/bin
 SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
-.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz matrix lint format install clean
+.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz matrix arviz lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -49,6 +51,14 @@ fuzz: .venv/dev  ## the tests of faults, files and bad input, many times longer
 matrix: .venv/dev  ## every bank with all weights, every guide and every verb
 	WHOLE_MATRIX=1 $(BIN)/python -m pytest -n 2 tests/test_swapping.py
 
+arviz: .venv/dev .venv-arviz/done  ## what goes to ArviZ 1.x, in an environment of ArviZ alone
+	$(BIN)/python -m pytest tests/interop/test_arviz.py -k arviz_1_0
+
+.venv-arviz/done:
+	$(NEWER) -m venv .venv-arviz
+	.venv-arviz/bin/pip install --quiet "arviz>=1,<2" matplotlib netCDF4
+	touch $@
+
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -78,4 +88,4 @@ install: .venv/dev
 	touch $@ .venv/runtime
 
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv .venv-arviz out build *.egg-info

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +18,11 @@ from pyro_vmonf._utils.validation import (
     floating_buffer,
 )
 from pyro_vmonf._version import __version__
-from pyro_vmonf.interop.draws import Draws, draws_of_guide, draws_of_samples
+from pyro_vmonf.interop.draws import Draws, draws_of_guide, draws_of_samples, is_random
+from pyro_vmonf.interop.groups import to_arviz
 from pyro_vmonf.model import FlowMixture, posterior_of_joint
 from pyro_vmonf.program import name_of
+from pyro_vmonf.training.endings import warn
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf import VMoNF
 
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from xarray import DataTree
 
+DRAWS = 1000  # of random parts, by default
+POINT = "point_log_likelihood"  # the group of a point estimate, which ArviZ does not reweight
 NOTE = (
-    "This is a point estimate with one draw, so the scores are in-sample. az.waic returns their "
-    "sum and az.loo has no draws to reweight, so neither is leave-one-out. Compare models by the "
-    "log-density of held-out rows, vmonf.log_prob(x_test).mean()."
+    "Nothing in the mixture is random, so the fit is a point estimate: its log-densities are the "
+    f"group {POINT!r}, and az.loo and az.compare have no draws to reweight. Compare models by the "
+    "log-density of held-out rows, to_inference_data(..., held_out=x_test), or give the weights a "
+    "prior (a Dirichlet), of which draws= takes draws."
 )
 NOTE_ON_DRAWS = (
-    "Only the weights are drawn. The flows are a point estimate fitted to these rows, and az.loo, "
-    "az.waic and az.compare correct the fit of the weights only. Compare models by the log-density "
+    "Only the weights are drawn. The flows are a point estimate fitted to these rows, and az.loo "
+    "and az.compare correct the fit of the weights only. Compare models by the log-density "
     "of held-out rows, to_inference_data(..., held_out=x_test)."
 )
 
@@ -56,39 +60,41 @@ def to_inference_data(
 ) -> InferenceData | DataTree:
     r"""Return posterior, pointwise log-likelihood, data and training as ArviZ groups.
 
-    A part without a prior is a point estimate: one chain with one draw. Random weights and random
-    parameters of a bank take draws from the guide (``draws``) or from an MCMC (``posterior``). All
-    groups then hold values under each draw. With neither argument, the weights are at their
-    posterior mean and the parameters at the centre of their posterior. ArviZ 1.0 and later return
-    an xarray ``DataTree`` with the same groups.
+    Random weights and random parameters of a bank take draws from the guide (``draws``) or from an
+    MCMC (``posterior``), and every group of draws holds values under each of them. A mixture
+    without random parts is a point estimate: one chain with one draw. ArviZ 1.0 and later get an
+    xarray ``DataTree`` with the same groups.
 
-    =========================  ===================================================================
-    group                      variables
-    =========================  ===================================================================
-    ``posterior``              ``responsibilities`` (chain, draw, row, component);
-                               ``weights`` (chain, draw, component); the parameters of a random
-                               bank by the names of their sites
-    ``log_likelihood``         ``x``, the log-density with c summed out (chain, draw, row)
-    ``posterior_predictive``   ``x``, new data sets (chain, draw, row, feature), on request
-    ``observed_data``          ``x`` (row, feature); ``y``, if given
-    ``training``               ``elbo``, ``objective``, ``temperature``, ``held_out`` (epoch) and
-                               ``terms`` (term, epoch) of the last fit
-    ``held_out``               ``log_prob`` (held_out_row), the log of the mean density over the
-                               draws, if held-out rows are given
-    =========================  ===================================================================
+    ==========================  ==================================================================
+    group                       variables
+    ==========================  ==================================================================
+    ``posterior``               ``weights`` (chain, draw, component); the parameters of a random
+                                bank by the names of their sites
+    ``responsibilities``        ``responsibilities`` (chain, draw, row, component); those of the
+                                guide are the same under all draws and stand there once
+    ``log_likelihood``          ``x``, the log-density with c summed out (chain, draw, row)
+    ``point_log_likelihood``    the same of a point estimate, in place of ``log_likelihood``:
+                                ``az.loo`` and ``az.compare`` take it for no draw
+    ``posterior_predictive``    ``x``, new data sets (chain, draw, row, feature), on request
+    ``held_out``                ``log_prob`` (chain, draw, held_out_row), if such rows are given
+    ``observed_data``           ``x`` (row, feature); ``y``, if given
+    ``constant_data``           the record of the last fit: ``elbo``, ``objective``,
+                                ``temperature`` and ``held_out_elbo`` (epoch), and ``terms``
+                                (term, epoch)
+    ==========================  ==================================================================
 
     The dimensions of an image are ``feature_0``, ``feature_1`` and so on. The attributes
     ``in_sample_log_prob_mean`` and ``held_out_log_prob_mean`` are means over the rows of
     :math:`\log \frac1S \sum_s p(x \mid \pi_s, \theta_s)` for *S* draws. Their standard errors are
-    ``in_sample_log_prob_se`` and ``held_out_log_prob_se``.
+    ``in_sample_log_prob_se`` and ``held_out_log_prob_se``. ``az.concat(..., dim="chain")`` joins
+    the draws; data, record and attributes are then those of the first argument.
 
     Arguments:
         vmonf: the fitted pair.
         x: rows ``(N, *event_shape)``, in raw units.
         y: evidence of the rows, as in ``fit``; it enters the responsibilities.
-        exact: responsibilities by Bayes' rule under each draw. By default they are those of the
-            guide, the same under all draws.
-        draws: number of draws of the random parts from the guide.
+        exact: responsibilities by Bayes' rule under each draw, in place of those of the guide.
+        draws: number of draws of the random parts from the guide; 1,000 by default.
         posterior: samples of an MCMC ``(draws, *)`` or ``(chains, draws, *)`` by the names of the
             sites, as ``mcmc.get_samples(group_by_chain=True)`` returns them.
         predictive: number of data sets of N rows under each draw; ``True`` is 1.
@@ -100,18 +106,23 @@ def to_inference_data(
         ValueError: if both ``draws`` and ``posterior`` are given, the mixture has no random parts
             for them, or a shape does not fit.
 
+    Warns:
+        UserWarning: if the fit is a point estimate and no rows are held out, so that nothing in
+            the result compares models.
+
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP
-        >>> data = to_inference_data(VMoNF(FlowMixture(RealNVP(2, 3))), torch.randn(7, 2))
+        >>> x, x_test = torch.randn(7, 2), torch.randn(5, 2)
+        >>> data = to_inference_data(VMoNF(FlowMixture(RealNVP(2, 3))), x, held_out=x_test)
         >>> dict(data.posterior.sizes)
-        {'chain': 1, 'draw': 1, 'row': 7, 'component': 3}
-        >>> data.log_likelihood["x"].dims
+        {'chain': 1, 'draw': 1, 'component': 3}
+        >>> data["point_log_likelihood"]["x"].dims
         ('chain', 'draw', 'row')
 
         Random weights, drawn from their posterior:
 
         >>> model = FlowMixture(RealNVP(2, 3), torch.distributions.Dirichlet(torch.ones(3)))
-        >>> data = to_inference_data(VMoNF(model), torch.randn(7, 2), draws=50, predictive=True)
+        >>> data = to_inference_data(VMoNF(model), x, draws=50, predictive=True)
         >>> data.posterior["weights"].shape, data.posterior_predictive["x"].shape
         ((1, 50, 3), (1, 50, 7, 2))
     """
@@ -124,33 +135,47 @@ def to_inference_data(
     by_guide = not (exact or vmonf.guide.exact)
     with own_store():  # random parts fill the store
         found = _draws(vmonf, draws, posterior, seed)
-        log_prob, log_q = _scores(vmonf, found, x, y, chunk_size)
+        if not found.sites and new is None:
+            warn(NOTE, category=UserWarning)
+        log_prob, q = _scores(vmonf, found, x, y, chunk_size, exact=not by_guide)
         if by_guide:
-            q = vmonf.predict_proba(x, y, chunk_size=chunk_size)
-        q = q.expand(found.chains, found.draws, *q.shape) if by_guide else log_q.exp()
-        scores = None if new is None else _scores(vmonf, found, new, None, chunk_size)[0]
+            proba = vmonf.predict_proba(x, y, chunk_size=chunk_size)
+            q = proba.expand(found.chains, 1, *proba.shape)
+        likelihood = "log_likelihood" if found.sites else POINT
         groups: dict[str, dict[str, Any]] = {
-            "posterior": {"responsibilities": q, **_sites(model, found)},
-            "log_likelihood": {"x": log_prob},
+            "posterior": _sites(model, found),
+            "responsibilities": {"responsibilities": q},
+            likelihood: {"x": log_prob},
             "observed_data": {"x": x} if y is None else {"x": x, "y": y},
         }
         if predictive:
             drawn = _replicate(vmonf, found, len(x), predictive, seed)
             groups["posterior_predictive"] = {"x": drawn}
+        if new is not None:
+            groups["held_out"] = {"log_prob": _scores(vmonf, found, new, None, chunk_size)[0]}
     attrs: dict[str, Any] = {
         "inference_library": "pyro_vmonf",
         "inference_library_version": __version__,
         "responsibilities": "guide" if by_guide else "exact posterior",
         **_summary("in_sample", log_prob),
-        **({} if scores is None else _summary("held_out", scores)),
+        **({} if new is None else _summary("held_out", groups["held_out"]["log_prob"])),
     }
-    note = NOTE if not found.sites else None if found.changes_components(model) else NOTE_ON_DRAWS
-    dims, sizes = _axes(model, x, y)
-    return _convert(groups, _own_groups(vmonf.history, scores), dims, sizes, attrs, note)
+    if not found.changes_components(model):
+        attrs["note"] = NOTE_ON_DRAWS if found.sites else NOTE
+    arrays = {
+        group: {name: value.detach().cpu().numpy() for name, value in held.items()}
+        for group, held in groups.items()
+    }
+    record = None if vmonf.history is None else _record(vmonf.history)
+    with own_filters():
+        # ArviZ announces its next major version once a day, at import.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return to_arviz(arviz, arrays, *_axes(model, x, y, new), attrs, record)
 
 
 def _axes(
-    model: FlowMixture, x: Tensor, y: Tensor | None
+    model: FlowMixture, x: Tensor, y: Tensor | None, new: Tensor | None
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Return the dimensions of each variable, and the size of each dimension."""
     features = [f"feature_{i}" for i in range(len(model.event_shape))]
@@ -158,11 +183,14 @@ def _axes(
     dims = {
         "responsibilities": ["row", "component"],
         "weights": ["component"],
-        # ArviZ uses the leading dimensions for the log-densities of the rows.
+        "log_prob": ["held_out_row"],
+        # The log-densities of the rows have the leading dimension alone.
         "x": ["row", *features],
         "y": ["row", "component"][: 1 if y is None else y.dim()],
     }
     sizes = {"row": len(x), "component": model.num_components}
+    if new is not None:
+        sizes["held_out_row"] = len(new)
     return dims, sizes | dict(zip(features, model.event_shape, strict=True))
 
 
@@ -177,21 +205,28 @@ def _draws(
         )
     if posterior is not None:
         return draws_of_samples(vmonf, posterior)
-    return Draws({}) if draws is None else draws_of_guide(vmonf, draws, seed)
+    if draws is None and not is_random(vmonf.model):
+        return Draws({})
+    return draws_of_guide(vmonf, DRAWS if draws is None else draws, seed)
 
 
 @torch.no_grad()
 def _scores(
-    vmonf: VMoNF, draws: Draws, x: Tensor, y: Tensor | None, chunk_size: int
+    vmonf: VMoNF,
+    draws: Draws,
+    x: Tensor,
+    y: Tensor | None,
+    chunk_size: int,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return log p(x) ``(chains, draws, N)`` and log p(c|x, y) ``(chains, draws, N, K)``."""
+    """Return log p(x) ``(chains, draws, N)`` and, if asked for, p(c|x, y) with one axis more."""
     check_positive("chunk_size", chunk_size)
     axis = -1 - len(vmonf.model.event_shape)
     # Components that no draw changes are evaluated once.
     table = None
     if not draws.changes_components(vmonf.model):
         table = vmonf.component_log_prob(x, chunk_size=chunk_size)
-    log_prob, log_q = [], []
+    log_prob, q = [], []
     with evaluating(vmonf):
         for mixture in draws.mixtures(vmonf.model):
             components = table
@@ -200,8 +235,10 @@ def _scores(
                 components = torch.cat([mixture.components.log_prob(part) for part in rows])
             joint = mixture.log_weights + components
             log_prob.append(joint.logsumexp(-1))
-            log_q.append(posterior_of_joint(joint, mixture.log_weights, y))
-    return draws.by_chain(log_prob), draws.by_chain(log_q)
+            if exact:
+                q.append(posterior_of_joint(joint, mixture.log_weights, y).exp())
+    found = draws.by_chain(log_prob)
+    return found, draws.by_chain(q) if exact else found
 
 
 def _sites(model: FlowMixture, draws: Draws) -> dict[str, Tensor]:
@@ -238,65 +275,26 @@ def _summary(name: str, log_prob: Tensor) -> dict[str, float]:
     return {f"{name}_log_prob_mean": float(rows.mean()), f"{name}_log_prob_se": error}
 
 
-def _own_groups(history: History | None, scores: Tensor | None) -> dict[str, dict[str, Any]]:
-    """Return the arguments of the datasets of the training and of the held-out rows."""
-    own = {} if history is None else {"training": _training(history)}
-    if scores is not None:
-        mean = _mean_density(scores).cpu().numpy()
-        own["held_out"] = {"data_vars": {"log_prob": (["held_out_row"], mean)}}
-    return own
-
-
-def _training(history: History) -> dict[str, Any]:
-    """Return the arguments of the dataset of the training."""
-    series = ("elbo", "objective", "temperature", "held_out")
-    complete = [name for name in series if len(getattr(history, name)) == len(history.epoch)]
-    names = list(history.terms)
-    terms = np.array([history.terms[name] for name in names]).reshape(len(names), -1)
-    variables: dict[str, Any] = {name: (["epoch"], getattr(history, name)) for name in complete}
-    return {
-        "data_vars": variables | {"terms": (["term", "epoch"], terms)},
-        "coords": {"epoch": history.epoch, "step": (["epoch"], history.step), "term": names},
-        "attrs": {
-            "kept": history.kept,
-            "rejected": history.rejected,
-            "seconds": history.seconds,
-            "stopped": history.stopped,
-        },
+def _record(history: History) -> dict[str, Any]:
+    """Return the record of a fit, in the form of ``xarray.Dataset.from_dict``."""
+    columns = {
+        "elbo": history.elbo,
+        "objective": history.objective,
+        "temperature": history.temperature,
+        "held_out_elbo": history.held_out,
     }
-
-
-def _convert(
-    groups: dict[str, dict[str, Any]],
-    own: dict[str, dict[str, Any]],
-    dims: dict[str, list[str]],
-    sizes: dict[str, int],
-    attrs: dict[str, Any],
-    note: str | None,
-) -> Any:
-    """Call ``from_dict`` of ArviZ: groups are arguments before 1.0, and a dict since."""
-    with own_filters():
-        # ArviZ announces its next major version once a day, at import.
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    import xarray
-
-    arrays: dict[str, Any] = {
-        group: {name: value.detach().cpu().numpy() for name, value in held.items()}
-        for group, held in groups.items()
+    found: dict[str, Any] = {
+        name: {"dims": ["epoch"], "data": values}
+        for name, values in columns.items()
+        if len(values) == len(history.epoch)
     }
-    coords = {name: np.arange(size) for name, size in sizes.items()}
-    notes = {} if note is None else {"note": note}
-    datasets = {group: xarray.Dataset(**arguments) for group, arguments in own.items()}
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        every = {"/": attrs, "log_likelihood": notes}
-        tree = arviz.from_dict(arrays, coords=coords, dims=dims, attrs=every)
-        for group, dataset in datasets.items():
-            tree[group] = xarray.DataTree(dataset)
-        return tree
-    data = arviz.from_dict(
-        **arrays, coords=coords, dims=dims, attrs=attrs, log_likelihood_attrs=notes
-    )
-    if datasets:
-        data.add_groups(datasets)
-    return data
+    coords = {
+        name: {"dims": ["epoch"], "data": getattr(history, name)} for name in ("epoch", "step")
+    }
+    if history.terms:
+        found["terms"] = {"dims": ["term", "epoch"], "data": list(history.terms.values())}
+        coords["term"] = {"dims": ["term"], "data": list(history.terms)}
+    attrs = {name: getattr(history, name) for name in ("rejected", "seconds", "stopped")}
+    # A file holds no None, which stands for the state before training.
+    attrs["kept"] = "start" if history.kept is None else history.kept
+    return {"data_vars": found, "coords": coords, "attrs": attrs}

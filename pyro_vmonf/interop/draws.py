@@ -14,7 +14,7 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import as_tensor, check_positive, floating_buffer
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import name_of
+from pyro_vmonf.program import name_of, unregistered
 from pyro_vmonf.vmonf import VMoNF
 
 
@@ -41,11 +41,16 @@ class Draws:
         if not self.sites:
             yield model.mixture()
             return
+        # Components that no draw changes are built once.
+        components = None if self.changes_components(model) else model.components()
         for chain in range(self.chains):
             for draw in range(self.draws):
                 values = {name: value[chain, draw] for name, value in self.sites.items()}
-                with poutine.condition(data=values):
-                    mixture = Marginal(*model.draw_parts())
+                with unregistered(), poutine.condition(data=values):
+                    if components is None:
+                        mixture = Marginal(*model.draw_parts())
+                    else:
+                        mixture = Marginal(model.weights(), components)
                 yield mixture
 
     def by_chain(self, values: list[Tensor]) -> Tensor:
@@ -62,7 +67,7 @@ def draws_of_guide(vmonf: VMoNF, draws: int, seed: int | None) -> Draws:
     check_positive("draws", draws)
     _shapes(vmonf.model, f"draws is {draws}")
     found: list[dict[str, Tensor]] = []
-    with local_seed(seed), evaluating(vmonf), torch.no_grad():
+    with local_seed(seed), evaluating(vmonf), torch.no_grad(), unregistered():
         for _ in range(draws):
             # Without rows the guide draws the global sites only.
             found.append(_values(poutine.trace(vmonf.guide).get_trace()))
@@ -115,12 +120,22 @@ def _values(trace: poutine.Trace) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in nodes.items() if site["type"] == "sample"}
 
 
+def is_random(model: FlowMixture) -> bool:
+    """Return ``True`` if the mixture has random parts."""
+    return bool(_random_sites(model))
+
+
 @torch.no_grad()
-def _shapes(model: FlowMixture, given: str) -> dict[str, torch.Size]:
-    """Return the shapes of the random sites; raise ``ValueError`` if there are none."""
+def _random_sites(model: FlowMixture) -> dict[str, torch.Size]:
+    """Return the shapes of the random sites."""
     with local_seed(0):
         values = _values(poutine.trace(model.draw_parts).get_trace())
-    shapes = {name: value.shape for name, value in values.items()}
+    return {name: value.shape for name, value in values.items()}
+
+
+def _shapes(model: FlowMixture, given: str) -> dict[str, torch.Size]:
+    """Return the shapes of the random sites; raise ``ValueError`` if there are none."""
+    shapes = _random_sites(model)
     if not shapes:
         raise ValueError(
             f"{given}, but nothing in the mixture is random: its {type(model.weights).__name__} "

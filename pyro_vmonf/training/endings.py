@@ -137,10 +137,10 @@ def endings_of_data(
     return endings(model, guide, history, rows)
 
 
-def warn(*sentences: str) -> None:
+def warn(*sentences: str, category: type[Warning] = RuntimeWarning) -> None:
     """Warn at the line outside of the package that led here."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE + os.sep):
         level, frame = level + 1, frame.f_back
     for sentence in sentences:
-        warnings.warn(sentence, RuntimeWarning, stacklevel=level)
+        warnings.warn(sentence, category, stacklevel=level)
