@@ -1,0 +1,92 @@
+"""One style for all figures, whose fonts grow with the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.axes import Axes
+
+from pyro_vmonf.plots.palette import PALETTE
+
+PAGE = 6.4  # inches, the width of a page
+POINTS = 10.0  # of the text at that width
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def style(width: float = PAGE) -> Iterator[None]:
+    """Draw in the style of the library for a block; the settings of matplotlib come back after it.
+
+    Text has 10 points in a figure of the width of a page, and more in proportion in a wider one,
+    so that it reads the same once the figure is shrunk to the page.
+
+    Arguments:
+        width: of the figures that the block opens, in inches.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> with style(12.8):
+        ...     figure, axes = plt.subplots(1, 2)
+        >>> axes[0].xaxis.label.get_size(), plt.rcParams["font.size"]
+        (20.0, 10.0)
+        >>> plt.close(figure)
+    """
+    chosen: Any = settings(width)  # typed as names of settings in newer versions
+    with mpl.rc_context(chosen):
+        yield
+
+
+def settings(width: float = PAGE) -> dict[str, Any]:
+    """Return the settings of matplotlib for figures of a width in inches."""
+    share = max(width / PAGE, 1.0)
+    points, line = POINTS * share, 0.8 * share
+    sizes = ("axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize")
+    return {
+        "font.size": points,
+        **dict.fromkeys((*sizes, "legend.fontsize", "figure.titlesize"), points),
+        "axes.linewidth": line,
+        "xtick.major.width": line,
+        "ytick.major.width": line,
+        "lines.linewidth": 1.5 * share,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=PALETTE),
+        "legend.frameon": False,
+        "figure.figsize": (width, 0.66 * width),
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 200.0,
+    }
+
+
+def styled(draw: Callable[P, Axes]) -> Callable[P, Axes]:
+    """Let a function that draws on ``ax`` draw in the style, with text for the figure's width."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Axes:
+        given: Any = kwargs.get("ax")
+        with style(PAGE if given is None else _width(given)):
+            ax = draw(*args, **kwargs)
+            if given is not None:  # made under other settings
+                _resize(ax)
+        return ax
+
+    return drawn
+
+
+def _width(ax: Axes) -> float:
+    figure: Any = ax.figure
+    return float(figure.get_figwidth() if hasattr(figure, "get_figwidth") else PAGE)
+
+
+def _resize(ax: Axes) -> None:
+    """Give labels, ticks and title of axes the size of the settings."""
+    size = mpl.rcParams["font.size"]
+    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        text.set_fontsize(size)
+    ax.tick_params(labelsize=size)
