@@ -1,4 +1,4 @@
-"""The command line: ``python -m pyro_vmonf list`` and ``python -m pyro_vmonf run NAME``."""
+"""The command line: tables in files, and the experiments of paper and thesis."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from pyro_vmonf._version import __version__
 from pyro_vmonf.experiments.data import EXPERIMENTS
 from pyro_vmonf.experiments.draws import Settings
 from pyro_vmonf.experiments.run import Result, run, write
+from pyro_vmonf.interop.commands import EXIT, RUN, add_commands, run_command
 
+TEXT = """\
+Variational mixtures of normalizing flows: clusters whose shapes bend, with their density."""
+MORE = """\
+begin with:
+  python -m pyro_vmonf fit table.csv --out out/table
+  python -m pyro_vmonf fit --help"""
 COLUMNS = (
     ("accuracy", "accuracy"),
     ("accuracy_test", "test"),
@@ -47,11 +55,16 @@ def positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     root = argparse.ArgumentParser(
-        prog="python -m pyro_vmonf", description="Variational mixtures of normalizing flows."
+        prog="python -m pyro_vmonf",
+        description=TEXT,
+        epilog=f"{MORE}\n\n{EXIT}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = root.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="list the experiments")
-    command = commands.add_parser("run", help="run an experiment")
+    root.add_argument("--version", action="version", version=f"pyro_vmonf {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_commands(commands, positive)
+    commands.add_parser("list", help="list the experiments of paper and thesis")
+    command = commands.add_parser("run", help="run one of these experiments")
     command.add_argument("name", choices=sorted(EXPERIMENTS), metavar="NAME")
     command.add_argument("--recipe", choices=("thesis", "best"), default="best")
     command.add_argument("--seeds", type=seeds, default=[0], help="such as 0,1,2")
@@ -127,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, experiment in EXPERIMENTS.items():
             print(f"{name:14} {experiment.title}")
         return 0
+    if options.command in RUN:
+        return _on_tables(options)
     try:
         results = run_seeds(options)
     except (FloatingPointError, OSError, ValueError) as error:
@@ -138,6 +153,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(row("min", {k: min(r.scores[k] for r in results) for k in keys}))
         print(row("max", {k: max(r.scores[k] for r in results) for k in keys}))
     print(f"figures and metrics.json are in {options.out / options.name}")
+    return 0
+
+
+def _on_tables(options: argparse.Namespace) -> int:
+    """Run a command on tables and return its exit status."""
+    try:
+        run_command(options)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

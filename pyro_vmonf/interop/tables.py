@@ -1,0 +1,205 @@
+"""Tables in files: their rows as numbers, and what a fitted pair says of each row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vmonf.vmonf import VMoNF
+
+PARQUET = (".parquet", ".pq")
+
+
+@dataclass
+class Table:
+    """The rows of a file that a fit uses.
+
+    Attributes:
+        frame: the numeric columns, rows with a missing number left out.
+        whole: the number of rows in the file.
+        rows: the position in the file of each row of the frame.
+        y: labels ``(N,)`` with −1 for unlabelled, or ``None``.
+        names: the names of the labels.
+        said: what was left out, and why.
+    """
+
+    frame: Any
+    whole: int
+    rows: np.ndarray[Any, Any]
+    y: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    label: str | None = None,
+    separator: str | None = None,
+) -> Table:
+    """Read a CSV or Parquet file as rows of numbers.
+
+    Arguments:
+        path: the file; ``.parquet`` and ``.pq`` are Parquet, ``.tsv`` has tabs, the others commas.
+        columns: the columns to use; by default all that hold numbers.
+        drop: columns to leave out.
+        label: column of the labels, empty where a row has none.
+        separator: between the columns of a CSV.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if pandas, or pyarrow for Parquet, is missing.
+        ValueError: if columns are missing or hold no numbers, or no row is complete.
+    """
+    whole = _read(Path(path), separator)
+    asked = [*columns, *drop, *([label] if label else [])]
+    missing = [name for name in asked if name not in whole.columns]
+    if missing:
+        there = ", ".join(map(str, whole.columns))
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {there}")
+    numbers = [c for c in whole.columns if whole[c].dtype.kind in "iufb"]
+    chosen = [c for c in (columns or numbers) if c not in drop and c != label]
+    text = [c for c in columns if c not in numbers]
+    if text:
+        raise ValueError(
+            f"columns {', '.join(text)} of {path} hold no numbers; leave them out of --columns, or "
+            "write their categories as columns of 0 and 1"
+        )
+    if not chosen:
+        raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
+    said = []
+    others = [str(c) for c in whole.columns if c not in numbers and c not in drop and c != label]
+    if others and not columns:
+        said.append(f"columns without numbers are left out: {', '.join(others)}")
+    frame = whole[chosen].astype(np.float64)
+    frame.columns = [str(c) for c in chosen]
+    complete = np.isfinite(frame.to_numpy()).all(1)
+    if not complete.any():
+        raise ValueError(
+            f"no row of {path} has a finite number in each of {', '.join(map(str, chosen))}"
+        )
+    if not complete.all():
+        count = int((~complete).sum())
+        said.append(f"{count} of {len(frame)} rows lack a number and are left out")
+    said += [_counts(name) for name in frame.columns if _is_counter(frame[name].to_numpy())]
+    rows = np.flatnonzero(complete)
+    table = Table(frame[complete].reset_index(drop=True), len(whole), rows, said=said)
+    if label is not None:
+        known = whole[label][complete].astype("string")
+        table.names = sorted(known.dropna().unique().tolist())
+        numbers_of = {name: i for i, name in enumerate(table.names)}
+        table.y = torch.tensor([numbers_of.get(name, -1) for name in known.fillna("").tolist()])
+    return table
+
+
+def _read(path: Path, separator: str | None) -> Any:
+    """Return the whole file as a frame of pandas."""
+    import pandas
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix.lower() in PARQUET:
+        try:
+            return pandas.read_parquet(path)
+        except ImportError as error:
+            raise ImportError(
+                f"{path} is Parquet, which pandas reads with pyarrow: pip install pyarrow, or "
+                "convert the table to CSV"
+            ) from error
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        frame = pandas.read_csv(path, sep=separator or usual)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{path} is no CSV with a header: {str(error).strip()}") from error
+    if len(frame.columns) == 1 and separator is None:
+        found = [mark for mark in (";", "\t", "|") if mark in str(frame.columns[0])]
+        if found:
+            raise ValueError(
+                f"{path} has one column, {frame.columns[0]!r}; pass --separator {found[0]!r}"
+            )
+    return frame
+
+
+def _kinds(frame: Any) -> str:
+    return ", ".join(f"{c} ({frame[c].dtype})" for c in frame.columns)
+
+
+def _is_counter(values: np.ndarray[Any, Any]) -> bool:
+    """Return whether numbers count the rows: each is one more than the last."""
+    return len(values) > 2 and bool((np.diff(values) == 1).all())
+
+
+def _counts(name: str) -> str:
+    return f"column {name!r} counts the rows, and shapes the clusters; --drop {name} leaves it out"
+
+
+def columns_of(vmonf: VMoNF, path: str | os.PathLike[str], separator: str | None = None) -> Table:
+    """Read the columns of a file that a pair was fitted on.
+
+    Raises:
+        ValueError: if some are missing, or their number is not that of the fit.
+    """
+    names = vmonf.model.feature_names
+    table = read_table(path, columns=names or (), separator=separator)
+    width = vmonf.model.event_shape[0]
+    if table.frame.shape[1] != width:
+        raise ValueError(
+            f"{path} has {table.frame.shape[1]} columns of numbers and the pair was fitted on "
+            f"{width}, whose names it does not know"
+        )
+    if names is None:
+        table.frame = table.frame.to_numpy()
+    return table
+
+
+def scores(vmonf: VMoNF, table: Table) -> Any:
+    """Return a frame with one line for each row of the file.
+
+    Its columns are ``row``, the position in the file from 0; ``cluster``; ``probability`` of the
+    cluster under the guide; ``log_density`` in nats; and ``p_0``, ``p_1`` and so on. Rows that were
+    left out have empty cells.
+    """
+    import pandas
+
+    q = vmonf.predict_proba(table.frame)
+    found = pandas.DataFrame(q.cpu().numpy(), columns=[f"p_{c}" for c in range(q.shape[1])])
+    found.insert(0, "log_density", vmonf.log_prob(table.frame).cpu().numpy())
+    found.insert(0, "probability", q.amax(-1).cpu().numpy())
+    found.insert(0, "cluster", pandas.array(vmonf.predict(table.frame).tolist(), dtype="Int64"))
+    found.index = pandas.Index(table.rows)
+    found = found.reindex(range(table.whole))
+    return found.rename_axis("row").reset_index()
+
+
+def samples(vmonf: VMoNF, number: int, seed: int | None = None, cluster: int | None = None) -> Any:
+    """Return a frame of points that the mixture draws, with the column ``cluster`` at its end."""
+    import pandas
+
+    x, c = vmonf.sample(number, seed=seed, component=cluster)
+    width = x.shape[1]
+    names = vmonf.model.feature_names or [f"x_{i}" for i in range(width)]
+    return pandas.DataFrame(x.cpu().numpy(), columns=list(names)).assign(cluster=c.tolist())
+
+
+def write_table(frame: Any, path: str | os.PathLike[str]) -> None:
+    """Write a frame as Parquet where the name of the file says so, and as CSV otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() in PARQUET:
+        try:
+            frame.to_parquet(path, index=False)
+        except ImportError as error:
+            raise ImportError(
+                "Parquet needs pyarrow: pip install pyarrow, or name a .csv"
+            ) from error
+    else:
+        frame.to_csv(path, index=False)

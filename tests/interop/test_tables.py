@@ -1,0 +1,216 @@
+"""The commands on tables in files: what they write, and what they say of bad input."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image
+
+from pyro_vmonf import FlowMixture, Gaussian, VMoNF
+from pyro_vmonf.__main__ import main
+from pyro_vmonf.interop.tables import read_table
+
+BAD = "<script>alert(1)</script>"  # a column's name
+N = 40
+
+
+def table() -> pandas.DataFrame:
+    """Two clusters far from each other, a row without a number, names and labels."""
+    x = np.random.default_rng(0).normal(size=(N, 3))
+    x[::2] += 20
+    frame = pandas.DataFrame(x, columns=["a", BAD, "c"])
+    frame.loc[5, "c"] = np.nan
+    frame["kind"] = np.where(np.arange(N) % 2 == 0, "<i>far</i>", "near")
+    frame.loc[10:, "kind"] = ""
+    return frame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fit")
+    table().to_csv(out / "<b>table.csv", index=False)
+    arguments = [str(out / "<b>table.csv"), "--out", str(out), "--components", "2"]
+    assert main(["fit", *arguments, "--label", "kind", "--minutes", "0.05", "--quiet"]) == 0
+    return out
+
+
+class Page(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_each_row_of_the_file_has_its_line(folder: Path) -> None:
+    found = pandas.read_csv(folder / "clusters.csv")
+    vmonf, whole = VMoNF.load(folder / "model.pt"), table().drop(columns="kind")
+    assert found["row"].tolist() == list(range(N))
+    assert found.loc[5].drop("row").isna().all()
+    kept = found.drop(index=5)
+    rows = whole.drop(index=5)
+    np.testing.assert_array_equal(kept["cluster"], vmonf.predict(rows))
+    np.testing.assert_allclose(kept["log_density"], vmonf.log_prob(rows), rtol=1e-5)
+    np.testing.assert_allclose(kept[["p_0", "p_1"]], vmonf.predict_proba(rows), atol=1e-6)
+    np.testing.assert_allclose(kept["probability"], kept[["p_0", "p_1"]].max(axis=1))
+    # Labels in the order of their names: far is 0.
+    assert kept["cluster"].tolist() == [int(row % 2) for row in kept["row"]]
+
+
+def test_the_page_escapes_the_table_and_holds_its_pictures(folder: Path) -> None:
+    page = Page(folder / "report.html")
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "b", "i"} & set(tags)
+    for text in ("Clusters of <b>table.csv", f"mean {BAD}", "0 <i>far</i>", "1 of 40 rows lack"):
+        assert text in page.text
+    pictures = [a["src"] or "" for tag, a in page.tags if tag == "img"]
+    assert len(pictures) >= 2
+    for source in pictures:
+        head, code = source.split(",")
+        assert head == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(code))).width > 600
+    assert not [a for _, a in page.tags if "href" in a], "the page stands alone"
+
+
+def test_other_rows_are_scored_by_the_names_of_the_columns(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table()[["kind", "c", BAD, "a"]].to_csv(tmp_path / "new.csv", index=False)
+    assert main(["score", str(folder), str(tmp_path / "new.csv")]) == 0
+    printed = pandas.read_csv(io.StringIO(capsys.readouterr().out))
+    pandas.testing.assert_frame_equal(printed, pandas.read_csv(folder / "clusters.csv"))
+    out = tmp_path / "scores.csv"
+    arguments = [str(folder / "model.pt"), str(tmp_path / "new.csv"), "--out", str(out)]
+    assert main(["score", *arguments]) == 0
+    pandas.testing.assert_frame_equal(pandas.read_csv(out), printed)
+
+
+def test_rows_are_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(folder), "-n", "7", "--cluster", "1", "--seed", "3"]) == 0
+    drawn = pandas.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(drawn.columns) == ["a", BAD, "c", "cluster"]
+    assert drawn["cluster"].tolist() == [1] * 7
+    x, _ = VMoNF.load(folder / "model.pt").sample(7, component=1, seed=3)
+    np.testing.assert_allclose(drawn[["a", BAD, "c"]], x, rtol=1e-5)
+
+
+def test_the_page_of_another_table(folder: Path, tmp_path: Path) -> None:
+    table().head(12).to_csv(tmp_path / "few.csv", index=False)
+    out = tmp_path / "few.html"
+    assert main(["report", str(folder), str(tmp_path / "few.csv"), "--out", str(out)]) == 0
+    assert "Clusters of few.csv" in Page(out).text
+
+
+def test_what_was_said_is_kept(folder: Path) -> None:
+    kept = json.loads((folder / "fit.json").read_text())
+    assert kept["columns"] == ["a", BAD, "c"]
+    assert kept["labels"] == ["<i>far</i>", "near"]
+    assert kept["choice"]["components"] == 2
+    assert "1 of 40 rows lack a number and are left out" in kept["notes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "none.csv"], "there is no file none.csv"),
+        (["fit", "words.csv"], r"no column of numbers to fit; its columns are w (str"),
+        (["fit", "table.csv", "--columns", "a,kind"], "columns kind of table.csv hold no numbers"),
+        (["fit", "table.csv", "--drop", "z"], "has no column z; it has a, "),
+        (["fit", "semicolons.csv"], "pass --separator ';'"),
+        (["fit", "binary.csv"], "binary.csv is no CSV with a header"),
+        (["fit", "holes.csv"], "no row of holes.csv has a finite number in each of a, b"),
+        (["fit", "table.csv", "--components", "99"], "x has 39 rows; expected at least 99"),
+        (["score", "nowhere", "table.csv"], "pass the folder that `fit --out` wrote"),
+        (["score", "pair.pt", "words.csv"], "words.csv has no column of numbers"),
+        (
+            ["score", "pair.pt", "table.csv"],
+            "has 3 columns of numbers and the pair was fitted on 2",
+        ),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("table.csv", index=False)
+    Path("words.csv").write_text("w\none\ntwo\n")
+    Path("semicolons.csv").write_text("a;b\n1;2\n3;4\n")
+    Path("holes.csv").write_text("a,b\n1,\n,inf\n")
+    Path("binary.csv").write_bytes(bytes(range(200, 256)) * 9)
+    VMoNF(FlowMixture(Gaussian(2, 2))).save("pair.pt")
+    before = sorted(tmp_path.iterdir())
+    more = ["--out", "out"] if arguments[0] == "fit" else []
+    assert main([*arguments, *more]) == 2
+    assert message in capsys.readouterr().err.replace("str)", "str")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("rows", "counts"), [("1,5\n2,1\n3,9\n", 1), ("1,5\n2,1\n4,9\n", 0)])
+def test_a_counter_is_named(rows: str, counts: int, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"id,v\n{rows}")
+    said = read_table(tmp_path / "t.csv").said
+    assert sum("column 'id' counts the rows" in line for line in said) == counts
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), 130), (FloatingPointError("20 steps"), 1), (OSError("disk full"), 1)],
+)
+def test_the_exit_status_says_what_went_wrong(
+    error: BaseException, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> VMoNF:
+        raise error
+
+    monkeypatch.setattr(VMoNF, "from_data", fails)
+    table().to_csv(tmp_path / "table.csv", index=False)
+    out = tmp_path / "out"
+    assert main(["fit", str(tmp_path / "table.csv"), "--out", str(out)]) == status
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "score", "sample", "report"])
+def test_help_reads_like_a_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        main([command, "--help"])
+    assert status.value.code == 0
+    page = capsys.readouterr().out
+    for part in ("usage: ", "examples:\n  python -m pyro_vmonf " + command, "exit status:", "130"):
+        assert part in page
+    assert max(map(len, page.splitlines())) <= 100
+
+
+def test_digits_stay_in_the_file(tmp_path: Path) -> None:
+    """Rows near 1e9 with a spread of 1."""
+    frame = pandas.DataFrame({"t": 1e9 + np.random.default_rng(0).normal(size=30)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    read = read_table(tmp_path / "t.csv").frame
+    pandas.testing.assert_frame_equal(read, frame)
+    vmonf = VMoNF(FlowMixture(Gaussian(1, 2).double()))
+    vmonf.model.standardize_(read)
+    vmonf.save(tmp_path / "pair.pt")
+    arguments = [str(tmp_path / "pair.pt"), "-n", "30", "--seed", "0"]
+    assert main(["sample", *arguments, "--out", str(tmp_path / "drawn.csv")]) == 0
+    drawn = pandas.read_csv(tmp_path / "drawn.csv")["t"]
+    np.testing.assert_array_equal(drawn, vmonf.sample(30, seed=0)[0][:, 0])
+    assert drawn.nunique() == 30
