@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -15,6 +16,7 @@ from torch import Tensor
 from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import Names, names_of, numeric
+from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import (
     as_tensor,
     check_evidence,
@@ -39,7 +41,10 @@ from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.options import seed_of
+from pyro_vmonf.training.trainer import shown_of
 from pyro_vmonf.transforms import Standardize
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 MOST_ROWS = 10_000  # on which a start is searched; the other rows are assigned to it
@@ -104,15 +109,19 @@ def from_data(
     seed: int | None = None,
     minutes: float = 1.0,
     sample_weight: Any = None,
+    progress: bool = True,
 ) -> tuple[FlowMixture, SoftmaxGuide, History]:
     """Build a pair for rows and fit it: see :meth:`pyro_vmonf.VMoNF.from_data`."""
     begun = time.perf_counter()
     check_number("minutes", minutes)
     rows = _rows(x, y, sample_weight, components, seed)
     z, searched = rows.z, rows.drawn(rows.counted(), MOST_ROWS)
+    stages = Stages(60 * minutes, progress, "from_data")
+    stages.enter("number of components" if components is None else "start")
     found: list[Scored] = []
     if components is None:
         found, components = _numbered(rows, z[searched])
+        stages.enter("start")
     candidates = choose(z[searched], components, seed=rows.seed)
     if found:
         candidates = sorted([found[0], *candidates], key=rank(components))
@@ -136,12 +145,17 @@ def from_data(
         "start": best.name,
         "candidates": {s.name: s.score for s in candidates},
     }
+    logger.info("%s rows: %s", len(z), choice)
     seconds = 60 * minutes - (time.perf_counter() - begun)
     epochs = 0
     if len(rows.counted()) >= FEWEST_ROWS and seconds > 0:
-        epochs = _epochs(rows, z, clusters, len(best.densities), seconds / 3, choice)
+        stages.enter("length of the fit")
+        parts = len(best.densities)
+        epochs = _epochs(rows, z, clusters, parts, seconds / 3, choice, stages)
     model, guide = _pair(rows, best)
-    history = _fit(rows, model, guide, 2 * seconds / 3, epochs=epochs)
+    stages.enter("fit")
+    history = _fit(rows, model, guide, 2 * seconds / 3, stages, epochs=epochs)
+    stages.close()
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
     history.choice = choice
     return model, guide, history
@@ -251,7 +265,13 @@ def _mean_log_prob(model: FlowMixture, x: Tensor) -> float:
 
 
 def _epochs(
-    rows: Rows, z: Array, clusters: Array, components: int, seconds: float, choice: dict[str, Any]
+    rows: Rows,
+    z: Array,
+    clusters: Array,
+    components: int,
+    seconds: float,
+    choice: dict[str, Any],
+    stages: Stages,
 ) -> int:
     """Return after how many epochs held-out rows are best, and compare densities on them."""
     counted = rows.counted()
@@ -264,7 +284,7 @@ def _epochs(
         return 0
     model, guide = _pair(rows, start)
     before = _mean_log_prob(model, judged)
-    history = _fit(rows, model, guide, seconds, held=torch.as_tensor(held))
+    history = _fit(rows, model, guide, seconds, stages, held=torch.as_tensor(held))
     after = _mean_log_prob(model, judged)
     epochs = 0 if history.kept is None else history.kept + 1
     if after - before < GAIN:
@@ -316,6 +336,7 @@ def _fit(
     model: FlowMixture,
     guide: SoftmaxGuide,
     seconds: float,
+    stages: Stages,
     *,
     epochs: int | None = None,
     held: Tensor | None = None,
@@ -327,7 +348,8 @@ def _fit(
     steps_each = max(1, len(rows.x) // batch_size)
     end = time.perf_counter() + max(seconds, 1.0)
 
-    def in_time(_: Progress) -> bool:
+    def in_time(progress: Progress) -> bool:
+        stages.show(shown_of(progress.history))
         return time.perf_counter() > end
 
     with own_filters():

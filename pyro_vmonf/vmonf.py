@@ -122,7 +122,10 @@ class VMoNF(Transparent):
         try:
             self.history = run(self.model, self.guide, x, y, **options)
         except BaseException as error:
-            self.history = vars(error).get("history", self.history)
+            reached = vars(error).get("history")
+            if reached is not None:
+                self.history = reached
+                error.add_note(reached.reached())
             raise
         if several:
             warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))
@@ -138,6 +141,7 @@ class VMoNF(Transparent):
         seed: int | None = None,
         minutes: float = 1.0,
         sample_weight: Any = None,
+        progress: bool = True,
     ) -> VMoNF:
         r"""Build a pair for a table, fit it, and return it.
 
@@ -156,6 +160,7 @@ class VMoNF(Transparent):
             minutes: time for the whole, about. A fit that the time cuts short ends elsewhere on a
                 faster machine, also under the same seed; ``history.stopped`` says so.
             sample_weight: weights of the rows ``(N,)``, at least zero.
+            progress: show a progress bar in a terminal or a notebook.
 
         Returns:
             The fitted pair. ``history.choice`` and :meth:`report` say what was chosen.
@@ -171,8 +176,10 @@ class VMoNF(Transparent):
             >>> vmonf.predict(x).bincount().shape
             torch.Size([3])
         """
-        options = {"seed": seed, "minutes": minutes, "sample_weight": sample_weight}
-        model, guide, history = from_data(x, y, components=components, **options)
+        options: dict[str, Any] = {"seed": seed, "minutes": minutes, "progress": progress}
+        model, guide, history = from_data(
+            x, y, components=components, sample_weight=sample_weight, **options
+        )
         vmonf = cls(model, guide)
         vmonf.history = history
         return vmonf

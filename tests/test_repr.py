@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html.parser
 import inspect
+import io
 import math
 import pkgutil
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -16,6 +18,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+import tqdm
 from pyro.distributions import Dirichlet, Normal
 from torch import nn
 
@@ -38,7 +41,7 @@ from pyro_vmonf import (
     nn as networks,
 )
 from pyro_vmonf._utils.html import sparkline
-from pyro_vmonf._utils.progress import progress_bar
+from pyro_vmonf._utils.progress import Stages, progress_bar
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf.flows import functional
 
@@ -400,11 +403,84 @@ def test_a_sparkline_is_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_fit_is_quiet_when_asked(shown: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_or_file_gets_no_progress(shown: bool, capfd: pytest.CaptureFixture[str]) -> None:
     VMoNF(mixture()).fit(torch.randn(20, 2), epochs=2, progress=shown)
-    out, error = capfd.readouterr()
-    assert not out
-    assert bool(error) == shown
+    assert capfd.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    """What a person sees."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def last(self) -> str:
+        """The last line that was drawn before the bar was taken away."""
+        return [line for line in self.getvalue().split("\r") if line.strip()][-1]
+
+
+FITS: dict[str, tuple[dict[str, Any], str]] = {
+    "epochs": ({"epochs": 3}, "fit, epoch 3/3: 100%"),
+    "steps": ({"steps": 12}, "fit: 100%"),
+    "labelled": ({"epochs": 2, "pretrain_epochs": 2, "interleave": True}, "fit, epoch 2/2: 100%"),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_a_bar_has_total_rate_time_and_values(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, title = FITS[case]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    vmonf = VMoNF(mixture(), SoftmaxGuide(networks.MLP(2, 3)))
+    y = torch.arange(40) % 4 - 1
+    y = y if case == "labelled" else torch.full_like(y, -1)
+    seen: list[str] = []
+
+    def watch(_: Any) -> None:
+        [bar] = tqdm.std.tqdm._instances
+        bar.refresh()
+        seen.append(terminal.last())
+
+    history = vmonf.fit(
+        torch.randn(40, 2), y, batch_size=10, held_out=0.25, seed=0, callbacks=watch, **options
+    )
+    total = history.step[-1]
+    last = seen[-1]
+    assert last.startswith(title)
+    assert f"{total}/{total} [" in last, "the total is the number of steps that ran"
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d, .*(step/s|s/step)", last)
+    for name, values in (("objective", history.objective), ("held out", history.held_out)):
+        assert f"{name}={values[-1]:.3f}" in last
+    assert re.search(r"\r +\r$", terminal.getvalue()), "the bar is taken away"
+
+
+def test_seconds_have_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    stages = Stages(60.0, True, "from_data")
+    stages.enter("fit")
+    stages.show({"objective": "-1.0"})
+    assert re.search(r"from_data, fit:\s+0%.* 0 of at most 60 s, objective=-1.0", terminal.last())
+    stages.close()
+
+
+def test_from_data_names_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    VMoNF.from_data(torch.randn(60, 2), components=1, seed=0, minutes=0.1)
+    for stage in ("start", "length of the fit", "fit"):
+        assert f"from_data, {stage}: " in terminal.getvalue()
+
+
+def test_events_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="pyro_vmonf"):
+        VMoNF(mixture()).fit(torch.randn(20, 2), epochs=2, batch_size=10, progress=False, seed=0)
+    levels = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in levels] == ["INFO", "DEBUG", "DEBUG", "INFO"]
+    assert levels[0][1].endswith("; 4 steps in all")
+    assert levels[1][1].startswith("fit, epoch 0: {'objective': '")
+    assert "fit ended after epoch 2 of 2, 4 steps" in levels[-1][1]
 
 
 NOTEBOOK = """
@@ -414,6 +490,7 @@ class Widget:
         self.children, self.layout, self.style = children, types.SimpleNamespace(), self
         self.bar_style = ""
 class Shell: pass
+Shell.__module__ = "ipykernel.zmqshell"
 displayed = []
 sys.modules["ipykernel.zmqshell"] = types.ModuleType("ipykernel.zmqshell")
 ipython = sys.modules["IPython"] = types.ModuleType("IPython")
@@ -434,11 +511,11 @@ print(type(bar).__mro__[1].__module__, len(displayed) if "displayed" in globals(
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("place", ["terminal", "bare notebook", "notebook"])
+@pytest.mark.parametrize("place", ["pipe", "bare notebook", "notebook"])
 def test_bars_without_a_warning(place: str, enabled: bool) -> None:
     """In notebooks a widget; where ipywidgets is missing, a line of text and no complaint."""
     path = Path(inspect.getfile(progress_bar))
-    setting = "" if place == "terminal" else NOTEBOOK.replace("WITH", str(place == "notebook"))
+    setting = "" if place == "pipe" else NOTEBOOK.replace("WITH", str(place == "notebook"))
     code = setting + BAR.replace("PATH", repr(str(path))).replace("ENABLED", str(enabled))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
@@ -447,4 +524,4 @@ def test_bars_without_a_warning(place: str, enabled: bool) -> None:
     module, displayed = done.stdout.split()
     assert module == ("tqdm.notebook" if place == "notebook" else "tqdm.std")
     assert int(displayed) == (enabled and place == "notebook")
-    assert bool(done.stderr) == (enabled and place != "notebook")
+    assert bool(done.stderr) == (enabled and place == "bare notebook")

@@ -185,6 +185,7 @@ def _fit(options: argparse.Namespace) -> None:
             components=options.components,
             seed=options.seed,
             minutes=options.minutes,
+            progress=not options.quiet,
         )
         for line in notes:
             say(f"note: {line}")

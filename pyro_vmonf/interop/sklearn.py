@@ -181,6 +181,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             seed=seed,
             minutes=self.minutes,
             sample_weight=sample_weight,
+            progress=False,
         )
         self.vmonf_.model.feature_names = None if names is None else tuple(map(str, names))
         assert self.vmonf_.history is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
 FORMAT = 2
@@ -56,6 +59,7 @@ class Writer:
         over = trainer.done() or not trainer.runs[0].going
         if trainer.epoch % self.every == 0 or over:
             files.write({**self.head, **state_of(trainer, self.streams)}, self.path)
+            logger.info("checkpoint %s, %s", self.path, trainer.place())
 
 
 def _check_plain(name: str, mover: Any) -> None:

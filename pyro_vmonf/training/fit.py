@@ -123,7 +123,9 @@ def fit(
             the CPU the resumed run ends in the same state, to the bit. Generators and counters of a
             loader go on too; what callbacks remember does not. If it is the ``checkpoint`` too and
             does not exist yet, the run begins: one call starts and resumes.
-        progress: show a progress bar.
+        progress: show a progress bar in a terminal or a notebook: epoch, steps and their rate, the
+            time that is left, objective, held-out ELBO and temperature. The logger ``pyro_vmonf``
+            has the events of a run at the level ``INFO``, and each epoch at ``DEBUG``.
         fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
             the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
             ran.

@@ -95,6 +95,15 @@ class History:
             del column[whole:]
         self.stopped, self.seconds = reason, seconds
 
+    def reached(self) -> str:
+        """Say where an interrupt or an error ended the run."""
+        last = f", the last after step {self.step[-1]}" if self.step else ""
+        return (
+            f"the fit ended early: {self.stopped}; {len(self.epoch)} epochs are whole{last}. The "
+            "pair is in its last accepted state and usable; vmonf.history has the record, and "
+            "another fit goes on from here"
+        )
+
     def kept_by(self, error: BaseException) -> None:
         """Let an error carry the history as its attribute ``history``."""
         error.__dict__["history"] = self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import warn_of_lost_clusters
 from pyro_vmonf.training.loaders import is_streamed
 from pyro_vmonf.training.together import TOGETHER, NotTogether, Pair, fit_together
+
+logger = logging.getLogger(__name__)
 
 
 def reset_parameters_(module: nn.Module) -> None:
@@ -229,6 +232,7 @@ def _best_in_turn(
             model.feature_names = names
         raise
     history = best()
+    logger.info("objectives of %d starts: %s", n_init, objectives)
     history.restarts = objectives
     return history
 
@@ -261,6 +265,7 @@ def _best_together(
             _take_best_(model, guide, pairs, vars(error).pop("histories")).kept_by(error)
         raise
     objectives = [history.final_objective for history in histories]
+    logger.info("objectives of %d starts: %s", n_init, objectives)
     if not any(map(math.isfinite, objectives)):
         raise FloatingPointError(
             f"the runs' objectives are {objectives}: none of {n_init} stayed finite. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from pyro_vmonf.training.data import Arguments, Source, TensorSource
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Lanes, Terms
 from pyro_vmonf.training.selection import START, Keeper
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -130,30 +133,31 @@ class Trainer:
         """
         start = time.perf_counter() - self.seconds
         taken = self._taken()
+        logger.info("%s begins %s; %d steps in all", self._name, self.place(), self._total())
         try:
             self._go_through_all(start)
         except BaseException as error:
             self.seconds = time.perf_counter() - start
             for run in self.runs:
                 run.history.interrupt(self._reason(error), self.seconds, run.held_out)
+                logger.info("%s ended %s: %s", self._name, self.place(), run.history.stopped)
                 if len(self.runs) == 1 and self._taken() > taken:
                     run.history.kept_by(error)
             raise
         self.seconds = time.perf_counter() - start
         for run in self.runs:
             run.history.seconds = self.seconds
+            said = run.history.stopped or "all of it ran"
+            logger.info("%s ended %s: %s", self._name, self.place(), said)
         return [run.history for run in self.runs]
 
     def _go_through_all(self, start: float) -> None:
         plan = self.plan
-        total = plan.steps if plan.epochs is None else plan.pretrain_epochs + plan.epochs
         with (
             training(self.lanes.module),
-            progress_bar(total, bool(plan.title), plan.title) as self.bar,
+            progress_bar(self._total(), bool(plan.title), plan.title) as self.bar,
         ):
-            self.bar.update(
-                self.scheduled_steps if plan.epochs is None else self.epoch + plan.pretrain_epochs
-            )
+            self.bar.update(self.scheduled_steps if plan.epochs is None else self.steps)
             if self.steps == 0:
                 self._measure(START)
             while any(run.going for run in self.runs) and not self.done():
@@ -166,11 +170,28 @@ class Trainer:
                     if run.going and any(stops):
                         run.going, run.history.stopped = False, next(filter(None, stops))
                 self.epoch += 1
-                self.bar.update(plan.epochs is not None)
                 if self.runs[0].going and not self.done():
                     self.at_epoch_end()
         self._choose()
         self.at_epoch_end()  # once the state that stays is there
+
+    @property
+    def _name(self) -> str:
+        return self.plan.title or "fit"
+
+    def _total(self) -> int:
+        """Return the number of steps of the whole run, those of labelled rows among them."""
+        plan, first = self.plan, self.runs[0]
+        if plan.epochs is None:
+            return plan.steps or 0
+        labelled = 0 if first.labelled is None else first.labelled.batches
+        epochs = plan.pretrain_epochs + plan.epochs * plan.interleave
+        return epochs * labelled + plan.epochs * first.train.batches
+
+    def place(self) -> str:
+        """Say where the run is: after how many epochs, steps and seconds."""
+        of = "" if self.plan.epochs is None else f" of {self.plan.epochs}"
+        return f"after epoch {self.epoch}{of}, {self.steps} steps, {self.seconds:.1f} s"
 
     def _taken(self) -> int:
         """Return how many steps of the first run were accepted."""
@@ -211,6 +232,9 @@ class Trainer:
 
     def _go_through_epoch(self) -> None:
         plan = self.plan
+        if plan.epochs is not None:
+            where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
+            self.bar.set_description(f"{plan.title}, {where}", refresh=False)
         if self.runs[0].labelled is not None and (self.epoch < 0 or plan.interleave):
             labelled = [run.labelled.epoch(run.generator) for run in self.runs if run.labelled]
             self._go_through(labelled, scheduled=False)
@@ -227,9 +251,9 @@ class Trainer:
             objective = history.objective[-1]
             self.scheduler.step(objective if larger_is_better else -objective)
         if history.elbo:
-            self.bar.set_postfix(
-                elbo=f"{history.elbo[-1]:.3f}", T=f"{history.temperature[-1]:.3f}", refresh=False
-            )
+            shown = shown_of(history)
+            self.bar.set_postfix(shown, refresh=False)
+            logger.debug("%s, epoch %d: %s", self._name, self.epoch, shown)
 
     def _go_through(self, batches: list[Iterator[Arguments]], scheduled: bool) -> None:
         for arguments in zip(*batches, strict=True):
@@ -241,8 +265,7 @@ class Trainer:
                 self.anneal(self.scheduled_steps)
             self.step(arguments)
             self.scheduled_steps += scheduled
-            if self.plan.epochs is None:
-                self.bar.update(scheduled)
+            self.bar.update(scheduled or self.plan.epochs is not None)
 
     def step(self, batches: Sequence[Arguments]) -> Terms:
         """Take one step of every run; return its terms."""
@@ -274,6 +297,7 @@ class Trainer:
         run = self.runs[number]
         run.history.rejected += 1
         run.rejected_in_a_row += 1
+        logger.info("%s: step %d is not finite and is rolled back", self._name, self.steps)
         if run.rejected_in_a_row < self.plan.max_rejected:
             return
         culprit = self.plan.culprit(terms, arguments)
@@ -354,3 +378,10 @@ class Trainer:
         """Say how many steps of a run were rolled back."""
         count = f"{run.history.rejected} of {self.steps} steps"
         return f"{count} had a loss or gradient that is not finite"
+
+
+def shown_of(history: History) -> dict[str, str]:
+    """Return what a progress bar shows of the last epoch."""
+    series = {"objective": history.objective, "held out": history.held_out}
+    shown = {name: f"{values[-1]:.3f}" for name, values in series.items() if values}
+    return shown | {"T": f"{history.temperature[-1]:.3f}"}

@@ -81,6 +81,8 @@ def test_interrupt_leaves_last_accepted_state(error: BaseException, at: int) -> 
     assert history.stopped == f"{words} epoch {epoch}"
     assert history.epoch == list(range(epoch))
     assert history.seconds > 0
+    note = error.__notes__[-1]  # the last of those that this error has seen
+    assert f"{history.stopped}; {epoch} epochs are whole" in note
     assert history.road == "short"
     assert modes == [part.training for part in vmonf.modules()]
     assert torch.equal(random, torch.get_rng_state())
