@@ -1,9 +1,10 @@
-"""The state of a pair, and of each of its components."""
+"""What a fitted pair says of itself, in numbers and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.html import sparkline, table
 from pyro_vmonf._utils.validation import check_unconditional
 from pyro_vmonf.contracts import Pair
+from pyro_vmonf.training.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_WEIGHTS = 20  # components whose weights are listed
 
@@ -245,3 +250,70 @@ def _shown_weights(model: Any) -> str:
             return "depend on the rows' context"
     shown = ", ".join(f"{weight:.3f}" for weight in weights[:MOST_WEIGHTS])
     return shown + (f" and {len(weights) - MOST_WEIGHTS} more" * (len(weights) > MOST_WEIGHTS))
+
+
+class Drawn:
+    """The pictures of a pair as its verbs; each takes ``ax`` and returns it.
+
+    Matplotlib is imported when the first one is drawn.
+    """
+
+    history: History | None
+
+    def plot(
+        self, x: Any = None, *, features: Sequence[int] | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draw rows and clusters, as a curve, a plane or a plane for each pair of features.
+
+        See :func:`~pyro_vmonf.plots.plot_fit`; without rows, samples of the mixture are drawn.
+        """
+        from pyro_vmonf import plots
+
+        return plots.plot_fit(self._pair, x, features=features, ax=ax)
+
+    def plot_report(self, x: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw share and weight of each component: see :func:`~pyro_vmonf.plots.plot_report`."""
+        from pyro_vmonf import plots
+
+        return plots.plot_report(component_report(self._pair, x), ax=ax)
+
+    def plot_history(self, *, ax: Axes | None = None) -> Axes:
+        """Draw the course of the last fit: see :func:`~pyro_vmonf.plots.plot_history`.
+
+        Raises:
+            ValueError: if there was none.
+        """
+        from pyro_vmonf import plots
+
+        if self.history is None or not self.history.epoch:
+            raise ValueError("the pair has no epoch of training to draw; call fit first")
+        return plots.plot_history(self.history, ax=ax)
+
+    def plot_responsibilities(self, x: Any, *, exact: bool = False, ax: Axes | None = None) -> Axes:
+        """Draw the probabilities of the clusters of each row.
+
+        Two features: see :func:`~pyro_vmonf.plots.plot_responsibilities`. Any other number: see
+        :func:`~pyro_vmonf.plots.plot_memberships`.
+        """
+        from pyro_vmonf import plots
+
+        plane = tuple(self._pair.model.event_shape) == (2,)
+        draw = plots.plot_responsibilities if plane else plots.plot_memberships
+        return draw(self._pair, x, exact=exact, ax=ax)
+
+    def plot_components(self, *, ax: Axes | None = None) -> Axes:
+        """Draw the components themselves: see :func:`~pyro_vmonf.plots.plot_components`."""
+        from pyro_vmonf import plots
+
+        return plots.plot_components(self._pair, ax=ax)
+
+    def plot_uncertainty(self, x: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw how certain the clusters are: see :func:`~pyro_vmonf.plots.plot_uncertainty`."""
+        from pyro_vmonf import plots
+
+        return plots.plot_uncertainty(self._pair, x, ax=ax)
+
+    @property
+    def _pair(self) -> Any:
+        """The pair itself, whose verbs the figures use."""
+        return self

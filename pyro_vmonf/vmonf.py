@@ -30,7 +30,7 @@ from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Transparent, check_follows
-from pyro_vmonf.report import ChoiceReport, ComponentReport, card, component_report
+from pyro_vmonf.report import ChoiceReport, ComponentReport, Drawn, card, component_report
 from pyro_vmonf.training.endings import endings_of_data, warn
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
@@ -40,7 +40,7 @@ from pyro_vmonf.training.restarts import fit_best
 Verb = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-class VMoNF(Transparent):
+class VMoNF(Drawn, Transparent):
     """A variational mixture of normalizing flows: a model, its guide, and the verbs of both.
 
     ``vmonf.model`` and ``vmonf.guide`` are ordinary Pyro programs, for ``SVI``, ``Predictive``,

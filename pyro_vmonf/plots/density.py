@@ -17,9 +17,11 @@ from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import component_colors
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.window import Array, Extent, to_numpy
 
 
+@styled
 def plot_density(
     vmonf: Pair,
     *,
@@ -60,12 +62,14 @@ def plot_density(
     if values.min() < levels[-1]:
         style: dict[str, Any] = {"colors": "white", "linewidths": 0.5, "linestyles": "solid"}
         ax.contour(across, up, values, levels[levels > values.min()], alpha=0.5, **style)
-    ax.locator_params(nbins=6)
+    window.name_axes(ax, vmonf.model)
+    ax.locator_params(nbins="auto")
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label="log p(x), nats", extend="min")
     return ax
 
 
+@styled
 def plot_component_contours(
     vmonf: Pair,
     *,
@@ -118,10 +122,13 @@ def plot_component_contours(
         shown = values[..., k]
         inside = np.unique(levels[(levels[:, k] > shown.min()) & (levels[:, k] < shown.max()), k])
         if len(inside):  # a component outside the extent has no contour in it
-            ax.contour(across, up, shown, inside, colors=[color], linewidths=1.5)
+            # Levels below zero would be dashed.
+            style: dict[str, Any] = {"linewidths": 1.5, "linestyles": "solid"}
+            ax.contour(across, up, shown, inside, colors=[color], **style)
         ax.plot([], [], color=color, linewidth=1.5, label=str(k))
     ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
-    ax.locator_params(nbins=6)
+    window.name_axes(ax, vmonf.model)
+    ax.locator_params(nbins="auto")
     return ax
 
 

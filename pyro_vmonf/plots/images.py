@@ -14,9 +14,11 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots.axes import axes_or_new
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.window import to_numpy
 
 
+@styled
 def plot_component_grid(
     vmonf: Pair,
     image_shape: Sequence[int],

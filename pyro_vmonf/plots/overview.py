@@ -88,7 +88,7 @@ def plot_fit(
     if width == 1:
         return _curve(vmonf, rows, clusters, names[0], axes_or_new(ax))
     if width == 2:
-        return _plane(vmonf, rows, clusters, names, axes_or_new(ax))
+        return _plane(vmonf, rows, clusters, axes_or_new(ax))
     shown = _features(features, to_numpy(rows), to_numpy(clusters), width)
     square = plt.subplots(figsize=(PAGE, 0.92 * PAGE))[1] if ax is None else ax
     return _pairs(vmonf, to_numpy(rows), to_numpy(clusters), names, shown, seed, square)
@@ -144,7 +144,7 @@ def _curve(vmonf: Pair, rows: Any, clusters: Any, name: str, ax: Axes) -> Axes:
     return ax
 
 
-def _plane(vmonf: Pair, rows: Any, clusters: Any, names: Names, ax: Axes) -> Axes:
+def _plane(vmonf: Pair, rows: Any, clusters: Any, ax: Axes) -> Axes:
     """Draw the plane of two features."""
     extent = window.find_extent(to_numpy(rows))
     plot_regions(vmonf, extent=extent, ax=ax)
@@ -154,7 +154,6 @@ def _plane(vmonf: Pair, rows: Any, clusters: Any, names: Names, ax: Axes) -> Axe
     ratio = (high - low).max() / max((high - low).min(), 1e-12)
     # Features of other units have no common scale.
     ax.set_aspect("equal" if ratio < 4 else "auto")
-    ax.set(xlabel=names[0], ylabel=names[1])
     _legend(ax, vmonf.model.num_components, to_numpy(clusters))
     return ax
 

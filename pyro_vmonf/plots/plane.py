@@ -14,9 +14,11 @@ from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import UNLABELLED, component_colors, tint
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.window import Extent, to_numpy
 
 
+@styled
 def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None = None) -> Axes:
     """Draw points of the plane: unlabelled ones in grey, labelled ones in colour.
 
@@ -60,10 +62,11 @@ def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None 
     for k in np.unique(classes[~none]).tolist():
         ax.scatter(*points[classes == k].T, color=colors[k], label=str(k), **style)
     ax.set_aspect("equal")
-    ax.locator_params(nbins=6)
+    ax.locator_params(nbins="auto")
     return ax
 
 
+@styled
 def plot_regions(
     vmonf: Pair,
     *,
@@ -97,10 +100,12 @@ def plot_regions(
     extent = window.choose_extent(vmonf, ax, extent)
     regions = window.regions_of(vmonf.model, vmonf.guide, extent, resolution, exact=exact)
     window.draw_regions(ax, regions, vmonf.model.num_components, extent)
-    ax.locator_params(nbins=6)
+    window.name_axes(ax, vmonf.model)
+    ax.locator_params(nbins="auto")
     return ax
 
 
+@styled
 def plot_clusters(
     vmonf: Pair, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
 ) -> Axes:
@@ -124,9 +129,12 @@ def plot_clusters(
     window.check(
         vmonf.model, "plot_clusters", "plot_data(x[:, :2], vmonf.predict(x)) draws a projection"
     )
-    return plot_data(x, vmonf.predict(x, exact=exact), size=size, ax=ax)
+    ax = plot_data(x, vmonf.predict(x, exact=exact), size=size, ax=ax)
+    window.name_axes(ax, vmonf.model)
+    return ax
 
 
+@styled
 def plot_samples(
     vmonf: Pair,
     num_samples: int = 2000,
@@ -168,6 +176,7 @@ def plot_samples(
     return ax
 
 
+@styled
 def plot_responsibilities(
     vmonf: Pair, x: Any, *, exact: bool = False, size: float = 6.0, ax: Axes | None = None
 ) -> Axes:
@@ -212,6 +221,7 @@ def plot_responsibilities(
             label=str(k),
             zorder=2,
         )
+    window.name_axes(ax, vmonf.model)
     ax.set_aspect("equal")
-    ax.locator_params(nbins=6)
+    ax.locator_params(nbins="auto")
     return ax

@@ -17,6 +17,7 @@ from pyro_vmonf._utils.contexts import evaluating, own_store
 from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.axes import axes_or_new, points_per_unit
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.window import model_of
 
 SHADED = "0.8"
@@ -140,6 +141,7 @@ def _diagram_of_mixture(model: FlowMixture) -> Diagram:
     return diagram
 
 
+@styled
 def plot_plate(
     model: Callable[..., Any],
     model_args: tuple[Any, ...] = (),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import component_colors, tint
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.tables import draw_table, outline
 from pyro_vmonf.plots.window import to_numpy
 
@@ -36,6 +37,7 @@ class Report(Protocol):
     def doubled(self) -> list[tuple[int, int]]: ...
 
 
+@styled
 def plot_report(report: Report, *, ax: Axes | None = None) -> Axes:
     """Draw the share of the rows and the weight of each component.
 
@@ -85,6 +87,7 @@ def plot_report(report: Report, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@styled
 def plot_overlap(report: Report, *, ax: Axes | None = None) -> Axes:
     """Draw the overlap of the components as a table, with doubled pairs outlined.
 

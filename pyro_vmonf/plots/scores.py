@@ -11,10 +11,12 @@ from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from pyro_vmonf.metrics import accuracy, area_under_roc, contingency, match, roc_curve
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import UNLABELLED, component_colors
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.tables import draw_table, outline
 from pyro_vmonf.plots.window import to_numpy
 
 
+@styled
 def plot_contingency(
     labels: Any,
     clusters: Any,
@@ -64,6 +66,7 @@ def plot_contingency(
     return ax
 
 
+@styled
 def plot_roc(scores_in: Any, scores_out: Any, *, label: str = "", ax: Axes | None = None) -> Axes:
     """Draw the ROC curve: the share of anomalies flagged over the share of ordinary rows flagged.
 

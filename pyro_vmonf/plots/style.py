@@ -24,7 +24,8 @@ def style(width: float = PAGE) -> Iterator[None]:
     """Draw in the style of the library for a block; the settings of matplotlib come back after it.
 
     Text has 10 points in a figure of the width of a page, and more in proportion in a wider one,
-    so that it reads the same once the figure is shrunk to the page.
+    so that it reads the same once the figure is shrunk to the page. Functions that draw on axes
+    take the size of the axes' own labels.
 
     Arguments:
         width: of the figures that the block opens, in inches.
@@ -44,7 +45,7 @@ def style(width: float = PAGE) -> Iterator[None]:
 
 def settings(width: float = PAGE) -> dict[str, Any]:
     """Return the settings of matplotlib for figures of a width in inches."""
-    share = max(width / PAGE, 1.0)
+    share = width / PAGE
     points, line = POINTS * share, 0.8 * share
     sizes = ("axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize")
     return {
@@ -65,28 +66,13 @@ def settings(width: float = PAGE) -> dict[str, Any]:
 
 
 def styled(draw: Callable[P, Axes]) -> Callable[P, Axes]:
-    """Let a function that draws on ``ax`` draw in the style, with text for the figure's width."""
+    """Let a function that draws on ``ax`` draw in the style, with text as large as its labels."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Axes:
         given: Any = kwargs.get("ax")
-        with style(PAGE if given is None else _width(given)):
-            ax = draw(*args, **kwargs)
-            if given is not None:  # made under other settings
-                _resize(ax)
-        return ax
+        points = POINTS if given is None else given.xaxis.label.get_size()
+        with style(PAGE * points / POINTS):
+            return draw(*args, **kwargs)
 
     return drawn
-
-
-def _width(ax: Axes) -> float:
-    figure: Any = ax.figure
-    return float(figure.get_figwidth() if hasattr(figure, "get_figwidth") else PAGE)
-
-
-def _resize(ax: Axes) -> None:
-    """Give labels, ticks and title of axes the size of the settings."""
-    size = mpl.rcParams["font.size"]
-    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
-        text.set_fontsize(size)
-    ax.tick_params(labelsize=size)

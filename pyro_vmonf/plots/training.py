@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
@@ -12,9 +13,11 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.training.history import History
 
 
+@styled
 def plot_history(history: History, *, ax: Axes | None = None) -> Axes:
     """Draw the ELBO per row over the epochs, and the temperature on a second axis.
 
@@ -42,19 +45,23 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Axes:
         margin = 0.05 * max(float(np.ptp(values)), 1e-6)
         ax.set_ylim(values.min() - margin, values.max() + margin)
     if history.rejected:
-        ax.set_title(f"{history.rejected} steps were not finite and were rolled back")
+        text = f"{history.rejected} steps were not finite and were rolled back"
+        ax.set_title(text, pad=2.2 * plt.rcParams["font.size"])
     if len(set(history.temperature)) > 1:
         right = ax.twinx()
+        right.spines["right"].set_visible(True)
         lines += right.plot(
             history.epoch, history.temperature, color=UNLABELLED, ls="--", label="temperature"
         )
         right.set_ylabel("temperature")
         right.set_ylim(0, 1.05 * max(history.temperature))
         ax.figure.sca(ax)
-    ax.legend(handles=lines, loc="center right")
+    style: dict[str, Any] = {"ncols": len(lines), "handlelength": 1.5, "columnspacing": 1.0}
+    ax.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), **style)
     return ax
 
 
+@styled
 def plot_terms(history: History, *, ax: Axes | None = None) -> Axes:
     """Draw the terms of the ELBO over the epochs, without terms that are always zero.
 

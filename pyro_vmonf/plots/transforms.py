@@ -21,6 +21,7 @@ from pyro_vmonf.distributions.stacked import StackedDistribution
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import component_colors
+from pyro_vmonf.plots.style import styled
 from pyro_vmonf.plots.window import Extent, check_extent, model_of, to_numpy
 from pyro_vmonf.transforms.base import FlowTransform
 
@@ -126,6 +127,7 @@ def _pick(values: Tensor, component: int) -> Tensor:
     return values[:, component]
 
 
+@styled
 def plot_transform_grid(
     flow: Flowing,
     *,
@@ -187,6 +189,7 @@ def plot_transform_grid(
     return ax
 
 
+@styled
 def plot_transform_samples(
     flow: Flowing,
     num_samples: int = 2000,

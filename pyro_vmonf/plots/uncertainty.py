@@ -91,7 +91,7 @@ def plot_memberships(
     for k, color in enumerate(component_colors(q.shape[1])):
         values, base = (np.append(part, part[-1]) for part in (upper[k + 1], upper[k]))
         ax.fill_between(edges, base, values, step="post", color=color, linewidth=0, label=str(k))
-    ax.set(xlabel="share of the rows, by cluster and certainty", ylabel="probability")
+    ax.set(xlabel="share of the rows", ylabel="probability")
     ax.set(xlim=(0, 1), ylim=(0, 1))
     if q.shape[1] <= 12:
         ax.legend(title="cluster", loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -66,6 +66,13 @@ def check(model: FlowMixture, name: str, advice: str = "") -> None:
         )
 
 
+def name_axes(ax: Axes, model: FlowMixture) -> None:
+    """Write the names of two features beside axes that have none."""
+    names = model.feature_names or ("feature 0", "feature 1")
+    if not ax.get_xlabel() and not ax.get_ylabel():
+        ax.set(xlabel=names[0], ylabel=names[1])
+
+
 def check_extent(extent: Extent) -> Extent:
     """Return the extent, and raise ``ValueError`` if it is empty."""
     left, right, bottom, top = extent

@@ -18,16 +18,27 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from pyro_vmonf import FlowMixture, Gaussian, History, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import (
+    AutoregressiveNSF,
+    FlowMixture,
+    Gaussian,
+    History,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+)
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.plots import (
     plot_clusters,
     plot_component_contours,
     plot_component_grid,
+    plot_components,
     plot_contingency,
     plot_data,
     plot_density,
+    plot_fit,
     plot_history,
+    plot_memberships,
     plot_overlap,
     plot_plate,
     plot_regions,
@@ -38,6 +49,8 @@ from pyro_vmonf.plots import (
     plot_terms,
     plot_transform_grid,
     plot_transform_samples,
+    plot_uncertainty,
+    style,
 )
 from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors, tint
 
@@ -47,7 +60,8 @@ K = 3
 def pair(features: int = 2, components: int = K) -> VMoNF:
     """A pair whose modules are in ``train()``, and draw random numbers there."""
     network = nn.Sequential(nn.Dropout(0.5), MLP(features, components))
-    bank = RealNVP(features, components, blocks=2, hidden=(4,))
+    bank: Any = RealNVP if features > 1 else AutoregressiveNSF
+    bank = bank(features, components, blocks=2, hidden=(4,))
     return VMoNF(FlowMixture(bank), SoftmaxGuide(network)).train()
 
 
@@ -90,6 +104,14 @@ PLOTS: dict[str, Callable[[], Callable[..., Axes]]] = {
     "transform samples": lambda: partial(plot_transform_samples, pair(), 50),
     "plate": lambda: partial(plot_plate, pair()),
     "roc": lambda: partial(plot_roc, [0.0, 1.0], [2.0]),
+    "line": lambda: partial(plot_fit, pair(1), torch.randn(20, 1)),
+    "plane": lambda: partial(plot_fit, pair(), torch.randn(20, 2)),
+    "pairs": lambda: partial(plot_fit, pair(3), torch.randn(20, 3)),
+    "samples of pairs": lambda: partial(plot_fit, pair(3)),
+    "components": lambda: partial(plot_components, pair(), num_samples=50),
+    "means": lambda: partial(plot_components, pair(3), num_samples=50),
+    "memberships": lambda: partial(plot_memberships, pair(3), torch.randn(20, 3)),
+    "uncertainty": lambda: partial(plot_uncertainty, pair(3), torch.randn(20, 3)),
     "report": lambda: partial(plot_report, pair().report(torch.randn(50, 2))),
     "overlap": lambda: partial(plot_overlap, pair().report(torch.randn(50, 2))),
 }
@@ -102,7 +124,8 @@ def test_draws_on_the_axes_given_and_on_nothing_else(
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
     figure, (other, ax) = plt.subplots(1, 2)
     assert PLOTS[name]()(ax=ax) is ax
-    assert ax.has_data(), f"{name} drew nothing"
+    drawn = ax.has_data() or any(child.has_data() for child in ax.child_axes)
+    assert drawn, f"{name} drew nothing"
     assert not other.has_data()
     assert plt.get_fignums() == [figure.number]
     assert plt.gca() is ax, f"{name} left Axes of its own as the current ones"
@@ -127,7 +150,8 @@ def test_leaves_random_state_and_settings_alone(
 
 OF_A_PAIR = [
     *("regions", "clusters", "samples", "density", "component grid", "component contours"),
-    *("responsibilities", "transform grid", "transform samples", "plate"),
+    *("responsibilities", "transform grid", "transform samples", "plate", "line", "plane", "pairs"),
+    *("components", "means", "memberships", "uncertainty"),
 ]
 
 
@@ -141,7 +165,11 @@ def test_leaves_the_modes_and_the_gradients_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["samples", "component grid", "regions", "component contours", "transform samples"]
+    "name",
+    [
+        *("samples", "component grid", "regions", "component contours", "transform samples"),
+        *("pairs", "means"),
+    ],
 )
 def test_a_figure_is_the_same_twice(name: str) -> None:
     draw = PLOTS[name]()
@@ -339,3 +367,103 @@ def test_contingency_writes_shares_or_counts(normalize: bool, expected: str) -> 
 def test_ten_colours_differ_and_twenty_follow() -> None:
     assert len(set(component_colors(20))) == 20
     assert component_colors(23)[20:] == component_colors(3)
+
+
+# Verbs of the pair, and the style.
+
+
+@pytest.mark.parametrize("features", [1, 2, 3])
+def test_each_verb_draws_on_the_axes_given(features: int) -> None:
+    vmonf, x = pair(features), torch.randn(30, features)
+    vmonf.history = course()
+    axes = Figure().subplots(2, 3).ravel()
+    calls: list[Callable[..., Axes]] = [
+        partial(vmonf.plot, x),
+        partial(vmonf.plot_report, x),
+        vmonf.plot_history,
+        partial(vmonf.plot_responsibilities, x),
+        vmonf.plot_components,
+        partial(vmonf.plot_uncertainty, x),
+    ]
+    for draw, ax in zip(calls, axes, strict=True):
+        assert draw(ax=ax) is ax
+    assert not plt.get_fignums()
+
+
+def test_verbs_refuse_what_they_cannot_draw() -> None:
+    with pytest.raises(ValueError, match="no epoch of training to draw; call fit first"):
+        pair().plot_history()
+    with pytest.raises(ValueError, match=r"features is \[0, 3\]; expected .* 0 to 2"):
+        pair(3).plot(torch.randn(9, 3), features=[0, 3])
+    with pytest.raises(ValueError, match="x has no rows"):
+        pair(3).plot(torch.randn(0, 3))
+    normal = torch.distributions.Normal(torch.zeros(2, 1, 4, 4), 1.0)
+    images = VMoNF(FlowMixture(torch.distributions.Independent(normal, 3)))
+    with pytest.raises(ValueError, match="plot_component_grid draws images"):
+        images.plot()
+    assert images.plot_components(ax=Figure().subplots()).images
+    plt.close("all")
+
+
+def test_text_grows_with_the_figure() -> None:
+    """At the width of a page each figure has text of 10 points."""
+    for width in (6.4, 12.8):
+        with style(width):
+            ax = plt.subplots(figsize=(width, 4))[1]
+        plot_history(course(held_out=[-1.0] * 30), ax=ax)
+        legend = ax.get_legend()
+        assert legend is not None
+        texts = [ax.xaxis.label, *ax.get_xticklabels(), *legend.get_texts()]
+        assert {text.get_fontsize() * 6.4 / width for text in texts} == {10.0}
+
+
+def test_the_density_over_a_line_is_that_of_the_mixture() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(1, 2)))
+    vmonf.model.bank.set_(torch.tensor([[-3.0], [3.0]]), torch.ones(2, 1, 1))
+    ax = plot_fit(vmonf, torch.tensor([[-4.0], [-3.0], [3.0], [4.0]]))
+    *parts, whole = ax.get_lines()
+    at = torch.as_tensor(whole.get_xdata())
+    expected = vmonf.log_prob(at.unsqueeze(1)).exp()
+    np.testing.assert_allclose(whole.get_ydata(), expected, rtol=1e-5)
+    np.testing.assert_allclose(sum(part.get_ydata() for part in parts), expected, rtol=1e-5)
+
+
+def test_the_ellipses_are_two_standard_deviations() -> None:
+    """The rows of a cluster are the corners of a box, whose axes the ellipse has."""
+    vmonf = VMoNF(FlowMixture(Gaussian(3, 1)))
+    box = torch.tensor([[a, b, c] for a in (-1.0, 1.0) for b in (-3.0, 3.0) for c in (-9.0, 9.0)])
+    ax = plot_fit(vmonf, box)
+    [ellipse] = ax.child_axes[3].patches  # the second row, the first column: 1 over 0
+    lengths = sorted([ellipse.width, ellipse.height])
+    np.testing.assert_allclose(lengths, [4 * s * math.sqrt(8 / 7) for s in (1, 3)], rtol=1e-6)
+
+
+def test_pairs_are_of_the_features_that_part_the_clusters() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(7, 2)))
+    centres = torch.zeros(2, 7)
+    centres[1, [1, 2, 3, 5, 6]] = 20.0
+    vmonf.model.bank.set_(centres, torch.eye(7).expand(2, 7, 7))
+    x, _ = vmonf.sample(60, seed=0)
+    ax = plot_fit(vmonf, x)
+    shown = [part.get_xlabel() for part in ax.child_axes[-5:]]
+    assert shown == [f"feature {i}" for i in (1, 2, 3, 5, 6)]
+
+
+def test_means_are_those_of_the_components() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(3, 2)))
+    centres = torch.tensor([[100.0, 0.0, 2.0], [300.0, 0.0, 4.0]])
+    vmonf.model.bank.set_(centres, 1e-6 * torch.eye(3).expand(2, 3, 3))
+    ax = plot_components(vmonf)
+    texts = [text.get_text() for text in ax.texts]
+    assert [texts[i] for i in (0, 1, 4, 5)] == ["100", "300", "2", "4"]
+    scaled = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(scaled[[0, 2]], [[-1, 1], [-1, 1]], atol=1e-3)
+
+
+def test_uncertainty_is_the_share_below_a_probability() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [math.log(4.0), 0.0]])
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(nn.Identity()))
+    exact, guide = plot_uncertainty(vmonf, logits).get_lines()
+    np.testing.assert_allclose(guide.get_xdata(), [0.5, 0.75, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(guide.get_ydata(), [1 / 3, 2 / 3, 1])
+    assert exact.get_label() == "Bayes' rule"
