@@ -16,7 +16,7 @@ from pyro_vmonf.contracts import Pair
 from pyro_vmonf.training.history import History
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import matplotlib.axes
 
 MOST_WEIGHTS = 20  # components whose weights are listed
 
@@ -261,8 +261,12 @@ class Drawn:
     history: History | None
 
     def plot(
-        self, x: Any = None, *, features: Sequence[int] | None = None, ax: Axes | None = None
-    ) -> Axes:
+        self,
+        x: Any = None,
+        *,
+        features: Sequence[int] | None = None,
+        ax: matplotlib.axes.Axes | None = None,
+    ) -> matplotlib.axes.Axes:
         """Draw rows and clusters, as a curve, a plane or a plane for each pair of features.
 
         See :func:`~pyro_vmonf.plots.plot_fit`; without rows, samples of the mixture are drawn.
@@ -271,13 +275,15 @@ class Drawn:
 
         return plots.plot_fit(self._pair, x, features=features, ax=ax)
 
-    def plot_report(self, x: Any, *, ax: Axes | None = None) -> Axes:
+    def plot_report(
+        self, x: Any, *, ax: matplotlib.axes.Axes | None = None
+    ) -> matplotlib.axes.Axes:
         """Draw share and weight of each component: see :func:`~pyro_vmonf.plots.plot_report`."""
         from pyro_vmonf import plots
 
         return plots.plot_report(component_report(self._pair, x), ax=ax)
 
-    def plot_history(self, *, ax: Axes | None = None) -> Axes:
+    def plot_history(self, *, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
         """Draw the course of the last fit: see :func:`~pyro_vmonf.plots.plot_history`.
 
         Raises:
@@ -289,7 +295,9 @@ class Drawn:
             raise ValueError("the pair has no epoch of training to draw; call fit first")
         return plots.plot_history(self.history, ax=ax)
 
-    def plot_responsibilities(self, x: Any, *, exact: bool = False, ax: Axes | None = None) -> Axes:
+    def plot_responsibilities(
+        self, x: Any, *, exact: bool = False, ax: matplotlib.axes.Axes | None = None
+    ) -> matplotlib.axes.Axes:
         """Draw the probabilities of the clusters of each row.
 
         Two features: see :func:`~pyro_vmonf.plots.plot_responsibilities`. Any other number: see
@@ -301,13 +309,15 @@ class Drawn:
         draw = plots.plot_responsibilities if plane else plots.plot_memberships
         return draw(self._pair, x, exact=exact, ax=ax)
 
-    def plot_components(self, *, ax: Axes | None = None) -> Axes:
+    def plot_components(self, *, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
         """Draw the components themselves: see :func:`~pyro_vmonf.plots.plot_components`."""
         from pyro_vmonf import plots
 
         return plots.plot_components(self._pair, ax=ax)
 
-    def plot_uncertainty(self, x: Any, *, ax: Axes | None = None) -> Axes:
+    def plot_uncertainty(
+        self, x: Any, *, ax: matplotlib.axes.Axes | None = None
+    ) -> matplotlib.axes.Axes:
         """Draw how certain the clusters are: see :func:`~pyro_vmonf.plots.plot_uncertainty`."""
         from pyro_vmonf import plots
 
