@@ -55,7 +55,7 @@ from pyro_vmonf.flows.random import RandomBank
 from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Flow, Gaussian, MAFMoG, RealNVP
 from pyro_vmonf.flows.rotated import RotatedRealNVP
 from pyro_vmonf.flows.stack import Stack
-from pyro_vmonf.guides import ExactGuide, MarginalGuide, SoftmaxGuide
+from pyro_vmonf.guides import ExactGuide, MarginalGuide, PyroGuide, SoftmaxGuide
 from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.model import FlowMixture, MixtureComponent
 from pyro_vmonf.schedules import constant, exponential_decay, linear_decay
@@ -92,6 +92,7 @@ __all__ = [
     "MixtureComponent",
     "MultiScaleRealNVP",
     "PixelFlow",
+    "PyroGuide",
     "RandomBank",
     "RandomWeights",
     "RealNVP",

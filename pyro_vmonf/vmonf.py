@@ -25,7 +25,8 @@ from pyro_vmonf._utils.validation import (
 from pyro_vmonf.automatic import from_data
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
-from pyro_vmonf.guides import BoundGuide, MarginalGuide
+from pyro_vmonf.distributions.selection import select
+from pyro_vmonf.guides import BoundGuide, as_guide
 from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.model import FlowMixture
@@ -51,7 +52,8 @@ class VMoNF(Drawn, Transparent):
 
     Arguments:
         model: the mixture.
-        guide: its guide; ``None`` sums c out in the model, and every verb is then exact.
+        guide: its guide; ``None`` sums c out in the model, and every verb is then exact. Any Pyro
+            program or a list of them will do: see :class:`~pyro_vmonf.PyroGuide`.
 
     References:
         Pires, Figueiredo (2020), Variational Mixture of Normalizing Flows, arXiv:2009.00585.
@@ -71,16 +73,17 @@ class VMoNF(Drawn, Transparent):
     guide: BoundGuide
     halves = ("model", "guide")
 
-    def __init__(self, model: FlowMixture, guide: BoundGuide | None = None) -> None:
+    def __init__(self, model: FlowMixture, guide: Any = None) -> None:
         super().__init__()
         self.model = model
-        self.guide = MarginalGuide() if guide is None else guide
+        self.guide = guide
         self.history: History | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("model", "guide"):
             super().__setattr__(name, value)
             return
+        value = as_guide(value) if name == "guide" else value
         halves = {**self.__dict__.get("_modules", {}), name: value}
         if len(halves) == 2:
             check_pair(**halves)

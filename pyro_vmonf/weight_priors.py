@@ -3,105 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from pyro.distributions import Delta, Dirichlet, Normal, TorchDistribution, TransformedDistribution
-from torch import Size, Tensor, nn
-from torch.distributions import Beta, Distribution, StickBreakingTransform, constraints
-from torch.nn import functional as F
+from pyro.distributions import Delta, Dirichlet, Normal, TransformedDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution, StickBreakingTransform, constraints
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import ShownModule
-from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
+from pyro_vmonf.distributions.sticks import StickBreaking
 from pyro_vmonf.flows.constant import ConstantDistribution
 
-
-class StickBreaking(TorchDistribution):
-    r"""Weights that are pieces broken off a stick, the last one being what is left.
-
-    .. math::
-        \pi_k = v_k \prod_{j<k} (1 - v_j), \qquad v_k \sim \mathrm{Beta}(a_k, b_k), \qquad v_K = 1
-
-    With :math:`a_k = 1, b_k = \alpha` it is the Dirichlet process, truncated at K components;
-    with :math:`b_k = \sum_{j>k} a_j` it is the Dirichlet. Sticks are conjugate to the components
-    of rows.
-
-    Arguments:
-        a, b: positive numbers ``(*, K - 1)``.
-
-    References:
-        Connor, Mosimann (1969), Concepts of Independence for Proportions with a Generalization of
-        the Dirichlet Distribution. Ishwaran, James (2001), Gibbs Sampling Methods for
-        Stick-Breaking Priors.
-
-    Example:
-        >>> sticks = StickBreaking(torch.ones(2), torch.ones(2))
-        >>> sticks.mean
-        tensor([0.5000, 0.2500, 0.2500])
-        >>> sticks.log_prob(torch.tensor([0.2, 0.3, 0.5]))
-        tensor(0.2231)
-    """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "a": constraints.independent(constraints.positive, 1),
-        "b": constraints.independent(constraints.positive, 1),
-    }
-    support = constraints.simplex
-    has_rsample = True
-
-    def __init__(self, a: Tensor, b: Tensor, validate_args: bool | None = None) -> None:
-        self.a, self.b = torch.broadcast_tensors(a, b)
-        shape = self.a.shape
-        super().__init__(shape[:-1], Size((shape[-1] + 1,)), validate_args=validate_args)
-
-    @classmethod
-    def process(cls, num_components: int, concentration: float = 1.0) -> StickBreaking:
-        """Return the Dirichlet process of a concentration α, truncated at K components.
-
-        About α log(1 + N/α) of the components hold N rows before any is seen.
-        """
-        check_positive("num_components", num_components, minimum=2)
-        ones = torch.ones(num_components - 1)
-        return cls(ones, concentration * ones)
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StickBreaking:
-        shape = Size((*batch_shape, self.a.shape[-1]))
-        return StickBreaking(self.a.expand(shape), self.b.expand(shape), validate_args=False)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        tiny = torch.finfo(self.a.dtype).tiny
-        v = Beta(self.a, self.b, validate_args=False).rsample(Size(sample_shape))
-        v = v.clamp(tiny, 1 - torch.finfo(v.dtype).eps)
-        left = F.pad((-v).log1p().cumsum(-1), (1, 0))
-        return (left + F.pad(v.log(), (0, 1))).exp().clamp_min(tiny)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        # left[k] is what remains of the stick behind piece k; it is summed from its own end, so
-        # that no difference of nearly equal numbers is taken.
-        left = value.flip(-1).cumsum(-1).flip(-1)
-        before, after = left[..., :-1], left[..., 1:]
-        norm = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
-        log_v = value[..., :-1].log() - before.log()
-        log_rest = after.log() - before.log()
-        sticks = (self.a - 1) * log_v + (self.b - 1) * log_rest - norm
-        return (sticks - before.log()).sum(-1)
-
-    @property
-    def mean(self) -> Tensor:
-        return stick_logs(self.a.log(), self.b.log(), (self.a + self.b).log()).exp()
-
-    @property
-    def mean_log(self) -> Tensor:
-        r"""The expectation :math:`E[\log\pi]` ``(*, K)``."""
-        return stick_logs(self.a.digamma(), self.b.digamma(), (self.a + self.b).digamma())
+TINY = 1e-6  # the least weight and spread that draws are taken for
+MOST_PRECISION = 1e6  # of a posterior whose draws hardly differ
 
 
-def stick_logs(piece: Tensor, rest: Tensor, whole: Tensor) -> Tensor:
-    """Return the logs of the pieces, given those of each break's parts and of their sum."""
-    return F.pad((rest - whole).cumsum(-1), (1, 0)) + F.pad(piece - whole, (0, 1))
+def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and variances of draws of weights, none of them zero."""
+    return draws.mean(0).clamp_min(TINY), draws.var(0).clamp_min(TINY**2)
 
 
 class DirichletPrior(ShownModule):
@@ -211,6 +133,19 @@ class Posterior(nn.Module):
             moved = posterior(self.counts.over_the_data()).log()
             parameter.copy_(torch.where(moved.isfinite().all(), moved, parameter))
 
+    def take_draws_(self, draws: Tensor) -> None:
+        """Take the moments of draws ``(S, K)`` of another posterior, for scores.
+
+        Raises:
+            TypeError: if the class does not say how.
+        """
+        kind = type(self).__name__
+        raise TypeError(
+            f"a guide of your own draws the weights, and {kind} takes no draws of it; write "
+            f"{kind}.take_draws_, from draws (S, K) to its parameters, or hide the weights from "
+            "that guide"
+        )
+
     def log_mean(self) -> Tensor:
         r"""Return :math:`\log E[\pi]` ``(K,)``."""
         raise NotImplementedError
@@ -247,6 +182,14 @@ class DirichletPosterior(Posterior):
         prior = self.prior
         if isinstance(prior, DirichletPrior):
             self.count_(self.log_concentration, lambda n: prior.concentration + n, *batch)
+
+    @torch.no_grad()
+    def take_draws_(self, draws: Tensor) -> None:
+        """Take the mean of draws, and the concentration that their variances have."""
+        mean, variance = _moments(draws)
+        precision = (mean * (1 - mean)).sum() / variance.sum() - 1
+        precision = precision.clamp(1e-3, MOST_PRECISION)
+        self.log_concentration.copy_((mean * precision).log())
 
     def log_mean(self) -> Tensor:
         return self.log_concentration.log_softmax(-1)
@@ -295,6 +238,16 @@ class SticksPosterior(Posterior):
                 *batch,
             )
 
+    @torch.no_grad()
+    def take_draws_(self, draws: Tensor) -> None:
+        """Take the share of each piece in what is left, and the variance of that share."""
+        left = draws.flip(-1).cumsum(-1).flip(-1)
+        # The ratio of means, so that the mean of the weights is that of the draws.
+        mean = (draws.mean(0) / left.mean(0))[:-1].clamp(TINY, 1 - TINY)
+        _, variance = _moments((draws / left.clamp_min(TINY))[:, :-1])
+        precision = (mean * (1 - mean) / variance - 1).clamp(1e-3, MOST_PRECISION)
+        self.log_sticks.copy_((torch.stack((mean, 1 - mean)) * precision).log())
+
     def log_mean(self) -> Tensor:
         return self._sticks(self.log_sticks).mean.log()
 
@@ -317,6 +270,11 @@ class PointPosterior(Posterior):
     def reset_parameters(self) -> None:
         """Start at equal weights."""
         self.logits.zero_()
+
+    @torch.no_grad()
+    def take_draws_(self, draws: Tensor) -> None:
+        """Take the mean of draws."""
+        self.logits.copy_(_moments(draws)[0].log())
 
     def forward(self) -> Distribution:
         return Delta(self.logits.softmax(-1), event_dim=1)
@@ -361,6 +319,14 @@ class NormalPosterior(Posterior):
     def forward(self) -> Distribution:
         normal = Normal(self.loc, self.log_scale.exp(), validate_args=False).to_event(1)
         return TransformedDistribution(normal, [StickBreakingTransform()])
+
+    @torch.no_grad()
+    def take_draws_(self, draws: Tensor) -> None:
+        """Take mean and spread of draws behind the stick-breaking map."""
+        safe = draws.clamp_min(TINY)
+        free = StickBreakingTransform().inv(safe / safe.sum(-1, keepdim=True))
+        self.loc.copy_(free.mean(0))
+        self.log_scale.copy_(free.std(0).clamp_min(TINY).log())
 
     def _log_draws(self) -> Tensor:
         draws = StickBreakingTransform()(self.loc + self.log_scale.exp() * self.noise)

@@ -331,6 +331,10 @@ class RandomWeights(Weights):
         if log_q.dim() == 2:  # several groups draw weights of their own: no count of all is theirs
             optional(self.posterior, "update_", _nothing)(lambda: log_q, sample_weight, fraction)
 
+    def take_draws_(self, draws: Tensor) -> None:
+        """Take the moments of draws ``(S, K)`` of a guide of the user's, for scores."""
+        self.posterior.take_draws_(draws)
+
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         return self.posterior.log_mean()
 

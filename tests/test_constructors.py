@@ -28,7 +28,7 @@ IMAGE = (1, 4, 4)
 NO_FILE = {
     *("Replicated", "CustomTerm", "Term", "Weights", "BoundGuide", "FlowTransform", "Posterior"),
     *("ImageTransform", "Autoregressive", "Coupling", "ImageAutoregressive", "ImageCoupling"),
-    *("History",),
+    *("History", "PyroGuide"),
 }
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "features": lambda: D,

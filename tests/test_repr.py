@@ -117,6 +117,10 @@ PUBLIC: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: pyro_vmonf.MixtureComponent(mixture()),
         f"MixtureComponent(\n  (model): FlowMixture(\n    {SHAPES}\n",
     ),
+    "PyroGuide": (
+        lambda: bound(pyro_vmonf.PyroGuide([pyro_vmonf.ExactGuide()])),
+        "PyroGuide(\n  ",
+    ),
     "RandomBank": (
         lambda: pyro_vmonf.RandomBank(Gaussian(2, K), Normal(0.0, 2.0), scale=None),
         "RandomBank(\n  (bank): Gaussian(features=2, components=3)\n"

@@ -314,6 +314,7 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "steps": 3,
         "context_features": 2,
         "prior": torch.ones(2),
+        "members": [lambda: None],
         "distribution": Normal(torch.zeros(2), 1.0),
         "model": FlowMixture(Gaussian(4, 2)),
     }

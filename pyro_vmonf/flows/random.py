@@ -115,6 +115,17 @@ class RandomBank(Registered, Program):
             drawn[name] = sample(self._site(name), prior, infer=_TERM)
         return WithParameters(self.bank, drawn, context)
 
+    @torch.no_grad()
+    def take_draws_(self, draws: dict[str, Tensor]) -> None:
+        """Take mean and spread of draws ``(S, *)`` of a guide of the user's, by site."""
+        for name, value in self._random():
+            found = draws.get(self._site(name))
+            if found is not None:
+                value.copy_(found.mean(0))
+                if self.scale is not None:
+                    spread = found.std(0).clamp_min(torch.finfo(found.dtype).tiny)
+                    self.log_scale[name.replace(".", "-")].copy_(spread.log())
+
     @pyro_method
     def guide(self) -> None:
         """Draw the same sites from the posterior."""

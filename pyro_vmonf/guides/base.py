@@ -121,6 +121,22 @@ class BoundGuide(Program):
         q = log_q.exp()
         return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
 
+    @property
+    def predicts_by(self) -> str:
+        """The posterior that ``predict`` and ``predict_proba`` use, in words."""
+        return "Bayes' rule" if self.exact else f"the log_q of {type(self).__name__}"
+
+    def build_(self, model: FlowMixture, batch: dict[str, Any] | None) -> None:
+        """Build what needs rows to be built, before a fit; by default nothing.
+
+        Arguments:
+            model: the mixture.
+            batch: the first rows; ``None`` where a loader would have to be read.
+        """
+
+    def settle_(self) -> None:
+        """Tell random parts of the model what their scores are, after a fit; they know already."""
+
     def set_step_(self, step: int) -> None:
         """Follow the schedules to a training step; by default there are none."""
 

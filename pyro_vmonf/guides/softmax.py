@@ -148,19 +148,35 @@ class SoftmaxGuide(BoundGuide):
         row_shape = list(model.event_shape)
         row_shape[-1] += model.context_features
         row = torch.zeros(1, *row_shape, dtype=like.dtype, device=like.device)
+        network = type(self).log_q is SoftmaxGuide.log_q
         with evaluating(self), torch.no_grad():
             try:
-                shape = tuple(self.network(row).shape)
+                if network:
+                    shape = tuple(self.network(row).shape)
+                else:
+                    shape = self._shape_of_log_q(model, like)
             except RuntimeError as error:
                 raise ValueError(
                     f"the guide's network does not take rows of shape {tuple(row_shape)} (features "
                     f"and context of a row): {error}"
                 ) from error
         if shape != (1, model.num_components):
+            what = "the guide's network" if network else f"the log_q of {type(self).__name__}"
             raise ValueError(
-                f"the guide's network returns {tuple(shape)} for one row; expected "
+                f"{what} returns {tuple(shape)} for one row; expected "
                 f"(1, {model.num_components}), one logit for each of the bank's components"
             )
+
+    def _shape_of_log_q(self, model: FlowMixture, like: Tensor) -> tuple[int, ...]:
+        """Return the shape of an overridden ``log_q`` of one row."""
+        before, context = self.model, model.context_features
+        row = torch.zeros(1, *model.event_shape, dtype=like.dtype, device=like.device)
+        self.bind_(model)
+        try:
+            given = row.new_zeros(1, context) if context else None
+            return tuple(self.log_q(row, given).shape)
+        finally:
+            self.bind_(before)
 
     def infer(self, rows: Rows) -> None:
         dim, event_dim = free_dim(), self._event_dim()

@@ -3,6 +3,17 @@
 No other folder touches names of Pyro that begin with an underscore.
 """
 
+from pyro_vmonf.program.foreign import (
+    FunctionProgram,
+    accepted,
+    autoguides,
+    check_autoguide,
+    drawn_sites,
+    explained,
+    give_models_,
+    models_of,
+    reset_autoguide_,
+)
 from pyro_vmonf.program.modules import Program, Transparent, detached_, name_of
 from pyro_vmonf.program.overridden import check_follows, follows, running
 from pyro_vmonf.program.rows import (
@@ -13,7 +24,7 @@ from pyro_vmonf.program.rows import (
     log_evidence,
     with_evidence,
 )
-from pyro_vmonf.program.store import Registered, declares, register, unregistered
+from pyro_vmonf.program.store import Registered, declares, name_foreign_, register, unregistered
 from pyro_vmonf.program.traces import (
     Enumerate,
     contracted,
@@ -24,24 +35,34 @@ from pyro_vmonf.program.traces import (
 
 __all__ = [
     "Enumerate",
+    "FunctionProgram",
     "Program",
     "Registered",
     "Rows",
     "Transparent",
+    "accepted",
+    "autoguides",
+    "check_autoguide",
     "check_follows",
     "contracted",
     "data_plate",
     "declares",
     "detached_",
+    "drawn_sites",
     "enumerated_dim",
+    "explained",
     "follows",
     "free_dim",
+    "give_models_",
     "in_plate",
     "is_enumerated",
     "is_plate",
     "log_evidence",
+    "models_of",
+    "name_foreign_",
     "name_of",
     "register",
+    "reset_autoguide_",
     "running",
     "unregistered",
     "with_evidence",

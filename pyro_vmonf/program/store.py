@@ -129,6 +129,11 @@ def _declare(name: str, parameter: nn.Parameter) -> None:
     pyro.param(name, parameter)
 
 
+def name_foreign_(root: nn.Module) -> None:
+    """Give the Pyro modules of a user below a module names of their own, before they run."""
+    _take_foreign(root, _name_of(root))
+
+
 def _take_foreign(root: nn.Module, own: str) -> list[str]:
     """Give names to the Pyro modules of a user below a module; return their paths.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.guides import PyroGuide
 from pyro_vmonf.program import is_plate, unregistered
 
 Site = dict[str, Any]
@@ -44,6 +45,8 @@ def check_bound(guide: Any, guide_trace: Trace, model_trace: Trace) -> None:
                 f"the ELBO has no term for its posterior. {_cover(guide, name, site)}"
             )
     for name, site in drawn.items():
+        if name in latent and isinstance(guide, PyroGuide):
+            _check_scale(name, site, latent[name])
         if name not in latent and not site["infer"].get("is_auxiliary"):
             known = "observes" if name in model_trace.nodes else "does not draw"
             raise ValueError(
@@ -51,6 +54,23 @@ def check_bound(guide: Any, guide_trace: Trace, model_trace: Trace) -> None:
                 "ELBO, which then bounds nothing. Leave the site out of the guide; without c in "
                 "the guide, that is VMoNF(model) with no guide"
             )
+
+
+def _check_scale(name: str, drawn: Site, latent: Site) -> None:
+    """Refuse a site that counts otherwise in the guide than in the model.
+
+    Raises:
+        ValueError: if it does.
+    """
+    mine, theirs = torch.as_tensor(drawn["scale"]), torch.as_tensor(latent["scale"])
+    if torch.allclose(mine, theirs):
+        return
+    raise ValueError(
+        f"the site {name!r} counts otherwise in the guide than in the model: its scale is "
+        f"{mine.flatten()[0]:.4g} there and {theirs.flatten()[0]:.4g} here, so the ELBO "
+        'bounds nothing. Take the plate of the model, pyro.plate("data", size or len(x), '
+        "subsample=index), and the weights of the rows by poutine.scale(scale=sample_weight)"
+    )
 
 
 def _cover(guide: Any, name: str, site: Site) -> str:

@@ -43,6 +43,11 @@ class Sources(NamedTuple):
     names: Names | None = None  # of the columns
     whole: Source | None = None  # where training goes through it in two parts
 
+    def first_batch(self) -> Arguments | None:
+        """Return rows of memory; ``None`` of a loader, which is not read for them."""
+        rows = self.train if isinstance(self.train, TensorSource) else None
+        return None if rows is None else next(iter(rows.epoch(torch.Generator())))
+
 
 def in_memory(x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
     """Return rows, evidence and weights, those of a ``TensorDataset`` taken out of it.

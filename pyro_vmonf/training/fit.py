@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
 from pyro_vmonf._utils.validation import floating_buffer, listed
-from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.guides import BoundGuide, PyroGuide, as_guide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import unregistered
 from pyro_vmonf.schedules import Cooling, Schedule
@@ -46,7 +46,7 @@ __all__ = ["Callback", "Progress", "fit"]
 
 def fit(
     model: FlowMixture,
-    guide: BoundGuide,
+    guide: Any,
     x: Any,
     y: Any = None,
     *,
@@ -86,7 +86,9 @@ def fit(
 
     Arguments:
         model: the mixture.
-        guide: its guide.
+        guide: its guide: one of this library, or any Pyro program, or a list of them, or ``None``;
+            see :class:`~pyro_vmonf.PyroGuide`. Parameters of a plain function begin and end in
+            Pyro's param store, where the function looks for them.
         x: rows ``(N, *event_shape)`` as a tensor or numpy array, in raw units; or a ``DataLoader``
             or ``Dataset`` that yields ``x``, ``(x, y)`` or ``(x, y, weight)``.
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
@@ -163,7 +165,11 @@ def fit(
     for name in ("model", "guide", "x", "y", "sample_weight", "given", "seed"):
         del arguments[name]
     options = Options(**arguments)
-    return _fit(model, guide, (x, y, sample_weight, given), options, seed)
+    own = as_guide(guide)
+    history = _fit(model, own, (x, y, sample_weight, given), options, seed)
+    if isinstance(own, PyroGuide) and own is not guide:
+        own.publish_()
+    return history
 
 
 def _fit(
@@ -177,6 +183,7 @@ def _fit(
     seed = seed_of(seed)
     generator = torch.Generator().manual_seed(seed)
     sources = make_sources(model, *data, **options.of_sources(), generator=generator)
+    guide.build_(model, sources.first_batch())
     optimizer, scheduler = _movers(model, guide, sources, options)
     head: dict[str, Any] = {"seed": seed, "temperature": None}
     if guide.temperature is not None:
@@ -223,6 +230,7 @@ def _fit(
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
         settling.remove()
+        guide.settle_()
         said = [*guard.said, *endings(model, guide, history, _sample(run))]
     try:
         _conclude(trainer, said)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import floating_buffer
+from pyro_vmonf.guides import PyroGuide
 from pyro_vmonf.program import (
     Enumerate,
     contracted,
@@ -113,7 +114,10 @@ class Objective(nn.Module):
         with evaluating(self.model), evaluating(self.guide):
             nesting = max_plate_nesting(self.model, self.guide, **arguments)
         reason, direct = "asked for by fast=False", False
-        if fast:
+        if isinstance(self.guide, PyroGuide):
+            reason = "the guide is a Pyro program of its own"
+            _check_evidence(self.model, self.guide, nesting, arguments)
+        elif fast:
             direct = is_plain(self.model, self.guide)
             with pyro.validation_enabled(False), torch.enable_grad():
                 reason = road(self.model, self.guide, nesting, arguments, direct)
@@ -164,6 +168,32 @@ class Objective(nn.Module):
             terms[key] = terms.get(key, 0.0) + sign * value
         terms["entropy"] = total - sum(value.detach() for value in terms.values())
         return {name: v if name == "entropy" else v.detach() for name, v in terms.items()}
+
+
+def _check_evidence(
+    model: nn.Module, guide: nn.Module, nesting: int, arguments: dict[str, Any]
+) -> None:
+    """Refuse a guide that believes in components which ``y`` rules out.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if arguments.get("y") is None:
+        return
+
+    def is_finite(**changed: Any) -> bool:
+        with evaluating(model), evaluating(guide), local_seed(0), unregistered(), torch.no_grad():
+            loss = elbo.loss(model, guide, **{**arguments, **changed})
+        return math.isfinite(loss)
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=nesting)
+    with pyro.validation_enabled(False):
+        ruled_out = not is_finite() and is_finite(y=None)
+    if ruled_out:
+        raise ValueError(
+            "the guide's c has a share of components that y rules out, so the ELBO is minus "
+            "infinity; add log p(y|c) to its logits, pyro_vmonf.program.with_evidence(log_q, y)"
+        )
 
 
 def _key(name: str, site: Site, sign: int) -> str:

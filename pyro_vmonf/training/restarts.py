@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import alone, local_seed, own_filters
 from pyro_vmonf._utils.validation import as_tensor
 from pyro_vmonf.contracts import optional
-from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.guides import BoundGuide, PyroGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.data import in_memory
 from pyro_vmonf.training.fit import fit
@@ -56,8 +56,11 @@ def reset_parameters_(module: nn.Module) -> None:
 
 
 def _check_resets(module: nn.Module) -> None:
+    guides = [part for part in module.modules() if isinstance(part, PyroGuide)]
     for name, part in module.named_modules():
         own = [p for p in part.parameters(recurse=False) if p.requires_grad]
+        if any(guide.resets(part) for guide in guides):
+            continue
         if own and not hasattr(part, "reset_parameters"):
             raise ValueError(
                 f"{name or 'the module'} is a {type(part).__name__} without reset_parameters(): "
@@ -179,7 +182,8 @@ def fit_best(
     held_out = _common_rows(x, held_out, options["sample_weight"], first)
     if start is None and not is_streamed(x):
         warn_of_lost_clusters(model, guide, x, n_init)
-    if options.keys() <= TOGETHER and not is_streamed(x):
+    alike = not isinstance(guide, PyroGuide)
+    if options.keys() <= TOGETHER and not is_streamed(x) and alike:
         with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, start, options)
     return _best_in_turn(model, guide, x, y, n_init, first, held_out, start, options)

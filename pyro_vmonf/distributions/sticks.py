@@ -1,0 +1,99 @@
+"""The distribution of weights that are pieces broken off a stick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Beta, constraints
+from torch.nn import functional as F
+
+from pyro_vmonf._utils.validation import check_positive
+
+
+class StickBreaking(TorchDistribution):
+    r"""Weights that are pieces broken off a stick, the last one being what is left.
+
+    .. math::
+        \pi_k = v_k \prod_{j<k} (1 - v_j), \qquad v_k \sim \mathrm{Beta}(a_k, b_k), \qquad v_K = 1
+
+    With :math:`a_k = 1, b_k = \alpha` it is the Dirichlet process, truncated at K components;
+    with :math:`b_k = \sum_{j>k} a_j` it is the Dirichlet. Sticks are conjugate to the components
+    of rows.
+
+    Arguments:
+        a, b: positive numbers ``(*, K - 1)``.
+
+    References:
+        Connor, Mosimann (1969), Concepts of Independence for Proportions with a Generalization of
+        the Dirichlet Distribution. Ishwaran, James (2001), Gibbs Sampling Methods for
+        Stick-Breaking Priors.
+
+    Example:
+        >>> sticks = StickBreaking(torch.ones(2), torch.ones(2))
+        >>> sticks.mean
+        tensor([0.5000, 0.2500, 0.2500])
+        >>> sticks.log_prob(torch.tensor([0.2, 0.3, 0.5]))
+        tensor(0.2231)
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "a": constraints.independent(constraints.positive, 1),
+        "b": constraints.independent(constraints.positive, 1),
+    }
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, a: Tensor, b: Tensor, validate_args: bool | None = None) -> None:
+        self.a, self.b = torch.broadcast_tensors(a, b)
+        shape = self.a.shape
+        super().__init__(shape[:-1], Size((shape[-1] + 1,)), validate_args=validate_args)
+
+    @classmethod
+    def process(cls, num_components: int, concentration: float = 1.0) -> StickBreaking:
+        """Return the Dirichlet process of a concentration α, truncated at K components.
+
+        About α log(1 + N/α) of the components hold N rows before any is seen.
+        """
+        check_positive("num_components", num_components, minimum=2)
+        ones = torch.ones(num_components - 1)
+        return cls(ones, concentration * ones)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StickBreaking:
+        shape = Size((*batch_shape, self.a.shape[-1]))
+        return StickBreaking(self.a.expand(shape), self.b.expand(shape), validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        tiny = torch.finfo(self.a.dtype).tiny
+        v = Beta(self.a, self.b, validate_args=False).rsample(Size(sample_shape))
+        v = v.clamp(tiny, 1 - torch.finfo(v.dtype).eps)
+        left = F.pad((-v).log1p().cumsum(-1), (1, 0))
+        return (left + F.pad(v.log(), (0, 1))).exp().clamp_min(tiny)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # left[k] is what remains of the stick behind piece k; it is summed from its own end, so
+        # that no difference of nearly equal numbers is taken.
+        left = value.flip(-1).cumsum(-1).flip(-1)
+        before, after = left[..., :-1], left[..., 1:]
+        norm = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
+        log_v = value[..., :-1].log() - before.log()
+        log_rest = after.log() - before.log()
+        sticks = (self.a - 1) * log_v + (self.b - 1) * log_rest - norm
+        return (sticks - before.log()).sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        return stick_logs(self.a.log(), self.b.log(), (self.a + self.b).log()).exp()
+
+    @property
+    def mean_log(self) -> Tensor:
+        r"""The expectation :math:`E[\log\pi]` ``(*, K)``."""
+        return stick_logs(self.a.digamma(), self.b.digamma(), (self.a + self.b).digamma())
+
+
+def stick_logs(piece: Tensor, rest: Tensor, whole: Tensor) -> Tensor:
+    """Return the logs of the pieces, given those of each break's parts and of their sum."""
+    return F.pad((rest - whole).cumsum(-1), (1, 0)) + F.pad(piece - whole, (0, 1))
