@@ -24,7 +24,14 @@ from pyro_vmonf.program.rows import (
     log_evidence,
     with_evidence,
 )
-from pyro_vmonf.program.store import Registered, declares, name_foreign_, register, unregistered
+from pyro_vmonf.program.store import (
+    Registered,
+    declares,
+    name_foreign_,
+    register,
+    registered,
+    unregistered,
+)
 from pyro_vmonf.program.traces import (
     Enumerate,
     contracted,
@@ -62,6 +69,7 @@ __all__ = [
     "name_foreign_",
     "name_of",
     "register",
+    "registered",
     "reset_autoguide_",
     "running",
     "unregistered",

@@ -46,6 +46,16 @@ def is_quiet() -> bool:
     return _quiet.get()
 
 
+@contextmanager
+def registered() -> Iterator[None]:
+    """Run a block of :func:`unregistered` in which parameters are declared after all."""
+    token = _quiet.set(False)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def recording() -> bool:
     """Return whether a Pyro program runs that wants to know of parameters."""
     return not _quiet.get() and am_i_wrapped()

@@ -124,11 +124,11 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
     """
     _check_posterior(guide, arguments)
     with pyro.validation_enabled(False):
-        traces = _probe(model, guide, arguments)
+        traces = probed(model, guide, arguments)
     check_bound(guide, *traces)
     sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
     if all(_is_valid(site) for site in sites):
-        _probe(model, guide, arguments)  # with the validation that is set
+        probed(model, guide, arguments)  # with the validation that is set
     depths = [
         -frame.dim  # type: ignore[operator]
         for site in sites
@@ -158,7 +158,8 @@ def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
         )
 
 
-def _probe(model: Any, guide: Any, arguments: dict[str, Any]) -> tuple[Trace, Trace]:
+def probed(model: Any, guide: Any, arguments: dict[str, Any]) -> tuple[Trace, Trace]:
+    """Return the traces of guide and model from one run that draws nothing global."""
     with local_seed(0), torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(**arguments)
         replayed = poutine.replay(model, trace=guide_trace)

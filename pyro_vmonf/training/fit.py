@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -76,6 +77,7 @@ def fit(
     seed: int | None = None,
     fast: bool = True,
     compile: Compile = "auto",
+    loss: ELBO | None = None,
 ) -> History:
     r"""Fit model and guide together: maximise the ELBO per row.
 
@@ -135,6 +137,10 @@ def fit(
             default a run does so where the time of the steps to come is longer than the time to
             compile, and keeps the faster of the two; ``history.road`` says what ran. Results under
             a seed are the same to the bit on one road, which ``True`` and ``False`` fix.
+        loss: another objective of Pyro: ``TraceEnum_ELBO`` and its subclasses, such as
+            :class:`~pyro_vmonf.training.losses.ImportanceWeightedELBO`; one that does not sum over
+            discrete sites (``Trace_ELBO``, ``RenyiELBO``) where the guide draws all of them. The
+            history lists it as the one term ``objective``.
         seed: seed of the order of the rows and of every draw; the global state is left alone.
 
     Returns:
@@ -203,7 +209,7 @@ def _fit(
             outside.begin_(past["start"])
         probe = next(iter(sources.train.epoch(torch.Generator())))
         options.check_pair(model, guide, probe["sample_weight"])
-        objective = Objective(model, guide)
+        objective = Objective(model, guide, loss=options.loss)
         objective.prepare_(probe, options.fast)
         plan = plan_of(model, guide, options, schedule)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

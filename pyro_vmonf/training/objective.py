@@ -25,6 +25,7 @@ from pyro_vmonf.program import (
 )
 from pyro_vmonf.training.bounds import Site, max_plate_nesting, sample_sites
 from pyro_vmonf.training.direct import direct_terms, is_plain
+from pyro_vmonf.training.losses import is_plain_loss, prepared, value_of
 from pyro_vmonf.training.streams import kept
 
 GUARDED_ROWS = 64  # rows of the first batch on which the two roads are compared
@@ -80,6 +81,7 @@ class Objective(nn.Module):
             short road.
         direct: sum by :func:`~pyro_vmonf.training.direct.direct_terms`, and not from the sites.
             :meth:`prepare_` finds all three.
+        loss: another objective, in place of the ELBO.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class Objective(nn.Module):
         nesting: int = 1,
         reason: str = "",
         direct: bool = False,
+        loss: Any = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.guide = guide
+        self.loss = loss
         self._take(nesting, reason, direct)
 
     def _take(self, nesting: int, reason: str, direct: bool) -> None:
@@ -114,7 +118,10 @@ class Objective(nn.Module):
         with evaluating(self.model), evaluating(self.guide):
             nesting = max_plate_nesting(self.model, self.guide, **arguments)
         reason, direct = "asked for by fast=False", False
-        if isinstance(self.guide, PyroGuide):
+        if self.loss is not None:
+            with evaluating(self.model), evaluating(self.guide), unregistered():
+                self.loss = prepared(self.loss, self.model, self.guide, nesting, arguments)
+        elif isinstance(self.guide, PyroGuide):
             reason = "the guide is a Pyro program of its own"
             _check_evidence(self.model, self.guide, nesting, arguments)
         elif fast:
@@ -150,6 +157,8 @@ class Objective(nn.Module):
     @property
     def road(self) -> str:
         """The objective that runs, as the history says it."""
+        if self.loss is not None:
+            return f"{type(self.loss).__name__}: asked for by loss="
         return f"TraceEnum_ELBO: {self.reason}" if self.reason else "short"
 
     def set_step_(self, step: int) -> None:
@@ -157,6 +166,8 @@ class Objective(nn.Module):
         self.guide.set_step_(step)  # type: ignore[operator]
 
     def forward(self, **arguments: Any) -> dict[str, Tensor]:
+        if self.loss is not None and not is_plain_loss(self.loss):
+            return {"objective": value_of(self.loss, self.model, self.guide, arguments)}
         if self.direct:
             return direct_terms(self.model, self.guide, **arguments)
         if not self.reason:

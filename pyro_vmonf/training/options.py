@@ -70,6 +70,7 @@ class Options:
     progress: bool = True
     fast: bool = True
     compile: Compile = "auto"
+    loss: Any = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -253,6 +254,7 @@ class Options:
             "max_rejected": self.max_rejected,
             "keep": "best" if self.keeps_best else "last",
             "fast": self.fast,
+            **({} if self.loss is None else {"loss": type(self.loss).__name__}),
         }
 
     @property
