@@ -23,7 +23,7 @@ above::
     terms           penalties of the guide beside the ELBO
     distortions     copies of rows that belong to the same cluster
     model           FlowMixture: the Pyro model
-    weights         mixture weights: fixed, learned, updated, random, gated
+    weights         mixture weights: fixed, learned, updated, random, gated, by group, observed
     weight_priors   distributions on the simplex and their posteriors
     counts          running counts of the responsibilities
     flows           banks: K flows as one module
@@ -65,7 +65,9 @@ from pyro_vmonf.vmonf import VMoNF
 from pyro_vmonf.weight_priors import StickBreaking
 from pyro_vmonf.weights import (
     FixedWeights,
+    GammaDirichlet,
     GatedWeights,
+    GroupWeights,
     LearnedWeights,
     RandomWeights,
     UpdatedWeights,
@@ -80,9 +82,11 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "FlowMixture",
+    "GammaDirichlet",
     "GatedWeights",
     "Gaussian",
     "Glow",
+    "GroupWeights",
     "History",
     "ImageNSF",
     "LearnedWeights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -43,7 +44,7 @@ from pyro_vmonf.program import (
     unregistered,
 )
 from pyro_vmonf.transforms import Standardize
-from pyro_vmonf.weights import Weights, as_weights
+from pyro_vmonf.weights import ObservedWeights, Weights, as_weights
 
 
 class FlowMixture(Program):
@@ -286,6 +287,36 @@ class FlowMixture(Program):
                 evidence = log_evidence(y, self.num_components, log_weights.dtype)
                 pyro.factor(self.site("evidence"), pick(evidence, c))
             return pyro.sample(self.site("x"), select(components, c), obs=x)
+
+    def condition(self, data: Mapping[str, Tensor]) -> FlowMixture:
+        """Return the mixture with some of its random sites observed, which shares its parameters.
+
+        Arguments:
+            data: values by the names of sites: ``weights``, parameters of a random bank.
+
+        Raises:
+            ValueError: if a site is none of these, or a value does not fit.
+        """
+        weights, bank = self.site("weights"), self.site("bank.")
+        of_bank = {name: value for name, value in data.items() if name.startswith(bank)}
+        prior = getattr(self.weights, "prior", None)
+        observe = getattr(self.bank, "observed", None)
+        for name in data:
+            known = prior is not None if name == weights else name in of_bank
+            if not known or (of_bank and observe is None):
+                raise ValueError(
+                    f"data has {name!r}; expected random sites of the mixture: {weights!r} where "
+                    "they have a prior, and the parameters of a RandomBank. Components of rows are "
+                    "observed by y=, and rows by x= of fit and the verbs"
+                )
+        model = copy.copy(self)
+        model.__dict__["_modules"] = dict(self.__dict__["_modules"])
+        model.__dict__.pop("_frozen", None)
+        if observe is not None and of_bank:
+            model.bank = observe(of_bank)
+        if prior is not None and weights in data:
+            model.weights = ObservedWeights(prior, data[weights])
+        return model
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture with c summed out, as a distribution for any Pyro model.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -365,6 +366,28 @@ class VMoNF(Drawn, Transparent):
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
         """Return the mixture as a distribution: see :meth:`FlowMixture.marginal`."""
         return self.model.marginal(given=given, frozen=frozen)
+
+    def condition(self, data: Mapping[str, Tensor]) -> VMoNF:
+        """Return the pair with random sites observed, to be fitted and queried as any other.
+
+        It shares its other parameters with this one, as ``poutine.condition`` does.
+
+        Arguments:
+            data: values by the names of sites: see :meth:`FlowMixture.condition`.
+
+        Raises:
+            ValueError: if a site is no random part of the mixture, or a value does not fit.
+
+        Example:
+            >>> from pyro.distributions import Dirichlet
+            >>> from pyro_vmonf import FlowMixture, Gaussian
+            >>> vmonf = VMoNF(FlowMixture(Gaussian(2, 2), Dirichlet(torch.ones(2))))
+            >>> known = vmonf.condition({"weights": torch.tensor([0.25, 0.75])})
+            >>> known.model.weights.log_mean().exp()
+            tensor([0.2500, 0.7500])
+        """
+        model = self.model.condition(data)
+        return type(self)(model, self.guide.without(data, model))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write configuration and state to a file that loads with ``weights_only=True``."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import Delta, Dirichlet, Normal, TransformedDistribution
-from torch import Tensor, nn
+from pyro.distributions import Delta, Dirichlet, Normal, TorchDistribution, TransformedDistribution
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution, StickBreakingTransform, constraints
 
 from pyro_vmonf._utils.contexts import local_seed
@@ -65,7 +65,7 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
                 f"concentration is {prior.tolist()}; expected a vector of K positive finite numbers"
             )
         return DirichletPrior(prior)
-    if prior.batch_shape or prior.support is not constraints.simplex:
+    if prior.batch_shape or not _is_simplex(prior.support):
         raise ValueError(
             f"the weights' prior is a {type(prior).__name__} of batch_shape "
             f"{tuple(prior.batch_shape)} and event_shape {tuple(prior.event_shape)}; expected a "
@@ -73,7 +73,50 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
         )
     if isinstance(prior, torch.distributions.Dirichlet):  # Pyro's is one too
         return DirichletPrior(prior.concentration)
-    return ConstantDistribution(prior)
+    try:
+        with local_seed(0):
+            prior.log_prob(prior.sample())
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the weights' prior, a {type(prior).__name__}, has no density: a map such as softmax "
+            "takes K numbers to K - 1; take StickBreakingTransform, of K - 1 numbers"
+        ) from error
+    plain = prior.support is constraints.simplex
+    return ConstantDistribution(prior if plain else OnSimplex(prior))
+
+
+class OnSimplex(TorchDistribution):
+    """A distribution whose support is the simplex, under that name, for autoguides and NUTS.
+
+    Arguments:
+        distribution: such as a mixture of Dirichlets, whose support has another name in torch.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.simplex
+
+    def __init__(self, distribution: Distribution) -> None:
+        self.distribution = distribution
+        super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
+
+    def __repr__(self) -> str:
+        return f"OnSimplex({self.distribution!r})"
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> OnSimplex:
+        return OnSimplex(self.distribution.expand(Size(batch_shape)))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.distribution.sample(Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.distribution.log_prob(value)
+
+
+def _is_simplex(support: Any) -> bool:
+    """Return whether a support is the simplex, also that of a mixture."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.simplex))
 
 
 class Posterior(nn.Module):

@@ -18,7 +18,7 @@ import pyro_vmonf
 from pyro_vmonf import FlowMixture, VMoNF, components, files, transforms
 from pyro_vmonf._utils.repr import Recorded
 from pyro_vmonf.distortions import Jitter
-from pyro_vmonf.flows import Gaussian, StandardNormal
+from pyro_vmonf.flows import Gaussian, RandomBank, StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import FlowTransform, PReLU
 
@@ -39,6 +39,8 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "event_shape": lambda: (D,),
     "index": lambda: torch.tensor([1, 0]),
     "num_components": lambda: K,
+    "num_groups": lambda: 4,
+    "observed": lambda: torch.ones(K) / K,
     "probs": lambda: torch.ones(K) / K,
     "concentration": lambda: torch.ones(K),
     "bank": lambda: Gaussian(D, K),
@@ -58,6 +60,11 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "ActNorm": {"channels": 4},
+    "ObservedBank": {
+        "bank": RandomBank(Gaussian(D, K)),
+        "names": ["loc"],
+        "values": [torch.zeros(K, D)],
+    },
     "InvertibleConvolution": {"channels": 4},
     "Split": {"transforms": [transforms.ActNorm(2)]},
     "Squeezed": {"transforms": [transforms.ActNorm(4)]},

@@ -105,6 +105,14 @@ PUBLIC: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: pyro_vmonf.GatedWeights(nn.Linear(4, K), K),
         "GatedWeights(\n  num_components=3\n  (network): Linear(",
     ),
+    "GammaDirichlet": (
+        lambda: pyro_vmonf.GammaDirichlet(K, 2.0),
+        "GammaDirichlet(num_components=3, shape=2.0, rate=1.0)",
+    ),
+    "GroupWeights": (
+        lambda: pyro_vmonf.GroupWeights(4, K),
+        "GroupWeights(num_groups=4, num_components=3)",
+    ),
     "Gaussian": (lambda: Gaussian(2, K), "Gaussian(features=2, components=3)"),
     "History": (lambda: History([0], [1], [-2.0], seconds=3.0), "History(1 epochs, 3.0 s, elbo=-2"),
     "LearnedWeights": (lambda: pyro_vmonf.LearnedWeights(K), "LearnedWeights(\n  num_components=3"),

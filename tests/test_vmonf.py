@@ -40,7 +40,7 @@ from pyro_vmonf import (
     select,
 )
 from pyro_vmonf.distortions import Adversarial, AffineImages, Jitter, RandomWalk
-from pyro_vmonf.flows import Replicated, StandardNormal
+from pyro_vmonf.flows import ObservedBank, Replicated, StandardNormal
 from pyro_vmonf.nn import MLP, ConvEncoder
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency, CustomTerm, Term
 from pyro_vmonf.transforms import Affine, BatchNorm, Logit, Permutation, PReLU
@@ -52,7 +52,7 @@ K, D, N = 3, 2, 23
 ALONE = [
     name
     for name, part in files.parts().items()
-    if part not in (Batch, Term, CustomTerm, Weights, Posterior, Flow, Replicated)
+    if part not in (ObservedBank, Batch, Term, CustomTerm, Weights, Posterior, Flow, Replicated)
     and not any(p is not part and issubclass(p, part) for p in files.parts().values())
 ]
 
@@ -315,6 +315,8 @@ def test_parts_keep_their_arguments(part: str) -> None:
         "context_features": 2,
         "prior": torch.ones(2),
         "members": [lambda: None],
+        "num_groups": 3,
+        "observed": torch.tensor([0.5, 0.5]),
         "distribution": Normal(torch.zeros(2), 1.0),
         "model": FlowMixture(Gaussian(4, 2)),
     }

@@ -48,13 +48,19 @@ ROOMS: tuple[ModuleType, ...] = (
 DISTRIBUTIONS: dict[str, tuple[type[Distribution], dict[str, str]]] = {
     part.__name__: (part, {name.split("=")[0]: name.split("=")[-1] for name in names.split()})
     for part, names in (
+        (dist.Categorical, "logits"),
         (dist.Dirichlet, "concentration"),
         (dist.Independent, "base_distribution=base_dist reinterpreted_batch_ndims"),
         (dist.Laplace, "loc scale"),
+        (
+            dist.MixtureSameFamily,
+            "mixture_distribution component_distribution",
+        ),
         (dist.MultivariateNormal, "loc covariance_matrix"),
         (dist.Normal, "loc scale"),
         (dist.StudentT, "df loc scale"),
         (dist.Uniform, "low high"),
+        (weight_priors.OnSimplex, "distribution"),
         (weight_priors.StickBreaking, "a b"),
     )
 }

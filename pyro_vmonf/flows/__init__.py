@@ -5,7 +5,7 @@ from pyro_vmonf.flows.foreign import Replicated
 from pyro_vmonf.flows.gaussian import Gaussian, StandardNormal
 from pyro_vmonf.flows.images import Glow, ImageNSF, MultiScaleRealNVP
 from pyro_vmonf.flows.pixels import PixelFlow
-from pyro_vmonf.flows.random import RandomBank
+from pyro_vmonf.flows.random import ObservedBank, RandomBank
 from pyro_vmonf.flows.ready_made import (
     MAF,
     NSF,
@@ -29,6 +29,7 @@ __all__ = [
     "ImageNSF",
     "MAFMoG",
     "MultiScaleRealNVP",
+    "ObservedBank",
     "PixelFlow",
     "RandomBank",
     "RealNVP",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro import sample
+from pyro import poutine, sample
 from pyro.distributions import Delta, Normal
 from pyro.nn import pyro_method
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
-from pyro_vmonf.program import Program, Registered, in_plate, name_of
+from pyro_vmonf.program import Program, Registered, Transparent, in_plate, name_of
 
 # The name of the sum over these sites in the history.
 _TERM: Any = {"term": "parameters"}
@@ -83,14 +83,16 @@ class RandomBank(Registered, Program):
         self.scale = scale
         self.log_scale = _Scales(scale or 1.0)
         if scale is not None:
-            for name, value in self._random():
+            for name, value in self.random_parameters():
                 self.log_scale[name.replace(".", "-")] = torch.empty_like(value)
         self.log_scale.reset_parameters()
 
-    def _random(self) -> list[tuple[str, Tensor]]:
+    def random_parameters(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters that are sites, by their names."""
         return [(n, p) for n, p in self.bank.named_parameters() if p.requires_grad]
 
-    def _site(self, name: str) -> str:
+    def site_of(self, name: str) -> str:
+        """Return the site of a parameter."""
         return f"{name_of(self, 'bank')}.{name}"
 
     def forward(self, context: Tensor | None = None) -> Distribution:
@@ -109,17 +111,27 @@ class RandomBank(Registered, Program):
                 "a row: call the mixture outside, or take a bank with fixed parameters"
             )
         drawn = {}
-        for name, value in self._random():
+        for name, value in self.random_parameters():
             prior = self.prior() if isinstance(self.prior, nn.Module) else self.prior(name, value)
             prior = prior.expand(value.shape).to_event(value.dim())
-            drawn[name] = sample(self._site(name), prior, infer=_TERM)
+            drawn[name] = sample(self.site_of(name), prior, infer=_TERM)
         return WithParameters(self.bank, drawn, context)
+
+    def observed(self, values: dict[str, Tensor]) -> ObservedBank:
+        """Return the bank with some of its sites observed, which shares its parameters.
+
+        Raises:
+            ValueError: if there is no such site, or the shape of its value is another one.
+        """
+        names = {self.site_of(name): name for name, _ in self.random_parameters()}
+        own = [names.get(site, site) for site in values]
+        return ObservedBank(self, own, list(values.values()))
 
     @torch.no_grad()
     def take_draws_(self, draws: dict[str, Tensor]) -> None:
         """Take mean and spread of draws ``(S, *)`` of a guide of the user's, by site."""
-        for name, value in self._random():
-            found = draws.get(self._site(name))
+        for name, value in self.random_parameters():
+            found = draws.get(self.site_of(name))
             if found is not None:
                 value.copy_(found.mean(0))
                 if self.scale is not None:
@@ -129,9 +141,66 @@ class RandomBank(Registered, Program):
     @pyro_method
     def guide(self) -> None:
         """Draw the same sites from the posterior."""
-        for name, value in self._random():
+        for name, value in self.random_parameters():
             posterior: Any = Delta(value, event_dim=value.dim())
             if self.scale is not None:
                 scale = self.log_scale[name.replace(".", "-")].exp()
                 posterior = Normal(value, scale, validate_args=False).to_event(value.dim())
-            sample(self._site(name), posterior, infer=_TERM)
+            sample(self.site_of(name), posterior, infer=_TERM)
+
+
+class ObservedBank(Transparent):
+    """A random bank of which some parameters are observed: see :meth:`FlowMixture.condition`.
+
+    Arguments:
+        bank: the bank, whose parameters it shares.
+        names: names of the parameters.
+        values: their values.
+
+    Raises:
+        ValueError: if there is no such parameter, or its shape is another one.
+    """
+
+    bank: RandomBank
+    halves = ("bank",)
+    in_program = True
+
+    def __init__(self, bank: RandomBank, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.bank = bank
+        self.names = list(names)
+        shapes = {name: tuple(p.shape) for name, p in bank.random_parameters()}
+        for i, (name, value) in enumerate(zip(names, values, strict=True)):
+            if shapes.get(name) != tuple(value.shape):
+                raise ValueError(
+                    f"the observed parameter {name!r} has shape {tuple(value.shape)}; the bank has "
+                    f"{shapes}"
+                )
+            self.register_buffer(f"value_{i}", value.detach().clone())
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The observed values."""
+        return [self.get_buffer(f"value_{i}") for i in range(len(self.names))]
+
+    def _observed(self) -> dict[str, Tensor]:
+        return {
+            self.bank.site_of(name): value
+            for name, value in zip(self.names, self.values, strict=True)
+        }
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        """Return the bank at what is observed, and at the posterior's centre of the rest."""
+        inner: nn.Module = self.bank.bank
+        values = dict(zip(self.names, self.values, strict=True))
+        return WithParameters(inner, values, context)
+
+    def draw(self, context: Tensor | None = None) -> WithParameters:
+        """Draw the parameters inside the model; those that are observed are not drawn."""
+        with poutine.condition(data=self._observed()):
+            return self.bank.draw(context)
+
+    def guide(self) -> None:
+        """Draw the other parameters from their posterior."""
+        with poutine.block(hide=sorted(self._observed())):
+            self.bank.guide()

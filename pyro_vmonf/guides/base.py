@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -133,6 +134,13 @@ class BoundGuide(Program):
             model: the mixture.
             batch: the first rows; ``None`` where a loader would have to be read.
         """
+
+    def without(self, sites: Iterable[str], model: FlowMixture) -> BoundGuide:
+        """Return the guide of a model in which sites are observed, which shares its parameters."""
+        twin = copy.copy(self)
+        twin.__dict__["_modules"] = dict(self.__dict__["_modules"])
+        twin.bind_(model)
+        return twin
 
     def settle_(self) -> None:
         """Tell random parts of the model what their scores are, after a fit; they know already."""

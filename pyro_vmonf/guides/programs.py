@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf.contracts import required
 from pyro_vmonf.guides.base import BoundGuide
+from pyro_vmonf.guides.drawn import rows_of
 from pyro_vmonf.guides.exact import MarginalGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import (
@@ -31,7 +32,6 @@ from pyro_vmonf.program import (
     with_evidence,
 )
 
-ROWS = 2  # that the model draws for a member, where there are none
 DRAWS = 256  # of the random parts, for the moments that the verbs use
 
 Member = Callable[..., Any]
@@ -86,6 +86,7 @@ class PyroGuide(BoundGuide):
         # Rows, size, kind of evidence and context of the call that built the members.
         self.register_buffer("prototype", torch.zeros(4, dtype=torch.long))
         self._drawn: list[tuple[set[str], set[str]]] = []  # by each foreign member: all, of rows
+        self._observed: set[str] = set()
         self._first: dict[str, Any] = {}
         self._models = models_of(self.programs)
         name_foreign_(self)
@@ -179,22 +180,7 @@ class PyroGuide(BoundGuide):
 
     def drawn_rows(self) -> dict[str, Any]:
         """Return arguments of a call whose rows the model draws, like those of the first run."""
-        model = self._bound_model()
-        rows, size, kind, _ = self.prototype.tolist() if self.prototype[0] else (ROWS, ROWS, 0, 0)
-        arguments: dict[str, Any] = {"size": size}
-        like = next(v for v in (*model.buffers(), *model.parameters()) if v.is_floating_point())
-        if model.context_features:
-            arguments["given"] = like.new_zeros(rows, model.context_features)
-        with own_store(), evaluating(model), local_seed(0), torch.no_grad(), poutine.block():
-            trace = poutine.trace(model).get_trace(**{**arguments, "size": rows})
-        arguments["x"] = trace.nodes[model.site("x")]["value"]
-        if rows < size:
-            arguments["index"] = torch.arange(rows, device=like.device)
-        if kind == 1:
-            arguments["y"] = torch.full((rows,), -1, device=like.device)
-        if kind == 2:
-            arguments["y"] = like.new_zeros(rows, model.num_components)
-        return arguments
+        return rows_of(self._bound_model(), self.prototype)
 
     def reset_parameters(self) -> None:
         """Begin anew in what builds itself; other parts have their own ``reset_parameters``."""
@@ -269,9 +255,10 @@ class PyroGuide(BoundGuide):
             self.prepare_(rows)
         rows = {name: value for name, value in rows.items() if value is not None}
         parts = list(zip(self._foreign, self._drawn, strict=True))
-        for part, (_, local) in parts:  # Pyro wants what is global first
-            if not local:
-                part(**accepted(_called(part), rows))
+        with poutine.block(hide=sorted(self._observed)):
+            for part, (_, local) in parts:  # Pyro wants what is global first
+                if not local:
+                    part(**accepted(_called(part), rows))
         with poutine.block(hide=sorted(self._all)):
             if self.rest is not None and self.draws_component:
                 self.rest._begin()  # c is another member's: no counts of the exact posterior
@@ -279,7 +266,8 @@ class PyroGuide(BoundGuide):
                 self._own(**arguments)
         for part, (_, local) in parts:
             if local:
-                with poutine.block(hide=[] if x is not None else sorted(local)):
+                hidden = self._observed | (set() if x is not None else local)
+                with poutine.block(hide=sorted(hidden)):
                     part(**accepted(_called(part), rows))
 
     @property
@@ -337,6 +325,15 @@ class PyroGuide(BoundGuide):
     def sums_directly(self) -> bool:
         return False
 
+    def without(self, sites: Iterable[str], model: FlowMixture) -> BoundGuide:
+        twin = super().without(sites, model)
+        own = self._own.without(sites, model)
+        programs = [own if part is self._own else part for part in self.programs]
+        object.__setattr__(twin, "_observed", self._observed | set(sites))
+        twin.__dict__["_modules"].update(rest=own if self.rest else None)
+        twin.__dict__["_modules"]["programs"] = nn.ModuleList(programs)
+        return twin
+
     def infer(self, rows: Any) -> None:
         raise NotImplementedError("a PyroGuide runs its members whole")
 
@@ -371,7 +368,9 @@ class PyroGuide(BoundGuide):
         model = self._bound_model()
         weights, bank = model.site("weights"), model.site("bank.")
         draws: dict[str, list[Tensor]] = {
-            name: [] for name in self._all if name == weights or name.startswith(bank)
+            name: []
+            for name in self._all - self._observed
+            if name == weights or name.startswith(bank)
         }
         if not draws:
             return

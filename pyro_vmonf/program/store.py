@@ -167,8 +167,10 @@ def rename(module: nn.Module, name: str, context: Any) -> None:
     if isinstance(module, PyroModule):
         module._pyro_name = name
         module._pyro_context = context
+        own = getattr(type(module), "halves", ())  # these carry the name of the module
         for key, child in module.named_children():
-            rename(child, f"{name}.{key}" if name else key, context)
+            path = f"{name}.{key}" if name else key
+            rename(child, name if key in own else path, context)
 
 
 def _claim(module: PyroModule) -> None:

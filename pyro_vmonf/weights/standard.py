@@ -322,6 +322,7 @@ class RandomWeights(Weights):
 
     @pyro_method
     def guide(self) -> None:
+        optional(self.prior, "guide", _nothing)()  # of a hierarchical one
         sample(self._site, self.posterior())
 
     def update_(

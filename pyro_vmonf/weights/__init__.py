@@ -1,0 +1,27 @@
+"""Mixture weights: modules whose call, inside the model, returns log π."""
+
+from pyro_vmonf.weights.grouped import GroupWeights
+from pyro_vmonf.weights.hierarchical import GammaDirichlet
+from pyro_vmonf.weights.observed import ObservedWeights
+from pyro_vmonf.weights.standard import (
+    FixedWeights,
+    GatedWeights,
+    LearnedWeights,
+    RandomWeights,
+    UpdatedWeights,
+    Weights,
+    as_weights,
+)
+
+__all__ = [
+    "FixedWeights",
+    "GammaDirichlet",
+    "GatedWeights",
+    "GroupWeights",
+    "LearnedWeights",
+    "ObservedWeights",
+    "RandomWeights",
+    "UpdatedWeights",
+    "Weights",
+    "as_weights",
+]
