@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from pyro_vmonf._utils.validation import as_tensor
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.validation import as_tensor, check_positive
 
 Array = np.ndarray[Any, Any]
 LARGEST_TABLE = 2**24  # entries: the number of labels times that of clusters
@@ -334,6 +336,41 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
         )
     gap = log_truth.double() - log_model.double().to(log_truth.device)
     return float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
+
+
+@torch.no_grad()
+def kl_divergence(
+    p: Distribution, q: Distribution, *, draws: int = 10_000, seed: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate :math:`KL(p \| q) = E_p[\log p(x) - \log q(x)]` from draws, in nats.
+
+    Arguments:
+        p, q: distributions of the same event shape.
+        draws: number of draws from *p*, at least 2.
+        seed: seed of the draws; the global state is then left alone.
+
+    Returns:
+        The estimate and its standard error, of the batch shape of both.
+
+    Raises:
+        ValueError: if the event shapes differ, or there are too few draws.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> kl, error = kl_divergence(Normal(0.0, 1.0), Normal(1.0, 1.0), draws=1000, seed=0)
+        >>> bool((kl - 0.5).abs() < 4 * error)
+        True
+    """
+    check_positive("draws", draws, minimum=2)
+    if p.event_shape != q.event_shape:
+        raise ValueError(
+            f"p has event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}; expected the "
+            "same"
+        )
+    with local_seed(seed):
+        x = p.sample(torch.Size((draws,)))
+    gap = p.log_prob(x) - q.log_prob(x)
+    return gap.mean(0), gap.std(0) / draws**0.5
 
 
 def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import Categorical
 from torch import Tensor
 
 from pyro_vmonf import files
@@ -245,6 +246,17 @@ class VMoNF(Drawn, Transparent):
             return torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given).exp())
 
         return self._over_chunks(proba, x, given, chunk_size, y)
+
+    def posterior(
+        self, x: Any, y: Any = None, *, given: Any = None, exact: bool = False
+    ) -> Categorical:
+        """Return the posterior of the component of each row as a distribution, batch ``(N,)``.
+
+        Arguments:
+            x, y, given, exact: as for :meth:`predict_proba`.
+        """
+        proba = self.predict_proba(x, y, given=given, exact=exact)
+        return Categorical(logits=proba.log(), validate_args=False)
 
     def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""

@@ -10,8 +10,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
 from pyro_vmonf.distributions.support import inside, possible
 from pyro_vmonf.transforms.base import FlowTransform
 
@@ -22,7 +22,7 @@ def _layout(transform: Transform) -> Hashable:
     return id(transform) if layout is None else layout
 
 
-class FlowDistribution(ShownDistribution):
+class FlowDistribution(Estimated):
     r"""The distribution of :math:`x = h_L \circ \dots \circ h_1(z)` for z drawn from a base.
 
     .. math::
@@ -110,6 +110,60 @@ class FlowDistribution(ShownDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self._push(self._expanded_base().rsample(Size(sample_shape)))
+
+    def _scalings(self, what: str, estimate: str) -> list[tuple[Tensor, Tensor]]:
+        """Return loc and scale of each transform, where all move each feature on its own."""
+        scalings = [getattr(t, "loc_and_scale", None) for t in self.transforms]
+        if None in scalings:
+            self._refuse(what, estimate)
+        return [scaling() for scaling in scalings]  # type: ignore[misc]
+
+    def _whole(self, value: Tensor) -> Tensor:
+        return value.expand(*self.batch_shape, *self.event_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        mean = self.base.mean
+        for loc, scale in self._scalings("mean", "mean_estimate(draws=, seed=)"):
+            mean = loc + scale * mean
+        return self._whole(mean)
+
+    @property
+    def variance(self) -> Tensor:
+        estimate = "mean_estimate(draws=, seed=, of=) with a function of the draws"
+        variance = self.base.variance
+        for _, scale in self._scalings("variance", estimate):
+            variance = scale.square() * variance
+        return self._whole(variance)
+
+    def entropy(self) -> Tensor:
+        entropy = self.base.entropy()
+        for _, scale in self._scalings("entropy", "entropy_estimate(draws=, seed=)"):
+            entropy = entropy + scale.abs().log().flatten(-len(self.event_shape)).sum(-1)
+        return entropy.expand(self.batch_shape)
+
+    def _rises(self) -> Tensor:
+        """Return whether the one feature rises with that of the base, ``(*)``."""
+        ends = torch.tensor([[-1.0], [1.0]]).to(self.base.sample())
+        ends = ends.reshape(2, *(1,) * len(self.batch_shape), 1)
+        low, high = self._push(ends.expand(2, *self.batch_shape, 1)).squeeze(-1)
+        return high > low
+
+    def cdf(self, x: Tensor) -> Tensor:
+        r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
+        check_single(self)
+        z, _, good = self._pull(x)
+        share = cdf_of(self.base, z)
+        share = torch.where(self._rises(), share, 1 - share)
+        if good is None:
+            return share
+        inner = self._push(torch.zeros_like(z)).squeeze(-1)  # a point of the support
+        return torch.where(good, share, (x.squeeze(-1) > inner).to(share))
+
+    def icdf(self, share: Tensor) -> Tensor:
+        """Return the quantiles ``(*, 1)`` at shares ``(*)``."""
+        check_single(self)
+        return self._push(icdf_of(self.base, torch.where(self._rises(), share, 1 - share)))
 
     def _expanded_base(self) -> Distribution:
         same = self.base.batch_shape == self.batch_shape

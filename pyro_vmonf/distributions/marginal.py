@@ -9,13 +9,13 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import in_units
 
 
-class Marginal(ShownDistribution):
+class Marginal(Estimated):
     r"""The mixture with the component summed out, :math:`p(x) = \sum_c \pi_c\, p(x \mid c)`.
 
     Its support is that of the components, so autoguides and NUTS accept it; it draws the component
@@ -67,6 +67,39 @@ class Marginal(ShownDistribution):
     def log_prob(self, x: Tensor) -> Tensor:
         log_prob = self.joint_log_prob(x).logsumexp(-1)
         return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """Return the mean over components of values ``(*, K, *event_shape)``."""
+        weight = self.log_weights.exp().reshape(
+            *self.log_weights.shape, *(1,) * len(self.event_shape)
+        )
+        axis = -1 - len(self.event_shape)
+        shape = (*self.batch_shape, *self.event_shape)
+        return (weight * values).sum(axis).expand(shape)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._expected(self.components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        mean = self.components.mean
+        axis = -1 - len(self.event_shape)
+        centred = mean - self.mean.unsqueeze(axis)
+        return self._expected(self.components.variance + centred.square())
+
+    def cdf(self, x: Tensor) -> Tensor:
+        r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
+        check_single(self)
+        return (self.log_weights.exp() * cdf_of(self.components, x.unsqueeze(-2))).sum(-1)
+
+    def icdf(self, share: Tensor) -> Tensor:
+        """Return the quantiles ``(*, 1)`` at shares ``(*)``, between those of the components."""
+        check_single(self)
+        each = icdf_of(self.components, share.unsqueeze(-1))
+        with torch.no_grad():
+            low, high = each.amin(-2), each.amax(-2)
+            return quantile(lambda x: self.cdf(x).unsqueeze(-1), share.unsqueeze(-1), low, high)
 
     def sample_with_component(
         self, sample_shape: Sequence[int] = (), component: int | None = None

@@ -9,12 +9,12 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.support import Several, in_units, is_real
 
 
-class StackedDistribution(ShownDistribution):
+class StackedDistribution(Estimated):
     """Different distributions side by side on the last batch dimension.
 
     Arguments:
@@ -67,6 +67,17 @@ class StackedDistribution(ShownDistribution):
         parts = [in_units(part, put) for part in self.parts]
         moved = [new is not old for new, old in zip(parts, self.parts, strict=True)]
         return put(self) if all(moved) else StackedDistribution(parts)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.cat([part.mean for part in self.parts], -1 - len(self.event_shape))
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.cat([part.variance for part in self.parts], -1 - len(self.event_shape))
+
+    def entropy(self) -> Tensor:
+        return torch.cat([part.entropy() for part in self.parts], -1)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StackedDistribution:
         left = tuple(batch_shape)[:-1]

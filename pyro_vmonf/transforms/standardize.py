@@ -57,6 +57,10 @@ class Standardize(FlowTransform):
 
     codomain = domain  # type: ignore[assignment]
 
+    def loc_and_scale(self) -> tuple[Tensor, Tensor]:
+        """Return the two numbers of each feature, for moments in closed form."""
+        return self.loc.to(self.scale), self.scale
+
     @torch.no_grad()
     def fit_(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Take the mean and standard deviation of each feature of rows ``(N, *event_shape)``.

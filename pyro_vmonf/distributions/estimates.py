@@ -1,0 +1,130 @@
+"""Moments, entropy and quantiles: closed forms where they exist, estimates with their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf._utils.validation import check_positive
+
+HALVINGS = 200  # of the interval that holds a quantile; it ends where no number lies between
+
+
+class Estimated(ShownDistribution):
+    """A distribution whose moments may have no closed form, and then have estimates.
+
+    ``mean``, ``variance``, ``stddev``, ``entropy()``, ``cdf`` and ``icdf`` are exact where there is
+    a closed form, and otherwise raise ``NotImplementedError`` that names the estimate.
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        self._refuse("mean", "mean_estimate(draws=, seed=)")
+
+    @property
+    def variance(self) -> Tensor:
+        self._refuse("variance", "mean_estimate(draws=, seed=, of=) with a function of the draws")
+
+    def entropy(self) -> Tensor:
+        self._refuse("entropy", "entropy_estimate(draws=, seed=)")
+
+    def _refuse(self, what: str, estimate: str) -> NoReturn:
+        raise NotImplementedError(
+            f"the {what} of this {type(self).__name__} has no closed form; use {estimate}, which "
+            "returns an estimate and its standard error"
+        )
+
+    @torch.no_grad()
+    def mean_estimate(
+        self,
+        draws: int = 10_000,
+        seed: int | None = None,
+        of: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Estimate :math:`E[f(x)]` from draws.
+
+        Arguments:
+            draws: number of draws, at least 2.
+            seed: seed of the draws; the global state is then left alone.
+            of: the function *f*, the identity by default.
+
+        Returns:
+            The estimate and its standard error, of the shape of one value of *f*.
+
+        Example:
+            >>> from pyro_vmonf import Gaussian, Marginal
+            >>> mixture = Marginal(torch.zeros(1), Gaussian(2, 1)())
+            >>> mean, error = mixture.mean_estimate(draws=1000, seed=0)
+            >>> bool(((mean - mixture.mean).abs() < 4 * error).all())
+            True
+        """
+        check_positive("draws", draws, minimum=2)
+        with local_seed(seed):
+            values = of(self.sample(torch.Size((draws,))))
+        return values.mean(0), values.std(0) / draws**0.5
+
+    def entropy_estimate(
+        self, draws: int = 10_000, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Estimate the entropy :math:`-E[\log p(x)]` in nats: see :meth:`mean_estimate`."""
+        return self.mean_estimate(draws, seed, lambda x: -self.log_prob(x))
+
+
+def cdf_of(distribution: Distribution, x: Tensor) -> Tensor:
+    """Return the distribution function at values ``(*, 1)`` of one feature, ``(*)``.
+
+    Raises:
+        NotImplementedError: if there are more features, or there is no closed form.
+    """
+    check_single(distribution)
+    if isinstance(distribution, Estimated):
+        return distribution.cdf(x)
+    return _normal(distribution).cdf(x).squeeze(-1)
+
+
+def icdf_of(distribution: Distribution, share: Tensor) -> Tensor:
+    """Return the quantiles ``(*, 1)`` of one feature at shares ``(*)``: see :func:`cdf_of`."""
+    check_single(distribution)
+    if isinstance(distribution, Estimated):
+        return distribution.icdf(share)
+    return _normal(distribution).icdf(share.unsqueeze(-1))
+
+
+def _normal(distribution: Distribution) -> Distribution:
+    """Return the distribution of the feature itself, with the feature as a batch dimension."""
+    if isinstance(distribution, MultivariateNormal):
+        return Normal(distribution.loc, distribution.scale_tril[..., 0], validate_args=False)
+    if isinstance(distribution, Independent):
+        return distribution.base_dist
+    raise NotImplementedError(f"{type(distribution).__name__} has no distribution function")
+
+
+def check_single(distribution: Distribution) -> None:
+    """Refuse a distribution of several features.
+
+    Raises:
+        NotImplementedError: if rows are not of shape ``(1,)``.
+    """
+    if tuple(distribution.event_shape) != (1,):
+        raise NotImplementedError(
+            "cdf and icdf are of rows with one feature, of shape (1,); the rows have shape "
+            f"{tuple(distribution.event_shape)}"
+        )
+
+
+def quantile(cdf: Callable[[Tensor], Tensor], value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return where a rising function has given values, by halving intervals that hold them."""
+    low, high = torch.broadcast_tensors(low, high)
+    for _ in range(HALVINGS):
+        middle = low + (high - low) / 2
+        below = cdf(middle) < value
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        if bool(((middle == low) & (low + (high - low) / 2 == low)).all()):
+            break
+    return low + (high - low) / 2
