@@ -19,12 +19,12 @@ from scipy.optimize import brentq
 from scipy.stats import chi2
 from torch import Tensor
 
-from pyro_vmonf import datasets
 from pyro_vmonf.datasets import (
     MNIST_FILES,
     Pinwheel,
     TwoCircles,
     dequantize,
+    digits,
     download_mnist,
     mnist,
     pinwheel,
@@ -32,7 +32,7 @@ from pyro_vmonf.datasets import (
     two_circles,
 )
 
-MNIST = Path(__file__).parent / "data" / "mnist"
+MNIST = Path(__file__).parents[1] / "data" / "mnist"
 
 
 class Truth(Protocol):
@@ -383,14 +383,14 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         name: hashlib.md5(content, usedforsecurity=False).hexdigest()
         for name, content in files.items()
     }
-    monkeypatch.setattr(datasets, "MNIST_FILES", sums)
+    monkeypatch.setattr(digits, "MNIST_FILES", sums)
 
     def urlopen(url: str, timeout: float) -> io.BytesIO:
         assert url.startswith("https://")
         assert timeout > 0
         return io.BytesIO(files[url.rsplit("/", 1)[1].removesuffix(".gz")])
 
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(digits.urllib.request, "urlopen", urlopen)
     return files
 
 
