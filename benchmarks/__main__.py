@@ -11,12 +11,12 @@ from pathlib import Path
 import pyro
 import torch
 
-from benchmarks import quality, restarts, sample, scaling, score, step
+from benchmarks import criterion, quality, restarts, sample, scaling, score, step
 from benchmarks.tables import Options, table, write
 
 MODULES = {
     module.__name__.rsplit(".", 1)[-1]: module
-    for module in (step, sample, score, scaling, restarts, quality)
+    for module in (step, sample, score, scaling, restarts, quality, criterion)
 }
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     """Run one benchmark, print its tables, and write its rows where they are wanted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=MODULES)
-    parser.add_argument("--config", help="one configuration; all by default")
+    parser.add_argument("--config", help="one configuration, or a folder of sets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=50)

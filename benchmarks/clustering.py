@@ -16,12 +16,14 @@ import warnings
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from pyro_vmonf import VMoNF
+from pyro_vmonf import VMoNF, automatic
+from pyro_vmonf.starts.choice import Scored, choose
 
 Array = np.ndarray[Any, Any]
 MOST_ROWS = 10_000
@@ -45,11 +47,25 @@ def agreement(partitions: list[Array], clusters: Array) -> float:
     return max(adjusted_rand_score(p[p > 0], clusters[p > 0]) for p in partitions)
 
 
+def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Scored]:
+    """Return the pair with K given, and the start that it chose."""
+    starts: list[Scored] = []
+
+    def recorded(*args: Any, **options: Any) -> list[Scored]:
+        found = choose(*args, **options)
+        starts.extend(found)
+        return found
+
+    with patch.object(automatic, "choose", recorded):
+        vmonf = VMoNF.from_data(x, components=number, seed=seed)
+    return vmonf, starts[0]
+
+
 def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
     """Return what ``from_data`` makes of a set, with K given and without."""
     x, partitions, number = load(path)
     begun = time.perf_counter()
-    vmonf = VMoNF.from_data(x, components=number, seed=seed)
+    vmonf, chosen = fitted(x, number, seed)
     seconds = time.perf_counter() - begun
     assert vmonf.history is not None
     choice = vmonf.history.choice
@@ -64,7 +80,9 @@ def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
         "columns": x.shape[1],
         "components": number,
         "start": choice["start"],
+        "ari_clusters": agreement(partitions, chosen.clusters),
         "ari_start": agreement(partitions, start),
+        "ari_exact": agreement(partitions, vmonf.predict(x, exact=True).numpy()),
         "ari": agreement(partitions, vmonf.predict(x).numpy()),
         "ari_unknown": agreement(partitions, unknown.predict(x).numpy()),
         "components_found": unknown.model.num_components,

@@ -141,7 +141,7 @@ def from_data(
         clusters = best.responsibilities(z).argmax(1)
     choice: dict[str, Any] = {
         "components": len(best.densities),
-        "numbers": {str(len(s.densities)): s.score for s in reversed(found)},
+        "numbers": {str(len(s.densities)): s.number_score for s in reversed(found)},
         "start": best.name,
         "candidates": {s.name: s.score for s in candidates},
     }

@@ -12,6 +12,7 @@ import torch
 from pyro_vmonf.starts.clusters import spectral_clusters
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, gaussians_of_size, merged
 from pyro_vmonf.starts.tree import cut_tree, spanning_tree
+from pyro_vmonf.starts.valleys import valleys
 
 Array = np.ndarray[Any, Any]
 Candidate = Callable[[Array, int], Array]
@@ -21,6 +22,7 @@ SEARCHED_EACH = 1500  # rows of a cluster on which their number is searched
 FITTED_EACH = 20_000  # rows of a cluster that its mixture is fitted to
 LINKS = 10  # neighbours of a row that should be in its cluster
 CUT_LINKS = 10.0  # nats that a row is charged if all its links are cut
+VALLEYS = 0.1  # nats that a row is charged for each nat of the deepest valley in its cluster
 
 
 def by_merged_gaussians(x: Array, num_clusters: int, seed: int = 0) -> Array:
@@ -62,12 +64,19 @@ class Scored:
         clusters: the cluster of each row ``(N,)``, 0 to K - 1 without gaps.
         densities: a mixture of Gaussians for each cluster.
         score: nats a row, larger is better: see :func:`scored`.
+        valleys: the part of the score that valleys inside clusters cost.
     """
 
     name: str
     clusters: Array
     densities: list[GaussianFit]
     score: float
+    valleys: float = 0.0
+
+    @property
+    def number_score(self) -> float:
+        """The score without valleys: each split of a cluster removes some, needed or not."""
+        return self.score + self.valleys
 
     def log_shares(self) -> Array:
         """Return the log of each cluster's share of the rows ``(K,)``."""
@@ -87,15 +96,24 @@ def links_of(x: Array) -> Array:
     return np.asarray(near.kneighbors(return_distance=False))
 
 
-def scored(name: str, x: Array, clusters: Array, links: Array, *, seed: int = 0) -> Scored:
+def scored(
+    name: str,
+    x: Array,
+    clusters: Array,
+    links: Array,
+    *,
+    seed: int = 0,
+    known: dict[bytes, GaussianFit] | None = None,
+) -> Scored:
     r"""Score a clustering by the densities of its clusters and by the neighbours that it parts.
 
     .. math::
         \frac1N \sum_n \log \pi_{c_n} p(x_n|c_n) - \frac{k \log N}{2N}
-        - 10 \cdot \text{share of links cut}
+        - 10 \cdot \text{share of links cut} - \frac{0.1}N \sum_n v_{c_n}
 
-    Each p(x|c) is a mixture of as many Gaussians as BIC wants, with *k* free parameters in all. The
-    constants are those of the first experiments; none was tuned to a data set.
+    Each p(x|c) is a mixture of as many Gaussians as BIC wants, with *k* free parameters in all.
+    *v* is the deepest valley inside a cluster: see :func:`~pyro_vmonf.starts.valleys.valleys`.
+    ``python -m benchmarks criterion`` compares forms and constants on simulated sets.
 
     Arguments:
         name: of the candidate.
@@ -103,33 +121,48 @@ def scored(name: str, x: Array, clusters: Array, links: Array, *, seed: int = 0)
         clusters: the cluster of each row.
         links: of :func:`links_of`.
         seed: of the mixtures' starts.
+        known: densities by the rows of their cluster; those that are found are added.
     """
     clusters = np.unique(clusters, return_inverse=True)[1]
     count = len(x)
-    densities = densities_of(x, clusters, seed=seed)
+    densities = densities_of(x, clusters, seed=seed, known=known)
     total, free = 0.0, len(densities) - 1
     for c, found in enumerate(densities):
         rows = x[clusters == c]
         free += found.free
         total += float(found.log_prob(rows).sum()) + len(rows) * np.log(len(rows) / count)
     cut = float((clusters[links] != clusters[:, None]).mean())
-    score = (total - 0.5 * np.log(count) * free) / count - CUT_LINKS * cut
-    return Scored(name, clusters, densities, float(score))
+    inside = VALLEYS * float(valleys(x, links, clusters)[clusters].mean())
+    score = (total - 0.5 * np.log(count) * free) / count - CUT_LINKS * cut - inside
+    return Scored(name, clusters, densities, float(score), inside)
 
 
-def densities_of(x: Array, clusters: Array, *, seed: int = 0) -> list[GaussianFit]:
+def densities_of(
+    x: Array,
+    clusters: Array,
+    *,
+    seed: int = 0,
+    known: dict[bytes, GaussianFit] | None = None,
+) -> list[GaussianFit]:
     """Return a mixture of as many Gaussians as BIC wants for each cluster, 0 to K - 1.
 
-    A cluster of many rows is fitted to a sample of them.
+    A cluster of many rows is fitted to a sample of them. Several clusterings of the same rows share
+    clusters: what is ``known`` of one is not fitted again.
     """
-    found, width = [], x.shape[1]
-    for c in range(int(clusters.max()) + 1):
-        rows = x[clusters == c]
-        if len(rows) > FITTED_EACH:
-            rows = rows[np.random.default_rng(seed).permutation(len(rows))[:FITTED_EACH]]
-        most = max(1, min(MOST_EACH, len(rows) // (2 * width + 2)))
-        found.append(fit_gaussians(_at_least_two(rows), most, seed=seed, searched=SEARCHED_EACH))
-    return found
+    known = {} if known is None else known
+    members = [np.flatnonzero(clusters == c) for c in range(int(clusters.max()) + 1)]
+    for own in members:
+        if own.tobytes() not in known:
+            known[own.tobytes()] = _density(x[own], seed)
+    return [known[own.tobytes()] for own in members]
+
+
+def _density(rows: Array, seed: int) -> GaussianFit:
+    """Return a mixture of as many Gaussians as BIC wants."""
+    if len(rows) > FITTED_EACH:
+        rows = rows[np.random.default_rng(seed).permutation(len(rows))[:FITTED_EACH]]
+    most = max(1, min(MOST_EACH, len(rows) // (2 * rows.shape[1] + 2)))
+    return fit_gaussians(_at_least_two(rows), most, seed=seed, searched=SEARCHED_EACH)
 
 
 def _at_least_two(rows: Array) -> Array:
@@ -164,8 +197,11 @@ def choose(
     if len(x) < num_clusters:
         raise ValueError(f"x has {len(x)} rows; expected at least {num_clusters}, one a cluster")
     links = links_of(x)
-    own = CANDIDATES if candidates is None else candidates
-    found = [scored(name, x, make(x, num_clusters), links, seed=seed) for name, make in own.items()]
+    known: dict[bytes, GaussianFit] = {}
+    found = [
+        scored(name, x, make(x, num_clusters), links, seed=seed, known=known)
+        for name, make in (CANDIDATES if candidates is None else candidates).items()
+    ]
     return sorted(found, key=rank(num_clusters))
 
 

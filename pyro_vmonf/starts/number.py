@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vmonf.starts.choice import MOST, Scored, links_of, scored
-from pyro_vmonf.starts.gaussians import fit_gaussians, merged
+from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, merged
 
 Array = np.ndarray[Any, Any]
 MISTAKEN = 0.05  # Gaussians that are mistaken for each other more often are one cluster
@@ -55,6 +55,8 @@ NUMBERED: dict[str, Callable[..., Array]] = {
 def clusterings(x: Array, *, seed: int = 0) -> list[Scored]:
     """Return clusterings that find their number of clusters, the best one first.
 
+    Valleys inside clusters do not count here: each further cluster would have fewer.
+
     One with a single cluster comes last: fewer clusters describe the rows as well, since a cluster
     may have many modes, but they say less.
 
@@ -68,7 +70,9 @@ def clusterings(x: Array, *, seed: int = 0) -> list[Scored]:
         3
     """
     links = links_of(x)
+    known: dict[bytes, GaussianFit] = {}
     found = [
-        scored(name, x, make(x, seed=seed), links, seed=seed) for name, make in NUMBERED.items()
+        scored(name, x, make(x, seed=seed), links, seed=seed, known=known)
+        for name, make in NUMBERED.items()
     ]
-    return sorted(found, key=lambda s: (len(s.densities) == 1, -s.score))
+    return sorted(found, key=lambda s: (len(s.densities) == 1, -s.number_score))

@@ -110,7 +110,7 @@ def test_score_is_the_formula() -> None:
     )
     free = sum(d.free for d in found.densities) + 2
     cut = np.mean(c[links_of(x)] != c[:, None])
-    expected = (total - 0.5 * free * np.log(len(x))) / len(x) - 10 * cut
+    expected = (total - 0.5 * free * np.log(len(x))) / len(x) - 10 * cut - found.valleys
     assert found.score == pytest.approx(expected, rel=1e-9)
 
 
