@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
-from pyro_vmonf.starts.choice import Scored, choose, densities_of, links_of, rank, scored
-from pyro_vmonf.starts.gaussians import fit_gaussians
-from pyro_vmonf.starts.labels import along_tree, by_gaussians, left_out_accuracy, to_nearest
-from pyro_vmonf.starts.lessons import named
+from pyro_vmonf.starts.background import broad_gaussian, far_rows
+from pyro_vmonf.starts.choice import Scored, choose, densities_of, rank
+from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
+from pyro_vmonf.starts.labels import by_labels
 from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.fit import Progress, fit
@@ -47,6 +47,7 @@ from pyro_vmonf.transforms import Standardize
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
+Background = bool | Literal["auto"]
 MOST_ROWS = 10_000  # on which a start is searched; the other rows are assigned to it
 FEWEST_ROWS = 50  # with which flows are trained
 HELD_OUT = 0.2
@@ -83,6 +84,14 @@ class Rows:
         """The rows in standardised units."""
         return np.asarray(self.units.inv(self.x).double().numpy())
 
+    def only(self, kept: Array) -> Rows:
+        """Return some of the rows, in units of their own."""
+        index = torch.as_tensor(np.flatnonzero(kept))
+        x = self.x[index]
+        y = None if self.y is None else self.y[index]
+        weight = None if self.weight is None else self.weight[index]
+        return replace(self, x=x, y=y, weight=weight, units=_units(x, weight))
+
     def counted(self) -> Array:
         """Return the positions of the rows whose weight is above zero."""
         if self.weight is None:
@@ -110,11 +119,13 @@ def from_data(
     minutes: float = 1.0,
     sample_weight: Any = None,
     progress: bool = True,
+    background: Background = "auto",
 ) -> tuple[FlowMixture, SoftmaxGuide, History]:
     """Build a pair for rows and fit it: see :meth:`pyro_vmonf.VMoNF.from_data`."""
     begun = time.perf_counter()
     check_number("minutes", minutes)
-    rows = _rows(x, y, sample_weight, components, seed)
+    every = _rows(x, y, sample_weight, components, seed)
+    rows, far = _without_far(every, background)
     z, searched = rows.z, rows.drawn(rows.counted(), MOST_ROWS)
     stages = Stages(60 * minutes, progress, "from_data")
     stages.enter("number of components" if components is None else "start")
@@ -127,7 +138,7 @@ def from_data(
         candidates = sorted([found[0], *candidates], key=rank(components))
     if rows.y is not None:
         labels = rows.y.numpy()[searched]
-        candidates = _by_labels(z[searched], labels, components, candidates, rows.seed)
+        candidates = by_labels(z[searched], labels, components, candidates, rows.seed)
     best = candidates[0]
     if len(best.densities) < components:
         warnings.warn(
@@ -152,10 +163,13 @@ def from_data(
         stages.enter("length of the fit")
         parts = len(best.densities)
         epochs = _epochs(rows, z, clusters, parts, seconds / 3, choice, stages)
-    model, guide = _pair(rows, best)
+    model, guide = _pair(rows, best.densities, best.log_shares())
     stages.enter("fit")
     history = _fit(rows, model, guide, 2 * seconds / 3, stages, epochs=epochs)
     stages.close()
+    if far is not None:
+        model, guide = _with_background(rows, model, guide, best, every.x[torch.as_tensor(far)])
+        choice["background"] = int(far.sum())
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
     history.choice = choice
     return model, guide, history
@@ -196,58 +210,21 @@ def _rows(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int 
     labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
     if labels is not None and labels.dim() > 1:
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
-    units = Standardize(rows.shape[1:]).to(rows.dtype)
+    warn_of_columns(rows if weight is None else rows[weight > 0], names)
+    return Rows(rows, labels, weight, names, _units(rows, weight), seed_of(seed))
+
+
+def _units(x: Tensor, weight: Tensor | None) -> Standardize:
+    """Return the units in which the rows that count have mean zero and variance one."""
+    units = Standardize(x.shape[1:]).to(x.dtype)
     counted = slice(None) if weight is None else weight > 0
-    warn_of_columns(rows[counted], names)
-    units.fit_(rows[counted], None if weight is None else weight[counted])
-    return Rows(rows, labels, weight, names, units, seed_of(seed))
+    units.fit_(x[counted], None if weight is None else weight[counted])
+    return units
 
 
 def _classes(y: Any, components: int | None) -> int:
     """Return the number of components that labels need."""
     return components or int(as_tensor("y", y).max()) + 1
-
-
-def _by_labels(
-    z: Array, labels: Array, components: int, candidates: list[Scored], seed: int
-) -> list[Scored]:
-    """Return candidates whose numbers are those of the labels, the best on left-out labels first.
-
-    Where every component has labels, these are spread in three ways as well.
-    """
-    y = torch.as_tensor(labels)
-    if not bool((y >= 0).any()):
-        return candidates
-    found: list[tuple[float, Scored]] = []
-    for candidate in candidates:
-        if len(candidate.densities) != components:
-            continue
-        own = torch.as_tensor(candidate.clusters)
-
-        def renamed(some: Array, own: Tensor = own) -> Array:
-            return named(own, torch.as_tensor(some), components).numpy()
-
-        kept = replace(candidate, clusters=renamed(labels))
-        order = [int(own[kept.clusters == c][0]) for c in range(len(candidate.densities))]
-        kept = replace(kept, densities=[candidate.densities[c] for c in order])
-        found.append((left_out_accuracy(renamed, labels, seed), kept))
-    if len(np.unique(labels[labels >= 0])) == components:
-        links = links_of(z)
-        spreads = {
-            "labels along the tree": along_tree(z),
-            "nearest label": to_nearest(z),
-            "labels of Gaussians": by_gaussians(z, seed),
-        }
-        for name, spread in spreads.items():
-            kept = scored(name, z, spread(labels), links, seed=seed)
-            found.append((left_out_accuracy(spread, labels, seed), kept))
-    if not found:
-        raise ValueError(
-            f"no start finds {components} clusters that the labels could name; pass fewer "
-            "components"
-        )
-    found.sort(key=lambda pair: (-pair[0], -pair[1].score))
-    return [kept for _, kept in found]
 
 
 def _part(z: Array, clusters: Array, seed: int) -> Scored:
@@ -282,7 +259,7 @@ def _epochs(
     start = _part(z[drawn], clusters[drawn], rows.seed)
     if len(start.densities) != components:  # a cluster has no row outside of the held-out ones
         return 0
-    model, guide = _pair(rows, start)
+    model, guide = _pair(rows, start.densities, start.log_shares())
     before = _mean_log_prob(model, judged)
     history = _fit(rows, model, guide, seconds, stages, held=torch.as_tensor(held))
     after = _mean_log_prob(model, judged)
@@ -301,10 +278,12 @@ def _epochs(
     return epochs
 
 
-def _pair(rows: Rows, start: Scored) -> tuple[FlowMixture, SoftmaxGuide]:
+def _pair(
+    rows: Rows, densities: list[GaussianFit], log_shares: Array
+) -> tuple[FlowMixture, SoftmaxGuide]:
     """Return a pair that begins at a start: densities, weights and guide."""
-    width, components = rows.x.shape[1], len(start.densities)
-    mixtures = max(len(d.weights) for d in start.densities)
+    width, components = rows.x.shape[1], len(densities)
+    mixtures = max(len(d.weights) for d in densities)
     with local_seed(rows.seed):
         base = GaussianMixtures(width, components, mixtures)
         bank: LayeredFlow
@@ -315,13 +294,12 @@ def _pair(rows: Rows, start: Scored) -> tuple[FlowMixture, SoftmaxGuide]:
         network = StartedNetwork(width, components, mixtures)
     for transform in bank.transforms:
         start_near_zero(transform.network.layers[-1], 0.0)  # type: ignore[union-attr, index, arg-type]
-    for c, density in enumerate(start.densities):
+    for c, density in enumerate(densities):
         weights, means, covariances = (
             torch.as_tensor(v) for v in (density.weights, density.means, density.covariances)
         )
         base.set_(c, weights, means, covariances)
-    log_shares = start.log_shares()
-    network.set_(log_shares.tolist(), start.densities)
+    network.set_(log_shares.tolist(), densities)
     model = FlowMixture(bank, "learned")
     with torch.no_grad():
         model.weights.logits.copy_(torch.as_tensor(log_shares))  # type: ignore[operator, union-attr]
@@ -329,6 +307,47 @@ def _pair(rows: Rows, start: Scored) -> tuple[FlowMixture, SoftmaxGuide]:
     model.standardizer.load_state_dict(rows.units.state_dict())
     model.feature_names = rows.names
     return model, guide
+
+
+def _without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]:
+    """Return the rows that take part, and which ones the background takes, if there is one."""
+    if background not in (True, False, "auto"):
+        raise ValueError(f"background is {background!r}; expected True, False or 'auto'")
+    if not background:
+        return rows, None
+    far = np.zeros(len(rows.x), dtype=bool)
+    counted = rows.counted()
+    far[counted] = far_rows(rows.x.double().numpy()[counted], rows.seed)
+    if rows.y is not None:
+        far &= rows.y.numpy() < 0  # a label says where a row belongs
+    if not far.any():
+        return rows, far if background is True else None
+    warnings.warn(
+        f"{far.sum()} of {len(far)} rows are far from all others: a component of their own, the "
+        "last one, takes them; pass background=False to fit them like the others",
+        UserWarning,
+        stacklevel=4,
+    )
+    return rows.only(~far), far
+
+
+@torch.no_grad()
+def _with_background(
+    rows: Rows, model: FlowMixture, guide: SoftmaxGuide, start: Scored, far: Tensor
+) -> tuple[FlowMixture, SoftmaxGuide]:
+    """Return the pair with one more component, a broad Gaussian for rows that are far."""
+    broad = broad_gaussian(rows.units.inv(far).double().numpy(), rows.x.shape[1])
+    share = max(len(far), 1) / (len(rows.x) + len(far))
+    log_weights = model.weights.log_mean().double().numpy() + math.log1p(-share)
+    log_shares = np.append(start.log_shares() + math.log1p(-share), math.log(share))
+    larger = _pair(rows, [*start.densities, broad], log_shares)
+    for part, other in zip((model, guide.network), (larger[0], larger[1].network), strict=True):
+        state = other.state_dict()
+        for name, value in part.state_dict().items():
+            if value.dim():  # components are the first dimension
+                state[name][: len(value)] = value
+    larger[0].weights.logits.copy_(torch.as_tensor(np.append(log_weights, math.log(share))))  # type: ignore[operator, union-attr]
+    return larger
 
 
 def _fit(

@@ -24,7 +24,7 @@ from pyro_vmonf._utils.validation import (
     floating_buffer,
     listed,
 )
-from pyro_vmonf.automatic import from_data
+from pyro_vmonf.automatic import Background, from_data
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import select
@@ -147,6 +147,7 @@ class VMoNF(Drawn, Transparent):
         minutes: float = 1.0,
         sample_weight: Any = None,
         progress: bool = True,
+        background: Background = "auto",
     ) -> VMoNF:
         r"""Build a pair for a table, fit it, and return it.
 
@@ -166,6 +167,9 @@ class VMoNF(Drawn, Transparent):
                 faster machine, also under the same seed; ``history.stopped`` says so.
             sample_weight: weights of the rows ``(N,)``, at least zero.
             progress: show a progress bar in a terminal or a notebook.
+            background: add a broad component for rows that are far from all others, as the last
+                one, which no training moves: always, never, or where there are such rows: see
+                :func:`pyro_vmonf.starts.background.far_rows`.
 
         Returns:
             The fitted pair. ``history.choice`` and :meth:`report` say what was chosen.
@@ -182,6 +186,7 @@ class VMoNF(Drawn, Transparent):
             torch.Size([3])
         """
         options: dict[str, Any] = {"seed": seed, "minutes": minutes, "progress": progress}
+        options["background"] = background
         model, guide, history = from_data(
             x, y, components=components, sample_weight=sample_weight, **options
         )

@@ -85,6 +85,9 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             warning. Cluster *c* is then class ``classes_[c]``; ``labels_used_`` says whether labels
             were used.
         minutes: time for the choice and the fit, about; training by hand ignores it.
+        background: add a broad component for outliers, as for
+            :meth:`~pyro_vmonf.VMoNF.from_data`; it is the last one, and its rows have the label −1.
+            Training by hand has none.
         random_state: seed of the start, the order of the rows and each draw.
 
     Example:
@@ -109,6 +112,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         learning_rate: float = 3e-3,
         use_labels: bool | Literal["auto"] = "auto",
         minutes: float = 1.0,
+        background: bool | Literal["auto"] = "auto",
         random_state: Any = None,
     ) -> None:
         self.n_components = n_components
@@ -122,6 +126,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         self.learning_rate = learning_rate
         self.use_labels = use_labels
         self.minutes = minutes
+        self.background = background
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowMixtureClustering:
@@ -159,7 +164,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             self._fit_by_data(X, labels, sample_weight, seed)
         self.weights_ = self.vmonf_.model.weights.log_mean().exp().detach().numpy()
         self.lower_bound_ = float(self.vmonf_.elbo(X).double().mean())
-        self.labels_ = self.vmonf_.predict(X).numpy()
+        self.labels_ = self._clustered(X)
         return self
 
     def _by_hand(self) -> bool:
@@ -180,6 +185,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             components=None if self.n_components == "auto" else self.n_components,
             seed=seed,
             minutes=self.minutes,
+            background=self.background,
             sample_weight=sample_weight,
             progress=False,
         )
@@ -327,9 +333,16 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         return validate_data(self, numeric(X), dtype=kinds, reset=False)  # type: ignore[no-any-return]
 
     def predict(self, X: Any) -> Array:
-        """Return the cluster of each row ``(n_samples,)``, by the guide."""
+        """Return the cluster of each row ``(n_samples,)``, by the guide; −1 for the background."""
         rows = self._rows(X)
-        return self.vmonf_.predict(rows).numpy()  # type: ignore[no-any-return]
+        return self._clustered(rows)
+
+    def _clustered(self, rows: Array) -> Array:
+        """Return the cluster of each row, −1 for the background."""
+        found: Array = self.vmonf_.predict(rows).numpy()
+        if "background" in self.history_.choice:
+            return np.where(found == self.vmonf_.model.num_components - 1, -1, found)
+        return found
 
     def predict_proba(self, X: Any) -> Array:
         """Return the guide's posterior ``(n_samples, n_components)``."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from pyro_vmonf.starts.choice import MOST
+from pyro_vmonf.starts.choice import MOST, Scored, links_of, scored
 from pyro_vmonf.starts.gaussians import fit_gaussians
+from pyro_vmonf.starts.lessons import named
 from pyro_vmonf.starts.tree import spanning_tree
 
 Array = np.ndarray[Any, Any]
@@ -93,3 +97,45 @@ def left_out_accuracy(spread: Spread, labels: Array, seed: int = 0) -> float:
         if len(hidden) and (some >= 0).any():
             right += int((spread(some)[hidden] == labels[hidden]).sum())
     return right / len(known)
+
+
+def by_labels(
+    z: Array, labels: Array, components: int, candidates: list[Scored], seed: int
+) -> list[Scored]:
+    """Return candidates whose numbers are those of the labels, the best on left-out labels first.
+
+    Where every component has labels, these are spread in three ways as well.
+    """
+    y = torch.as_tensor(labels)
+    if not bool((y >= 0).any()):
+        return candidates
+    found: list[tuple[float, Scored]] = []
+    for candidate in candidates:
+        if len(candidate.densities) != components:
+            continue
+        own = torch.as_tensor(candidate.clusters)
+
+        def renamed(some: Array, own: Tensor = own) -> Array:
+            return named(own, torch.as_tensor(some), components).numpy()
+
+        kept = replace(candidate, clusters=renamed(labels))
+        order = [int(own[kept.clusters == c][0]) for c in range(len(candidate.densities))]
+        kept = replace(kept, densities=[candidate.densities[c] for c in order])
+        found.append((left_out_accuracy(renamed, labels, seed), kept))
+    if len(np.unique(labels[labels >= 0])) == components:
+        links = links_of(z)
+        spreads = {
+            "labels along the tree": along_tree(z),
+            "nearest label": to_nearest(z),
+            "labels of Gaussians": by_gaussians(z, seed),
+        }
+        for name, spread in spreads.items():
+            kept = scored(name, z, spread(labels), links, seed=seed)
+            found.append((left_out_accuracy(spread, labels, seed), kept))
+    if not found:
+        raise ValueError(
+            f"no start finds {components} clusters that the labels could name; pass fewer "
+            "components"
+        )
+    found.sort(key=lambda pair: (-pair[0], -pair[1].score))
+    return [kept for _, kept in found]
