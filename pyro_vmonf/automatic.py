@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.columns import warn_of_columns
-from pyro_vmonf._utils.contexts import local_seed, own_filters
+from pyro_vmonf._utils.columns import kinds_of, warn_of_columns
+from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters
 from pyro_vmonf._utils.frames import Names, names_of, numeric
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import (
@@ -32,6 +32,7 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
+from pyro_vmonf.report import ChoiceReport, gaussians_instead
 from pyro_vmonf.starts.background import broad_gaussian, far_rows
 from pyro_vmonf.starts.choice import Scored, choose, densities_of, rank
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
@@ -56,6 +57,9 @@ MOST_STEPS = 1500
 BATCH = 256
 MOST_BATCH = 4096
 CHUNK = 8192  # rows that are scored at once
+TOUCHING = 0.01  # share of a cluster's rows that another one gets, above which they touch
+MOST_PAIRS = 10  # that the report names
+SURE = 0.9  # probability of a cluster below which a row is unsure
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 
 
@@ -170,8 +174,11 @@ def from_data(
     if far is not None:
         model, guide = _with_background(rows, model, guide, best, every.x[torch.as_tensor(far)])
         choice["background"] = int(far.sum())
+    choice |= _seen(guide, every, components=len(best.densities))
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
     history.choice = choice
+    if ChoiceReport(choice).gaussians_do_as_well:
+        warnings.warn(gaussians_instead(choice["gaussians"]), UserWarning, stacklevel=3)
     return model, guide, history
 
 
@@ -348,6 +355,28 @@ def _with_background(
                 state[name][: len(value)] = value
     larger[0].weights.logits.copy_(torch.as_tensor(np.append(log_weights, math.log(share))))  # type: ignore[operator, union-attr]
     return larger
+
+
+@torch.no_grad()
+def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
+    """Return what the report says of clusters that touch, of unsure rows and of columns."""
+    drawn = torch.as_tensor(rows.drawn(rows.counted(), MOST_ROWS))
+    with evaluating(guide):
+        q = torch.cat([guide.log_q(part).exp() for part in rows.x[drawn].split(CHUNK)])
+    owned = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]).to(q.dtype)
+    share = (q.mT @ owned) / q.sum(0).clamp_min(1e-12)[:, None]  # Hennig (2010)
+    share = torch.maximum(share, share.mT)[:components, :components].triu(1)
+    pairs = sorted((-float(share[i, j]), i, j) for i, j in (share > TOUCHING).nonzero().tolist())
+    kinds: dict[str, list[str]] = {}
+    for number, kind in enumerate(kinds_of(rows.x)):
+        if kind is not None:
+            kinds.setdefault(kind, []).append(rows.names[number] if rows.names else str(number))
+    return {
+        "touching": {f"{i} and {j}": -negative for negative, i, j in pairs[:MOST_PAIRS]},
+        "unsure": int((q.amax(1) < SURE).sum()),
+        "rows": len(drawn),
+        "columns": kinds,
+    }
 
 
 def _fit(

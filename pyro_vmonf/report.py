@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -120,9 +121,24 @@ class ChoiceReport:
         numbers: dict[str, float] = self.choice.get("numbers", {})
         return {k: v for k, v in numbers.items() if v > max(numbers.values()) - below}
 
+    def summary(self) -> str:
+        """Return one line: number, start, held-out density, clusters that touch, unsure rows."""
+        found = self.choice
+        said = [f"{found['components']} components, from the start {found['start']!r}"]
+        if "held_out" in found:
+            said.append(
+                f"{found['held_out']:.3f} nats a held-out row "
+                f"({found['held_out_gaussians']:.3f} by a Gaussian mixture)"
+            )
+        if "touching" in found:
+            touching = len(found["touching"])
+            said.append(f"{touching or 'no'} {'pair touches' if touching == 1 else 'pairs touch'}")
+            said.append(f"{found['unsure']} of {found['rows']} rows unsure")
+        return "; ".join(said)
+
     def __str__(self) -> str:
         found = self.choice
-        lines = [f"{found['components']} components, from the start {found['start']!r}"]
+        lines = [self.summary()]
         scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
         lines.append(f"candidates, nats a row: {scores}")
         alike = self.as_good_as()
@@ -135,15 +151,38 @@ class ChoiceReport:
                 f"{found['held_out_start']:.3f}; a mixture of {found['gaussians']} Gaussians "
                 f"{found['held_out_gaussians']:.3f}"
             )
-            if found["held_out_gaussians"] >= found["held_out"]:
-                lines.append(
-                    "a Gaussian mixture does as well: sklearn.mixture.GaussianMixture("
-                    f"{found['gaussians']}).fit(x)"
-                )
+            if self.gaussians_do_as_well:
+                lines.append(gaussians_instead(found["gaussians"]))
             lines.append(f"trained for {found['epochs']} epochs")
+        if found.get("touching"):
+            shown = ", ".join(f"{pair} ({share:.3f})" for pair, share in found["touching"].items())
+            lines.append(f"clusters that touch, share of rows that one gives the other: {shown}")
+        if found.get("unsure"):
+            lines.append(
+                f"{found['unsure']} of {found['rows']} rows are unsure: "
+                "vmonf.predict_proba(x).amax(1) < 0.9"
+            )
+        if "background" in found:
+            lines.append(f"{found['background']} rows are background, the last component")
+        for kind, columns in found.get("columns", {}).items():
+            lines.append(f"taken as real numbers, though each {kind}: column {', '.join(columns)}")
         return "\n".join(lines)
 
+    @property
+    def gaussians_do_as_well(self) -> bool:
+        """Whether a Gaussian mixture is as good on held-out rows."""
+        ours: float = self.choice.get("held_out", math.inf)
+        return bool(self.choice.get("held_out_gaussians", -math.inf) >= ours)
+
     __repr__ = __str__
+
+
+def gaussians_instead(count: int) -> str:
+    """Return the sentence that names the simpler model."""
+    return (
+        "a Gaussian mixture does as well on held-out rows: "
+        f"sklearn.mixture.GaussianMixture({count}, reg_covar=1e-3).fit(x), of standardised x"
+    )
 
 
 @torch.no_grad()

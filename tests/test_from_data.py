@@ -96,6 +96,7 @@ def test_labels_name_the_clusters() -> None:
     assert (vmonf.predict(x).numpy() == 1 - y).mean() > 0.98
 
 
+@pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_there_is_a_component_for_every_class() -> None:
     x = np.random.default_rng(0).normal(size=(90, 2))
     some = np.where(np.arange(90) % 6 == 0, np.arange(90) // 6 % 5, -1)
@@ -157,6 +158,45 @@ def test_small_tables(rows: int, width: int) -> None:
     assert vmonf.history.choice["epochs"] == 0
 
 
+def test_report_says_what_touches_what_is_unsure_and_what_columns_are() -> None:
+    draw = np.random.default_rng(0)
+    c = np.arange(48) % 3
+    x = draw.normal(size=(48, 2)) + np.array([[0.0, 0.0], [3.0, 0.0], [40.0, 0.0]])[c]
+    x = np.c_[x, c == 2]
+    frame = pd.DataFrame(x, columns=["a", "b", "last"])
+    with pytest.warns(UserWarning, match="column 'last' has two values only"):
+        vmonf = VMoNF.from_data(frame, components=3, seed=0)
+    assert vmonf.history is not None
+    found = vmonf.history.choice
+    q = vmonf.predict_proba(frame).numpy()
+    expected = {}
+    for i in range(3):
+        for j in range(i + 1, 3):
+            given = [q[q.argmax(1) == b, a].sum() / q[:, a].sum() for a, b in ((i, j), (j, i))]
+            if max(given) > 0.01:
+                expected[f"{i} and {j}"] = max(given)
+    assert len(expected) == 1
+    assert found["touching"] == pytest.approx(expected, rel=1e-4)
+    assert found["unsure"] == (q.max(1) < 0.9).sum() > 0
+    assert found["columns"] == {"has two values only": ["last"]}
+    text = str(vmonf.report())
+    assert text.splitlines()[0] == (
+        f"3 components, from the start {found['start']!r}; 1 pair touches; "
+        f"{found['unsure']} of 48 rows unsure"
+    )
+    assert "column last" in text
+
+
+def test_where_gaussians_do_as_well_it_says_so() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    with pytest.warns(UserWarning, match=r"sklearn.mixture.GaussianMixture\(1, reg_covar=1e-3\)"):
+        vmonf = VMoNF.from_data(x, components=2, seed=0)
+    assert vmonf.history is not None
+    found = vmonf.history.choice
+    assert found["held_out_gaussians"] >= found["held_out"]
+    assert "a Gaussian mixture does as well" in str(vmonf.report())
+
+
 BAD: dict[str, tuple[Any, dict[str, Any]]] = {
     "x has shape": (np.zeros(5), {}),
     "from_data takes tables": (np.zeros((5, 2, 2)), {}),
@@ -181,6 +221,7 @@ def test_pair_that_was_built_by_hand_has_no_choice() -> None:
         VMoNF(FlowMixture(Gaussian(2, 2))).report()
 
 
+@pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_estimator_is_a_facade() -> None:
     x, y = moons()
     estimator = FlowMixtureClustering(2, random_state=0).fit(x)

@@ -23,7 +23,7 @@ def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
     """
     if x.dim() != 2 or len(x) < FEWEST:
         return
-    kinds = _kinds(x)
+    kinds = kinds_of(x)
     said, helps = [], []
     for kind, cure in CURES.items():
         columns = [column for column, found in enumerate(kinds) if found == kind]
@@ -53,8 +53,8 @@ CURES = {
 }
 
 
-def _kinds(x: Tensor) -> list[str | None]:
-    """Return what is wrong with each column."""
+def kinds_of(x: Tensor) -> list[str | None]:
+    """Return, for each column, the reason why it is no real number, or ``None``."""
     low, high = x.amin(0), x.amax(0)
     ends, whole = torch.ones_like(low, dtype=torch.bool), torch.ones_like(low, dtype=torch.bool)
     for part in x.split(2**16):
