@@ -192,7 +192,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         self.vmonf_.model.feature_names = None if names is None else tuple(map(str, names))
         assert self.vmonf_.history is not None
         self.history_ = self.vmonf_.history
-        self.n_iter_ = len(self.history_.epoch)
+        self.n_iter_ = max(1, len(self.history_.epoch))  # the choice is a pass of its own
 
     def _fit_by_hand(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
         """Fit the pair that the options describe."""

@@ -29,7 +29,10 @@ EXPECTED = {
 
 
 @parametrize_with_checks(
-    [FlowMixtureClustering(max_iter=2, random_state=0)],
+    [
+        FlowMixtureClustering(max_iter=2, random_state=0),
+        FlowMixtureClustering(2, minutes=1e-4, random_state=0),  # the choice alone, untrained
+    ],
     expected_failed_checks=lambda estimator: EXPECTED,
 )
 @pytest.mark.filterwarnings("ignore")
