@@ -2,38 +2,77 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+sys.path.insert(0, str(ROOT / "docs"))
+
+from pictures import front, numbers  # noqa: E402
+
+DOCS = ROOT / "docs"
+FOLDERS = [DOCS, DOCS / "howto", DOCS / "explanation"]
+PAGES = [ROOT / "README.md", *sorted(p for folder in FOLDERS for p in folder.glob("*.md"))]
 
 
 def snippets(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-# The README's snippets stand alone; a page of the docs is read from its beginning.
+# The README's snippets stand alone; a page of the docs is read from its beginning. The first one of
+# the README has a test of its own.
 SNIPPETS = [
     pytest.param([code], id=f"README.md-{number}")
     for number, code in enumerate(snippets(ROOT / "README.md"))
+    if number
 ] + [pytest.param(snippets(page), id=page.name) for page in PAGES[1:] if snippets(page)]
 
 
-def test_the_readme_has_snippets() -> None:
-    assert sum("README" in str(snippet.id) for snippet in SNIPPETS) >= 2
+def test_the_first_page_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 120
+    assert len([line for line in snippets(ROOT / "README.md")[0].splitlines() if line]) <= 12
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_first_code_draws_the_first_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = numbers(front())
+    wanted = json.loads((DOCS / "front.json").read_text())
+    assert drawn.keys() == wanted.keys()
+    assert drawn["rows"] == wanted["rows"]
+    assert drawn["points a component"] == pytest.approx(wanted["points a component"], abs=10)
+    for name in ("mean of the rows", "shares of the regions"):
+        assert drawn[name] == pytest.approx(wanted[name], abs=0.01)
+    assert drawn["density, nats"] == pytest.approx(wanted["density, nats"], abs=0.1)
+    shown = [
+        np.asarray(Image.open(path).convert("L"), float)
+        for path in (tmp_path / "front.png", DOCS / "front.png")
+    ]
+    assert shown[0].shape == shown[1].shape
+    assert np.abs(shown[0] - shown[1]).mean() < 4
 
 
 @pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+@pytest.mark.filterwarnings("ignore:.*is not a part of pyro_vmonf")
 @pytest.mark.parametrize("codes", SNIPPETS)
 def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if "savefig" in codes[-1]:  # the gallery's pictures are drawn by docs/pictures.py
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     # the length of the training, and nothing else, is shortened
     names: dict[str, object] = {"__name__": "snippet"}
     for code in codes:
-        exec(re.sub(r"epochs=\d+", "epochs=2", code), names)
+        short = re.sub(r"epochs=\d+", "epochs=2", code)
+        exec(re.sub(r"(from_data\([^)]*)\)", r"\1, minutes=0.001)", short), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
