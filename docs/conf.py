@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
 root_doc = "docs/index"
 # The source folder is the repository: links between its files are the same here and there.
@@ -32,9 +33,9 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-exclude_patterns = [".venv", "out", "build", "**/.ipynb_checkpoints"]
+exclude_patterns = [".venv", "out", "build", "**/.ipynb_checkpoints", "docs/_static/**"]
 
-myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks show the outputs that are committed with them
 nb_merge_streams = True
@@ -48,7 +49,11 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = f"pyro_vmonf {release}"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["katex/katex.min.css", "site.css"]
+html_js_files = [("mathematics.js", {"defer": "defer"})]
+mathjax_path = "katex/katex.min.js"  # formulas are typeset without a network
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # what is copied has no prompts
+copybutton_prompt_is_regexp = True
 html_extra_path = ["_extra"]  # the first address leads to the first page
 html_copy_source = False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
 import types
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pyro_vmonf
+from benchmarks import pages
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.__main__ import parser
 from pyro_vmonf._moved import MOVED
@@ -23,7 +26,8 @@ from pyro_vmonf.terms import Consistency
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+FOLDERS = [DOCS, DOCS / "howto", DOCS / "explanation"]
+PAGES = sorted(page for folder in FOLDERS for page in folder.glob("*.md"))
 
 
 def toctrees(page: Path) -> list[str]:
@@ -42,7 +46,7 @@ def toctrees(page: Path) -> list[str]:
 
 def test_every_page_is_in_the_index() -> None:
     listed = toctrees(DOCS / "index.md")
-    pages = {f"docs/{page.stem}" for page in PAGES} - {"docs/index"}
+    pages = {str(page.relative_to(ROOT).with_suffix("")) for page in PAGES} - {"docs/index"}
     assert pages <= set(listed), pages - set(listed)
     assert "notebooks/*" in listed
     assert len(listed) == len(set(listed)), "a page is listed twice"
@@ -61,6 +65,35 @@ def test_every_name_of_the_package_is_in_the_reference() -> None:
         found = getattr(pyro_vmonf, name)
         inside = any(module.__name__ == found.__module__ for module in whole)
         assert inside or re.search(rf":: pyro_vmonf\.{name}$", text, re.MULTILINE), name
+
+
+def options_of(section: str) -> dict[str, str]:
+    """Return the options of a section of the page of options, and their defaults."""
+    text = (DOCS / "options.md").read_text().split(f"## {section}")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", text, re.MULTILINE))
+
+
+def defaults(*functions: Callable[..., Any]) -> dict[str, Any]:
+    """Return the options of functions, and their defaults."""
+    own = [p for function in functions for p in inspect.signature(function).parameters.values()]
+    return {p.name: p.default for p in own if p.default is not inspect.Parameter.empty}
+
+
+def test_the_page_of_options_has_each_option_and_its_default() -> None:
+    listed = options_of("What is fitted") | options_of("When it stops")
+    given = defaults(pyro_vmonf.fit, VMoNF.fit)
+    assert {name: ast.literal_eval(text) for name, text in listed.items()} == given
+    listed, given = options_of("Options of `from_data`"), defaults(VMoNF.from_data)
+    assert {name: ast.literal_eval(text) for name, text in listed.items()} == given
+
+
+def test_the_numbers_of_the_pages_are_those_of_the_results() -> None:
+    found = set()
+    for page in pages.pages():
+        text = page.read_text()
+        assert pages.filled(text) == text, f"{page.name}: run python -m benchmarks.pages"
+        found |= set(re.findall(r"<!-- numbers: ([\w-]+) -->", text))
+    assert found == pages.BLOCKS.keys()
 
 
 def test_no_name_of_the_package_is_a_module_in_disguise() -> None:
