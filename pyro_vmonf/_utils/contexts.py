@@ -1,7 +1,7 @@
 """Blocks with a seed, a store or a mode of their own, which leave everything else as it was.
 
 Pyro's handlers and its param store, torch's generators and the filters of warnings belong to the
-process, not to a thread. So one thread at a time is in any of these blocks.
+process, not to a thread. Only one thread at a time is in any of these blocks.
 """
 
 from __future__ import annotations

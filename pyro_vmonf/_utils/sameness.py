@@ -18,7 +18,7 @@ def difference(a: Any, b: Any) -> str | None:
     """Say where two objects differ, or ``None`` if they do the same to equal tensors.
 
     Parameters and buffers count by their shapes; whatever else is reachable counts by its value,
-    functions by their code and what they close over. What cannot be compared counts as different.
+    functions by their code and their closures. Things that cannot be compared count as different.
 
     Example:
         >>> difference(nn.Linear(2, 3), nn.Linear(2, 3)) is None

@@ -39,7 +39,7 @@ def write(content: Any, path: str | os.PathLike[str]) -> None:
     """Write tensors and plain data; the file that was there stays until the new one is whole.
 
     Threads and processes can write to the same path: one of them is the last, and its file is
-    whole. What a writer that was killed left behind is removed after a day.
+    whole. The remains of a writer that was killed are removed after a day.
 
     Raises:
         OSError: if it cannot be written, because the disk is full for example. What was there
