@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -36,7 +37,8 @@ def share(value: float, digits: int = 3) -> str:
         >>> share(0.8703), share(-0.02), share(1.0), share(0.5, 2)
         ('.870', '-.020', '1.000', '.50')
     """
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    rounded = Decimal(str(value)).quantize(Decimal(10) ** -digits, ROUND_HALF_UP)
+    return re.sub(r"^(-?)0\.", r"\1.", str(rounded))
 
 
 def markdown(head: str, rows: Iterable[Iterable[str]]) -> str:
