@@ -67,6 +67,15 @@ def test_every_name_of_the_package_is_in_the_reference() -> None:
         assert inside or re.search(rf":: pyro_vmonf\.{name}$", text, re.MULTILINE), name
 
 
+@pytest.mark.parametrize("room", ["flows", "guides", "nn", "plots", "starts", "transforms"])
+def test_every_name_of_a_room_for_users_is_in_the_reference(room: str) -> None:
+    text = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    if f"automodule:: pyro_vmonf.{room}\n" in text:
+        return
+    for name in importlib.import_module(f"pyro_vmonf.{room}").__all__:
+        assert re.search(rf":: pyro_vmonf\.([\w.]+\.)?{name}$", text, re.MULTILINE), name
+
+
 def options_of(section: str) -> dict[str, str]:
     """Return the options of a section of the page of options, and their defaults."""
     text = (DOCS / "options.md").read_text().split(f"## {section}")[1].split("\n## ")[0]
