@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -27,7 +26,6 @@ from pyro_vmonf._utils.validation import (
 from pyro_vmonf.automatic import Background, from_data
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
-from pyro_vmonf.distributions.selection import select
 from pyro_vmonf.guides import BoundGuide, as_guide
 from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.metrics import match_components
