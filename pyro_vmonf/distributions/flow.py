@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
-from pyro_vmonf.distributions.support import inside, possible
+from pyro_vmonf.distributions.support import inside, is_real, possible
 from pyro_vmonf.transforms.base import FlowTransform
 
 
@@ -66,8 +66,29 @@ class FlowDistribution(Estimated):
 
     def log_prob(self, x: Tensor) -> Tensor:
         check_event(x, self.event_shape)
-        z, log_det, good = self._pull(x)
-        return possible(self.base.log_prob(z) + log_det, good)
+        runs = self._runs()
+        last = runs.pop() if runs and self._scores_in_columns(runs[-1][0]) else None
+        z, log_det, good = self._pull(x, runs)
+        if last is None:
+            value = self.base.log_prob(z)
+        else:
+            columns, slopes = last[0].inverse_in_columns(last, z)  # type: ignore[attr-defined]
+            slopes = slopes + self.base.log_prob_of_columns(columns)  # type: ignore[attr-defined]
+            value = columns.restore(slopes).squeeze(-1)
+        return possible(value if log_det is None else value + log_det, good)
+
+    def _scores_in_columns(self, transform: Transform) -> bool:
+        """Return whether the base scores what this transform leaves in columns."""
+        return (
+            getattr(transform, "in_columns", False)
+            and hasattr(self.base, "log_prob_of_columns")
+            and self.base.batch_shape == transform.batch_shape  # type: ignore[attr-defined]
+            and is_real(transform.codomain)
+        )
+
+    def _runs(self) -> list[list[Transform]]:
+        """Return the transforms from data to base, those that are inverted together as one run."""
+        return [list(run) for _, run in groupby(reversed(self.transforms), key=_layout)]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Map rows to the base and back: what differs from ``x`` is the inversion's error."""
@@ -76,27 +97,29 @@ class FlowDistribution(Estimated):
             return self._push(self.base.reconstruct(z))
         return self._push(self._pull(x)[0])
 
-    def _pull(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | None]:
+    def _pull(
+        self, x: Tensor, runs: Sequence[list[Transform]] | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the base's value, the log-determinant on the way to it, and what is possible.
 
         A point outside the range of a transform has no value there; another one stands in.
         """
-        total: Tensor | float = 0.0
+        total: Tensor | None = None
         allowed: Tensor | None = None
-        for _, run in groupby(reversed(self.transforms), key=_layout):
-            transform, *others = run
+        for run in self._runs() if runs is None else runs:
+            transform = run[0]
             x, good = inside(transform.codomain, x, len(self.event_shape))
             if good is not None:
                 allowed = good if allowed is None else allowed & good
             if isinstance(transform, FlowTransform):
-                x, log_det = transform.inverse_of_run([transform, *others], x)  # type: ignore[list-item]
+                x, log_det = transform.inverse_of_run(run, x)  # type: ignore[arg-type]
             else:
                 z = transform.inv(x)
                 log_det = -transform.log_abs_det_jacobian(z, x)
                 inner = len(self.event_shape) - transform.domain.event_dim
                 log_det = log_det.flatten(-inner).sum(-1) if inner else log_det
                 x = z
-            total = total + log_det
+            total = log_det if total is None else total + log_det
         return x, total, allowed
 
     def _push(self, z: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import MultivariateNormal, Normal
+from pyro.distributions import Independent, MultivariateNormal, Normal
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.program import Registered
 
 START_RIDGE = 1e-3  # added to the variances of a start, in the units of the bank
@@ -30,6 +32,20 @@ def moments(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, 
     covariances = (responsibilities.T[..., None] * centred).mT @ centred / total[:, None, None]
     covariances = covariances + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     return total / total.sum(), means, covariances
+
+
+class StandardNormals(Independent):
+    """The distribution of standard normals, which also scores columns.
+
+    Arguments:
+        base_distribution: normals with means zero and variances one.
+        reinterpreted_batch_ndims: number of dimensions of one point.
+    """
+
+    def log_prob_of_columns(self, columns: Columns) -> Tensor:
+        """Return the log-density ``(groups, 1, rows)``."""
+        constant = math.log(2 * math.pi) * self.event_shape.numel()
+        return -0.5 * (columns.squares() + constant)
 
 
 class StandardNormal(Registered, ShownModule):
@@ -58,7 +74,8 @@ class StandardNormal(Registered, ShownModule):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         scale = torch.ones_like(self.loc)
-        return Normal(self.loc, scale, validate_args=False).to_event(self.loc.dim() - 1)
+        normals = Normal(self.loc, scale, validate_args=False)
+        return StandardNormals(normals, self.loc.dim() - 1)
 
 
 class Gaussian(Registered, ShownModule):

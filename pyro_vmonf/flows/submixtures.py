@@ -12,7 +12,8 @@ from torch.distributions import Categorical, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution, ShownModule
 from pyro_vmonf._utils.validation import check_event, check_positive
-from pyro_vmonf.nn.mlp import linear
+from pyro_vmonf.nn.columns import Columns
+from pyro_vmonf.nn.mlp import linear, linear_of_columns
 from pyro_vmonf.program import Registered
 
 
@@ -44,13 +45,25 @@ class WhitenedMixtures(ShownDistribution):
     def joint(self, x: Tensor) -> Tensor:
         """Return the log-density of each Gaussian, with its weight, ``(*, K, M)``."""
         check_event(x, self.event_shape)
-        count, parts, width = self.loc.shape
-        shift = -(self.whitening @ self.loc.unsqueeze(-1)).reshape(count, parts * width)
-        z = linear(x, self.whitening.reshape(count, parts * width, width), shift)
-        squares = z.unflatten(-1, (parts, width)).square().sum(-1)
+        z = linear(x, *self._whitener())
+        squares = z.unflatten(-1, self.loc.shape[1:]).square().sum(-1)
+        return self._constants() - 0.5 * squares
+
+    def log_prob_of_columns(self, columns: Columns) -> Tensor:
+        """Return the log-density ``(K, 1, rows)`` of columns, one group for each component."""
+        z = linear_of_columns(columns.joined(), *self._whitener())
+        squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
+        return (self._constants().unsqueeze(-1) - 0.5 * squares).logsumexp(1, keepdim=True)
+
+    def _whitener(self) -> tuple[Tensor, Tensor]:
+        """Return matrices ``(K, M D, D)`` and shifts ``(K, M D)``."""
+        shift = -(self.whitening @ self.loc.unsqueeze(-1)).flatten(1)
+        return self.whitening.flatten(1, 2), shift
+
+    def _constants(self) -> Tensor:
+        """Return what the log-densities have beside the squares, ``(K, M)``."""
         log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * width * math.log(2 * math.pi)
-        return self.log_weights + log_det - constant - 0.5 * squares
+        return self.log_weights + log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.joint(x).logsumexp(-1)

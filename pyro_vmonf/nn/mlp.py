@@ -86,10 +86,12 @@ def linear_of_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Columns ``(groups, matrices / groups * out, rows)``, a new tensor.
     """
-    x = x.reshape(x.shape[0] * x.shape[1] // weight.shape[-1], weight.shape[-1], x.shape[2])
+    width = weight.shape[-1]
+    if x.shape[1] != width:
+        x = x.reshape(x.shape[0] * x.shape[1] // width, width, x.shape[2])
     groups = x.shape[0]
     together = math.prod(weight.shape[:-1]) // max(groups, 1)
-    return torch.baddbmm(bias.reshape(groups, together, 1), weight.reshape(groups, together, -1), x)
+    return torch.baddbmm(bias.view(groups, together, 1), weight.view(groups, together, width), x)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

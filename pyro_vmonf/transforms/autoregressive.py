@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.columns import Columns, summed
 from pyro_vmonf.nn.made import MaskedMLP
 from pyro_vmonf.nn.mlp import Activation, start_near_zero
 from pyro_vmonf.nn.unrolled import unroll
-from pyro_vmonf.transforms.base import Conditional, NetworkOptions
+from pyro_vmonf.transforms.base import Conditional, FlowTransform, NetworkOptions
 from pyro_vmonf.transforms.univariate import Univariate
 
 
@@ -71,14 +74,25 @@ class Autoregressive(Conditional):
             batch_shape=batch_shape,
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
+        # A subclass with its own inverse has no common layout.
+        self.in_columns = type(self).inverse_and_log_det is Autoregressive.inverse_and_log_det
+        layout = (Autoregressive, self.batch_shape, self.context_features)
+        self.layout = layout if self.in_columns else None
 
-    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        columns, context, restore = self.columns_of(x)
-        z, log_slope = self.univariate.inverse(columns, self.network.of_columns(columns, context))
-        return restore(z), restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
+    def _through(
+        self, run: Sequence[FlowTransform], rows: Tensor, *, inverse: bool
+    ) -> tuple[Columns, Tensor]:
+        columns, context, restore = self.columns_of(rows)
+        slopes = []
+        for layer in cast("Sequence[Autoregressive]", run):
+            columns, log_slope = (layer._back if inverse else layer._ahead)(columns, context)
+            slopes.append(summed(log_slope))
+        return Columns((columns,), restore), reduce(torch.add, slopes)
 
-    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        columns, context, restore = self.columns_of(z)
+    def _back(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.univariate.inverse(x, self.network.of_columns(x, context))
+
+    def _ahead(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         slopes: list[Tensor] = []
 
         def emit(features: Tensor, theta: Tensor) -> Tensor:
@@ -86,6 +100,5 @@ class Autoregressive(Conditional):
             slopes.append(slope)
             return value
 
-        x = unroll(self.network, self.order, columns, emit, context)
-        log_slope = torch.cat(slopes, 1).sum(1, keepdim=True)
-        return restore(x), restore(log_slope).squeeze(-1)
+        x = unroll(self.network, self.order, z, emit, context)
+        return x, torch.cat(slopes, 1)

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from pyro_vmonf._utils.repr import Recorded, arguments_of
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import optional
+from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.nn.made import MaskedMLP
 from pyro_vmonf.nn.mlp import MLP, Activation, Linear, start_near_zero, to_columns
 
@@ -32,7 +33,8 @@ class FlowTransform(Recorded, TransformModule):
     ``reset_parameters``, which draws the parameters of the transform anew.
 
     One call of :meth:`inverse_of_run` inverts neighbours in a chain with the same ``layout``, which
-    can pass on their values in a form of their own. A transform has no cache.
+    can pass on their values in a form of their own; with ``in_columns`` it can leave them so, for a
+    base that scores :class:`~pyro_vmonf.nn.columns.Columns`. A transform has no cache.
 
     Arguments:
         batch_shape: the batch shape of the parameters.
@@ -41,6 +43,7 @@ class FlowTransform(Recorded, TransformModule):
     bijective = True
     batched_buffers: ClassVar[tuple[str, ...]] = ()
     layout: Hashable | None = None
+    in_columns = False
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
@@ -82,6 +85,13 @@ class FlowTransform(Recorded, TransformModule):
             x, log_det = transform.inverse_and_log_det(x)
             total = total + log_det
         return x, total  # type: ignore[return-value]
+
+    def inverse_in_columns(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Columns, Tensor]:
+        """Invert as :meth:`inverse_of_run` does, and leave the points as columns.
+
+        Transforms with :attr:`in_columns` have it. The log-determinants are ``(groups, 1, rows)``.
+        """
+        raise NotImplementedError
 
     def start_(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Start from data, as a normalisation does, and return the inverses of the rows.
@@ -141,6 +151,8 @@ class NetworkOptions(TypedDict, total=False):
 class Conditional(FlowTransform):
     """A transform whose network sees features, and the context of the rows if there is one.
 
+    A subclass writes :meth:`_through`, which sends rows through a run of such transforms.
+
     Arguments:
         context_features: number of features *H* of the context; 0 if there is none.
         batch_shape: the batch shape of the parameters.
@@ -172,6 +184,26 @@ class Conditional(FlowTransform):
             )
         return self._with_context(context)
 
+    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return _as_rows(*self._through([self], z, inverse=False))
+
+    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _as_rows(*self._through([self], x, inverse=True))
+
+    def inverse_of_run(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.layout is None:
+            return super().inverse_of_run(run, x)
+        return _as_rows(*self._through(run, x, inverse=True))
+
+    def inverse_in_columns(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Columns, Tensor]:
+        return self._through(run, x, inverse=True)
+
+    def _through(
+        self, run: Sequence[FlowTransform], rows: Tensor, *, inverse: bool
+    ) -> tuple[Columns, Tensor]:
+        """Return columns and log-determinants ``(groups, 1, rows)``."""
+        raise NotImplementedError
+
     def columns_of(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Restore]:
         """Return rows and context as columns, and the inverse function: see :func:`to_columns`.
 
@@ -191,3 +223,7 @@ class Conditional(FlowTransform):
         columns, restore = to_columns(rows.expand(*shape, rows.shape[-1]), self.batch_shape)
         beside, _ = to_columns(context.expand(*shape, context.shape[-1]), self.batch_shape)
         return columns, beside, restore
+
+
+def _as_rows(columns: Columns, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    return columns.rows(), columns.restore(log_det).squeeze(-1)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.columns import Columns, summed
 from pyro_vmonf.nn.mlp import MLP, Activation, start_near_zero
-from pyro_vmonf.transforms.base import Conditional
+from pyro_vmonf.transforms.base import Conditional, FlowTransform
 from pyro_vmonf.transforms.univariate import ShiftAndScale
 
 
@@ -61,16 +62,12 @@ class ContextAffine(Conditional):
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
-    def _moved(self, rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _through(
+        self, run: Sequence[FlowTransform], rows: Tensor, *, inverse: bool
+    ) -> tuple[Columns, Tensor]:
         columns, context, restore = self.columns_of(rows)
         assert context is not None
         theta = self.network.of_columns(context).unflatten(1, (self.features, 2))
         move = self.univariate.inverse if inverse else self.univariate.forward
         moved, log_slope = move(columns, theta)
-        return restore(moved), restore(log_slope.sum(1, keepdim=True)).squeeze(-1)
-
-    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._moved(z, inverse=False)
-
-    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._moved(x, inverse=True)
+        return Columns((moved,), restore), summed(log_slope)

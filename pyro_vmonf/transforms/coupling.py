@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.nn.columns import Columns, summed
 from pyro_vmonf.nn.mlp import MLP, Activation, start_near_zero
 from pyro_vmonf.transforms.base import Conditional, FlowTransform, NetworkOptions
 from pyro_vmonf.transforms.univariate import Univariate
@@ -116,16 +119,17 @@ class Coupling(Conditional):
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
 
-    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _through([self], z, inverse=False)
-
-    def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _through([self], x, inverse=True)
-
-    def inverse_of_run(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.layout is None:
-            return super().inverse_of_run(run, x)
-        return _through(run, x, inverse=True)  # type: ignore[arg-type]
+    def _through(
+        self, run: Sequence[FlowTransform], rows: Tensor, *, inverse: bool
+    ) -> tuple[Columns, Tensor]:
+        """Send rows through couplings of the same halves."""
+        columns, context, restore = self.columns_of(rows)
+        halves = self.split(columns)
+        slopes = []
+        for coupling in cast("Sequence[Coupling]", run):
+            halves, log_slope = coupling.moved(halves, context, inverse=inverse)
+            slopes.append(summed(log_slope))
+        return Columns(halves, restore, self.join), reduce(torch.add, slopes)
 
     def moved(
         self, halves: Halves, context: Tensor | None, *, inverse: bool
@@ -144,7 +148,7 @@ class Coupling(Conditional):
         passive, active = (columns.index_select(1, i) for i in (self.passive, self.active))
         return (passive, active) if self.first_passes else (active, passive)
 
-    def join(self, halves: Halves) -> Tensor:
+    def join(self, halves: tuple[Tensor, ...]) -> Tensor:
         """Return the columns of two halves."""
         if self.alternates:
             return torch.stack(halves, 2).flatten(1, 2)
@@ -166,17 +170,6 @@ class Coupling(Conditional):
         return out.transpose(1, 2).flatten(2, 3)
 
 
-def _through(run: Sequence[Coupling], rows: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Send rows through couplings of the same halves, and join these behind the last coupling."""
-    columns, context, restore = run[0].columns_of(rows)
-    halves = run[0].split(columns)
-    total: Tensor | float = 0.0
-    for coupling in run:
-        halves, log_slope = coupling.moved(halves, context, inverse=inverse)
-        total = total + log_slope.sum(1, keepdim=True)
-    return restore(run[0].join(halves)), restore(total).squeeze(-1)  # type: ignore[arg-type]
-
-
 def _see_mask(coupling: Coupling, _: object = None) -> None:
     mask = coupling.mask.tolist()
     coupling.first_passes = mask[0]
@@ -186,3 +179,4 @@ def _see_mask(coupling: Coupling, _: object = None) -> None:
     own = type(coupling).inverse_and_log_det is not Coupling.inverse_and_log_det
     layout = (Coupling, coupling.batch_shape, coupling.context_features, halves)
     coupling.layout = None if own else layout
+    coupling.in_columns = not own

@@ -165,5 +165,7 @@ class Standardize(FlowTransform):
         return self.loc + self.scale * z, self._log_det(z)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = (x - self.loc) / self.scale
-        return z.to(self.scale.dtype), -self._log_det(x)
+        return self._inverse(x), -self._log_det(x)
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return ((x - self.loc) / self.scale).to(self.scale.dtype)

@@ -52,20 +52,18 @@ class ShiftAndScale:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({arguments_of(self)})"
 
-    def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         # The order of a coupling's output, so that no gradient is copied.
         raw, shift = theta.unbind(-2)
-        return self.bound * torch.tanh(raw / self.bound), shift
-
-    def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._unpack(theta)
+        log_scale = self.bound * torch.tanh(raw / self.bound)
         x = z * log_scale.exp() + shift
-        return x, log_scale.expand_as(x)
+        return x, log_scale if log_scale.shape == x.shape else log_scale.expand_as(x)
 
     def inverse(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._unpack(theta)
-        z = (x - shift) * torch.exp(-log_scale)
-        return z, -log_scale.expand_as(z)
+        raw, shift = theta.unbind(-2)
+        log_slope = -self.bound * torch.tanh(raw / self.bound)
+        z = (x - shift) * log_slope.exp()
+        return z, log_slope if log_slope.shape == z.shape else log_slope.expand_as(z)
 
 
 class RationalQuadratic:

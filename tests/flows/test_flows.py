@@ -24,6 +24,7 @@ from pyro_vmonf.flows import (
     StandardNormal,
 )
 from pyro_vmonf.flows.stack import Stack
+from pyro_vmonf.flows.submixtures import GaussianMixtures
 from pyro_vmonf.transforms import Affine, AffineCoupling, PReLU
 
 N, K, D = 50, 3, 2
@@ -281,6 +282,30 @@ def test_errors_name_what_was_given(name: str) -> None:
 def test_orders_alternate(make: type[MAF | AutoregressiveNSF]) -> None:
     orders = [transform.order.tolist() for transform in make(3, K, blocks=3).transforms]
     assert orders == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("features", [2, 5])
+@pytest.mark.parametrize("base", [StandardNormal, GaussianMixtures])
+@pytest.mark.parametrize("name", FLOWS)
+def test_columns_at_the_base_say_what_rows_say(
+    name: str, base: Callable[[int, int], nn.Module], features: int
+) -> None:
+    bank = perturbed(FLOWS[name](features, K, base=base(features, K)))
+    x = torch.randn(N, 1, features, requires_grad=True)
+    z, total = x, torch.zeros(N, K)
+    for transform in reversed(bank.transforms):
+        z, log_det = transform.inverse_and_log_det(z)
+        total = total + log_det
+    found, wanted = bank().log_prob(x), bank.base().log_prob(z) + total
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    inputs = [x, *bank.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), inputs),
+        torch.autograd.grad(wanted.sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-10)
 
 
 def test_a_coupling_of_the_library_is_what_realnvp_is_made_of() -> None:
