@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.frames import names_of, ordered
+from pyro_vmonf._utils.sameness import same_state
 from pyro_vmonf._utils.validation import (
     as_tensor,
     check_context,
@@ -339,7 +340,7 @@ class FlowMixture(Program):
     def frozen(self) -> FlowMixture:
         """Return a copy of the mixture as it is now; the same one until the state changes."""
         kept = self.__dict__.get("_frozen")
-        if kept is None or not _alike(kept, self):
+        if kept is None or not same_state(kept, self):
             self.__dict__.pop("_frozen", None)
             kept = copy.deepcopy(self).requires_grad_(False).eval()
             detached_(kept)
@@ -360,17 +361,6 @@ class FlowMixture(Program):
         check_follows(self, "log_posterior", "log_posterior", "mixture")
         mixture = self.mixture(given)
         return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
-
-
-def _alike(one: FlowMixture, other: FlowMixture) -> bool:
-    """Return whether two mixtures have the same state: names, kinds and numbers."""
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(
-        value.dtype == theirs[name].dtype
-        and value.device == theirs[name].device
-        and torch.equal(value, theirs[name])
-        for name, value in mine.items()
-    )
 
 
 def posterior_of_joint(joint: Tensor, log_weights: Tensor, y: Tensor | None) -> Tensor:

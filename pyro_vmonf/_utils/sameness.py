@@ -87,3 +87,14 @@ def _parts(value: Any) -> dict[str, Any] | None:
     if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
         return vars(value)
     return None
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules have the same state: names, kinds and numbers."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(
+        value.dtype == theirs[name].dtype
+        and value.device == theirs[name].device
+        and torch.equal(value, theirs[name])
+        for name, value in mine.items()
+    )

@@ -19,8 +19,9 @@ from pyro_vmonf.program import follows, unregistered
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training.data import check_data
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.loaders import is_streamed
-from pyro_vmonf.training.rows import TensorSource
+from pyro_vmonf.training.rows import Arguments, TensorSource
 from pyro_vmonf.training.selection import MEASURED_ROWS
 
 LEAST_STEPS = 100  # shorter runs have not had the time to end anywhere
@@ -144,3 +145,20 @@ def warn(*sentences: str, category: type[Warning] = RuntimeWarning) -> None:
         level, frame = level + 1, frame.f_back
     for sentence in sentences:
         warnings.warn(sentence, category, stacklevel=level)
+
+
+def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:
+    """Return the words that name the term, the component and the rows that are not finite."""
+    names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
+    said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
+    with torch.no_grad(), evaluating(model), unregistered():
+        x = arguments["x"]
+        components = model.components(arguments.get("given"))
+        log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
+    bad = ~log_probs.isfinite()
+    if bad.any():
+        said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")
+        rows = bad.any(1).nonzero().squeeze(1)
+        index = arguments.get("index")
+        said.append(f"rows {listed(rows if index is None else index[rows])}")
+    return "; ".join(said)

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
-from pyro_vmonf._utils.validation import floating_buffer, listed
+from pyro_vmonf._utils.contexts import local_seed, own_filters, own_store
+from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.guides import BoundGuide, PyroGuide, as_guide
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import unregistered
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
@@ -31,7 +30,7 @@ from pyro_vmonf.training.data import (
     fingerprint,
     make_sources,
 )
-from pyro_vmonf.training.endings import endings, warn
+from pyro_vmonf.training.endings import culprit, endings, warn
 from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import knows_clusters
@@ -376,23 +375,6 @@ def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None
         each = counts.unsqueeze(-1).expand(-1, model.num_components)
         weight = each if weight is None else weight * each
     model.start_(probe["x"], weight)
-
-
-def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:
-    """Return the words that name the term, the component and the rows that are not finite."""
-    names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
-    said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
-    with torch.no_grad(), evaluating(model), unregistered():
-        x = arguments["x"]
-        components = model.components(arguments.get("given"))
-        log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
-    bad = ~log_probs.isfinite()
-    if bad.any():
-        said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")
-        rows = bad.any(1).nonzero().squeeze(1)
-        index = arguments.get("index")
-        said.append(f"rows {listed(rows if index is None else index[rows])}")
-    return "; ".join(said)
 
 
 def _hook(
