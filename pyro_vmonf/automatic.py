@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.columns import kinds_of, warn_of_columns
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters
-from pyro_vmonf._utils.frames import Names, names_of, numeric
+from pyro_vmonf._utils.frames import Names, names_of, numeric, ordered
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import (
     as_tensor,
@@ -197,7 +197,7 @@ def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int]:
 
 def _rows(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int | None) -> Rows:
     names = names_of(x)
-    rows = as_tensor("x", numeric(x))
+    rows = as_tensor("x", numeric(ordered(x, names)))
     if rows.dim() != 2:
         raise ValueError(
             f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D): for images build the "

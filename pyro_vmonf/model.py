@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.columns import warn_of_columns
-from pyro_vmonf._utils.frames import names_of, ordered
+from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.sameness import same_state
 from pyro_vmonf._utils.validation import (
     as_tensor,
@@ -92,7 +92,7 @@ class FlowMixture(Program):
                     "would be left out: random parameters and weights belong to a mixture of their "
                     "own; take fixed or learned ones inside a component"
                 )
-        self.feature_names: tuple[str, ...] | None = None  # of the frame that it was fitted on
+        self.feature_names: Names | None = None  # of the frame that it was fitted on
         self.context_features = check_positive("context_features", context_features, minimum=0)
         like = floating_buffer(self.bank)
         probe = like.new_zeros(1, context_features) if context_features else None

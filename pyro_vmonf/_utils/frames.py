@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-Names = tuple[str, ...]
+Name = str | int
+Names = tuple[Name, ...]
 
 
 def is_frame(x: Any) -> bool:
@@ -14,30 +16,61 @@ def is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and (hasattr(x, "iloc") or hasattr(x, "to_numpy"))
 
 
+def _labels(x: Any) -> Names:
+    """Return the labels of a frame's columns, in their order; other kinds by their ``repr``."""
+    return tuple(
+        str(label) if isinstance(label, str) else int(label) if _is_whole(label) else repr(label)
+        for label in (x.columns if is_frame(x) else ())
+    )
+
+
+def _is_whole(label: Any) -> bool:
+    return isinstance(label, Integral) and not isinstance(label, bool | np.bool_)
+
+
 def names_of(x: Any) -> Names | None:
-    """Return the names of a frame's columns; ``None`` if they are no distinct strings."""
-    names = tuple(x.columns) if is_frame(x) else ()
-    if not names or not all(isinstance(name, str) for name in names):
+    """Return the names of a frame's columns; ``None`` if they are not distinct.
+
+    The numbers from 0 on are positions, and no names.
+    """
+    labels = _labels(x)
+    distinct = set(labels)
+    if not labels or len(distinct) < len(labels) or distinct == set(range(len(labels))):
         return None
-    return tuple(str(name) for name in names) if len(set(names)) == len(names) else None
+    return labels
 
 
 def ordered(x: Any, names: Names | None) -> Any:
     """Return a frame with the columns of the fit in their order; anything else as it is.
 
+    Columns that are numbered from 0 on are put in the order of their numbers.
+
     Raises:
         ValueError: if columns are missing, or there are others.
     """
-    found = names_of(x)
-    if names is None or found is None or found == names:
+    labels = _labels(x)
+    if not labels:
         return x
-    missing = [name for name in names if name not in found]
-    extra = [name for name in found if name not in names]
+    if names_of(x) is None and not any(isinstance(name, int) for name in names or ()):
+        numbered = len(set(labels)) == len(labels)
+        return _take(x, labels, tuple(range(len(labels)))) if numbered else x
+    if names is None or labels == names:
+        return x
+    missing = [name for name in names if name not in labels]
+    extra = [name for name in labels if name not in names]
     if missing or extra:
         said = [f"lacks the columns {missing}"] if missing else []
         said += [f"has the columns {extra}, which the fit did not see"] if extra else []
         raise ValueError(f"x {' and '.join(said)}; pass the columns {list(names)}")
-    return x[list(names)]
+    return _take(x, labels, names)
+
+
+def _take(x: Any, labels: Names, wanted: Names) -> Any:
+    """Return a frame with its columns in the order of some labels."""
+    if labels == wanted:
+        return x
+    places = [labels.index(name) for name in wanted]
+    return x.iloc[:, places] if hasattr(x, "iloc") else x[list(wanted)]
 
 
 def numeric(x: Any, name: str = "x") -> Any:

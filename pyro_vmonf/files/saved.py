@@ -135,7 +135,7 @@ class Saved:
                 raise ValueError(f"its {key!r} is no list of names")
         columns = content.get("columns")
         if not isinstance(columns, tuple | list | None) or not all(
-            isinstance(name, str) for name in columns or ()
+            type(name) in (str, int) for name in columns or ()
         ):
             raise ValueError("its 'columns' are no names")
         self.columns = None if columns is None else tuple(columns)

@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import local_seed, own_filters
-from pyro_vmonf._utils.frames import numeric
+from pyro_vmonf._utils.frames import names_of, numeric, ordered
 from pyro_vmonf._utils.labels import is_mark, marked
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.automatic import number_of_components
@@ -140,7 +140,9 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         Raises:
             ValueError: if the rows, the labels or the parameters do not fit.
         """
-        X = validate_data(self, numeric(X), dtype=[np.float64, np.float32], ensure_min_samples=2)
+        self._columns = names_of(X)
+        X = numeric(ordered(X, self._columns))
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         for name in ("n_init", "max_iter", "batch_size"):
             check_positive(name, getattr(self, name))
         if self.n_components != "auto":
@@ -178,7 +180,6 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
     def _fit_by_data(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
         """Fit the pair that the data choose."""
-        names = getattr(self, "feature_names_in_", None)
         self.vmonf_ = VMoNF.from_data(
             X,
             labels,
@@ -189,7 +190,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             sample_weight=sample_weight,
             progress=False,
         )
-        self.vmonf_.model.feature_names = None if names is None else tuple(map(str, names))
+        self.vmonf_.model.feature_names = self._columns
         assert self.vmonf_.history is not None
         self.history_ = self.vmonf_.history
         self.n_iter_ = max(1, len(self.history_.epoch))  # the choice is a pass of its own
@@ -247,8 +248,7 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
             guide = SoftmaxGuide(MLP(features, components, hidden=self.hidden))
             weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
             vmonf = VMoNF(FlowMixture(self._bank(features, components), weights), guide)
-        names = getattr(self, "feature_names_in_", None)
-        vmonf.model.feature_names = None if names is None else tuple(map(str, names))
+        vmonf.model.feature_names = self._columns
         return vmonf.to(torch.float64 if X.dtype == np.float64 else torch.float32)
 
     def _clusters(self, sample_weight: Array | None, number: int, seed: int) -> Start:
@@ -329,6 +329,8 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
 
     def _rows(self, X: Any) -> Array:
         check_is_fitted(self)
+        if not hasattr(self, "feature_names_in_"):  # scikit-learn looks at names that are strings
+            X = ordered(X, self._columns)
         kinds = [np.float64, np.float32]
         return validate_data(self, numeric(X), dtype=kinds, reset=False)  # type: ignore[no-any-return]
 

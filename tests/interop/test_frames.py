@@ -153,3 +153,66 @@ def test_other_columns_are_refused_by_name(kind: str) -> None:
         with pytest.raises((TypeError, ValueError), match=message):
             action()
     assert not vmonf.model.standardizer.fitted
+
+
+LABELS: dict[str, list[Any]] = {
+    "years": [2019, 2021, 2020],
+    "NumPy's numbers": list(np.array([7, 3, 5])),
+    "mixed": [1, "b", 0],
+    "two levels": [("u", "a"), ("u", "b"), ("v", "a")],
+    "dates": list(pd.date_range("2020", periods=3)),
+    "numbers with fractions": [0.5, 0.25, 1.0],
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_columns_of_any_label_are_put_in_order(kind: str, tmp_path: Path) -> None:
+    labels = pd.MultiIndex.from_tuples(LABELS[kind]) if kind == "two levels" else LABELS[kind]
+    frame = pd.DataFrame(VALUES, columns=labels)
+    vmonf = pair()
+    vmonf.fit(frame, **QUIET)
+    expected = vmonf.log_prob(VALUES)
+    vmonf.save(tmp_path / "pair.pt")
+    loaded = VMoNF.load(tmp_path / "pair.pt")
+    for places in itertools.permutations(range(3)):
+        mixed = frame.iloc[:, list(places)]
+        assert torch.equal(vmonf.log_prob(mixed), expected)
+        assert torch.equal(loaded.log_prob(mixed), expected)
+    with pytest.raises(ValueError, match="lacks the columns"):
+        vmonf.log_prob(pd.DataFrame(VALUES, columns=[*frame.columns[:2], "other"]))
+
+
+@pytest.mark.parametrize("fitted_on", ["array", "frame", "names"])
+def test_columns_that_are_numbered_are_put_in_the_order_of_their_numbers(fitted_on: str) -> None:
+    numbered = pd.DataFrame(VALUES)
+    rows = {"array": VALUES, "frame": numbered[[1, 2, 0]], "names": FRAME}[fitted_on]
+    vmonf, plain = pair(), pair()
+    vmonf.fit(rows, **QUIET)
+    plain.fit(VALUES, **QUIET)
+    expected = plain.log_prob(VALUES)
+    for order in itertools.permutations(range(3)):
+        assert torch.equal(vmonf.log_prob(numbered[list(order)]), expected)
+
+
+def test_estimator_and_from_data_put_numbered_columns_in_order() -> None:
+    years = pd.DataFrame(VALUES, columns=[2019, 2021, 2020])
+    fitted = estimator().fit(years)
+    expected = fitted.score_samples(VALUES)
+    np.testing.assert_array_equal(fitted.score_samples(years[[2021, 2020, 2019]]), expected)
+    numbered = pd.DataFrame(VALUES)[[2, 0, 1]]
+    found = VMoNF.from_data(numbered, components=2, seed=0, minutes=0.02).model.standardizer.loc
+    mean = torch.tensor(VALUES.mean(0)).to(found)
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-6)
+
+
+def test_a_part_of_numbered_columns_is_known_by_its_numbers() -> None:
+    numbered = pd.DataFrame(np.column_stack([VALUES, VALUES[:, 0] ** 2]))
+    vmonf, plain = pair(), pair()
+    vmonf.fit(numbered[[3, 1, 0]], **QUIET)
+    plain.fit(numbered[[3, 1, 0]].to_numpy(), **QUIET)
+    expected = plain.log_prob(numbered[[3, 1, 0]].to_numpy())
+    assert torch.equal(vmonf.log_prob(numbered[[0, 3, 1]]), expected)
+    with pytest.raises(ValueError, match=r"has the columns \[2\]"):
+        vmonf.log_prob(numbered)
+    with pytest.raises(ValueError, match=r"lacks the columns \[3\] and has the columns \[2\]"):
+        vmonf.log_prob(numbered[[0, 1, 2]])
