@@ -37,7 +37,6 @@ from pyro_vmonf.program import (
     data_plate,
     declares,
     detached_,
-    follows,
     free_dim,
     log_evidence,
     register,
@@ -125,16 +124,11 @@ class FlowMixture(Program):
     def components(self, given: Tensor | None = None) -> Distribution:
         """Return the K components in raw units: the bank behind the standardisation.
 
+        They are the same in a class with a program of its own, which may build on them.
+
         Arguments:
             given: the rows' context ``(*, H)``.
-
-        Raises:
-            TypeError: if the program is another one: see :func:`~pyro_vmonf.program.check_follows`.
         """
-        check_follows(self, "components", "components")
-        return self._components(given)
-
-    def _components(self, given: Tensor | None) -> Distribution:
         register(self)
         return self._in_raw_units(self.components_of(given))
 
@@ -351,8 +345,7 @@ class FlowMixture(Program):
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
         check_follows(self, "mixture", "mixture")
         check_context(given, self.context_features)
-        components = self.components if follows(self, "components") else self._components
-        return Marginal(self.weights.log_mean(given), components(given))
+        return Marginal(self.weights.log_mean(given), self.components(given))
 
     def log_posterior(
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
