@@ -18,6 +18,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, TraceEnum_ELBO, infer_discrete
+from pyro.infer.autoguide import AutoNormal
+from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 
 from pyro_vmonf import (
@@ -25,6 +27,7 @@ from pyro_vmonf import (
     NSF,
     ExactGuide,
     FlowMixture,
+    GammaDirichlet,
     Gaussian,
     MarginalGuide,
     MixtureComponent,
@@ -39,6 +42,7 @@ from pyro_vmonf import (
 )
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.program import with_evidence
 from pyro_vmonf.weight_priors import PointPosterior
 
 K, D, N = 3, 2, 12
@@ -85,29 +89,66 @@ BANKS: dict[str, Callable[[], Any]] = {
     ],
     "RandomBank": lambda: RandomBank(RealNVP(D, K, blocks=1, hidden=(3,))),
 }
+
+
+def two_dirichlets() -> dist.TorchDistribution:
+    each = dist.Dirichlet(torch.tensor([[5.0, 1.0, 1.0], [1.0, 1.0, 5.0]]))
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), each)
+
+
 WEIGHTS: dict[str, Callable[[], Any]] = {
     "uniform": lambda: "uniform",
     "learned": lambda: "learned",
-    "updated": lambda: "updated",
     "Dirichlet": lambda: dist.Dirichlet(torch.ones(K)),
-    "sparse Dirichlet": lambda: dist.Dirichlet(torch.full((K,), 0.1)),
+    "mixture of Dirichlets": two_dirichlets,
+    "GammaDirichlet": lambda: RandomWeights(GammaDirichlet(K)),
     "sticks": lambda: StickBreaking.process(K, 2.0),
     "own prior": lambda: dist.LogisticNormal(torch.zeros(K - 1), torch.ones(K - 1)),
     "point": lambda: RandomWeights(2 * torch.ones(K), posterior=PointPosterior(2 * torch.ones(K))),
 }
-GUIDES: dict[str, Callable[[], Any]] = {
-    "SoftmaxGuide": lambda: SoftmaxGuide(MLP(D, K, hidden=(4,))),
-    "SoftmaxGuide(top=2)": lambda: SoftmaxGuide(MLP(D, K, hidden=(4,)), top=2),
-    "ExactGuide": ExactGuide,
-    "none": lambda: None,
+
+
+def auto(model: FlowMixture) -> AutoNormal:
+    return AutoNormal(poutine.block(model, hide=["c"]))
+
+
+class ByHand(pyro.nn.PyroModule):
+    """A user's guide of c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = MLP(D, K, hidden=(4,))
+
+    def log_q(self, x: Tensor) -> Tensor:
+        return self.network(x).log_softmax(-1)
+
+    def forward(self, x: Tensor, y: Any = None, index: Any = None, **options: Any) -> None:
+        logits = with_evidence(self.log_q(x), y)
+        weight = options.get("sample_weight")
+        dim = next(d for d in (-1, -2) if d not in {f.dim for f in get_plates()})
+        size = options.get("size") or x.shape[dim - 1]
+        scale = poutine.scale(scale=1.0 if weight is None else weight)
+        with pyro.plate("data", size, subsample=index, dim=dim), scale:
+            q = dist.Categorical(logits=logits, validate_args=False)
+            pyro.sample("c", q, infer={"enumerate": "parallel"})
+
+
+GUIDES: dict[str, Callable[[FlowMixture], Any]] = {
+    "SoftmaxGuide": lambda model: SoftmaxGuide(MLP(D, K, hidden=(4,))),
+    "SoftmaxGuide(top=2)": lambda model: SoftmaxGuide(MLP(D, K, hidden=(4,)), top=2),
+    "ExactGuide": lambda model: ExactGuide(),
+    "none": lambda model: None,
+    "own module": lambda model: ByHand(),
+    "AutoNormal": auto,
+    "SoftmaxGuide, AutoNormal": lambda model: [SoftmaxGuide(MLP(D, K)), auto(model)],
 }
-RANDOM = {"Dirichlet", "sparse Dirichlet", "sticks", "own prior", "point"}
 
 
 @functools.cache
 def fitted(bank: str, weights: str, guide: str) -> VMoNF:
     with local_seed(0):
-        vmonf = VMoNF(FlowMixture(BANKS[bank](), WEIGHTS[weights]()), GUIDES[guide]())
+        model = FlowMixture(BANKS[bank](), WEIGHTS[weights]())
+        vmonf = VMoNF(model, GUIDES[guide](model))
         vmonf.fit(X, epochs=1, progress=False, seed=0)
     return vmonf
 
@@ -281,7 +322,9 @@ def outer(vmonf: VMoNF, dim: int) -> None:
 
         return run
 
-    model, guide = poutine.condition(vmonf.model, values), poutine.block(vmonf.guide, hide=values)
+    values = {**values, "weights_concentration": torch.tensor(1.0)}
+    model = poutine.condition(vmonf.model, values)
+    guide = poutine.block(vmonf.guide, hide_fn=lambda site: site["name"].startswith("weights"))
     y = torch.stack((Y, Y.flip(0)))  # few of the rows are labelled
     rows = (x, y) if dim == -2 else (x.transpose(0, 1), y.T)
     whole = elbo(vmonf, 2).loss(inside(model), inside(guide), *rows)
@@ -333,7 +376,7 @@ def pickled(vmonf: VMoNF) -> None:
 def weighted(vmonf: VMoNF) -> None:
     own = copy.deepcopy(vmonf)
     weight = torch.rand(N)
-    if isinstance(own.guide, MarginalGuide):
+    if not own.guide.draws_component:
         with pytest.raises(ValueError, match="sample_weight needs a guide with its own c"):
             own.fit(X, epochs=1, sample_weight=weight, progress=False)
         return
