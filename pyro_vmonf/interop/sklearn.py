@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin
+from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin, TransformerMixin
 from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -53,7 +53,9 @@ FLOWS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type: ignore[misc]
+class FlowMixtureClustering(  # type: ignore[misc]
+    TransformerMixin, ClusterMixin, DensityMixin, BaseEstimator
+):
     """A variational mixture of normalizing flows with the interface of scikit-learn.
 
     It estimates densities and clusters like ``sklearn.mixture.GaussianMixture``, with flows as
@@ -350,6 +352,16 @@ class FlowMixtureClustering(ClusterMixin, DensityMixin, BaseEstimator):  # type:
         """Return the guide's posterior ``(n_samples, n_components)``."""
         rows = self._rows(X)
         return self.vmonf_.predict_proba(rows).numpy()  # type: ignore[no-any-return]
+
+    def transform(self, X: Any) -> Array:
+        """Return :meth:`predict_proba`, for a pipeline; ``set_output`` chooses frames."""
+        return self.predict_proba(X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Array:
+        """Return the names of the columns of :meth:`transform`: ``cluster0``, ``cluster1``, …"""
+        check_is_fitted(self)
+        count = self.vmonf_.model.num_components
+        return np.array([f"cluster{c}" for c in range(count)], dtype=object)
 
     def score_samples(self, X: Any) -> Array:
         """Return the log-density of each row ``(n_samples,)`` in nats."""

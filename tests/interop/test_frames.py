@@ -6,10 +6,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
@@ -216,3 +219,15 @@ def test_a_part_of_numbered_columns_is_known_by_its_numbers() -> None:
         vmonf.log_prob(numbered)
     with pytest.raises(ValueError, match=r"lacks the columns \[3\] and has the columns \[2\]"):
         vmonf.log_prob(numbered[[0, 1, 2]])
+
+
+def test_the_estimator_gives_frames_to_a_pipeline(tmp_path: Path) -> None:
+    frame = FRAME.set_index(np.arange(100, 100 + N))
+    pipe = make_pipeline(StandardScaler(), estimator()).set_output(transform="pandas")
+    found = pipe.fit(frame).transform(frame)
+    assert list(found.columns) == ["cluster0", "cluster1"]
+    assert list(found.index) == list(frame.index)
+    expected = pipe.predict_proba(frame)
+    np.testing.assert_array_equal(found, expected)
+    joblib.dump(pipe, tmp_path / "pipe.joblib")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "pipe.joblib").transform(frame), expected)
