@@ -303,10 +303,11 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> float:
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:
     """Return the broadcast shape; equal shapes, the usual case, take a short path."""
-    distinct = {tuple(shape) for shape in shapes if len(shape)}
-    if len(distinct) > 1:
-        return torch.broadcast_shapes(*distinct)
-    return torch.Size(distinct.pop() if distinct else ())
+    # No set: sizes that torch.export leaves open have no hash.
+    longer = [tuple(shape) for shape in shapes if len(shape)]
+    if any(shape != longer[0] for shape in longer):
+        return torch.broadcast_shapes(*longer)
+    return torch.Size(longer[0] if longer else ())
 
 
 def check_event(x: Tensor, event_shape: Sequence[int]) -> None:
