@@ -7,7 +7,7 @@ NEWER ?= python3.13
 BIN := .venv/bin
 SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
-.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz matrix arviz lint format install clean
+.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz matrix arviz wheel lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -59,6 +59,16 @@ arviz: .venv/dev .venv-arviz/done  ## what goes to ArviZ 1.x, in an environment 
 	.venv-arviz/bin/pip install --quiet "arviz>=1,<2" matplotlib netCDF4
 	touch $@
 
+wheel: .venv-wheel/done  ## wheel and source archive in dist/, checked
+	rm -rf dist
+	.venv-wheel/bin/python -m build --outdir dist .
+	.venv-wheel/bin/twine check --strict dist/*
+
+.venv-wheel/done:
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet build twine
+	touch $@
+
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -88,4 +98,4 @@ install: .venv/dev
 	touch $@ .venv/runtime
 
 clean:
-	rm -rf .venv .venv-arviz out build *.egg-info
+	rm -rf .venv .venv-arviz .venv-wheel dist out build *.egg-info
