@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,9 +71,12 @@ def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     # the length of the training, and nothing else, is shortened
     names: dict[str, object] = {"__name__": "snippet"}
+    plt.close("all")
     for code in codes:
         short = re.sub(r"epochs=\d+", "epochs=2", code)
+        short = re.sub(r"(warm_start_\(.*)\)$", r"\1, steps=5)", short, flags=re.MULTILINE)
         exec(re.sub(r"(from_data\([^)]*)\)", r"\1, minutes=0.001)", short), names)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
