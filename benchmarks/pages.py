@@ -146,9 +146,9 @@ def summary() -> str:
         f"the same sets `GaussianMixture` has {s['gaussian_mixture']}, k-means {s['kmeans']},",
         f"spectral clustering {s['spectral']} and Lumbermark {s['lumbermark']}. Without K the",
         f"mean is {s['ari_unknown']} (HDBSCAN with its defaults {s['hdbscan']}), and",
-        f"{s['found']} sets get the K of their reference. The held-out log-density is above that of",
-        f"a Gaussian mixture chosen by BIC: the median gain is {s['gain']} nats a row. It is below by",
-        f"more than .05 on {s['worse']} sets.",
+        f"{s['found']} sets get the K of their reference. The held-out log-density is above",
+        f"that of a Gaussian mixture chosen by BIC: the median gain is {s['gain']} nats a row.",
+        f"It is below by more than .05 on {s['worse']} sets.",
     )
 
 
