@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from statistics import mean
@@ -17,6 +18,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PAGES = [page for page in PAGES if page.stem != "swapping" and "katex" not in page.parts]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "pyro_vmonf").rglob("*.py"))
 # A noun clause as the subject; a question is none.
 RIDDLES = re.compile(r"^(?:What|Whether|How|So|That)\b(?!.*\?$|-)")
@@ -61,6 +63,14 @@ def test_a_page_is_plain(page: Path) -> None:
     assert not [sentence for sentence in found if RIDDLES.match(sentence)]
     if len(found) > 5:
         assert mean(map(words, found)) < LONGEST
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_sentence_of_a_notebook_opens_with_a_noun_clause(path: Path) -> None:
+    cells = json.loads(path.read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    found = [sentence for text in texts for sentence in sentences(text)]
+    assert not [sentence for sentence in found if RIDDLES.match(sentence)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
