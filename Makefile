@@ -7,7 +7,7 @@ NEWER ?= python3.13
 BIN := .venv/bin
 SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
-.PHONY: demo test docs linkcheck notebooks examples bench soak fuzz matrix arviz wheel lint format install clean
+.PHONY: demo test docs pages linkcheck notebooks examples bench soak fuzz matrix arviz wheel lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
 	$(BIN)/python -m pyro_vmonf run pinwheel --out out
@@ -23,6 +23,10 @@ lint: .venv/dev
 docs: .venv/docs  ## the site in out/docs; a broken link or any other warning is an error
 	$(SPHINX) out/docs
 	@echo "the first page is out/docs/index.html"
+
+pages: .venv/dev  ## write results into the pages, and draw the pictures of README and gallery
+	$(BIN)/python -m benchmarks.pages
+	$(BIN)/python docs/pictures.py
 
 linkcheck: .venv/docs  ## the site's links to other places
 	$(SPHINX) -b linkcheck out/linkcheck
