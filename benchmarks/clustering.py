@@ -23,8 +23,9 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.tables import Row, table
-from pyro_vmonf import VMoNF, automatic
+from pyro_vmonf import VMoNF
 from pyro_vmonf.starts.choice import Scored, choose
+from pyro_vmonf.vmonf import automatic
 
 Array = np.ndarray[Any, Any]
 MOST_ROWS = 10_000

@@ -8,8 +8,7 @@ above::
     interop         bridges to ArviZ, scikit-learn, Lightning, distributed training
     _moved          names of earlier versions and where they are now
     dequantization  mixtures of whole grey levels
-    vmonf           VMoNF: the pair of model and guide, and its verbs
-    automatic       a pair for a table: start, densities and length of the fit chosen by the data
+    vmonf           VMoNF: the pair of model and guide, its verbs, and the pair that a table chooses
     report          the state of each component of a fitted pair
     plots           figures, one file a subject
     starts          first clusterings, lessons that teach them to a guide, the callback that revives

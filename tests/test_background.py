@@ -10,11 +10,12 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
-from pyro_vmonf import VMoNF, automatic
+from pyro_vmonf import VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.starts.background import broad_gaussian, far_rows
 from pyro_vmonf.starts.choice import choose
+from pyro_vmonf.vmonf import automatic, table
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +52,7 @@ def test_outliers_cost_the_others_nothing_but_their_share() -> None:
 
 def test_trained_components_stay_what_they_are() -> None:
     x, _ = blobs(48)
-    rows = automatic._rows(x, None, None, 3, 0)
+    rows = table.rows_of(x, None, None, 3, 0)
     best = choose(rows.z, 3)[0]
     model, guide = automatic._pair(rows, best.densities, best.log_shares())
     with torch.no_grad(), local_seed(0):
@@ -95,13 +96,13 @@ def test_labelled_rows_are_not_far() -> None:
     x, _ = blobs(150)
     labels = np.full(153, -1)
     labels[150] = 2
-    given = automatic._rows(with_outliers(x, 0.02), labels, None, 3, 0)
+    given = table.rows_of(with_outliers(x, 0.02), labels, None, 3, 0)
     with pytest.warns(UserWarning, match="2 of 153 rows are far"):
-        rows, far = automatic._without_far(given, "auto")
+        rows, far = table.without_far(given, "auto")
     assert far is not None
     assert far.nonzero()[0].tolist() == [151, 152]
     assert torch.equal(rows.x, given.x[:151])
-    assert automatic._without_far(given, False) == (given, None)
+    assert table.without_far(given, False) == (given, None)
 
 
 def test_a_small_cluster_far_away_is_a_cluster() -> None:

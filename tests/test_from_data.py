@@ -12,10 +12,11 @@ import torch
 from sklearn.datasets import load_wine, make_moons
 from sklearn.metrics import adjusted_rand_score
 
-from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF, automatic
+from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.starts.choice import choose
+from pyro_vmonf.vmonf import automatic
 
 
 def moons(rows: int = 200, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -21,7 +21,6 @@ from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import names_of, numeric, ordered
 from pyro_vmonf._utils.labels import is_mark, marked
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.automatic import number_of_components
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Gaussian, RealNVP
@@ -31,6 +30,7 @@ from pyro_vmonf.nn.mlp import MLP
 from pyro_vmonf.starts import spectral_clusters, warm_start_
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.vmonf.automatic import number_of_components
 
 Array = np.ndarray[Any, Any]
 NEIGHBORS = (15, 10, 20, 30)  # of the first spectral clusters, one start after the other

@@ -149,7 +149,7 @@ def columns_of(vmonf: VMoNF, path: str | os.PathLike[str], separator: str | None
         ValueError: if some are missing, or their number is not that of the fit.
     """
     names = vmonf.model.feature_names
-    table = read_table(path, columns=names or (), separator=separator)
+    table = read_table(path, columns=[str(name) for name in names or ()], separator=separator)
     width = vmonf.model.event_shape[0]
     if table.frame.shape[1] != width:
         raise ValueError(

@@ -190,9 +190,8 @@ def _fit(
     sources = make_sources(model, *data, **options.of_sources(), generator=generator)
     guide.build_(model, sources.first_batch())
     optimizer, scheduler = _movers(model, guide, sources, options)
-    head: dict[str, Any] = {"seed": seed, "temperature": None}
-    if guide.temperature is not None:
-        head["temperature"] = float(guide.temperature)
+    first = None if guide.temperature is None else float(guide.temperature)
+    head: dict[str, Any] = {"seed": seed, "temperature": first}
     if options.checkpoint is not None or past is not None:  # it goes through all rows
         own = options.fingerprint(optimizer, scheduler)
         head["run"] = fingerprint(
@@ -210,25 +209,22 @@ def _fit(
         options.check_pair(model, guide, probe["sample_weight"])
         objective = Objective(model, guide, loss=options.loss)
         objective.prepare_(probe, options.fast)
-        plan = plan_of(model, guide, options, schedule)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         lanes = Compiled(objective, options.clip_norm, parameters)
         run = run_of(sources, generator, options)
+        plan = plan_of(model, guide, options, schedule)
         trainer = Trainer(lanes, [run], optimizer, scheduler, plan)
         if options.checkpoint is not None:
-            trainer.at_epoch_end = checkpoints.Writer(  # type: ignore[method-assign]
-                trainer, options.checkpoint, options.every, head, outside
-            )
+            writer = checkpoints.Writer(trainer, options.checkpoint, options.every, head, outside)
+            trainer.at_epoch_end = writer  # type: ignore[method-assign]
         if past is not None:
             checkpoints.go_on_(trainer, outside, past)
         else:
             start_parts(model, guide, probe)
             lanes.guard_()
-        run.history.road = objective.road
-        compiling = Compiling(lanes, run.history)
+        guard, compiling = Guard(objective, lanes, run.history), Compiling(lanes, run.history)
         if options.compile is True or (past or {}).get("compiled"):
             compiling.build_(probe)
-        guard = Guard(objective, lanes, run.history)
         between = [compiling] if options.compile == "auto" else []
         trainer.after_epoch = [guard, *between, _hook(model, guide, options)]
         settling = optimizer.register_step_post_hook(lambda *_: settled())

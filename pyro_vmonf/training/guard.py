@@ -19,13 +19,14 @@ class Guard:
     Arguments:
         objective: of the run.
         lanes: whose graph ends with it, or where it differs from the step.
-        history: whose road is named anew where the short one ends.
+        history: whose road is named, and anew where the short one ends.
     """
 
     def __init__(self, objective: Objective, lanes: Compiled, history: History) -> None:
         self.lanes = lanes
         self.objective = objective
         self.history = history
+        history.road = objective.road
         self.due = 0
         self.said: list[str] = []
 

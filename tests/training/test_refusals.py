@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
@@ -136,6 +137,7 @@ BAD: dict[str, list[Any]] = {
     "seed": [1.5, NAN, "a", True, [1], 2**70, -(2**70)],
     "fast": WRONG_FLAGS,
     "compile": ["yes", 2, None, [True]],
+    "loss": [3, "elbo", TraceEnum_ELBO],
 }  # fmt: skip
 CASES = [(name, i) for name, values in BAD.items() for i in range(len(values))]
 

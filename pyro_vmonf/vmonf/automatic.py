@@ -6,24 +6,17 @@ import logging
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.columns import kinds_of, warn_of_columns
+from pyro_vmonf._utils.columns import kinds_of
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters
-from pyro_vmonf._utils.frames import Names, names_of, numeric, ordered
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import (
-    as_tensor,
-    check_evidence,
     check_number,
-    check_positive,
-    check_rows,
-    check_sample_weight,
 )
 from pyro_vmonf.flows.base import LayeredFlow
 from pyro_vmonf.flows.ready_made import AutoregressiveNSF, RealNVP
@@ -33,7 +26,7 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
 from pyro_vmonf.report import ChoiceReport, gaussians_instead
-from pyro_vmonf.starts.background import broad_gaussian, far_rows
+from pyro_vmonf.starts.background import broad_gaussian
 from pyro_vmonf.starts.choice import Scored, choose, densities_of, rank
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.labels import by_labels
@@ -41,14 +34,12 @@ from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.training.trainer import shown_of
-from pyro_vmonf.transforms import Standardize
+from pyro_vmonf.vmonf.table import Background, Rows, rows_of, without_far
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
-Background = bool | Literal["auto"]
 MOST_ROWS = 10_000  # on which a start is searched; the other rows are assigned to it
 FEWEST_ROWS = 50  # with which flows are trained
 HELD_OUT = 0.2
@@ -61,57 +52,6 @@ TOUCHING = 0.01  # share of a cluster's rows that another one gets, above which 
 MOST_PAIRS = 10  # that the report names
 SURE = 0.9  # probability of a cluster below which a row is unsure
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a table, in raw and in standardised units.
-
-    Arguments:
-        x: rows ``(N, D)``.
-        y: labels ``(N,)``, −1 for unlabelled, or ``None``.
-        weight: how much each row counts ``(N,)``, or ``None``.
-        names: of the columns.
-        units: between raw and standardised units.
-        seed: of every choice and draw.
-    """
-
-    x: Tensor
-    y: Tensor | None
-    weight: Tensor | None
-    names: Names | None
-    units: Standardize
-    seed: int
-
-    @property
-    def z(self) -> Array:
-        """The rows in standardised units."""
-        return np.asarray(self.units.inv(self.x).double().numpy())
-
-    def only(self, kept: Array) -> Rows:
-        """Return some of the rows, in units of their own."""
-        index = torch.as_tensor(np.flatnonzero(kept))
-        x = self.x[index]
-        y = None if self.y is None else self.y[index]
-        weight = None if self.weight is None else self.weight[index]
-        return replace(self, x=x, y=y, weight=weight, units=_units(x, weight))
-
-    def counted(self) -> Array:
-        """Return the positions of the rows whose weight is above zero."""
-        if self.weight is None:
-            return np.arange(len(self.x))
-        return np.flatnonzero(self.weight.numpy() > 0)
-
-    def drawn(self, positions: Array, most: int) -> Array:
-        """Return at most so many of some positions, each as often as its row counts."""
-        size = min(len(positions), most)
-        generator = np.random.default_rng(self.seed)
-        if self.weight is None:
-            whole = size == len(positions)
-            return positions if whole else positions[generator.permutation(len(positions))[:size]]
-        share = self.weight.double().numpy()[positions].cumsum()
-        places = (np.arange(size) + generator.random()) * share[-1] / size
-        return positions[np.searchsorted(share, places)]
 
 
 def from_data(
@@ -128,8 +68,8 @@ def from_data(
     """Build a pair for rows and fit it: see :meth:`pyro_vmonf.VMoNF.from_data`."""
     begun = time.perf_counter()
     check_number("minutes", minutes)
-    every = _rows(x, y, sample_weight, components, seed)
-    rows, far = _without_far(every, background)
+    every = rows_of(x, y, sample_weight, components, seed)
+    rows, far = without_far(every, background)
     z, searched = rows.z, rows.drawn(rows.counted(), MOST_ROWS)
     stages = Stages(60 * minutes, progress, "from_data")
     stages.enter("number of components" if components is None else "start")
@@ -144,18 +84,16 @@ def from_data(
         labels = rows.y.numpy()[searched]
         candidates = by_labels(z[searched], labels, components, candidates, rows.seed)
     best = candidates[0]
-    if len(best.densities) < components:
-        warnings.warn(
-            f"{components} components were asked for, and no start finds more than "
-            f"{len(best.densities)} clusters: the pair has as many",
-            RuntimeWarning,
-            stacklevel=3,
+    parts = len(best.densities)
+    if parts < components:
+        said = (
+            f"{components} components were asked for, and no start finds more than {parts} clusters"
         )
-    clusters = best.responsibilities(z).argmax(1) if len(searched) < len(z) else best.clusters
-    if rows.weight is not None:
-        clusters = best.responsibilities(z).argmax(1)
+        warnings.warn(f"{said}: the pair has as many", RuntimeWarning, stacklevel=3)
+    whole = rows.weight is None and len(searched) == len(z)
+    clusters = best.clusters if whole else best.responsibilities(z).argmax(1)
     choice: dict[str, Any] = {
-        "components": len(best.densities),
+        "components": parts,
         "numbers": {str(len(s.densities)): s.number_score for s in reversed(found)},
         "start": best.name,
         "candidates": {s.name: s.score for s in candidates},
@@ -165,7 +103,6 @@ def from_data(
     epochs = 0
     if len(rows.counted()) >= FEWEST_ROWS and seconds > 0:
         stages.enter("length of the fit")
-        parts = len(best.densities)
         epochs = _epochs(rows, z, clusters, parts, seconds / 3, choice, stages)
     model, guide = _pair(rows, best.densities, best.log_shares())
     stages.enter("fit")
@@ -174,7 +111,7 @@ def from_data(
     if far is not None:
         model, guide = _with_background(rows, model, guide, best, every.x[torch.as_tensor(far)])
         choice["background"] = int(far.sum())
-    choice |= _seen(guide, every, components=len(best.densities))
+    choice |= _seen(guide, every, components=parts)
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
     history.choice = choice
     if ChoiceReport(choice).gaussians_do_as_well:
@@ -184,7 +121,7 @@ def from_data(
 
 def number_of_components(x: Any, y: Any, *, seed: int, sample_weight: Any) -> int:
     """Return the number of components that rows prefer, at least one for each class of labels."""
-    rows = _rows(x, y, sample_weight, None, seed)
+    rows = rows_of(x, y, sample_weight, None, seed)
     return _numbered(rows, rows.z[rows.drawn(rows.counted(), MOST_ROWS)])[1]
 
 
@@ -193,45 +130,6 @@ def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int]:
     found = clusterings(z, seed=rows.seed)
     classes = 0 if rows.y is None else int(rows.y.max()) + 1
     return found, max(len(found[0].densities), classes)
-
-
-def _rows(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int | None) -> Rows:
-    names = names_of(x)
-    rows = as_tensor("x", numeric(ordered(x, names)))
-    if rows.dim() != 2:
-        raise ValueError(
-            f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D): for images build the "
-            "pair from an image bank and a ConvEncoder"
-        )
-    kind = rows.dtype if rows.is_floating_point() else torch.float32
-    rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), torch.empty(0, dtype=kind))
-    count = 2 if components is None else check_positive("components", components)
-    if len(rows) < max(2, count):
-        raise ValueError(f"x has {len(rows)} rows; expected at least {max(2, count)}")
-    like = torch.empty(0)
-    weight = None
-    if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, len(rows), like)
-        if not weight.any():
-            raise ValueError("sample_weight is zero for every row; some have to count")
-    labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
-    if labels is not None and labels.dim() > 1:
-        raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
-    warn_of_columns(rows if weight is None else rows[weight > 0], names)
-    return Rows(rows, labels, weight, names, _units(rows, weight), seed_of(seed))
-
-
-def _units(x: Tensor, weight: Tensor | None) -> Standardize:
-    """Return the units in which the rows that count have mean zero and variance one."""
-    units = Standardize(x.shape[1:]).to(x.dtype)
-    counted = slice(None) if weight is None else weight > 0
-    units.fit_(x[counted], None if weight is None else weight[counted])
-    return units
-
-
-def _classes(y: Any, components: int | None) -> int:
-    """Return the number of components that labels need."""
-    return components or int(as_tensor("y", y).max()) + 1
 
 
 def _part(z: Array, clusters: Array, seed: int) -> Scored:
@@ -316,28 +214,6 @@ def _pair(
     return model, guide
 
 
-def _without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]:
-    """Return the rows that take part, and which ones the background takes, if there is one."""
-    if background not in (True, False, "auto"):
-        raise ValueError(f"background is {background!r}; expected True, False or 'auto'")
-    if not background:
-        return rows, None
-    far = np.zeros(len(rows.x), dtype=bool)
-    counted = rows.counted()
-    far[counted] = far_rows(rows.x.double().numpy()[counted], rows.seed)
-    if rows.y is not None:
-        far &= rows.y.numpy() < 0  # a label says where a row belongs
-    if not far.any():
-        return rows, far if background is True else None
-    warnings.warn(
-        f"{far.sum()} of {len(far)} rows are far from all others: a component of their own, the "
-        "last one, takes them; pass background=False to fit them like the others",
-        UserWarning,
-        stacklevel=4,
-    )
-    return rows.only(~far), far
-
-
 @torch.no_grad()
 def _with_background(
     rows: Rows, model: FlowMixture, guide: SoftmaxGuide, start: Scored, far: Tensor
@@ -370,7 +246,7 @@ def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
     kinds: dict[str, list[str]] = {}
     for number, kind in enumerate(kinds_of(rows.x)):
         if kind is not None:
-            kinds.setdefault(kind, []).append(rows.names[number] if rows.names else str(number))
+            kinds.setdefault(kind, []).append(str(rows.names[number] if rows.names else number))
     return {
         "touching": {f"{i} and {j}": -negative for negative, i, j in pairs[:MOST_PAIRS]},
         "unsure": int((q.amax(1) < SURE).sum()),

@@ -1,0 +1,145 @@
+"""The rows of a table, checked, in raw and in standardised units."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vmonf._utils.columns import warn_of_columns
+from pyro_vmonf._utils.frames import Names, names_of, numeric, ordered
+from pyro_vmonf._utils.validation import (
+    as_tensor,
+    check_evidence,
+    check_positive,
+    check_rows,
+    check_sample_weight,
+)
+from pyro_vmonf.starts.background import far_rows
+from pyro_vmonf.training.options import seed_of
+from pyro_vmonf.transforms import Standardize
+
+Array = np.ndarray[Any, Any]
+Background = bool | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table, in raw and in standardised units.
+
+    Arguments:
+        x: rows ``(N, D)``.
+        y: labels ``(N,)``, −1 for unlabelled, or ``None``.
+        weight: how much each row counts ``(N,)``, or ``None``.
+        names: of the columns.
+        units: between raw and standardised units.
+        seed: of every choice and draw.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    weight: Tensor | None
+    names: Names | None
+    units: Standardize
+    seed: int
+
+    @property
+    def z(self) -> Array:
+        """The rows in standardised units."""
+        return np.asarray(self.units.inv(self.x).double().numpy())
+
+    def only(self, kept: Array) -> Rows:
+        """Return some of the rows, in units of their own."""
+        index = torch.as_tensor(np.flatnonzero(kept))
+        x = self.x[index]
+        y = None if self.y is None else self.y[index]
+        weight = None if self.weight is None else self.weight[index]
+        return replace(self, x=x, y=y, weight=weight, units=_units(x, weight))
+
+    def counted(self) -> Array:
+        """Return the positions of the rows whose weight is above zero."""
+        if self.weight is None:
+            return np.arange(len(self.x))
+        return np.flatnonzero(self.weight.numpy() > 0)
+
+    def drawn(self, positions: Array, most: int) -> Array:
+        """Return at most so many of some positions, each as often as its row counts."""
+        size = min(len(positions), most)
+        generator = np.random.default_rng(self.seed)
+        if self.weight is None:
+            whole = size == len(positions)
+            return positions if whole else positions[generator.permutation(len(positions))[:size]]
+        share = self.weight.double().numpy()[positions].cumsum()
+        places = (np.arange(size) + generator.random()) * share[-1] / size
+        return positions[np.searchsorted(share, places)]
+
+
+def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: int | None) -> Rows:
+    """Return the rows of a table, with labels and weights.
+
+    Raises:
+        TypeError: if they are no numbers.
+        ValueError: if they do not fit.
+    """
+    names = names_of(x)
+    rows = as_tensor("x", numeric(ordered(x, names)))
+    if rows.dim() != 2:
+        raise ValueError(
+            f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D): for images build the "
+            "pair from an image bank and a ConvEncoder"
+        )
+    kind = rows.dtype if rows.is_floating_point() else torch.float32
+    rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), torch.empty(0, dtype=kind))
+    count = 2 if components is None else check_positive("components", components)
+    if len(rows) < max(2, count):
+        raise ValueError(f"x has {len(rows)} rows; expected at least {max(2, count)}")
+    like = torch.empty(0)
+    weight = None
+    if sample_weight is not None:
+        weight = check_sample_weight(sample_weight, len(rows), like)
+        if not weight.any():
+            raise ValueError("sample_weight is zero for every row; some have to count")
+    labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
+    if labels is not None and labels.dim() > 1:
+        raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
+    warn_of_columns(rows if weight is None else rows[weight > 0], names)
+    return Rows(rows, labels, weight, names, _units(rows, weight), seed_of(seed))
+
+
+def _units(x: Tensor, weight: Tensor | None) -> Standardize:
+    """Return the units in which the rows that count have mean zero and variance one."""
+    units = Standardize(x.shape[1:]).to(x.dtype)
+    counted = slice(None) if weight is None else weight > 0
+    units.fit_(x[counted], None if weight is None else weight[counted])
+    return units
+
+
+def _classes(y: Any, components: int | None) -> int:
+    """Return the number of components that labels need."""
+    return components or int(as_tensor("y", y).max()) + 1
+
+
+def without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]:
+    """Return the rows that take part, and which ones the background takes, if there is one."""
+    if background not in (True, False, "auto"):
+        raise ValueError(f"background is {background!r}; expected True, False or 'auto'")
+    if not background:
+        return rows, None
+    far = np.zeros(len(rows.x), dtype=bool)
+    counted = rows.counted()
+    far[counted] = far_rows(rows.x.double().numpy()[counted], rows.seed)
+    if rows.y is not None:
+        far &= rows.y.numpy() < 0  # a label says where a row belongs
+    if not far.any():
+        return rows, far if background is True else None
+    warnings.warn(
+        f"{far.sum()} of {len(far)} rows are far from all others: a component of their own, the "
+        "last one, takes them; pass background=False to fit them like the others",
+        UserWarning,
+        stacklevel=4,
+    )
+    return rows.only(~far), far
