@@ -17,8 +17,11 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiscreteParallel,
     AutoGuideList,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoStructured,
 )
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -29,10 +32,12 @@ from pyro_vmonf import (
     PyroGuide,
     RandomBank,
     SoftmaxGuide,
+    StickBreaking,
     VMoNF,
     fit,
     select,
 )
+from pyro_vmonf.interop.draws import draws_of_guide
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.training.objective import Objective
 
@@ -269,6 +274,20 @@ def twice(model: FlowMixture) -> Any:
     several.append(AutoNormal(hidden(model)))
     several.append(AutoDiscreteParallel(poutine.block(model, expose=["c"])))
     return several
+
+
+@pytest.mark.parametrize("kind", [AutoLowRankMultivariateNormal, AutoStructured, AutoIAFNormal])
+def test_other_autoguides_with_everything_random(kind: Any) -> None:
+    """Fit, report and posterior draws, where weights and parameters are random."""
+    model = FlowMixture(RandomBank(Gaussian(2, K)), StickBreaking.process(K))
+    vmonf = VMoNF(model, kind(hidden(model)))
+    vmonf.fit(rows(), epochs=1, progress=False, seed=0)
+    assert vmonf.report(rows()).usage.shape == (K,)
+    found = draws_of_guide(vmonf, 3, seed=0).sites
+    expected = {"weights", *(f"bank.{name}" for name, _ in model.bank.random_parameters())}
+    assert set(found) == expected
+    assert found["weights"].shape == (1, 3, K)
+    torch.testing.assert_close(found["weights"].sum(-1), torch.ones(1, 3))
 
 
 WRONG: dict[str, tuple[Make, str]] = {

@@ -1,17 +1,51 @@
-"""Rows that a model draws for a guide that needs some."""
+"""What a guide of other programs asks of its model before it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
+from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import FunctionProgram
 
 ROWS = 2  # where nobody says how many
+
+
+def refuse_networks(parts: Sequence[nn.Module], model: FlowMixture) -> None:
+    """Refuse a network among the members of a guide.
+
+    Raises:
+        TypeError: if there is one.
+    """
+    for part in parts:
+        if _is_network(part, model):
+            kind = type(part).__name__
+            raise TypeError(
+                f"guide is a {kind}, a network that draws nothing; pass SoftmaxGuide({kind}(...))"
+            )
+
+
+def _is_network(part: nn.Module, model: FlowMixture) -> bool:
+    """Return whether a member of a guide is a network, which returns numbers and draws nothing."""
+    if isinstance(part, PyroModule | FunctionProgram):
+        return False
+    like = floating_buffer(model)
+    row = torch.zeros(1, *model.event_shape, dtype=like.dtype, device=like.device)
+    with own_store(), local_seed(0), torch.no_grad(), poutine.block():
+        try:
+            trace = poutine.trace(part).get_trace(row)
+        except Exception:  # a program of a user may want other arguments
+            return False
+    nodes: dict[str, Any] = trace.nodes
+    drawn = any(site["type"] == "sample" for site in nodes.values())
+    return not drawn and isinstance(nodes["_RETURN"]["value"], Tensor)
 
 
 def rows_of(model: FlowMixture, prototype: Tensor) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf.contracts import required
 from pyro_vmonf.guides.base import BoundGuide
-from pyro_vmonf.guides.drawn import rows_of
+from pyro_vmonf.guides.drawn import refuse_networks, rows_of
 from pyro_vmonf.guides.exact import MarginalGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import (
@@ -353,6 +353,7 @@ class PyroGuide(BoundGuide):
 
     def check(self, model: FlowMixture) -> None:
         self._own.check(model)
+        refuse_networks(self._foreign, model)
 
     def compile(self, *_: object, **__: object) -> None:
         self._own.compile()

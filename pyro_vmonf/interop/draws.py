@@ -65,13 +65,13 @@ def draws_of_guide(vmonf: VMoNF, draws: int, seed: int | None) -> Draws:
         ValueError: if the mixture has no random parts, or the number is below one.
     """
     check_positive("draws", draws)
-    _shapes(vmonf.model, f"draws is {draws}")
+    names = _shapes(vmonf.model, f"draws is {draws}")  # a guide may draw auxiliary sites as well
     found: list[dict[str, Tensor]] = []
     with local_seed(seed), evaluating(vmonf), torch.no_grad(), unregistered():
         for _ in range(draws):
             # Without rows the guide draws the global sites only.
             found.append(_values(poutine.trace(vmonf.guide).get_trace()))
-    sites = {name: torch.stack([one[name] for one in found])[None] for name in found[0]}
+    sites = {name: torch.stack([one[name] for one in found])[None] for name in names}
     return Draws(sites, 1, draws)
 
 

@@ -166,7 +166,9 @@ def check_autoguide(part: AutoGuide, c: str, data: str) -> None:
         name
         for p in parts
         if not isinstance(p, AutoGuideList) and p.prototype_trace is not None
-        for name, _ in p.prototype_trace.iter_stochastic_nodes()
+        for name, site in p.prototype_trace.nodes.items()
+        # AutoStructured puts dependencies beside the sites
+        if site.get("type") == "sample" and not site["is_observed"]
     }
     if c in drawn:
         raise ValueError(

@@ -122,10 +122,19 @@ def _name_of(module: nn.Module) -> str:
     return name
 
 
+def remove_(name: str) -> None:
+    """Take an entry out of Pyro's store, also where its tensor has another name beside this one."""
+    store = pyro.get_param_store()
+    value = store._params.pop(name)
+    store._constraints.pop(name, None)
+    if store._param_to_name.get(value) == name:
+        del store._param_to_name[value]
+
+
 def _forget(prefix: str) -> None:
     store = pyro.get_param_store()
     for name in [name for name in store.keys() if name.startswith(prefix)]:  # noqa: SIM118
-        del store[name]
+        remove_(name)
 
 
 def _declare(name: str, parameter: nn.Parameter) -> None:
@@ -135,7 +144,7 @@ def _declare(name: str, parameter: nn.Parameter) -> None:
         return
     store = pyro.get_param_store()
     if name in store and store._params[name] is not parameter:  # of a file that was read
-        del store[name]
+        remove_(name)
     pyro.param(name, parameter)
 
 
@@ -177,7 +186,7 @@ def _claim(module: PyroModule) -> None:
     store = pyro.get_param_store()
     for name, parameter in _site_names(module):
         if name in store and store._params[name] is not parameter:
-            del store[name]
+            remove_(name)
 
 
 def _site_names(module: PyroModule) -> Iterator[tuple[str, nn.Parameter]]:
