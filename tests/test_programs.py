@@ -18,7 +18,6 @@ from pyro.infer.autoguide import (
     AutoDiscreteParallel,
     AutoGuideList,
     AutoIAFNormal,
-    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoStructured,
@@ -106,7 +105,7 @@ GUIDES: dict[str, Make] = {
 }
 
 
-RUNS = ["module and function", "AutoNormal", "module and AutoNormal", "softmax and AutoGuideList"]
+RUNS = ["module and function", "AutoNormal", "softmax and AutoGuideList"]
 
 
 @pytest.mark.filterwarnings("ignore:the guide knows clusters")
@@ -133,7 +132,7 @@ def test_fit_trains_saves_and_goes_on(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.predict_proba(x), vmonf.predict_proba(x), rtol=0, atol=0)
     for one, two in zip(vmonf.parameters(), loaded.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
-    if name in RUNS[:2]:
+    if name == RUNS[0]:  # two starts, one after the other
         assert len(loaded.fit(x, epochs=1, n_init=2, **options).restarts) == 2
 
 
@@ -276,7 +275,7 @@ def twice(model: FlowMixture) -> Any:
     return several
 
 
-@pytest.mark.parametrize("kind", [AutoLowRankMultivariateNormal, AutoStructured, AutoIAFNormal])
+@pytest.mark.parametrize("kind", [AutoStructured, AutoIAFNormal])
 def test_other_autoguides_with_everything_random(kind: Any) -> None:
     """Fit, report and posterior draws, where weights and parameters are random."""
     model = FlowMixture(RandomBank(Gaussian(2, K)), StickBreaking.process(K))

@@ -157,7 +157,7 @@ def test_elbo_and_gradient_are_those_of_the_sum(prior: str, guide: str) -> None:
     assert moved >= 4
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", ["mixture of Dirichlets", "gamma", "logistic normal"])
 def test_pairs_with_them_are_fitted_and_saved(prior: str, tmp_path: Path) -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, K), PRIORS[prior][0]()), SoftmaxGuide(MLP(2, K)))
     twin = copy.deepcopy(vmonf)
@@ -194,8 +194,8 @@ def test_groups_share_components_and_have_weights_of_their_own() -> None:
     components = dist.Normal(loc, 0.5).to_event(1)
     model = FlowMixture(components, GroupWeights(2, K), context_features=1)
     vmonf = VMoNF(model)
-    options: dict[str, Any] = {"standardize": False, "progress": False, "lr": 0.1, "seed": 0}
-    vmonf.fit(x, given=group, epochs=400, **options)
+    options: dict[str, Any] = {"standardize": False, "progress": False, "lr": 0.2, "seed": 0}
+    vmonf.fit(x, given=group, epochs=150, **options)
     expected = counts / counts.sum(1, keepdim=True)
     torch.testing.assert_close(
         model.weights(torch.tensor([[0.0], [1.0]])).exp().detach(),
