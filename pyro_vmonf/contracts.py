@@ -118,12 +118,15 @@ class Weights(Protocol):
 class Guide(Protocol):
     """The posterior of a mixture's latent sites: a Pyro callable with the model's signature.
 
-    Required: the call draws the sites that it covers. Inherit from
-    :class:`~pyro_vmonf.guides.BoundGuide` to have the names of the model's sites.
+    Required: the call draws the sites that it covers. Any Pyro program will do, with those of the
+    model's arguments that it needs: a function, a module, an autoguide, or a list of them (see
+    :class:`~pyro_vmonf.PyroGuide`). Inherit from :class:`~pyro_vmonf.guides.BoundGuide` to have the
+    names of the model's sites.
 
     Optional:
         ``log_q(x, given)``: log q(c|x) ``(*, K)``; by default the model's exact posterior.
         ``set_step_(step)``: follow schedules; by default nothing.
+        ``reset_parameters()``: draw the parameters anew, as restarts need it.
 
     Implementing a guide:
         >>> import pyro, torch
