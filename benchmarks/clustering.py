@@ -24,6 +24,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.tables import Row, table
 from pyro_vmonf import VMoNF
+from pyro_vmonf.starts.background import far_rows
 from pyro_vmonf.starts.choice import Scored, choose
 from pyro_vmonf.vmonf import automatic
 
@@ -49,8 +50,8 @@ def agreement(partitions: list[Array], clusters: Array) -> float:
     return max(adjusted_rand_score(p[p > 0], clusters[p > 0]) for p in partitions)
 
 
-def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Scored]:
-    """Return the pair with K given, and the start that it chose."""
+def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Array]:
+    """Return the pair with K given, and the clusters of its start, background as one more."""
     starts: list[Scored] = []
 
     def recorded(*args: Any, **options: Any) -> list[Scored]:
@@ -60,7 +61,9 @@ def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Scored]:
 
     with patch.object(automatic, "choose", recorded):
         vmonf = VMoNF.from_data(x, components=number, seed=seed)
-    return vmonf, starts[0]
+    clusters = np.full(len(x), number)
+    clusters[~far_rows(x)] = starts[0].clusters
+    return vmonf, clusters
 
 
 def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
@@ -82,7 +85,7 @@ def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
         "columns": x.shape[1],
         "components": number,
         "start": choice["start"],
-        "ari_clusters": agreement(partitions, chosen.clusters),
+        "ari_clusters": agreement(partitions, chosen),
         "ari_start": agreement(partitions, start),
         "ari_exact": agreement(partitions, vmonf.predict(x, exact=True).numpy()),
         "ari": agreement(partitions, vmonf.predict(x).numpy()),

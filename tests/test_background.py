@@ -115,6 +115,13 @@ def test_a_small_cluster_far_away_is_a_cluster() -> None:
     assert not far_rows(with_outliers(x)[-40:]).any()  # too few rows
 
 
+def test_column_that_is_constant_but_for_a_few_rows_has_no_far_rows() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    x[:, 1] = np.where(np.arange(300) % 60 == 0, 0.7, 0.1)
+    assert not far_rows(x).any()
+    assert not far_rows(np.asfortranarray(x - x.mean(0))).any()
+
+
 def test_broad_gaussian_is_as_wide_as_the_far_rows() -> None:
     far = np.array([[300.0, 1.0], [-400.0, 2.0]])
     found = broad_gaussian(far, 2)

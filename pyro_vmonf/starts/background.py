@@ -10,6 +10,7 @@ from pyro_vmonf.starts.gaussians import GaussianFit
 
 Array = np.ndarray[Any, Any]
 TAIL = 0.05  # share of rows at each end of a column that says nothing of its scale
+ROUNDING = 1e-6  # of the standard deviation, below which a scale is none
 OUTSIDE = 30.0  # scales of a column from its median, within which a row is not far
 NEIGHBORS = 5
 APART = 10.0  # times the distance that nearly all rows have to their neighbours
@@ -44,8 +45,8 @@ def far_rows(x: Array, seed: int = 0) -> Array:
     if count < FEWEST:
         return nobody
     low, middle, high = np.quantile(x, (TAIL, 0.5, 1 - TAIL), axis=0)
-    scale = np.clip(x, low, high).std(0)
-    scale = np.where(scale > 0, scale, x.std(0))
+    scale, whole = np.clip(x, low, high).std(0), x.std(0)
+    scale = np.where(scale > ROUNDING * whole, scale, whole)  # constant but for tails
     z = (x - middle) / np.where(scale > 0, scale, 1.0)
     outside = np.flatnonzero((np.abs(z) > OUTSIDE).any(1))
     if not len(outside) > 0:
