@@ -24,7 +24,6 @@ from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.tables import Row, table
 from pyro_vmonf import VMoNF
-from pyro_vmonf.starts.background import far_rows
 from pyro_vmonf.starts.choice import Scored, choose
 from pyro_vmonf.vmonf import automatic
 
@@ -51,7 +50,7 @@ def agreement(partitions: list[Array], clusters: Array) -> float:
 
 
 def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Array]:
-    """Return the pair with K given, and the clusters of its start, background as one more."""
+    """Return the pair with K given, and the clusters of the start that it chose."""
     starts: list[Scored] = []
 
     def recorded(*args: Any, **options: Any) -> list[Scored]:
@@ -61,9 +60,7 @@ def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Array]:
 
     with patch.object(automatic, "choose", recorded):
         vmonf = VMoNF.from_data(x, components=number, seed=seed)
-    clusters = np.full(len(x), number)
-    clusters[~far_rows(x)] = starts[0].clusters
-    return vmonf, clusters
+    return vmonf, starts[0].clusters
 
 
 def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_outliers_cost_the_others_nothing_but_their_share() -> None:
     alone = VMoNF.from_data(x, components=3, seed=0)
     assert alone.model.num_components == 3
     with pytest.warns(UserWarning, match="2 of 50 rows are far from all others"):
-        vmonf = VMoNF.from_data(rows, components=3, seed=0)
+        vmonf = VMoNF.from_data(rows, components=3, seed=0, background="auto")
     assert vmonf.model.num_components == 4
     for exact in (False, True):
         assert (vmonf.predict(rows, exact=exact)[48:] == 3).all()
@@ -86,7 +86,9 @@ def test_background_is_there_when_asked_for() -> None:
 def test_estimator_labels_them_minus_one() -> None:
     x, _ = blobs(48)
     with pytest.warns(UserWarning, match="far from all others"):
-        found = FlowMixtureClustering(3, random_state=0).fit(with_outliers(x, 0.05))
+        found = FlowMixtureClustering(3, background="auto", random_state=0).fit(
+            with_outliers(x, 0.05)
+        )
     assert (found.labels_[48:] == -1).all()
     assert set(found.labels_[:48]) == {0, 1, 2}
     assert (found.predict(x) >= 0).all()
@@ -102,7 +104,8 @@ def test_labelled_rows_are_not_far() -> None:
     assert far is not None
     assert far.nonzero()[0].tolist() == [151, 152]
     assert torch.equal(rows.x, given.x[:151])
-    assert table.without_far(given, False) == (given, None)
+    with pytest.warns(UserWarning, match='2 of 153 rows .* background="auto"'):
+        assert table.without_far(given, False) == (given, None)
 
 
 def test_a_small_cluster_far_away_is_a_cluster() -> None:

@@ -114,7 +114,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         learning_rate: float = 3e-3,
         use_labels: bool | Literal["auto"] = "auto",
         minutes: float = 1.0,
-        background: bool | Literal["auto"] = "auto",
+        background: bool | Literal["auto"] = False,
         random_state: Any = None,
     ) -> None:
         self.n_components = n_components

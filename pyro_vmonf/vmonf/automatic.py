@@ -63,7 +63,7 @@ def from_data(
     minutes: float = 1.0,
     sample_weight: Any = None,
     progress: bool = True,
-    background: Background = "auto",
+    background: Background = False,
 ) -> tuple[FlowMixture, SoftmaxGuide, History]:
     """Build a pair for rows and fit it: see :meth:`pyro_vmonf.VMoNF.from_data`."""
     begun = time.perf_counter()

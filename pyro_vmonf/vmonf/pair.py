@@ -136,7 +136,7 @@ class VMoNF(Scores, Drawn, Transparent):
         minutes: float = 1.0,
         sample_weight: Any = None,
         progress: bool = True,
-        background: Background = "auto",
+        background: Background = False,
     ) -> VMoNF:
         r"""Build a pair for a table, fit it, and return it.
 
@@ -157,8 +157,8 @@ class VMoNF(Scores, Drawn, Transparent):
             sample_weight: weights of the rows ``(N,)``, at least zero.
             progress: show a progress bar in a terminal or a notebook.
             background: add a broad component for rows that are far from all others, as the last
-                one, which no training moves: always, never, or where there are such rows, by
-                ``pyro_vmonf.starts.background.far_rows``.
+                one, which no training moves: always, never, or with ``"auto"`` where
+                ``pyro_vmonf.starts.background.far_rows`` finds any.
 
         Returns:
             The fitted pair. ``history.choice`` and :meth:`report` say what was chosen.

@@ -127,8 +127,6 @@ def without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]
     """Return the rows that take part, and which ones the background takes, if there is one."""
     if background not in (True, False, "auto"):
         raise ValueError(f"background is {background!r}; expected True, False or 'auto'")
-    if not background:
-        return rows, None
     far = np.zeros(len(rows.x), dtype=bool)
     counted = rows.counted()
     far[counted] = far_rows(rows.x.double().numpy()[counted], rows.seed)
@@ -136,10 +134,10 @@ def without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]
         far &= rows.y.numpy() < 0  # a label says where a row belongs
     if not far.any():
         return rows, far if background is True else None
-    warnings.warn(
-        f"{far.sum()} of {len(far)} rows are far from all others: a component of their own, the "
-        "last one, takes them; pass background=False to fit them like the others",
-        UserWarning,
-        stacklevel=4,
-    )
-    return rows.only(~far), far
+    said = f"{far.sum()} of {len(far)} rows are far from all others"
+    if background:
+        said += ": a component of their own, the last one, takes them"
+    else:
+        said += ' and stretch the units of the rest; background="auto" gives them a component'
+    warnings.warn(said, UserWarning, stacklevel=4)
+    return (rows.only(~far), far) if background else (rows, None)
