@@ -88,7 +88,7 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         "<p>Means of the rows of each cluster. The probability is the mean of the guide's "
         "probability that a row belongs to its cluster.</p>",
         _clusters(table, q, clusters),
-        "<h2>How certain are the clusters?</h2>",
+        "<h2>Certainty</h2>",
         "<p>The curve is the share of the rows whose cluster has at most a probability. "
         "A curve along the floor that rises at 1 means that no row is in doubt.</p>",
         _picture(lambda ax: plot_uncertainty(vmonf, table.frame, ax=ax), 0.5, "probabilities"),
@@ -215,7 +215,7 @@ def _choice(vmonf: VMoNF) -> str:
     history = vmonf.history
     if history is None:
         return ""
-    parts = ["<h2>How it was fitted</h2>"]
+    parts = ["<h2>The course of the fit</h2>"]
     if history.choice:
         lines = str(vmonf.report()).splitlines()
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
