@@ -1,4 +1,4 @@
-"""What a fitted pair says of itself, in numbers and pictures."""
+"""The numbers and pictures of a fitted pair."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class ChoiceReport:
 
     @property
     def gaussians_do_as_well(self) -> bool:
-        """Whether a Gaussian mixture is as good on held-out rows."""
+        """``True`` if a Gaussian mixture is as good on held-out rows."""
         ours: float = self.choice.get("held_out", math.inf)
         return bool(self.choice.get("held_out_gaussians", -math.inf) >= ours)
 

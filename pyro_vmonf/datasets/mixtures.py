@@ -80,7 +80,7 @@ def random_mixture(
     a shell around another component (``"nested"``). It is scaled, turned, and moved towards the
     others from a random direction, until more than a share ``overlap`` of its rows is closer to
     them than some spacings of the rows. Beyond two features a shape in the plane is thickened and
-    turned. What is not given is drawn as well.
+    turned. Arguments that are missing are drawn as well.
 
     Arguments:
         seed: seed of the draw; the global state stays.

@@ -1,4 +1,4 @@
-"""What a guide of other programs asks of its model before it runs."""
+"""The questions that a guide of other programs asks of its model before it runs."""
 
 from __future__ import annotations
 

@@ -184,8 +184,7 @@ def _fit(
     past = None
     if options.resume is not None and not options.begins:
         past = checkpoints.read(options.resume, seed)
-        seed = past["seed"]
-    seed = seed_of(seed)
+    seed = seed_of(past["seed"] if past else seed)
     generator = torch.Generator().manual_seed(seed)
     sources = make_sources(model, *data, **options.of_sources(), generator=generator)
     guide.build_(model, sources.first_batch())
@@ -194,9 +193,8 @@ def _fit(
     head: dict[str, Any] = {"seed": seed, "temperature": first}
     if options.checkpoint is not None or past is not None:  # it goes through all rows
         own = options.fingerprint(optimizer, scheduler)
-        head["run"] = fingerprint(
-            sources, **own, batches=sources.train.batches, dtype=str(floating_buffer(model).dtype)
-        )
+        own |= {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
+        head["run"] = fingerprint(sources, **own)
     if past is not None:
         checkpoints.check_same(past, head["run"])
         head["temperature"] = past["temperature"]
@@ -225,8 +223,8 @@ def _fit(
         guard, compiling = Guard(objective, lanes, run.history), Compiling(lanes, run.history)
         if options.compile is True or (past or {}).get("compiled"):
             compiling.build_(probe)
-        between = [compiling] if options.compile == "auto" else []
-        trainer.after_epoch = [guard, *between, _hook(model, guide, options)]
+        compiling.decided = options.compile != "auto"
+        trainer.after_epoch = [guard, compiling, _hook(model, guide, options)]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()

@@ -86,9 +86,7 @@ def from_data(
     best = candidates[0]
     parts = len(best.densities)
     if parts < components:
-        said = (
-            f"{components} components were asked for, and no start finds more than {parts} clusters"
-        )
+        said = f"{components} components were asked for, and the best start has {parts} clusters"
         warnings.warn(f"{said}: the pair has as many", RuntimeWarning, stacklevel=3)
     whole = rows.weight is None and len(searched) == len(z)
     clusters = best.clusters if whole else best.responsibilities(z).argmax(1)
