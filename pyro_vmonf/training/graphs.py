@@ -29,8 +29,8 @@ class StepGraph:
     r"""The terms of the ELBO and their gradient, for batches of one shape.
 
     State, rows, temperature and the weights of the guide's terms are inputs, so that schedules go
-    on. State that the forward pass moves, such as running means and expected counts, is an output: a
-    step that is rejected leaves no trace.
+    on. State that the forward pass moves, such as running means and expected counts, is an output:
+    a step that is rejected leaves no trace.
 
     Arguments:
         objective: of the run, on its direct road.
