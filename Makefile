@@ -40,7 +40,7 @@ examples: .venv/dev  ## the six larger programs in full, and their numbers
 bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in benchmarks/RESULTS.md
 	mkdir -p out
 	echo "# The last full run of \`make bench\`\n" > benchmarks/RESULTS.md
-	for name in step sample score scaling restarts quality; do \
+	for name in step whole_fit sample score scaling restarts quality; do \
 		$(BIN)/python -m benchmarks $$name --threads $(THREADS) --json out/benchmarks.jsonl > out/table || exit 1; \
 		cat out/table; cat out/table >> benchmarks/RESULTS.md; \
 	done

@@ -11,12 +11,22 @@ from pathlib import Path
 import pyro
 import torch
 
-from benchmarks import criterion, plane, quality, restarts, sample, scaling, score, step
+from benchmarks import (
+    criterion,
+    plane,
+    quality,
+    restarts,
+    sample,
+    scaling,
+    score,
+    step,
+    whole_fit,
+)
 from benchmarks.tables import Options, table, write
 
 MODULES = {
     module.__name__.rsplit(".", 1)[-1]: module
-    for module in (step, sample, score, scaling, restarts, quality, criterion, plane)
+    for module in (step, whole_fit, sample, score, scaling, restarts, quality, criterion, plane)
 }
 
 

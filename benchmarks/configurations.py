@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf import MAF, NSF, FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.flows import GaussianMixtures
 from pyro_vmonf.nn import MLP
 
 BINS, BOUND = 8, 5.0
@@ -24,6 +25,7 @@ class Configuration:
     blocks: int
     hidden: int
     guide_hidden: tuple[int, ...]
+    gaussians: int = 0  # of the base of each component; a standard normal without any
 
     def batch(self) -> Tensor:
         """Return the rows of one batch, near the flows' own start."""
@@ -39,6 +41,10 @@ class Configuration:
             width = size
         return nn.Sequential(*layers, nn.Linear(width, self.components))
 
+    def base(self) -> GaussianMixtures:
+        """Return the base of each component."""
+        return GaussianMixtures(self.features, self.components, self.gaussians)
+
     def pair(self, top: int | None = None) -> VMoNF:
         """Return this library's mixture, with a guide over the ``top`` components of each row."""
         bank = {"affine": RealNVP, "spline": NSF, "maf": MAF}[self.family](
@@ -47,6 +53,7 @@ class Configuration:
             blocks=self.blocks,
             hidden=(self.hidden,),
             activation="relu",
+            **({"base": self.base()} if self.gaussians else {}),
         )
         network: nn.Module = MLP(self.features, self.components, hidden=self.guide_hidden)
         if top is not None:
@@ -70,4 +77,5 @@ CONFIGURATIONS = {
     "mid": Configuration("affine", 512, 10, 16, 8, 64, (64, 64)),
     "mnist-maf": Configuration("maf", 100, 5, 784, 5, 200, (512,)),
     "spline": Configuration("spline", 512, 10, 16, 8, 64, (64, 64)),
+    "default": Configuration("affine", 1000, 6, 8, 2, 32, (64,), gaussians=4),
 }

@@ -29,6 +29,7 @@ class Couplings(nn.Module):
         self.move = affine if c.family == "affine" else spline
         half, k, n = c.features // 2, c.components, self.networks
         self.half = half
+        self.base = MixtureBase(c) if c.gaussians else None
         self.first, self.second = nn.ParameterList(), nn.ParameterList()
         self.first_bias, self.second_bias = nn.ParameterList(), nn.ParameterList()
         for _ in range(c.blocks):
@@ -50,8 +51,30 @@ class Couplings(nn.Module):
             moved, log_slope = self.move(active, theta, self.half)
             total = total + log_slope
             passive, active = moved, passive
+        if self.base is not None:
+            return total + self.base(torch.cat((passive, active), 1))
         squares = passive.square().sum(1) + active.square().sum(1)
         return total - 0.5 * (squares + 2 * self.half * LOG_TWO_PI)
+
+
+class MixtureBase(nn.Module):
+    """The log-density ``(K, N)`` of K mixtures of Gaussians at columns ``(K, features, N)``."""
+
+    def __init__(self, c: Configuration) -> None:
+        super().__init__()
+        k, m, d = c.components, c.gaussians, c.features
+        self.logits = nn.Parameter(torch.zeros(k, m))
+        self.loc = nn.Parameter(torch.randn(k, m, d))
+        self.log_scale = nn.Parameter(torch.zeros(k, m, d))
+        self.lower = nn.Parameter(torch.zeros(k, m, d, d))
+
+    def forward(self, z: Tensor) -> Tensor:
+        k, m, d = self.loc.shape
+        whitening = self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
+        shift = -(whitening @ self.loc.unsqueeze(-1)).view(k, m * d, 1)
+        moved = torch.baddbmm(shift, whitening.view(k, m * d, d), z).view(k, m, d, -1)
+        constants = self.logits.log_softmax(-1) + self.log_scale.sum(-1) - 0.5 * d * LOG_TWO_PI
+        return (constants.unsqueeze(-1) - 0.5 * moved.square().sum(2)).logsumexp(1)
 
 
 def affine(x: Tensor, theta: Tensor, _: int) -> tuple[Tensor, Tensor]:

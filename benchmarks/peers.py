@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from benchmarks import limit
 from benchmarks.configurations import BINS, BOUND, CONFIGURATIONS, Configuration
+from benchmarks.jax_peers import jax_step
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.data import TensorSource
-from pyro_vmonf.training.lanes import Single
-from pyro_vmonf.training.objective import Objective, max_plate_nesting
+from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
 Step = Callable[[], Any]
@@ -32,7 +33,7 @@ def adam(parameters: Any) -> torch.optim.Adam:
 def library(
     c: Configuration, device: str, *, compile: bool = False, top: int | None = None
 ) -> Step:
-    """Return a step of ``fit``: TraceEnum_ELBO, its safeguards and its record."""
+    """Return a step of ``fit``, on the road that it takes, with its safeguards and its record."""
     pair = c.pair(top).to(device)
     x = c.batch().to(device)
     arguments: dict[str, Any] = {
@@ -42,17 +43,20 @@ def library(
         "size": 4 * c.rows,
         "sample_weight": None,
     }
+    objective = Objective(pair.model, pair.guide)
+    objective.prepare_(arguments)
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    lanes = Compiled(objective, None, trained)
     if compile:
-        pair.compile()
-    nesting = max_plate_nesting(pair.model, pair.guide, **arguments)
-    lanes = Single(Objective(pair.model, pair.guide, nesting))
+        lanes.build_(arguments, lambda graph: True)
     run = Run(TensorSource(x, None, None, c.rows, arguments["index"]), torch.Generator())
+    objective.train()
     plan = Plan(temperature=lambda step: 1.0)
     trainer = Trainer(lanes, [run], adam(lanes.parameters), None, plan)
 
     def step() -> None:
         with pyro.validation_enabled(False):
-            trainer.anneal()
+            trainer.anneal(1)
             trainer.step([arguments])
 
     return step
@@ -86,6 +90,8 @@ def in_a_loop(make: Callable[[Configuration], nn.Module]) -> Callable[..., Step]
     """Return the peer that goes through K flows, each of which scores rows when it is called."""
 
     def peer(c: Configuration, device: str) -> Step:
+        if c.gaussians:
+            raise NotImplementedError("the loops have a standard normal as their base")
         flows = nn.ModuleList(make(c) for _ in range(c.components)).to(device)
         return closed_form(c, device, flows, lambda x: torch.stack([f(x) for f in flows]))
 
@@ -220,7 +226,7 @@ class NormflowsFlow(nn.Module):
 
 def pyro_flows(c: Configuration) -> tuple[nn.ModuleList, Callable[[], list[Any]]]:
     """Return K flows of Pyro's transforms, and the function that makes their distributions."""
-    if c.family == "maf":
+    if c.family == "maf" or c.gaussians:
         raise NotImplementedError("Pyro's autoregressive networks are at least as wide as the rows")
     half = c.features // 2
     chains, modules = [], nn.ModuleList()
@@ -298,6 +304,8 @@ def products_step(c: Configuration, device: str) -> Step:
 PEERS: dict[str, Callable[..., Step]] = {
     "library": library,
     "library compiled": lambda c, d: library(c, d, compile=True),
+    "jax": jax_step,
+    "jax scanned": lambda c, d: jax_step(c, d, scanned=True),
     "limit": limit_step,
     "limit compiled": lambda c, d: limit_step(c, d, compile=True),
     "loop": in_a_loop(PlainFlow),

@@ -182,7 +182,7 @@ def fit_best(
     held_out = _common_rows(x, held_out, options["sample_weight"], first)
     if start is None and not is_streamed(x):
         warn_of_lost_clusters(model, guide, x, n_init)
-    alike = not isinstance(guide, PyroGuide)
+    alike = not isinstance(guide, PyroGuide) and options.get("compile") is not True
     if options.keys() <= TOGETHER and not is_streamed(x) and alike:
         with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, start, options)

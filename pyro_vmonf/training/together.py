@@ -29,7 +29,7 @@ from pyro_vmonf.training.trainer import Run, Trainer
 TOGETHER = {
     "epochs", "steps", "batch_size", "lr", "weight_decay", "scheduler", "clip_norm", "temperature",
     "sample_weight", "given", "held_out", "patience", "keep", "standardize", "max_rejected",
-    "progress", "fast",
+    "progress", "fast", "compile",
 }  # fmt: skip
 
 Pair = tuple[FlowMixture, BoundGuide]
