@@ -173,6 +173,8 @@ def answers_or_says_why(action: Callable[[Any], object], value: Any) -> None:
             warnings.filterwarnings("ignore", "the last step led to a state whose objective")
             # Constant columns and repeated rows are named.
             warnings.filterwarnings("ignore", "(column|[0-9]+ of [0-9]+ rows repeat).*What helps")
+            # A pair without random parts exports a point.
+            warnings.filterwarnings("ignore", "Nothing in the mixture is random")
             action(value)
     except (ValueError, TypeError, FloatingPointError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

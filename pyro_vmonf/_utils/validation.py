@@ -63,7 +63,9 @@ def as_tensor(name: str, values: Any) -> Tensor:
         )
     values = numeric(values, name)
     try:
-        values = values.detach() if isinstance(values, Tensor) else _to_tensor(values)
+        # A frame's numbers may lie column by column; sums then end in other last digits.
+        whole = isinstance(values, Tensor)
+        values = values.detach() if whole else _to_tensor(values).contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} is a {type(values).__name__} that is no numeric array; pass a tensor or numpy "

@@ -354,8 +354,12 @@ class FlowMixtureClustering(  # type: ignore[misc]
         return self.vmonf_.predict_proba(rows).numpy()  # type: ignore[no-any-return]
 
     def transform(self, X: Any) -> Array:
-        """Return :meth:`predict_proba`, for a pipeline; ``set_output`` chooses frames."""
-        return self.predict_proba(X)
+        """Return :meth:`predict_proba`, for a pipeline; ``set_output`` chooses frames.
+
+        The dtype is that of the rows.
+        """
+        rows = self._rows(X)
+        return self.vmonf_.predict_proba(rows).numpy().astype(rows.dtype)  # type: ignore[no-any-return]
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
         """Return the names of the columns of :meth:`transform`: ``cluster0``, ``cluster1``, …"""

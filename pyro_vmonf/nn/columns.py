@@ -40,7 +40,7 @@ class Columns:
     def squares(self) -> Tensor:
         """Return the sum of the squares of each point, ``(groups, 1, rows)``."""
         squares = [part * part for part in self.parts]
-        if len({part.shape for part in squares}) == 1:  # one sum is enough
+        if all(part.shape == squares[0].shape for part in squares):  # one sum is enough
             return summed(reduce(torch.add, squares))
         return reduce(torch.add, [summed(part) for part in squares])
 
