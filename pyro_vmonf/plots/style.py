@@ -39,8 +39,13 @@ def style(width: float = PAGE) -> Iterator[None]:
         >>> plt.close(figure)
     """
     chosen: Any = settings(width)  # typed as names of settings in newer versions
-    with mpl.rc_context(chosen):
+    # Its own settings only: a notebook's backend, which may wake up in the block, stays as it is.
+    before: Any = {name: mpl.rcParams[name] for name in chosen}
+    mpl.rcParams.update(chosen)
+    try:
         yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 def settings(width: float = PAGE) -> dict[str, Any]:

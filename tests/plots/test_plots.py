@@ -8,6 +8,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ from pyro_vmonf.plots import (
     style,
 )
 from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors, tint
+from pyro_vmonf.plots.style import style
 
 K = 3
 
@@ -146,6 +148,17 @@ def test_leaves_random_state_and_settings_alone(
     before = global_state()
     draw(ax=ax)
     assert global_state() == before
+
+
+def test_a_backend_that_wakes_up_in_a_figure_stays_awake() -> None:
+    """A notebook shows figures only while matplotlib is interactive."""
+    before = mpl.rcParams["interactive"]
+    try:
+        with style():
+            mpl.rcParams["interactive"] = not before
+        assert mpl.rcParams["interactive"] is not before
+    finally:
+        mpl.rcParams["interactive"] = before
 
 
 OF_A_PAIR = [
