@@ -117,7 +117,8 @@ def front() -> str:
                 [
                     "held-out log-density, median gain over a Gaussian mixture chosen by BIC",
                     f"{s['gain']} nats a row",
-                    f"the Gaussian mixture is better by more than .05 in {s['worse']} of {s['runs']} runs",
+                    "the Gaussian mixture is better by more than .05 in "
+                    f"{s['worse']} of {s['runs']} runs",
                 ],
                 [
                     "one fit on one busy core: median, longest",

@@ -54,7 +54,6 @@ from pyro_vmonf.plots import (
     style,
 )
 from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors, tint
-from pyro_vmonf.plots.style import style
 
 K = 3
 
