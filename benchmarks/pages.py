@@ -127,9 +127,9 @@ def front() -> str:
                 ],
                 [
                     "one training step, 5 flows, 512 rows, 2 columns",
-                    f"{ms['library']:.1f} ms",
-                    f"torch written by hand {ms['limit']:.1f}, zuko in a loop {ms['zuko']:.1f}, "
-                    f"Pyro in a loop {ms['pyro']:.1f}",
+                    f"{ms['library']:.2g} ms, compiled {ms['library compiled']:.2g}",
+                    f"JAX scanned {ms['jax scanned']:.2g}, torch by hand {ms['limit']:.2g}, zuko "
+                    f"in a loop {ms['zuko']:.2g}, Pyro in a loop {ms['pyro']:.2g}",
                 ],
             ],
         )
@@ -140,6 +140,36 @@ def front() -> str:
             "chance.",
         )
     )
+
+
+SIZES = {
+    "pinwheel": "5 RealNVPs, D = 2, 512 rows",
+    "mid": "10 RealNVPs, D = 16, 512 rows",
+    "spline": "10 spline flows, D = 16, 512 rows",
+    "mnist-maf": "5 MAFs, D = 784, 100 rows",
+    "default": "6 flows over 4 Gaussians each, D = 8, 1,000 rows",
+}
+WAYS = {
+    "library": "this library",
+    "library compiled": "compiled",
+    "limit": "torch by hand",
+    "limit compiled": "by hand, density compiled",
+    "jax": "JAX, jitted",
+    "jax scanned": "JAX, scanned",
+    "zuko": "K zuko flows",
+    "normflows": "K normflows",
+    "pyro": "K Pyro flows",
+}
+
+
+def steps() -> str:
+    """Return the milliseconds of a training step, for each configuration and way to write it."""
+    rows = []
+    for config, size in SIZES.items():
+        ms = step(config)
+        cells = [f"{ms[way]:.3g}" if way in ms else "–" for way in WAYS]
+        rows.append([f"{coded(config)}: {size}", *cells])
+    return markdown(" | ".join(("ms a step", *WAYS.values())), rows)
 
 
 def summary() -> str:
@@ -286,6 +316,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "front": front,
     "clusters": summary,
     "clustering-sets": sets,
+    "steps": steps,
     "plane": lambda: plane(PLANE),
     "thesis": lambda: plane(THESIS),
     "images": images,
