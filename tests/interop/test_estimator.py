@@ -188,8 +188,14 @@ LABELS: dict[str, tuple[Any, int, bool, str]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["list", "array", "series"])
-@pytest.mark.parametrize("name", LABELS)
+OTHER_FORMS = ["-1 and +1", "text and -1", "numbers and None", "booleans"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, "array") for name in LABELS]
+    + [(name, form) for name in OTHER_FORMS for form in ("list", "series")],
+)
 def test_labels_are_used_where_they_are_marked_beyond_doubt(name: str, form: str) -> None:
     values, components, used, words = LABELS[name]
     X, _ = blobs()
