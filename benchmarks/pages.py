@@ -98,7 +98,8 @@ def step(config: str) -> dict[str, float]:
 
 def front() -> str:
     """Return the README's table."""
-    s, ms = clusters(), step("pinwheel")
+    s = clusters()
+    ms = {way: milliseconds(value) for way, value in step("pinwheel").items()}
     return (
         markdown(
             "measure | default of this library | others",
@@ -127,9 +128,9 @@ def front() -> str:
                 ],
                 [
                     "one training step, 5 flows, 512 rows, 2 columns",
-                    f"{ms['library']:.2g} ms, compiled {ms['library compiled']:.2g}",
-                    f"JAX scanned {ms['jax scanned']:.2g}, torch by hand {ms['limit']:.2g}, zuko "
-                    f"in a loop {ms['zuko']:.2g}, Pyro in a loop {ms['pyro']:.2g}",
+                    f"{ms['library']} ms, compiled {ms['library compiled']}",
+                    f"JAX scanned {ms['jax scanned']}, torch by hand {ms['limit']}, zuko "
+                    f"in a loop {ms['zuko']}, Pyro in a loop {ms['pyro']}",
                 ],
             ],
         )
@@ -162,12 +163,17 @@ WAYS = {
 }
 
 
+def milliseconds(value: float) -> str:
+    """Return a time with two or three digits."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
 def steps() -> str:
     """Return the milliseconds of a training step, for each configuration and way to write it."""
     rows = []
     for config, size in SIZES.items():
         ms = step(config)
-        cells = [f"{ms[way]:.3g}" if way in ms else "–" for way in WAYS]
+        cells = [milliseconds(ms[way]) if way in ms else "–" for way in WAYS]
         rows.append([f"{coded(config)}: {size}", *cells])
     return markdown(" | ".join(("ms a step", *WAYS.values())), rows)
 
