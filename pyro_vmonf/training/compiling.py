@@ -90,6 +90,12 @@ class Compiling:
         self.history = history
         self.decided = False
 
+    def look_again(self, *_: object) -> None:
+        """Leave the graph if a callback has changed what it was made of."""
+        if self.lanes.graph is not None and self.lanes.graph.changed():
+            self.lanes.graph = None
+            self.history.road = "short, compiled until a part of the pair was changed"
+
     def __call__(self, trainer: Trainer, _: int) -> None:
         lanes = self.lanes
         if self.decided or lanes.graph is not None or lanes.count < MEASURED_STEPS:

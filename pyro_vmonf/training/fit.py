@@ -224,7 +224,7 @@ def _fit(
         if options.compile is True or (past or {}).get("compiled"):
             compiling.build_(probe)
         compiling.decided = options.compile != "auto"
-        trainer.after_epoch = [guard, compiling, _hook(model, guide, options)]
+        trainer.after_epoch = [guard, compiling, _hook(model, guide, options), compiling.look_again]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()

@@ -80,6 +80,7 @@ class StepGraph:
                 said = str(error).strip().partition("\n")[0]
                 raise NotCaptured(f"{type(error).__name__}: {said}") from error
             reason = self.difference(batch)
+            self.settings = _settings(objective)
         if reason:
             raise NotCaptured(reason)
         self.seconds = time.perf_counter() - start
@@ -94,6 +95,10 @@ class StepGraph:
             else value == self.fixed[name]
             for name, value in batch.items()
         )
+
+    def changed(self) -> bool:
+        """Return whether a part or a setting, which the graph has as it was, is another one now."""
+        return self.settings != _settings(self.objective)
 
     @torch.no_grad()
     def __call__(self, batch: Arguments) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
@@ -194,6 +199,22 @@ class StepGraph:
 
     def _of(self, name: str) -> Tensor:
         return self.state[self.names.index(name)]
+
+
+def _settings(objective: Objective) -> list[tuple[object, ...]]:
+    """Return parts, their modes and numbers, and which parameters are trained."""
+    found: list[tuple[object, ...]] = [
+        (id(parameter), parameter.requires_grad) for parameter in objective.parameters()
+    ]
+    for part in objective.modules():
+        numbers = [
+            (name, value)
+            for name, value in vars(part).items()
+            if isinstance(value, bool | int | float | str) and name[0] != "_"
+        ]
+        # Schedules of terms are inputs of the graph.
+        found.append((id(part), *(item for item in numbers if item[0] != "current_weight")))
+    return found
 
 
 def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:

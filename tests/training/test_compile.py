@@ -198,15 +198,45 @@ def test_what_a_graph_cannot_follow_is_not_compiled(pair: VMoNF, kind: str, reas
     assert road.startswith(f"short, not compiled: {reason}")
 
 
-def test_a_graph_that_differs_ends_with_a_warning(
-    pair: VMoNF, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
-    one = copy.deepcopy(pair)
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize("change", ["freeze", "elbo_gradient", "mode", "nothing"])
+def test_a_callback_that_changes_the_pair_ends_the_graph(pair: VMoNF, change: str) -> None:
+    """The graph has frozen parameters, modes and settings as they were."""
     x, _, _ = rows_of(torch.float64)
 
+    def callback(progress: Progress) -> None:
+        if progress.epoch == 1 and change == "freeze":
+            progress.model.bank.requires_grad_(False)
+        elif progress.epoch == 1 and change == "elbo_gradient":
+            progress.guide.elbo_gradient = 0.5  # type: ignore[assignment]
+        elif progress.epoch == 1 and change == "mode":
+            progress.guide.network.eval()
+
+    ends = []
+    for compile in (False, True):
+        one = copy.deepcopy(pair)
+        options: dict[str, Any] = {**WHOLE, "callbacks": callback, "compile": compile}
+        history = one.fit(x, **options)
+        ends.append(one)
+    ended = history.road == "short, compiled until a part of the pair was changed"
+    assert ended == (change != "nothing"), history.road
+    for one, other in zip(*(end.state_dict().values() for end in ends), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_graph_that_differs_ends_with_a_warning(pair: VMoNF) -> None:
+    """A number that hides in a closure is found by its value."""
+    x, _, _ = rows_of(torch.float64)
+    scale = [1.0]
+    guide = SoftmaxGuide(
+        MLP(2, 3, hidden=(4,)).double(),
+        [CustomTerm(lambda batch: scale[0] * batch.log_q.square().sum(-1))],
+    )
+    one = VMoNF(copy.deepcopy(pair.model), guide)
+
     def change(progress: Progress) -> None:
-        progress.guide.elbo_gradient = 0.5  # type: ignore[assignment]
+        scale[0] = 2.0
 
     with pytest.warns(RuntimeWarning, match="the compiled road ends after .* steps: the compiled"):
         history = one.fit(
