@@ -36,8 +36,9 @@ from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import DequantizedImages
 from pyro_vmonf.distortions import AffineImages
 from pyro_vmonf.experiments.draws import Data, Settings, draw_mnist
-from pyro_vmonf.experiments.images import behind_pixels, one_cycle, teach_undistorted
+from pyro_vmonf.experiments.images import one_cycle, teach_undistorted
 from pyro_vmonf.flows import MAFMoG
+from pyro_vmonf.flows.pixels import behind_pixels
 from pyro_vmonf.nn import ConvEncoder
 from pyro_vmonf.terms import Balance, Consistency
 
@@ -119,7 +120,7 @@ def taught(data: Data, digits: int, out: Path) -> nn.Module:
     if not path.exists():
         with local_seed(0):
             network = ConvEncoder(SHAPE, digits)
-            bank = behind_pixels(Glow(SHAPE, digits, blocks=1, channels=1), data)
+            bank = behind_pixels(Glow(SHAPE, digits, blocks=1, channels=1), data.x)
             vmonf = VMoNF(FlowMixture(bank), SoftmaxGuide(network))
             teach_undistorted(6 if digits == 10 else 2)(vmonf, data, False)
         out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +209,7 @@ def banks(settings: Settings, out: Path, minutes: float) -> None:
     def measure(make: Callable[[int], Flow], components: int, lr: float) -> Row:
         data = flat if isinstance(make(1), MAFMoG) else images
         with local_seed(0):
-            bank = behind_pixels(make(components), data)
+            bank = behind_pixels(make(components), data.x)
         guide = (
             SoftmaxGuide(network, terms=[], elbo_gradient=0.0, top=1) if components > 1 else None
         )
@@ -238,7 +239,7 @@ def turns(settings: Settings, out: Path, minutes: float) -> None:
                 SHAPE, 10, channels=48, depth=4, squeezes=1, shared_trunk=True, precision="bfloat16"
             )
         return VMoNF(
-            FlowMixture(behind_pixels(bank, data)),
+            FlowMixture(behind_pixels(bank, data.x)),
             SoftmaxGuide(network, **guide),  # type: ignore[arg-type]
         )
 
@@ -291,7 +292,7 @@ def anomaly(settings: Settings, out: Path, minutes: float) -> None:
                 SHAPE, components, channels=48, depth=4, squeezes=1, shared_trunk=True,
                 precision="bfloat16",
             )  # fmt: skip
-        vmonf = VMoNF(FlowMixture(behind_pixels(bank, data)), guide)
+        vmonf = VMoNF(FlowMixture(behind_pixels(bank, data.x)), guide)
         fitted(vmonf, data.levels, minutes, 4e-3)
         return vmonf
 

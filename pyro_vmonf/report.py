@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import matplotlib.axes
 
 MOST_WEIGHTS = 20  # components whose weights are listed
+TOUCHING = 0.01  # share of a cluster's rows that another one gets, above which they touch
+MOST_PAIRS = 10  # that the report names
+SURE = 0.9  # probability of a cluster below which a row is unsure
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,11 @@ class ChoiceReport:
     def __str__(self) -> str:
         found = self.choice
         lines = [self.summary()]
-        scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
-        lines.append(f"candidates, nats a row: {scores}")
+        if "candidates" in found:
+            scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
+            lines.append(f"candidates, nats a row: {scores}")
+        if "normalised_cut" in found:
+            lines.append(f"normalised cut of the neighbours: {found['normalised_cut']:.3f}")
         alike = self.as_good_as()
         if alike:
             shown = ", ".join(f"{k} ({v:.3f})" for k, v in alike.items())
@@ -175,6 +181,27 @@ class ChoiceReport:
         return bool(self.choice.get("held_out_gaussians", -math.inf) >= ours)
 
     __repr__ = __str__
+
+
+def touching(q: Tensor, components: int | None = None) -> dict[str, Any]:
+    """Return the pairs of clusters that touch, and how many rows are unsure.
+
+    Arguments:
+        q: probabilities ``(N, K)`` of the clusters of each row.
+        components: number of clusters that are compared; all by default.
+
+    References:
+        Hennig (2010), Methods for merging Gaussian mixture components.
+    """
+    owned = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]).to(q.dtype)
+    share = (q.mT @ owned) / q.sum(0).clamp_min(1e-12)[:, None]
+    share = torch.maximum(share, share.mT)[:components, :components].triu(1)
+    pairs = sorted((-float(share[i, j]), i, j) for i, j in (share > TOUCHING).nonzero().tolist())
+    return {
+        "touching": {f"{i} and {j}": -negative for negative, i, j in pairs[:MOST_PAIRS]},
+        "unsure": int((q.amax(1) < SURE).sum()),
+        "rows": len(q),
+    }
 
 
 def gaussians_instead(count: int) -> str:

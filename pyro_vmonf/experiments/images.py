@@ -15,26 +15,16 @@ from pyro_vmonf.experiments.draws import Data
 from pyro_vmonf.experiments.recipes import Recipe, Teach
 from pyro_vmonf.flows.base import Flow
 from pyro_vmonf.flows.images import Glow
-from pyro_vmonf.flows.pixels import PixelFlow
+from pyro_vmonf.flows.pixels import PixelFlow, behind_pixels
 from pyro_vmonf.flows.ready_made import AutoregressiveNSF, MAFMoG
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import ConvEncoder
 from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.terms import Balance, Classification, Consistency
-from pyro_vmonf.transforms import Logit, Standardize
 from pyro_vmonf.vmonf import VMoNF
 
-ROWS_FOR_UNITS = 10_000
 Bank = Callable[[tuple[int, ...], int], Flow]
-
-
-def behind_pixels(bank: Flow, data: Data) -> Flow:
-    """Return a bank for pixels in [0, 1), from a bank for their standardised logits."""
-    event_shape = tuple(data.x.shape[1:])
-    pixels, units = Logit(event_dim=len(event_shape)), Standardize(event_shape)
-    units.fit_(pixels.inv(data.x[:ROWS_FOR_UNITS]))
-    return Flow([*bank.transforms, units, pixels], base=bank.base)  # type: ignore[list-item]
 
 
 def fitting_pair(network: nn.Module, flows: Flow) -> VMoNF:
@@ -88,7 +78,7 @@ def undistorted(n_init: int) -> Recipe:
         splines = AutoregressiveNSF(
             data.x.shape[1], data.num_components, blocks=1, hidden=(200,), bound=4.0
         )
-        return fitting_pair(network=encoder(data), flows=behind_pixels(splines, data))
+        return fitting_pair(network=encoder(data), flows=behind_pixels(splines, data.x))
 
     return Recipe(
         build,
@@ -122,7 +112,7 @@ def recipe(bank: Bank, *, steps: int, quick: int, batch_size: int, lr: float) ->
     def build(data: Data) -> VMoNF:
         network = encoder(data)
         flows = bank(tuple(data.x.shape[1:]), data.num_components)
-        return fitting_pair(network, behind_pixels(flows, data))
+        return fitting_pair(network, behind_pixels(flows, data.x))
 
     def options(steps: int) -> dict[str, object]:
         return {

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.validation import check_image_shape, check_positive
 from pyro_vmonf.flows.base import Flow, base_bank, batch_shapes
 from pyro_vmonf.nn.convolutions import Precision, Way
-from pyro_vmonf.transforms import FlowTransform, SplineImageAutoregressive, Squeezed, squeeze
+from pyro_vmonf.transforms import (
+    FlowTransform,
+    Logit,
+    SplineImageAutoregressive,
+    Squeezed,
+    Standardize,
+    squeeze,
+)
+
+ROWS_FOR_UNITS = 10_000
 
 
 class PixelFlow(Flow):
@@ -106,3 +115,16 @@ class PixelFlow(Flow):
             chain = [Squeezed(chain)]
         super().__init__(chain, base=base_bank(base, shape, components))
         self.image_shape = torch.Size(shape)
+
+
+def behind_pixels(bank: Flow, x: Tensor) -> Flow:
+    """Return a bank for pixels in [0, 1), from a bank for their standardised logits.
+
+    Arguments:
+        bank: flows of logits.
+        x: images ``(N, *event_shape)`` in [0, 1), from which the units come.
+    """
+    event_shape = tuple(x.shape[1:])
+    pixels, units = Logit(event_dim=len(event_shape)), Standardize(event_shape)
+    units.fit_(pixels.inv(x[:ROWS_FOR_UNITS]))
+    return Flow([*bank.transforms, units, pixels], base=bank.base)  # type: ignore[list-item]

@@ -275,7 +275,12 @@ class ConvEncoder(ShownModule):
         layers += [nn.BatchNorm1d(hidden)] if batch_norm else []
         self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, out_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Return the hidden layer ``(*, hidden)`` of images ``(*, C, H, W)`` or flattened ones.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
         flat = x.shape[-3:] != self.image_shape
         if flat and x.shape[-1:] != (self.image_shape.numel(),):
             raise ValueError(
@@ -284,5 +289,8 @@ class ConvEncoder(ShownModule):
                 f"(*, {self.image_shape.numel()})"
             )
         batch_shape = x.shape[:-1] if flat else x.shape[:-3]
-        out = self.layers(x.reshape(-1, *self.image_shape))
-        return out.reshape(*batch_shape, self.out_features)
+        found: Tensor = self.layers[:-1](x.reshape(-1, *self.image_shape))
+        return found.reshape(*batch_shape, self.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[-1](self.features(x))

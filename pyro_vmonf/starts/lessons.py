@@ -37,24 +37,29 @@ JUDGED = 8192  # rows on which starts are compared
 
 
 class Lesson(nn.Module):
-    """A loss of a guide alone, as the objective of a trainer.
+    """A loss of a guide alone, or of another network, as the objective of a trainer.
 
     Arguments:
-        guide: the guide, whose network learns.
+        module: the guide, whose network learns, or the network.
         loss: function from positions of rows to the loss.
         terms: those whose weights follow schedules.
     """
 
     def __init__(
         self,
-        guide: SoftmaxGuide,
+        module: nn.Module,
         loss: Callable[[Tensor], Tensor],
         terms: Sequence[Term] = (),
     ) -> None:
         super().__init__()
-        self.guide = guide
+        self.module = module
         self.loss = loss
         self.terms = list(terms)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that learns."""
+        return self.module.network if isinstance(self.module, SoftmaxGuide) else self.module
 
     def set_step_(self, step: int) -> None:
         """Move the terms along their schedules."""
@@ -107,7 +112,7 @@ def teach(
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    parameters = [p for p in lesson.guide.network.parameters() if p.requires_grad]
+    parameters = [p for p in lesson.network.parameters() if p.requires_grad]
     run = Run(rows, torch.Generator())  # type: ignore[arg-type]
     plan = Plan(steps=steps, max_rejected=1, title=title)
     Trainer(Single(lesson, parameters=parameters), [run], optimizer, scheduler, plan).run()
@@ -314,7 +319,7 @@ def warm_start_(
         return loss.mean() if weight is None else (loss * weight[index]).mean() / weight.mean()
 
     with in_units(model, x, weight, names), local_seed(seed):
-        optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr)
+        optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr, fused=True)
         teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
 
 

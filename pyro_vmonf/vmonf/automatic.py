@@ -25,7 +25,7 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
-from pyro_vmonf.report import ChoiceReport, gaussians_instead
+from pyro_vmonf.report import ChoiceReport, gaussians_instead, touching
 from pyro_vmonf.starts.background import broad_gaussian
 from pyro_vmonf.starts.choice import Scored, choose, densities_of, rank
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
@@ -48,9 +48,6 @@ MOST_STEPS = 1500
 BATCH = 256
 MOST_BATCH = 4096
 CHUNK = 8192  # rows that are scored at once
-TOUCHING = 0.01  # share of a cluster's rows that another one gets, above which they touch
-MOST_PAIRS = 10  # that the report names
-SURE = 0.9  # probability of a cluster below which a row is unsure
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 
 
@@ -237,20 +234,11 @@ def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
     drawn = torch.as_tensor(rows.drawn(rows.counted(), MOST_ROWS))
     with evaluating(guide):
         q = torch.cat([guide.log_q(part).exp() for part in rows.x[drawn].split(CHUNK)])
-    owned = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]).to(q.dtype)
-    share = (q.mT @ owned) / q.sum(0).clamp_min(1e-12)[:, None]  # Hennig (2010)
-    share = torch.maximum(share, share.mT)[:components, :components].triu(1)
-    pairs = sorted((-float(share[i, j]), i, j) for i, j in (share > TOUCHING).nonzero().tolist())
     kinds: dict[str, list[str]] = {}
     for number, kind in enumerate(kinds_of(rows.x)):
         if kind is not None:
             kinds.setdefault(kind, []).append(str(rows.names[number] if rows.names else number))
-    return {
-        "touching": {f"{i} and {j}": -negative for negative, i, j in pairs[:MOST_PAIRS]},
-        "unsure": int((q.amax(1) < SURE).sum()),
-        "rows": len(drawn),
-        "columns": kinds,
-    }
+    return {**touching(q, components), "columns": kinds}
 
 
 def _fit(

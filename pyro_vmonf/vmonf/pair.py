@@ -28,6 +28,7 @@ from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.restarts import fit_best
 from pyro_vmonf.vmonf.automatic import from_data
+from pyro_vmonf.vmonf.pictures import from_images
 from pyro_vmonf.vmonf.scores import Scores
 from pyro_vmonf.vmonf.table import Background
 
@@ -147,13 +148,20 @@ class VMoNF(Scores, Drawn, Transparent):
         long as held-out rows gain; without a gain the start is the answer. The pair is an ordinary
         one, to be opened, swapped and fitted further.
 
+        Images ``(N, C, H, W)`` take another road. A network learns features that small affine
+        distortions leave alone, the graph of their neighbours gives the clusters, and the guide
+        learns these on distorted images. Pixel-by-pixel flows then fit the clusters; see
+        :mod:`pyro_vmonf.starts.images`.
+
         Arguments:
-            x: rows ``(N, D)``: an array, tensor or frame.
+            x: rows ``(N, D)``: an array, tensor or frame; or images ``(N, C, H, W)``, in [0, 1] or
+                bytes.
             y: labels ``(N,)`` with −1 for unlabelled.
             components: number of components *K*; by default the one that the criterion prefers.
             seed: seed of the choice and of each draw.
-            minutes: time for the whole, about. A fit that the time cuts short ends elsewhere on a
-                faster machine, also under the same seed; ``history.stopped`` says so.
+            minutes: time for the whole, about; for images, of the fit of the flows alone. A fit
+                that the time cuts short ends elsewhere on a faster machine, also under the same
+                seed; ``history.stopped`` says so.
             sample_weight: weights of the rows ``(N,)``, at least zero.
             progress: show a progress bar in a terminal or a notebook.
             background: add a broad component for rows that are far from all others, as the last
@@ -175,10 +183,16 @@ class VMoNF(Scores, Drawn, Transparent):
             torch.Size([3])
         """
         options: dict[str, Any] = {"seed": seed, "minutes": minutes, "progress": progress}
-        options["background"] = background
-        model, guide, history = from_data(
-            x, y, components=components, sample_weight=sample_weight, **options
-        )
+        if getattr(x, "ndim", 2) == 4:
+            if sample_weight is not None or background:
+                raise ValueError(
+                    "images take neither sample_weight nor background; leave out images that "
+                    "shall not count"
+                )
+            model, guide, history = from_images(x, y, components=components, **options)
+        else:
+            options |= {"sample_weight": sample_weight, "background": background}
+            model, guide, history = from_data(x, y, components=components, **options)
         vmonf = cls(model, guide)
         vmonf.history = history
         return vmonf

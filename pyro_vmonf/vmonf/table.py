@@ -89,8 +89,8 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     rows = as_tensor("x", numeric(ordered(x, names)))
     if rows.dim() != 2:
         raise ValueError(
-            f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D): for images build the "
-            "pair from an image bank and a ConvEncoder"
+            f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D) and images "
+            "(N, C, H, W)"
         )
     kind = rows.dtype if rows.is_floating_point() else torch.float32
     rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), torch.empty(0, dtype=kind))

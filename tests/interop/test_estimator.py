@@ -30,7 +30,7 @@ EXPECTED = {
 
 @parametrize_with_checks(
     [
-        FlowMixtureClustering(max_iter=2, random_state=0),
+        FlowMixtureClustering(max_iter=2, init="random", random_state=0),
         FlowMixtureClustering(2, minutes=1e-4, random_state=0),  # the choice alone, untrained
     ],
     expected_failed_checks=lambda estimator: EXPECTED,
@@ -203,7 +203,8 @@ def test_labels_are_used_where_they_are_marked_beyond_doubt(name: str, form: str
     if form != "list":
         y = np.array(y, dtype=object if any(isinstance(v, str) for v in values) else None)
         y = pd.Series(y) if form == "series" else y
-    found = FlowMixtureClustering(components, max_iter=1, random_state=0)
+    options: dict[str, Any] = {"max_iter": 1, "init": "random", "random_state": 0}
+    found = FlowMixtureClustering(components, **options)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found.fit(X[:60], y)
@@ -212,10 +213,10 @@ def test_labels_are_used_where_they_are_marked_beyond_doubt(name: str, form: str
     if used:
         known = [v for v in values if v is not None and v is not pd.NA and str(v) != "-1"]
         assert list(found.classes_) == sorted(known)
-        chosen = FlowMixtureClustering(components, max_iter=1, random_state=0, use_labels=True)
+        chosen = FlowMixtureClustering(components, **options, use_labels=True)
         np.testing.assert_array_equal(chosen.fit(X[:60], y).labels_, found.labels_)
     else:
-        plain = FlowMixtureClustering(components, max_iter=1, random_state=0).fit(X[:60])
+        plain = FlowMixtureClustering(components, **options).fit(X[:60])
         np.testing.assert_array_equal(plain.score_samples(X), found.score_samples(X))
 
 
