@@ -167,5 +167,8 @@ class Standardize(FlowTransform):
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inverse(x), -self._log_det(x)
 
+    def inverse_of_observed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._inverse(x), -torch.where(x.isnan(), 0.0, self.scale.log()).sum(-1)
+
     def _inverse(self, x: Tensor) -> Tensor:
         return ((x - self.loc) / self.scale).to(self.scale.dtype)
