@@ -11,7 +11,6 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
-from pyro_vmonf.distributions.partial import Observed
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import in_units
 
@@ -59,14 +58,6 @@ class Marginal(Estimated):
     def in_units(self, put: Callable[[Distribution], Distribution]) -> Distribution:
         """Put the components behind the units of the rows."""
         return Marginal(self.log_weights, in_units(self.components, put), self.batch_shape)
-
-    def observed(self, draws: int) -> Marginal:
-        """Return the mixture that scores rows by the entries that are there: see :class:`Observed`.
-
-        Arguments:
-            draws: of each missing entry where importance weights are needed.
-        """
-        return Marginal(self.log_weights, Observed(self.components, draws), self.batch_shape)
 
     def joint_log_prob(self, x: Tensor) -> Tensor:
         r"""Return :math:`\log\pi_c + \log p(x \mid c)` of shape ``(*, K)``."""
