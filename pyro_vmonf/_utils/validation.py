@@ -155,6 +155,27 @@ def check_rows(
     return converted
 
 
+def check_gaps(x: Tensor, names: Sequence[Any] | None = None) -> None:
+    """Refuse rows and columns without any entry to learn from.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if not has_gaps(x):
+        return
+    gaps = x.isnan()
+    columns = gaps.all(0).nonzero().squeeze(1)
+    if len(columns):
+        named = listed(columns) if names is None else ", ".join(str(names[c]) for c in columns[:5])
+        raise ValueError(f"column {named} of x has no entry, only NaN; leave it out")
+    rows = gaps.all(1).nonzero().squeeze(1)
+    if len(rows):
+        raise ValueError(
+            f"rows {listed(rows)} of x have no entry, only NaN ({len(rows)} of {len(x)} rows); "
+            "leave them out: the verbs give them the weights as their posterior"
+        )
+
+
 def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tensor:
     """Return labels ``(N,)`` as long, or log-likelihoods ``(N, K)`` as floats.
 
