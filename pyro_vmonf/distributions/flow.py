@@ -141,7 +141,8 @@ class FlowDistribution(Estimated):
                 return importance(self, x, draws)
             z, log_det = back
             total = total + log_det
-        exact = (z.isnan().sum(-1) == x.isnan().sum(-1)).expand(*x.shape[:-2], *self.batch_shape)
+        exact = z.isnan().sum(-1) == x.isnan().sum(-1)
+        exact = exact.expand(broadcast(x.shape[:-1], self.batch_shape))
         if not exact.any():
             return importance(self, x, draws)
         inner = observe(self.base, z, draws)

@@ -111,8 +111,6 @@ def from_data(
             rows, model, guide, best, every.filled[torch.as_tensor(far)]
         )
         choice["background"] = int(far.sum())
-    if every.missing():
-        choice["missing"] = every.missing()
     choice |= _seen(guide, every, components=parts)
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
     history.choice = choice
@@ -264,6 +262,7 @@ def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
         "touching": {f"{i} and {j}": -negative for negative, i, j in pairs[:MOST_PAIRS]},
         "unsure": int((q.amax(1) < SURE).sum()),
         "rows": len(drawn),
+        "missing": rows.missing(),
         "columns": kinds,
     }
 
