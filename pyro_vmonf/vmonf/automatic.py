@@ -107,9 +107,7 @@ def from_data(
     history = _fit(rows, model, guide, 2 * seconds / 3, stages, epochs=epochs)
     stages.close()
     if far is not None:
-        model, guide = _with_background(
-            rows, model, guide, best, every.filled[torch.as_tensor(far)]
-        )
+        model, guide = _with_background(rows, model, guide, best, every.filled[far])
         choice["background"] = int(far.sum())
     choice |= _seen(guide, every, components=parts)
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}

@@ -148,7 +148,8 @@ class VMoNF(Scores, Drawn, Transparent):
         one, to be opened, swapped and fitted further.
 
         Arguments:
-            x: rows ``(N, D)``: an array, tensor or frame.
+            x: rows ``(N, D)``: an array, tensor or frame, with NaN for missing entries. The start
+                has values of near rows in their place, and the fit sums them out.
             y: labels ``(N,)`` with −1 for unlabelled.
             components: number of components *K*; by default the one that the criterion prefers.
             seed: seed of the choice and of each draw.
