@@ -23,7 +23,7 @@ FEW = 0.05  # effective share of the draws, below which an estimate is named
 class PartialLogProb(NamedTuple):
     """The log-density of the entries of each row that are there.
 
-    Attributes:
+    Arguments:
         log_prob: in nats, raw units, ``(N,)``; zero for a row without any.
         error: its standard error ``(N,)``; zero where it is exact.
         effective: the share of the draws that count, between 0 and 1, ``(N,)``; one where it is
@@ -38,7 +38,7 @@ class PartialLogProb(NamedTuple):
 class Completed(NamedTuple):
     """Rows whose missing entries are filled in.
 
-    Attributes:
+    Arguments:
         x: rows ``(N, D)``, or draws of them ``(draws, N, D)``.
         effective: the share of the importance-weighted draws behind each row that count, ``(N,)``;
             one where the conditional is exact.
