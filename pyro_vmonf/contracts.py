@@ -29,6 +29,11 @@ class Bank(Protocol):
         ``guide()``: draw the same sites inside the guide; by default nothing.
         ``compile()``: compile the log-density; every ``torch.nn.Module`` has it.
 
+    Optional, of the distribution:
+        ``observe(x, draws)``: marginals and conditionals of rows ``(*, 1, D)`` with NaN for missing
+        entries, as a :class:`~pyro_vmonf.distributions.partial.Partial`; by default
+        importance-weighted draws of :func:`~pyro_vmonf.distributions.partial.importance`.
+
     Implementing a bank:
         >>> import torch
         >>> from torch.distributions import Independent, Laplace
@@ -55,7 +60,7 @@ class Transform(Protocol):
     ``Transform`` of them.
 
     Optional, with defaults there: ``start_(x, weight)``, ``condition(context)``,
-    ``reset_parameters()``.
+    ``reset_parameters()``, ``inverse_of_observed(x)`` of rows with missing entries.
 
     Implementing a transform:
         >>> import torch

@@ -22,10 +22,12 @@ from pyro_vmonf._utils.validation import (
     check_rows,
     check_sample_weight,
     floating_buffer,
+    has_gaps,
 )
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
+from pyro_vmonf.distributions.partial import Observed
 from pyro_vmonf.distributions.selection import pick, select
 from pyro_vmonf.distributions.support import in_units, is_in, is_real
 from pyro_vmonf.flows.stack import Bank, as_bank, component_of
@@ -39,12 +41,15 @@ from pyro_vmonf.program import (
     detached_,
     free_dim,
     log_evidence,
+    posterior_of_joint,
     register,
     running,
     unregistered,
 )
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import ObservedWeights, Weights, as_weights
+
+TRAINING_DRAWS, SCORING_DRAWS = 8, 64  # of a missing entry, for importance weights
 
 
 class FlowMixture(Program):
@@ -74,6 +79,7 @@ class FlowMixture(Program):
     """
 
     weights: Weights
+    incomplete: bool | None = None  # whether rows have gaps, where a fit knows it
 
     def __init__(
         self,
@@ -146,7 +152,17 @@ class FlowMixture(Program):
         event_dim = len(self.event_shape)
         return ~is_in(support, x.unsqueeze(-1 - event_dim), event_dim).any(-1)
 
-    def rows(self, x: Any, *, weight: Any = None, first: int = 0) -> Tensor:
+    def has_gaps(self, x: Tensor | None) -> bool:
+        """Return whether rows have missing entries; a fit knows, and nobody has to look."""
+        known = self.incomplete
+        return x is not None and (has_gaps(x) if known is None else known)
+
+    def observed(self, components: Distribution, x: Tensor | None) -> Distribution:
+        """Return components that score rows with gaps by what is there, if the rows have any."""
+        draws = TRAINING_DRAWS if self.training else SCORING_DRAWS
+        return Observed(components, draws) if self.has_gaps(x) else components
+
+    def rows(self, x: Any, *, weight: Any = None, first: int = 0, missing: bool = False) -> Tensor:
         """Return rows ``(N, *event_shape)`` in the dtype and on the device of the model.
 
         Rows in float64 stay so if a model in float32 would lose the digits of their spread. The
@@ -156,11 +172,13 @@ class FlowMixture(Program):
             x: the rows.
             weight: their weights ``(N,)``; those of weight zero do not count for the spread.
             first: number of the first row, for messages.
+            missing: let NaN pass, where rows are numbers ``(D,)`` without bounds.
 
         Raises:
             TypeError: if they are no real floating numbers.
             ValueError: if their shape or columns do not fit, or they are not finite.
         """
+        missing = missing and not self.bounded and len(self.event_shape) == 1
         x = ordered(x, self.feature_names)
         counts = None if weight is None else as_tensor("sample_weight", weight) > 0
 
@@ -169,9 +187,8 @@ class FlowMixture(Program):
             return self.standardizer.needs_digits(rows[counts] if counted else rows)
 
         like = floating_buffer(self)
-        return check_rows(
-            x, self.event_shape, like, keeps=None if self.bounded else keeps, first=first
-        )
+        keep = None if self.bounded else keeps
+        return check_rows(x, self.event_shape, like, keeps=keep, first=first, missing=missing)
 
     def standardize_(self, x: Any, weight: Any = None) -> None:
         """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike.
@@ -187,7 +204,7 @@ class FlowMixture(Program):
         if self.bounded:
             raise ValueError("the components are bounded: their rows cannot be standardised")
         names = self.feature_names or names_of(x)
-        x = self.rows(x, weight=weight)
+        x = self.rows(x, weight=weight, missing=True)
         if weight is not None:
             weight = check_sample_weight(weight, len(x), floating_buffer(self))
             if not weight.any():
@@ -227,7 +244,7 @@ class FlowMixture(Program):
             rows: rows ``(N, *event_shape)``.
         """
         x, given = rows.x, rows.given
-        components = self._in_raw_units(self.components_of(given))
+        components = self.observed(self._in_raw_units(self.components_of(given)), x)
         return self.weights(given), components.log_prob(x.unsqueeze(-1 - len(self.event_shape)))
 
     def sums_directly(self) -> bool:
@@ -250,7 +267,8 @@ class FlowMixture(Program):
         """Draw the rows, or score those given.
 
         Arguments:
-            x: rows ``(*, *event_shape)``; ``None`` generates ``size`` of them.
+            x: rows ``(*, *event_shape)``; ``None`` generates ``size`` of them. NaN marks a missing
+                entry: see :class:`~pyro_vmonf.distributions.partial.Observed`.
             y: labels ``(*)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(*, K)``.
             index: positions ``(B,)`` of the rows in the whole data set.
             size: rows of the whole data set, N; the loss is then scaled by N/B.
@@ -262,6 +280,7 @@ class FlowMixture(Program):
         """
         check_context(given, self.context_features)
         log_weights, components = self.draw_parts(given)
+        components = self.observed(components, x)
         if size is None and x is None and given is not None:
             size = given.shape[free_dim() - 1]
         plate = data_plate(
@@ -353,17 +372,9 @@ class FlowMixture(Program):
         r"""Return the exact :math:`\log p(c \mid x, y)` ``(*, K)``, by Bayes' rule."""
         check_follows(self, "log_posterior", "log_posterior", "mixture")
         mixture = self.mixture(given)
+        if self.has_gaps(x):
+            mixture = Marginal(mixture.log_weights, self.observed(mixture.components, x))
         return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
-
-
-def posterior_of_joint(joint: Tensor, log_weights: Tensor, y: Tensor | None) -> Tensor:
-    r"""Return :math:`\log p(c \mid x, y)` from :math:`\log p(c, x)` ``(*, K)`` and evidence."""
-    # A row so far off that no component has a density for it keeps the prior.
-    nowhere = (joint == -torch.inf).all(-1, keepdim=True)
-    joint = torch.where(nowhere, log_weights, joint)
-    if y is not None:
-        joint = joint + log_evidence(y, joint.shape[-1], joint.dtype)
-    return joint.log_softmax(-1)
 
 
 class MixtureComponent(Registered):

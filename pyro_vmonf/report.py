@@ -168,6 +168,11 @@ class ChoiceReport:
                 f"{found['unsure']} of {found['rows']} rows are unsure: "
                 "vmonf.predict_proba(x).amax(1) < 0.9"
             )
+        if found.get("missing"):
+            lines.append(
+                f"{found['missing']['entries']} entries are missing, in {found['missing']['rows']} "
+                "rows: the start has values of near rows there, and the fit sums them out"
+            )
         if "background" in found:
             lines.append(f"{found['background']} rows are background, the last component")
         for kind, columns in found.get("columns", {}).items():

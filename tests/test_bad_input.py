@@ -289,15 +289,14 @@ def test_extreme_units_are_standardised_away(scale: float, shift: float) -> None
     assert torch.equal(vmonf.predict(x), other.predict(plain))
 
 
-@pytest.mark.parametrize("spoil", ["nan", "inf"])
-def test_bad_rows_leave_the_pair_alone(spoil: str) -> None:
+def test_bad_rows_leave_the_pair_alone() -> None:
     vmonf, before = pair(), pair()
     for action in (
         lambda x: vmonf.fit(x, epochs=1, progress=False),
         lambda x: vmonf.model.standardize_(x),
         lambda x: vmonf.prune_(x),
     ):
-        with pytest.raises(ValueError, match="NaN or infinite"):
-            action(made((20, D), "float32", "tensor", spoil, 0))
+        with pytest.raises(ValueError, match="infinite values"):
+            action(made((20, D), "float32", "tensor", "inf", 0))
     for one, other in zip(vmonf.state_dict().values(), before.state_dict().values(), strict=True):
         assert torch.equal(one, other)

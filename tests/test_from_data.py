@@ -205,7 +205,8 @@ BAD: dict[str, tuple[Any, dict[str, Any]]] = {
     "expected at least 9": (np.zeros((5, 2)), {"components": 9}),
     "components is": (np.zeros((5, 2)), {"components": 0}),
     "minutes is": (np.zeros((5, 2)), {"minutes": -1.0}),
-    "NaN or infinite": (np.full((5, 2), np.nan), {}),
+    "infinite values": (np.full((5, 2), np.inf), {}),
+    "column 0, 1 of x has no entry": (np.full((5, 2), np.nan), {}),
     "zero for every row": (np.zeros((5, 2)), {"sample_weight": np.zeros(5)}),
 }
 

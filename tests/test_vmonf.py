@@ -171,7 +171,7 @@ def test_scores_use_eval_mode_and_put_it_back() -> None:
 
 BAD: dict[str, tuple[Callable[[VMoNF], object], type[Exception], str]] = {
     "features": (lambda v: v.log_prob(torch.zeros(4, 3)), ValueError, "3 features"),
-    "nan": (lambda v: v.predict(np.array([[0.0, np.nan]])), ValueError, "rows: 0"),
+    "infinite": (lambda v: v.predict(np.array([[0.0, np.inf]])), ValueError, "rows: 0"),
     "empty": (lambda v: v.predict_proba(torch.zeros(0, D)), ValueError, "no rows"),
     "integers": (lambda v: v.component_log_prob(torch.zeros(4, D).int()), TypeError, "int32"),
     "no samples": (lambda v: v.sample(0), ValueError, "num_samples is 0"),

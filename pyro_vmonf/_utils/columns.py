@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.frames import Names
+from pyro_vmonf._utils.validation import has_gaps
 
 FEWEST = 10  # rows below which nothing is said
 REPEATED = 0.05  # share of rows that repeat another one, above which they are named
@@ -15,13 +16,17 @@ SHOWN = 8  # columns that are named
 
 
 def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
-    """Warn, once for all, of columns with few values and of repeated rows.
+    """Warn, once for all, of columns with few values and of repeated rows, where none is missing.
 
     Arguments:
         x: rows ``(N, D)``; of rows of another shape nothing is said.
         names: of the columns; their numbers by default.
     """
-    if x.dim() != 2 or len(x) < FEWEST:
+    if x.dim() != 2:
+        return
+    if has_gaps(x):
+        x = x[~x.isnan().any(1)]
+    if len(x) < FEWEST:
         return
     kinds = kinds_of(x)
     said, helps = [], []

@@ -73,12 +73,17 @@ def _take(x: Any, labels: Names, wanted: Names) -> Any:
     return x.iloc[:, places] if hasattr(x, "iloc") else x[list(wanted)]
 
 
-def numeric(x: Any, name: str = "x") -> Any:
+def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
     """Return a frame whose columns are all numbers: nullable ones and booleans become floats.
+
+    Arguments:
+        x: the frame, or anything else, which stays as it is.
+        name: of the argument, for messages.
+        missing: missing values of nullable columns become NaN.
 
     Raises:
         TypeError: if a column is no number.
-        ValueError: if a nullable column has missing values.
+        ValueError: if a nullable column has missing values where none may be.
     """
     if not is_frame(x) or not hasattr(x, "iloc"):
         return x
@@ -91,16 +96,21 @@ def numeric(x: Any, name: str = "x") -> Any:
                 f"column {column!r} of {name} has dtype {dtype}; the flows are densities of real "
                 f"numbers: {_mended(column, str(dtype), kind)}"
             )
-        missing: list[int] = []
-        if not own:
-            missing = np.flatnonzero(np.asarray(x.iloc[:, number].isna())).tolist()
-        if missing:
+        gaps: list[int] = []
+        if not own and not missing:
+            gaps = np.flatnonzero(np.asarray(x.iloc[:, number].isna())).tolist()
+        if gaps:
             raise ValueError(
-                f"column {column!r} of {name} has missing values in rows {_listed(missing)}; fill "
+                f"column {column!r} of {name} has missing values in rows {_listed(gaps)}; fill "
                 f"them, or leave the rows out by frame.dropna(subset=[{column!r}])"
             )
         plain = plain and own and kind == "f"
-    return x if plain else x.astype(np.float64)
+    if plain:
+        return x
+    if missing and hasattr(x, "to_numpy"):  # nullable columns have a mark of their own
+        whole = x.to_numpy(dtype=np.float64, na_value=np.nan)
+        return type(x)(whole, index=x.index, columns=x.columns)
+    return x.astype(np.float64)
 
 
 def _mended(column: Any, dtype: str, kind: str) -> str:

@@ -43,14 +43,33 @@ def _to_tensor(values: Any) -> Tensor:
         return torch.as_tensor(array)
 
 
-def _bad_rows(x: Tensor, chunk_size: int = 2**18) -> Tensor:
-    """Return the positions of rows that are not finite, without a mask of the whole array."""
-    bad = [(~part.isfinite()).flatten(1).any(1) for part in x.split(chunk_size)]
+def _bad_rows(x: Tensor, missing: bool = False, chunk_size: int = 2**18) -> Tensor:
+    """Return the positions of rows that are not finite, without a mask of the whole array.
+
+    Arguments:
+        x: the rows.
+        missing: let NaN pass.
+        chunk_size: rows that are looked at together.
+    """
+    is_bad = torch.isinf if missing else lambda part: ~part.isfinite()
+    bad = [is_bad(part).flatten(1).any(1) for part in x.split(chunk_size)]
     return torch.cat(bad).nonzero().squeeze(1)
 
 
-def as_tensor(name: str, values: Any) -> Tensor:
+def has_gaps(x: Tensor) -> bool:
+    """Return whether rows have missing entries, NaN; nobody looks while a graph is made."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return bool(x.isnan().any())
+
+
+def as_tensor(name: str, values: Any, *, missing: bool = False) -> Tensor:
     """Return a user's numbers as a tensor.
+
+    Arguments:
+        name: of the argument, for messages.
+        values: the numbers.
+        missing: missing values of a frame become NaN.
 
     Raises:
         TypeError: if they are no array of real numbers, or a column of a frame is none.
@@ -61,7 +80,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
             f"{name} is a {type(values).__name__}, which can be gone through only once; pass its "
             "rows as one array, such as torch.stack(list(rows)), or a DataLoader"
         )
-    values = numeric(values, name)
+    values = numeric(values, name, missing=missing)
     try:
         # A frame's numbers may lie column by column; sums then end in other last digits.
         whole = isinstance(values, Tensor)
@@ -83,6 +102,7 @@ def check_rows(
     *,
     keeps: Callable[[Tensor], bool] | None = None,
     first: int = 0,
+    missing: bool = False,
 ) -> Tensor:
     """Return the rows ``(N, *event_shape)`` as a tensor with the dtype and device of ``like``.
 
@@ -92,12 +112,13 @@ def check_rows(
         like: a tensor of the model's kind.
         keeps: function that says whether rows in float64 stay in float64.
         first: number of the first row, for messages.
+        missing: let NaN pass, the mark of a missing entry.
 
     Raises:
         TypeError: if ``x`` is no array of real floating numbers.
         ValueError: if it is empty, has the wrong shape, or has rows that are not finite.
     """
-    x = as_tensor("x", x)
+    x = as_tensor("x", x, missing=missing)
     if not x.is_floating_point():
         raise TypeError(
             f"x has dtype {x.dtype}; the flows are densities of real numbers: pass floating-point "
@@ -115,22 +136,44 @@ def check_rows(
     if len(x) == 0:
         raise ValueError(f"x has no rows (shape {tuple(x.shape)}); pass at least one")
     x = x.detach().to(like.device)
-    bad = _bad_rows(x)
+    bad = _bad_rows(x, missing)
     if len(bad):
+        found = "infinite values" if missing else "NaN or infinite values"
         raise ValueError(
-            f"x has NaN or infinite values in {len(bad)} of {len(x)} rows: {listed(bad + first)}; "
+            f"x has {found} in {len(bad)} of {len(x)} rows: {listed(bad + first)}; "
             "remove or impute them"
         )
     if keeps is not None and x.dtype == torch.float64 != like.dtype and keeps(x):
         return x
     converted = x.to(like.dtype)
-    bad = bad if converted is x else _bad_rows(converted)
+    bad = bad if converted is x else _bad_rows(converted, missing)
     if len(bad):
         raise ValueError(
             f"rows {listed(bad + first)} of x overflow {like.dtype}; rescale them, or use "
             "model.double()"
         )
     return converted
+
+
+def check_gaps(x: Tensor, names: Sequence[Any] | None = None) -> None:
+    """Refuse rows and columns without any entry to learn from.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if not has_gaps(x):
+        return
+    gaps = x.isnan()
+    columns = gaps.all(0).nonzero().squeeze(1)
+    if len(columns):
+        named = listed(columns) if names is None else ", ".join(str(names[c]) for c in columns[:5])
+        raise ValueError(f"column {named} of x has no entry, only NaN; leave it out")
+    rows = gaps.all(1).nonzero().squeeze(1)
+    if len(rows):
+        raise ValueError(
+            f"rows {listed(rows)} of x have no entry, only NaN ({len(rows)} of {len(x)} rows); "
+            "leave them out: the verbs give them the weights as their posterior"
+        )
 
 
 def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
+from pyro_vmonf.distributions.partial import PROBED, Partial, importance, joined, observe
 from pyro_vmonf.distributions.support import inside, is_real, possible
 from pyro_vmonf.transforms.base import FlowTransform
 
@@ -121,6 +123,41 @@ class FlowDistribution(Estimated):
                 x = z
             total = log_det if total is None else total + log_det
         return x, total, allowed
+
+    def observe(self, x: Tensor, draws: int) -> Partial:
+        """Return what is known of rows with missing entries: see :mod:`pyro_vmonf.distributions.partial`.
+
+        A row is exact where as many base values are known as entries are there: they then have the
+        law of these entries. Other rows are importance-weighted.
+
+        Arguments:
+            x: rows ``(*, 1, D)`` or ``(*, K, D)``, with NaN for missing entries.
+            draws: of each missing entry of rows that are not exact.
+        """
+        z, total = x, x.new_zeros(())
+        for transform in reversed(self.transforms):
+            back = optional(transform, "inverse_of_observed", lambda _: None)(z)
+            if back is None:
+                return importance(self, x, draws)
+            z, log_det = back
+            total = total + log_det
+        exact = z.isnan().sum(-1) == x.isnan().sum(-1)
+        exact = exact.expand(broadcast(x.shape[:-1], self.batch_shape))
+        if not exact.any():
+            return importance(self, x, draws)
+        inner = observe(self.base, z, draws)
+        missing, affine = x.isnan(), all(hasattr(t, "loc_and_scale") for t in self.transforms)
+
+        def draw(number: int) -> Tensor:
+            return torch.where(missing, self._push(inner.draw(number)), x)
+
+        def mean() -> Tensor:
+            pushed = self._push(inner.mean()) if affine else draw(PROBED).mean(0)
+            return torch.where(missing, pushed, x)
+
+        log_prob = (inner.log_prob + total).expand(exact.shape)
+        found = Partial(log_prob, inner.error, inner.effective, mean, draw)
+        return found if exact.all() else joined(exact, found, importance(self, x, draws))
 
     def _push(self, z: Tensor) -> Tensor:
         for transform in self.transforms:

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated
+from pyro_vmonf.distributions.partial import Partial, observe
 from pyro_vmonf.distributions.support import Several, in_units, is_real
 
 
@@ -87,10 +88,26 @@ class StackedDistribution(Estimated):
 
     def log_prob(self, x: Tensor) -> Tensor:
         check_event(x, self.event_shape)
+        xs = self._of_each(x)
+        return torch.cat([p.log_prob(x) for p, x in zip(self.parts, xs, strict=True)], -1)
+
+    def observe(self, x: Tensor, draws: int) -> Partial:
+        """Return what each part says of rows with missing entries: see :mod:`pyro_vmonf.distributions.partial`."""
+        xs = self._of_each(x)
+        found = [observe(p, x, draws) for p, x in zip(self.parts, xs, strict=True)]
+        return Partial(
+            torch.cat([f.log_prob for f in found], -1),
+            torch.cat([f.error for f in found], -1),
+            torch.cat([f.effective for f in found], -1),
+            lambda: torch.cat([f.mean() for f in found], -2),
+            lambda number: torch.cat([f.draw(number) for f in found], -2),
+        )
+
+    def _of_each(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the points that each part scores."""
         axis = -1 - len(self.event_shape)
         shared = x.dim() < -axis or x.shape[axis] == 1
-        xs = [x] * len(self.parts) if shared else x.split(self.sizes, axis)
-        return torch.cat([p.log_prob(x) for p, x in zip(self.parts, xs, strict=True)], -1)
+        return [x] * len(self.parts) if shared else x.split(self.sizes, axis)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         draws = [p.sample(Size(sample_shape)) for p in self.parts]

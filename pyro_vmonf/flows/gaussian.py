@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.distributions.partial import Gaussians, Partial
 from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.program import Registered
 
@@ -46,6 +47,22 @@ class StandardNormals(Independent):
         """Return the log-density ``(groups, 1, rows)``."""
         constant = math.log(2 * math.pi) * self.event_shape.numel()
         return -0.5 * (columns.squares() + constant)
+
+    def observe(self, x: Tensor, draws: int) -> Partial:
+        """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
+        loc = self.mean.unsqueeze(-2)
+        unit = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        return Gaussians(loc.new_zeros(loc.shape[:-1]), loc, unit.expand(*loc.shape, -1)).observe(x)
+
+
+class Normals(MultivariateNormal):
+    """Normals whose marginals and conditionals are known."""
+
+    def observe(self, x: Tensor, draws: int) -> Partial:
+        """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
+        loc = self.loc.unsqueeze(-2)
+        factor = self.scale_tril.unsqueeze(-3)
+        return Gaussians(loc.new_zeros(loc.shape[:-1]), loc, factor).observe(x)
 
 
 class StandardNormal(Registered, ShownModule):
@@ -144,4 +161,4 @@ class Gaussian(Registered, ShownModule):
         self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
 
     def forward(self, context: Tensor | None = None) -> Distribution:
-        return MultivariateNormal(self.loc, scale_tril=self.scale_tril(), validate_args=False)
+        return Normals(self.loc, scale_tril=self.scale_tril(), validate_args=False)

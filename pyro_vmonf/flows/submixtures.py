@@ -12,6 +12,7 @@ from torch.distributions import Categorical, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution, ShownModule
 from pyro_vmonf._utils.validation import check_event, check_positive
+from pyro_vmonf.distributions.partial import Gaussians, Partial
 from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.nn.mlp import linear, linear_of_columns
 from pyro_vmonf.program import Registered
@@ -48,6 +49,12 @@ class WhitenedMixtures(ShownDistribution):
         z = linear(x, *self._whitener())
         squares = z.unflatten(-1, self.loc.shape[1:]).square().sum(-1)
         return self._constants() - 0.5 * squares
+
+    def observe(self, x: Tensor, draws: int) -> Partial:
+        """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
+        unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
+        factor = torch.linalg.solve_triangular(self.whitening, unit, upper=False)
+        return Gaussians(self.log_weights, self.loc, factor).observe(x)
 
     def log_prob_of_columns(self, columns: Columns) -> Tensor:
         """Return the log-density ``(K, 1, rows)`` of columns, one group for each component."""

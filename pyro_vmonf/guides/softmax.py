@@ -112,14 +112,35 @@ class SoftmaxGuide(BoundGuide):
     def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         """Return log q(c|x) ``(*, K)`` for rows ``(*, *event_shape)``, without any evidence.
 
-        With a context the network sees ``(*, D + H)``, the row and then its context.
+        With a context the network sees ``(*, D + H)``, the row and then its context. It cannot read
+        a missing entry: such rows have the exact posterior of the model, from the others.
         """
+        gaps = self._gaps(x)
+        if gaps is not None:
+            return self._log_q_of_gaps(x, given, gaps)
         if self.model is not None:
             check_event(x, self.model.event_shape)
             x = self.model.standardizer.inv(x)
         if given is not None:
             x = torch.cat((x, given.expand(*x.shape[:-1], given.shape[-1])), -1)
         return (self.network(x) / self.temperature).log_softmax(-1)
+
+    def _gaps(self, x: Tensor) -> Tensor | None:
+        """Return which rows have missing entries ``(*)``; ``None`` if no row has."""
+        if self.model is None or not self.model.has_gaps(x):
+            return None
+        gaps = x.isnan().flatten(-self._event_dim()).any(-1)
+        return gaps if gaps.any() else None
+
+    def _log_q_of_gaps(self, x: Tensor, given: Tensor | None, gaps: Tensor) -> Tensor:
+        """Return log q(c|x) where rows have gaps: of the network, and of the model."""
+        model = self._bound_model()
+        log_q = self.log_q(model.standardizer.filled(x), given)
+        if given is not None:
+            given = given.expand(*x.shape[:-1], given.shape[-1])[gaps]
+        with torch.no_grad():
+            exact = model.log_posterior(x[gaps], None, given)
+        return log_q.index_put((gaps,), exact.to(log_q))
 
     def objective(self, terms: dict[str, float]) -> float:
         """Return the share ``elbo_gradient`` of the ELBO, and the penalties of the terms."""
@@ -208,10 +229,16 @@ class SoftmaxGuide(BoundGuide):
         count = x.shape[dim - self._event_dim()]
         known = rows.index is not None or rows.size is None or rows.size == count
         index = positions if known else None
+        gaps = self._gaps(x)
+        if gaps is not None:
+            x = self._bound_model().standardizer.filled(x)
         batch = Batch(self, x, log_q, evidence, index, dim, rows.sample_weight, given)
-        return logits, {
-            name: term.current_weight * term(batch) for name, term in self.named_terms()
-        }
+        penalties = {name: term.current_weight * term(batch) for name, term in self.named_terms()}
+        if gaps is not None:  # terms teach the network, which does not see these rows
+            for name, penalty in penalties.items():
+                if penalty.shape == gaps.shape:
+                    penalties[name] = torch.where(gaps, 0.0, penalty)
+        return logits, penalties
 
     def sums_directly(self) -> bool:
         return self.model is not None and self._sums_all(self.model.num_components)

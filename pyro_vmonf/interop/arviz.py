@@ -20,8 +20,8 @@ from pyro_vmonf._utils.validation import (
 from pyro_vmonf._version import __version__
 from pyro_vmonf.interop.draws import Draws, draws_of_guide, draws_of_samples, is_random
 from pyro_vmonf.interop.groups import to_arviz
-from pyro_vmonf.model import FlowMixture, posterior_of_joint
-from pyro_vmonf.program import name_of
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import name_of, posterior_of_joint
 from pyro_vmonf.training.endings import warn
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf import VMoNF

@@ -31,18 +31,14 @@ from pyro_vmonf.starts import spectral_clusters, warm_start_
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.vmonf import VMoNF
 from pyro_vmonf.vmonf.automatic import number_of_components
+from pyro_vmonf.vmonf.table import filled
 
 Array = np.ndarray[Any, Any]
+KINDS, FINITE = [np.float64, np.float32], "allow-nan"  # of numbers that rows may hold
 NEIGHBORS = (15, 10, 20, 30)  # of the first spectral clusters, one start after the other
 OPTIONS_BY_HAND = (
-    "flow",
-    "weights",
-    "hidden",
-    "init",
-    "n_init",
-    "max_iter",
-    "batch_size",
-    "learning_rate",
+    *("flow", "weights", "hidden", "init"),
+    *("n_init", "max_iter", "batch_size", "learning_rate"),
 )
 FLOWS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": Gaussian,
@@ -135,7 +131,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         """Fit the mixture to rows ``(n_samples, n_features)``.
 
         Arguments:
-            X: the rows.
+            X: the rows, with NaN for missing entries.
             y: classes, −1 for unlabelled rows; see ``use_labels``.
             sample_weight: weights of the rows ``(n_samples,)``, at least zero.
 
@@ -143,8 +139,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
             ValueError: if the rows, the labels or the parameters do not fit.
         """
         self._columns = names_of(X)
-        X = numeric(ordered(X, self._columns))
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        X = numeric(ordered(X, self._columns), missing=True)
+        X = validate_data(self, X, dtype=KINDS, ensure_min_samples=2, ensure_all_finite=FINITE)
         for name in ("n_init", "max_iter", "batch_size"):
             check_positive(name, getattr(self, name))
         if self.n_components != "auto":
@@ -210,6 +206,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         first = self.max_iter // 4 if started else 0
         if not vmonf.model.bounded:  # once for all starts
             vmonf.model.standardize_(X, sample_weight)
+        whole = filled(torch.as_tensor(X), vmonf.model.standardizer, seed)
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "lr": self.learning_rate,
@@ -223,19 +220,19 @@ class FlowMixtureClustering(  # type: ignore[misc]
                 return
             own = (seed + number) % 2**31
             find = self._clusters(sample_weight, number, own)
-            warm_start_(guide, X, find, y=labels, sample_weight=sample_weight, seed=own)
+            warm_start_(guide, whole, find, y=labels, sample_weight=sample_weight, seed=own)
             if first:
                 guide.elbo_gradient = 0.0
                 fit(model, guide, X, labels, epochs=first, temperature=1.0, seed=own, **options)
                 guide.elbo_gradient = 1.0
 
-        whole = {**options, "epochs": self.max_iter - first, "seed": seed}
+        last = {**options, "epochs": self.max_iter - first, "seed": seed}
         if self.n_init == 1:
             start(vmonf.model, vmonf.guide, 0)
         else:
             held_out = 0.1 if len(X) >= 10 else 0.0
-            whole |= {"n_init": self.n_init, "start": start, "held_out": held_out}
-        self.history_ = vmonf.fit(X, labels, **whole)
+            last |= {"n_init": self.n_init, "start": start, "held_out": held_out}
+        self.history_ = vmonf.fit(X, labels, **last)
         self.vmonf_ = vmonf
         self.n_iter_ = first + len(self.history_.epoch)
 
@@ -333,13 +330,17 @@ class FlowMixtureClustering(  # type: ignore[misc]
         check_is_fitted(self)
         if not hasattr(self, "feature_names_in_"):  # scikit-learn looks at names that are strings
             X = ordered(X, self._columns)
-        kinds = [np.float64, np.float32]
-        return validate_data(self, numeric(X), dtype=kinds, reset=False)  # type: ignore[no-any-return]
+        X = numeric(X, missing=True)
+        return validate_data(self, X, dtype=KINDS, reset=False, ensure_all_finite=FINITE)  # type: ignore[no-any-return]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def predict(self, X: Any) -> Array:
         """Return the cluster of each row ``(n_samples,)``, by the guide; −1 for the background."""
-        rows = self._rows(X)
-        return self._clustered(rows)
+        return self._clustered(self._rows(X))
 
     def _clustered(self, rows: Array) -> Array:
         """Return the cluster of each row, −1 for the background."""

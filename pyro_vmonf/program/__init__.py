@@ -22,6 +22,7 @@ from pyro_vmonf.program.rows import (
     free_dim,
     in_plate,
     log_evidence,
+    posterior_of_joint,
     with_evidence,
 )
 from pyro_vmonf.program.store import (
@@ -68,6 +69,7 @@ __all__ = [
     "models_of",
     "name_foreign_",
     "name_of",
+    "posterior_of_joint",
     "register",
     "registered",
     "reset_autoguide_",

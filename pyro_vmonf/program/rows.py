@@ -154,3 +154,13 @@ def with_evidence(log_q: Tensor, y: Tensor | None) -> Tensor:
     if y is None:
         return log_q
     return (log_q + log_evidence(y, log_q.shape[-1], log_q.dtype)).log_softmax(-1)
+
+
+def posterior_of_joint(joint: Tensor, log_weights: Tensor, y: Tensor | None) -> Tensor:
+    r"""Return :math:`\log p(c \mid x, y)` from :math:`\log p(c, x)` ``(*, K)`` and evidence."""
+    # A row so far off that no component has a density for it keeps the prior.
+    nowhere = (joint == -torch.inf).all(-1, keepdim=True)
+    joint = torch.where(nowhere, log_weights, joint)
+    if y is not None:
+        joint = joint + log_evidence(y, joint.shape[-1], joint.dtype)
+    return joint.log_softmax(-1)

@@ -14,8 +14,10 @@ from pyro_vmonf._utils.validation import (
     check_context,
     check_context_rows,
     check_evidence,
+    check_gaps,
     check_sample_weight,
     floating_buffer,
+    has_gaps,
 )
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.loaders import LoaderSource, is_streamed, parts_of
@@ -42,6 +44,12 @@ class Sources(NamedTuple):
     held_out: TensorSource | None
     names: Names | None = None  # of the columns
     whole: Source | None = None  # where training goes through it in two parts
+
+    @property
+    def incomplete(self) -> bool:
+        """``True`` if rows in memory have missing entries; those of a loader have none."""
+        parts = (self.train, self.labelled, self.held_out)
+        return any(isinstance(part, TensorSource) and has_gaps(part.x) for part in parts)
 
     def first_batch(self) -> Arguments | None:
         """Return rows of memory; ``None`` of a loader, which is not read for them."""
@@ -85,7 +93,8 @@ def check_data(
     like = floating_buffer(model)
     x, y, sample_weight = in_memory(x, y, sample_weight)
     names = model.feature_names or names_of(x)
-    x = model.rows(x, weight=sample_weight)
+    x = model.rows(x, weight=sample_weight, missing=True)
+    check_gaps(x, names)
     counted = len(x)
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
@@ -154,7 +163,11 @@ def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
     if isinstance(data, TensorSource):
         for name in ("x", "y", "sample_weight", "given"):
             values = getattr(data, name)
-            sums[f"sum of {name}"] = (
-                None if values is None else float(values.sum(dtype=torch.float64))
-            )
+            sums[f"sum of {name}"] = None if values is None else _sum(values)
     return {**options, "rows": rows, **sums}
+
+
+def _sum(values: Tensor) -> float:
+    """Return the sum of the values that are there."""
+    values = values.nan_to_num(0.0) if has_gaps(values) else values
+    return float(values.sum(dtype=torch.float64))

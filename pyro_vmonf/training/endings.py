@@ -153,7 +153,7 @@ def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:
     said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
     with torch.no_grad(), evaluating(model), unregistered():
         x = arguments["x"]
-        components = model.components(arguments.get("given"))
+        components = model.observed(model.components(arguments.get("given")), x)
         log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
     bad = ~log_probs.isfinite()
     if bad.any():

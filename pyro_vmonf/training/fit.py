@@ -91,7 +91,8 @@ def fit(
             see :class:`~pyro_vmonf.PyroGuide`. Parameters of a plain function begin and end in
             Pyro's param store, where the function looks for them.
         x: rows ``(N, *event_shape)`` as a tensor or numpy array, in raw units; or a ``DataLoader``
-            or ``Dataset`` that yields ``x``, ``(x, y)`` or ``(x, y, weight)``.
+            or ``Dataset`` that yields ``x``, ``(x, y)`` or ``(x, y, weight)``. In memory, NaN marks
+            a missing entry: :mod:`pyro_vmonf.distributions.partial` sums it out.
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
         steps: training steps, in place of epochs.
@@ -221,9 +222,9 @@ def _fit(
             start_parts(model, guide, probe)
             lanes.guard_()
         guard, compiling = Guard(objective, lanes, run.history), Compiling(lanes, run.history)
-        if options.compile is True or (past or {}).get("compiled"):
+        compiling.decided = options.compile != "auto" or sources.incomplete  # shapes would differ
+        if not sources.incomplete and (options.compile is True or (past or {}).get("compiled")):
             compiling.build_(probe)
-        compiling.decided = options.compile != "auto"
         trainer.after_epoch = [guard, compiling, _hook(model, guide, options), compiling.look_again]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
@@ -294,6 +295,7 @@ def in_units(
                 (sources.whole or sources.train).standardize(model)
         model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
         model.feature_names = sources.names or names
+        model.incomplete = sources.incomplete
         yield before.clear
     except BaseException:
         if before:
@@ -303,6 +305,8 @@ def in_units(
             for term, weight in terms:
                 term.current_weight = weight
         raise
+    finally:
+        model.incomplete = None
 
 
 @contextmanager
@@ -363,12 +367,13 @@ def plan_of(
 
 def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
     """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
-    weight, counts = guide.first_clusters(probe["x"]), probe.get("sample_weight")
+    x = model.standardizer.filled(probe["x"]) if model.has_gaps(probe["x"]) else probe["x"]
+    weight, counts = guide.first_clusters(x), probe.get("sample_weight")
     weight = weight if weight is not None and knows_clusters(weight) else None
     if counts is not None:
         each = counts.unsqueeze(-1).expand(-1, model.num_components)
         weight = each if weight is None else weight * each
-    model.start_(probe["x"], weight)
+    model.start_(x, weight)
 
 
 def _hook(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.validation import has_gaps
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.endings import warn
@@ -30,7 +31,8 @@ def warn_of_lost_clusters(model: FlowMixture, guide: BoundGuide, x: Any, n_init:
     """Warn if a guide knows clusters that only the first of several runs begins with."""
     if not model.standardizer.fitted:  # nobody has taught the guide
         return
-    q = guide.first_clusters(model.rows(x)[:JUDGED_ROWS])
+    rows = model.rows(x, missing=True)[:JUDGED_ROWS]
+    q = guide.first_clusters(model.standardizer.filled(rows) if has_gaps(rows) else rows)
     if q is not None and knows_clusters(q):
         warn(
             f"the guide knows clusters, and n_init={n_init} draws the guides of runs 2 to {n_init} "

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, training
 from pyro_vmonf._utils.frames import Names, names_of, ordered
+from pyro_vmonf._utils.validation import has_gaps
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.data import Sources, TensorSource, check_data
@@ -84,6 +85,9 @@ def fit_together(
             strict=True,
         )
     )
+    assert arrays["x"] is not None
+    if has_gaps(arrays["x"]):
+        raise NotTogether("rows have missing entries")
     runs = [_run(arrays, checked, seed) for seed in seeds]
     copies = [_copy(pair, arrays, run, checked) for pair, (run, _) in zip(pairs, runs, strict=True)]
     schedule = checked.schedule(copies[0][1], runs[0][0].train.batches)
@@ -159,6 +163,7 @@ def _copy(pair: Pair, arrays: Arrays, run: Run, options: Options) -> Pair:
     with in_units(copied, guide, Sources(rows, None, None), options.standardize):
         first = next(iter(run.train.epoch(torch.Generator())))["x"]  # those that fit begins with
         start_parts(copied, guide, _rows(arrays, first))
+    copied.incomplete = False  # nobody can look under vmap
     return copied, guide
 
 

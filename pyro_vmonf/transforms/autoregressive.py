@@ -89,6 +89,18 @@ class Autoregressive(Conditional):
             slopes.append(summed(log_slope))
         return Columns((columns,), restore), reduce(torch.add, slopes)
 
+    def inverse_of_observed(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self.in_columns:  # a subclass with its own inverse
+            return None
+        there = ~x.isnan()
+        columns, context, restore = self.columns_of(x.nan_to_num(0.0))
+        z, log_slope = (restore(values) for values in self._back(columns, context))
+        known = there
+        if self.sees():  # a value is known if the entries up to it, in the order, are there
+            before = there[..., self.order].long().cumprod(-1).bool()
+            known = before[..., self.order.argsort()]
+        return torch.where(known, z, torch.nan), torch.where(known, log_slope, 0.0).sum(-1)
+
     def _back(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.univariate.inverse(x, self.network.of_columns(x, context))
 

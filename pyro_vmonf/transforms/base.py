@@ -93,6 +93,17 @@ class FlowTransform(Recorded, TransformModule):
         """
         raise NotImplementedError
 
+    def inverse_of_observed(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return base values that entries which are there determine, and their log-determinant.
+
+        ``None``, the default, says that the transform does not know. Then all values count as
+        unknown.
+
+        Arguments:
+            x: rows ``(*, D)``, with NaN for missing entries; unknown values come back as NaN too.
+        """
+        return None
+
     def start_(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Start from data, as a normalisation does, and return the inverses of the rows.
 
@@ -173,6 +184,10 @@ class Conditional(FlowTransform):
         for layer in layers:
             layer.reset_parameters()
         start_near_zero(layers[-1])
+
+    def sees(self) -> bool:
+        """Return whether the network looks at its features: a last layer of zero does not."""
+        return bool(self.network.layers[-1].weight.any())  # type: ignore[union-attr, operator]
 
     def condition(self, context: Tensor) -> FlowTransform:
         if not self.context_features:

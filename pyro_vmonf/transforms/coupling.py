@@ -155,6 +155,19 @@ class Coupling(Conditional):
         passive, active = halves if self.first_passes else halves[::-1]
         return torch.cat((passive, active), 1).index_select(1, self.order)
 
+    def inverse_of_observed(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self.in_columns:  # a subclass with its own inverse
+            return None
+        there = ~x.isnan()
+        columns, context, restore = self.columns_of(x.nan_to_num(0.0))
+        halves, log_slope = self.moved(self.split(columns), context, inverse=True)
+        z = Columns(halves, restore, self.join).rows()
+        known = there
+        if self.sees():  # what moves is known if all that moves it is there
+            known = there & (self.mask | there[..., self.passive].all(-1, keepdim=True))
+        slopes = torch.where(known[..., self.active], restore(log_slope), 0.0)
+        return torch.where(known, z, torch.nan), slopes.sum(-1)
+
     def _parameters_from(self, passive: Tensor, context: Tensor | None) -> Tensor:
         """Compute θ of shape ``(groups, active, P, rows)``."""
         seen = passive if context is None else torch.cat((passive, context), 1)

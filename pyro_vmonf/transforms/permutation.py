@@ -64,3 +64,6 @@ class Permutation(FlowTransform):
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = self._permuted(x, self.order.argsort(-1))
         return z, z.new_zeros(z.shape[:-1])
+
+    def inverse_of_observed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inverse_and_log_det(x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vmonf._utils.validation import has_gaps
 from pyro_vmonf.transforms.base import FlowTransform, constant_log_det
 
 LOST = 1e-5  # rounding of a mean in float32, in units of the spread, above which digits are lost
@@ -20,6 +21,17 @@ def loses_digits(loc: Tensor, scale: Tensor) -> bool:
         return False
     rounding = torch.finfo(torch.float32).eps * loc.abs()
     return bool((rounding > LOST * scale.abs()).any())
+
+
+def _moments_of_gaps(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the entries that are there."""
+    counts = (~rows.isnan()).double()
+    if weight is not None:
+        counts = counts * weight.double().reshape(-1, *(1,) * (rows.dim() - 1))
+    share = counts / counts.sum(0)
+    filled = rows.double().nan_to_num(0.0)
+    mean = (share * filled).sum(0)
+    return mean, (share * (filled - mean).square()).sum(0).sqrt()
 
 
 class Standardize(FlowTransform):
@@ -65,6 +77,8 @@ class Standardize(FlowTransform):
     def fit_(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Take the mean and standard deviation of each feature of rows ``(N, *event_shape)``.
 
+        Missing entries, NaN, do not count.
+
         Arguments:
             x: the rows.
             weight: how much each row counts ``(N,)``; all alike by default.
@@ -73,6 +87,10 @@ class Standardize(FlowTransform):
             ValueError: if they are not finite; the map is then unchanged.
         """
         rows = x.reshape(-1, *self.event_shape)
+        if has_gaps(rows):
+            largest = rows.abs().nan_to_num(0.0).amax(0)
+            self._take(*_moments_of_gaps(rows, weight), largest, rows.dtype)
+            return
         if weight is not None and bool((weight != weight[:1]).any()):
             self.fit_batches_([(rows, weight)])
             return
@@ -141,6 +159,8 @@ class Standardize(FlowTransform):
         """Return whether rows in float64 lose digits of their spread in the module's own dtype."""
         if bool(self.fitted):
             return self.loc.dtype != self.scale.dtype
+        if has_gaps(x):
+            return loses_digits(*_moments_of_gaps(x, None))
         return bool(len(x)) and loses_digits(x.mean(0), x.std(0, unbiased=False))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardize:
@@ -166,6 +186,13 @@ class Standardize(FlowTransform):
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inverse(x), -self._log_det(x)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """Return rows with the mean of each feature in place of missing entries."""
+        return torch.where(x.isnan(), self.loc.to(x), x)
+
+    def inverse_of_observed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._inverse(x), -torch.where(x.isnan(), 0.0, self.scale.log()).sum(-1)
 
     def _inverse(self, x: Tensor) -> Tensor:
         return ((x - self.loc) / self.scale).to(self.scale.dtype)

@@ -15,9 +15,9 @@ from torch import Tensor
 from pyro_vmonf._utils.columns import kinds_of
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters
 from pyro_vmonf._utils.progress import Stages
-from pyro_vmonf._utils.validation import (
-    check_number,
-)
+from pyro_vmonf._utils.validation import check_number, has_gaps
+from pyro_vmonf.distributions.marginal import Marginal
+from pyro_vmonf.distributions.partial import Gaussians
 from pyro_vmonf.flows.base import LayeredFlow
 from pyro_vmonf.flows.ready_made import AutoregressiveNSF, RealNVP
 from pyro_vmonf.flows.submixtures import GaussianMixtures
@@ -104,7 +104,7 @@ def from_data(
     history = _fit(rows, model, guide, 2 * seconds / 3, stages, epochs=epochs)
     stages.close()
     if far is not None:
-        model, guide = _with_background(rows, model, guide, best, every.x[torch.as_tensor(far)])
+        model, guide = _with_background(rows, model, guide, best, every.filled[far])
         choice["background"] = int(far.sum())
     choice |= _seen(guide, every, components=parts)
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
@@ -135,10 +135,23 @@ def _part(z: Array, clusters: Array, seed: int) -> Scored:
 
 def _mean_log_prob(model: FlowMixture, x: Tensor) -> float:
     """Return the mean log-density of rows in raw units, in nats."""
-    mixture = model.mixture()
-    with torch.no_grad():
-        found = torch.cat([mixture.log_prob(part) for part in model.rows(x).split(CHUNK)])
+    rows, mixture = model.rows(x, missing=True), model.mixture()
+    with torch.no_grad(), evaluating(model), local_seed(0):
+        mixture = Marginal(mixture.log_weights, model.observed(mixture.components, rows))
+        found = torch.cat([mixture.log_prob(part) for part in rows.split(CHUNK)])
     return float(found.double().mean())
+
+
+def _mean_of_gaussians(one: GaussianFit, rows: Rows, judged: Tensor) -> float:
+    """Return the mean log-density of rows under Gaussians of standardised rows, in nats."""
+    z, log_scale = rows.units.inv(judged).double(), rows.units.scale.double().log()
+    if not has_gaps(z):
+        return float(one.log_prob(z.numpy()).mean()) - float(log_scale.sum())
+    log_det = torch.where(z.isnan(), 0.0, log_scale).sum(-1)
+    parts = (one.weights, one.means, np.linalg.cholesky(one.covariances))
+    weights, loc, factor = (torch.as_tensor(part).unsqueeze(0) for part in parts)
+    log_prob = Gaussians(weights.log(), loc, factor).observe(z.unsqueeze(1)).log_prob.squeeze(-1)
+    return float((log_prob - log_det).mean())
 
 
 def _epochs(
@@ -167,12 +180,10 @@ def _epochs(
     if after - before < GAIN:
         epochs, after = 0, before
     one = fit_gaussians(z[drawn], 2 * max(20, components), seed=rows.seed)
-    log_det = float(rows.units.scale.double().log().sum())
     choice |= {
         "held_out": after,
         "held_out_start": before,
-        "held_out_gaussians": float(one.log_prob(rows.units.inv(judged).double().numpy()).mean())
-        - log_det,
+        "held_out_gaussians": _mean_of_gaussians(one, rows, judged),
         "gaussians": len(one.weights),
     }
     return epochs
@@ -232,13 +243,13 @@ def _with_background(
 def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
     """Return what the report says of clusters that touch, of unsure rows and of columns."""
     drawn = torch.as_tensor(rows.drawn(rows.counted(), MOST_ROWS))
-    with evaluating(guide):
+    with evaluating(guide), evaluating(guide._bound_model()), local_seed(0):
         q = torch.cat([guide.log_q(part).exp() for part in rows.x[drawn].split(CHUNK)])
     kinds: dict[str, list[str]] = {}
-    for number, kind in enumerate(kinds_of(rows.x)):
+    for number, kind in enumerate(kinds_of(rows.filled)):
         if kind is not None:
             kinds.setdefault(kind, []).append(str(rows.names[number] if rows.names else number))
-    return {**touching(q, components), "columns": kinds}
+    return {**touching(q, components), "missing": rows.missing(), "columns": kinds}
 
 
 def _fit(

@@ -154,8 +154,9 @@ class VMoNF(Scores, Drawn, Transparent):
         :mod:`pyro_vmonf.starts.images`.
 
         Arguments:
-            x: rows ``(N, D)``: an array, tensor or frame; or images ``(N, C, H, W)``, in [0, 1] or
-                bytes.
+            x: rows ``(N, D)``: an array, tensor or frame, with NaN for missing entries. The start
+                has values of near rows in their place, and the fit sums them out. Or images
+                ``(N, C, H, W)``, in [0, 1] or bytes.
             y: labels ``(N,)`` with −1 for unlabelled.
             components: number of components *K*; by default the one that the criterion prefers.
             seed: seed of the choice and of each draw.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Categorical
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import (
@@ -16,18 +16,20 @@ from pyro_vmonf._utils.validation import (
     check_evidence,
     check_positive,
     floating_buffer,
+    has_gaps,
     listed,
 )
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import check_follows
 from pyro_vmonf.training.endings import warn
+from pyro_vmonf.vmonf.gaps import Completes
 
 # Of rows, their context and their evidence.
 Verb = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-class Scores(nn.Module):
+class Scores(Completes):
     """Scores, clusters and draws of a pair."""
 
     model: FlowMixture
@@ -45,7 +47,7 @@ class Scores(nn.Module):
             chunk_size: rows evaluated at once.
         """
         proba = self.predict_proba(x, given=given, exact=exact, chunk_size=chunk_size)
-        rows = self.model.rows(x)
+        rows = self.model.rows(x, missing=True)
         like, features = floating_buffer(self), self.model.context_features
         given = check_context_rows(given, len(rows), features, like)
         return proba.argmax(-1).masked_fill(self.model.is_outside(rows, given), -1)
@@ -62,7 +64,8 @@ class Scores(nn.Module):
         r"""Return the posterior of the component of each row, ``(N, K)``.
 
         Arguments:
-            x: rows ``(N, *event_shape)``.
+            x: rows ``(N, *event_shape)``. A row with missing entries, NaN, has the exact posterior
+                given the others, since a network cannot read a gap.
             y: evidence of the rows, as in ``fit``.
             given: their context ``(N, H)``, where the mixture depends on one.
             exact: :math:`p(c|x) \propto \pi_c p(x|c)`, in place of the guide's :math:`q(c|x)`.
@@ -73,7 +76,7 @@ class Scores(nn.Module):
         posterior = self.model.log_posterior if exact else self.guide.log_posterior
         if y is not None:
             like = floating_buffer(self)
-            x = self.model.rows(x)
+            x = self.model.rows(x, missing=True)
             y = check_evidence(y, len(x), self.model.num_components, like)
 
         def proba(rows: Tensor, given: Tensor | None, y: Tensor | None) -> Tensor:
@@ -95,8 +98,15 @@ class Scores(nn.Module):
         return Categorical(logits=proba.log(), validate_args=False)
 
     def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
-        r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units."""
+        r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units.
+
+        A row with missing entries, NaN, has the density of the others: see
+        :meth:`partial_log_prob`.
+        """
         check_follows(self.model, "log_prob", "mixture")
+        rows = self.model.rows(x, missing=True)
+        if has_gaps(rows):
+            return self.partial_log_prob(rows, given=given, chunk_size=chunk_size).log_prob
         return self._over_chunks(
             lambda rows, given, _: self.model.mixture(given).log_prob(rows), x, given, chunk_size
         )
@@ -110,7 +120,8 @@ class Scores(nn.Module):
 
     def _component_log_prob(self, rows: Tensor, given: Tensor | None) -> Tensor:
         axis = -1 - len(self.model.event_shape)
-        return self.model.components(given).log_prob(rows.unsqueeze(axis))
+        components = self.model.observed(self.model.components(given), rows)
+        return components.log_prob(rows.unsqueeze(axis))
 
     def elbo(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return the plain ELBO of each row, ``(N,)``, without the guide's terms.
@@ -177,7 +188,7 @@ class Scores(nn.Module):
     ) -> Tensor:
         """Join a function's results over chunks of rows, their context and their evidence."""
         check_positive("chunk_size", chunk_size)
-        rows, features = self.model.rows(x), self.model.context_features
+        rows, features = self.model.rows(x, missing=True), self.model.context_features
         given = check_context_rows(given, len(rows), features, floating_buffer(self))
 
         def chunks(values: Tensor | None) -> Iterable[Tensor | None]:
@@ -190,6 +201,7 @@ class Scores(nn.Module):
                 f"({len(outside)} of {len(rows)} rows): their log-density is minus infinity, their "
                 "posterior is the weights, and their cluster is -1"
             )
-        with evaluating(self):
+        # A missing entry may be drawn: the same call gives the same answer.
+        with evaluating(self), local_seed(0 if has_gaps(rows) else None):
             parts = map(function, rows.split(chunk_size), chunks(given), chunks(y))
             return torch.cat(list(parts))

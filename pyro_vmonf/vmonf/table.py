@@ -15,11 +15,14 @@ from pyro_vmonf._utils.frames import Names, names_of, numeric, ordered
 from pyro_vmonf._utils.validation import (
     as_tensor,
     check_evidence,
+    check_gaps,
     check_positive,
     check_rows,
     check_sample_weight,
+    has_gaps,
 )
 from pyro_vmonf.starts.background import far_rows
+from pyro_vmonf.starts.gaps import hot_deck
 from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.transforms import Standardize
 
@@ -32,7 +35,8 @@ class Rows:
     """The rows of a table, in raw and in standardised units.
 
     Arguments:
-        x: rows ``(N, D)``.
+        x: rows ``(N, D)``, with NaN for missing entries.
+        filled: the rows with values of other rows in place of missing ones.
         y: labels ``(N,)``, −1 for unlabelled, or ``None``.
         weight: how much each row counts ``(N,)``, or ``None``.
         names: of the columns.
@@ -41,6 +45,7 @@ class Rows:
     """
 
     x: Tensor
+    filled: Tensor
     y: Tensor | None
     weight: Tensor | None
     names: Names | None
@@ -49,8 +54,8 @@ class Rows:
 
     @property
     def z(self) -> Array:
-        """The rows in standardised units."""
-        return np.asarray(self.units.inv(self.x).double().numpy())
+        """The filled rows in standardised units."""
+        return np.asarray(self.units.inv(self.filled).double().numpy())
 
     def only(self, kept: Array) -> Rows:
         """Return some of the rows, in units of their own."""
@@ -58,7 +63,14 @@ class Rows:
         x = self.x[index]
         y = None if self.y is None else self.y[index]
         weight = None if self.weight is None else self.weight[index]
-        return replace(self, x=x, y=y, weight=weight, units=_units(x, weight))
+        filled = self.filled[index]
+        return replace(self, x=x, filled=filled, y=y, weight=weight, units=_units(x, weight))
+
+    def missing(self) -> dict[str, int]:
+        """Return the numbers of missing entries, and of rows that have them; nothing if none do."""
+        gaps = self.x.isnan()
+        counts = {"entries": int(gaps.sum()), "rows": int(gaps.any(1).sum())}
+        return counts if counts["entries"] else {}
 
     def counted(self) -> Array:
         """Return the positions of the rows whose weight is above zero."""
@@ -86,14 +98,16 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
         ValueError: if they do not fit.
     """
     names = names_of(x)
-    rows = as_tensor("x", numeric(ordered(x, names)))
+    rows = as_tensor("x", numeric(ordered(x, names), missing=True))
     if rows.dim() != 2:
         raise ValueError(
             f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D) and images "
             "(N, C, H, W)"
         )
     kind = rows.dtype if rows.is_floating_point() else torch.float32
-    rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), torch.empty(0, dtype=kind))
+    like = torch.empty(0, dtype=kind)
+    rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), like, missing=True)
+    check_gaps(rows, names)
     count = 2 if components is None else check_positive("components", components)
     if len(rows) < max(2, count):
         raise ValueError(f"x has {len(rows)} rows; expected at least {max(2, count)}")
@@ -107,7 +121,16 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     if labels is not None and labels.dim() > 1:
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
     warn_of_columns(rows if weight is None else rows[weight > 0], names)
-    return Rows(rows, labels, weight, names, _units(rows, weight), seed_of(seed))
+    seed, units = seed_of(seed), _units(rows, weight)
+    return Rows(rows, filled(rows, units, seed), labels, weight, names, units, seed)
+
+
+def filled(x: Tensor, units: Standardize, seed: int) -> Tensor:
+    """Return rows without gaps, for a start."""
+    if not has_gaps(x):
+        return x
+    z = hot_deck(units.inv(x).double().numpy(), seed=seed)
+    return torch.where(x.isnan(), units(torch.as_tensor(z)).to(x), x)
 
 
 def _units(x: Tensor, weight: Tensor | None) -> Standardize:
@@ -129,7 +152,7 @@ def without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]
         raise ValueError(f"background is {background!r}; expected True, False or 'auto'")
     far = np.zeros(len(rows.x), dtype=bool)
     counted = rows.counted()
-    far[counted] = far_rows(rows.x.double().numpy()[counted], rows.seed)
+    far[counted] = far_rows(rows.filled.double().numpy()[counted], rows.seed)
     if rows.y is not None:
         far &= rows.y.numpy() < 0  # a label says where a row belongs
     if not far.any():

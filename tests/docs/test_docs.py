@@ -194,7 +194,8 @@ def load(folder: Path, content: Any) -> None:
 ROWS = torch.arange(40.0).reshape(20, 2)
 OWN = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
 MESSAGES: dict[str, Callable[[Path], None]] = {
-    "x has NaN or infinite values in": lambda _: fit(torch.full((20, 2), torch.nan)),
+    "x has infinite values in": lambda _: fit(torch.full((20, 2), torch.inf)),
+    "of x have no entry, only NaN": lambda _: fit(torch.cat((ROWS, torch.full((1, 2), torch.nan)))),
     "x has dtype torch.uint8; the flows are densities of real numbers": lambda _: fit(
         ROWS.to(torch.uint8)
     ),

@@ -395,8 +395,9 @@ def spoiled(position: int, value: float) -> Tensor:
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "another dimension": ({"x": torch.randn(9, 3)}, ValueError, "3 features.*have 2.*features=3"),
     "a vector": ({"x": torch.randn(9)}, ValueError, r"shape \(9,\)"),
-    "nan": ({"x": spoiled(4, torch.nan)}, ValueError, "1 of 30 rows: 4"),
-    "inf": ({"x": spoiled(7, torch.inf)}, ValueError, "rows: 7"),
+    "a row of nan": ({"x": X.index_fill(0, torch.tensor(4), torch.nan)}, ValueError, "rows 4 of x"),
+    "a column of nan": ({"x": X * torch.tensor([1, torch.nan])}, ValueError, "column 1 of x"),
+    "inf": ({"x": spoiled(7, torch.inf)}, ValueError, "1 of 30 rows: 7"),
     "no rows": ({"x": X[:0]}, ValueError, "no rows"),
     "fewer rows than components": ({"x": X[:2]}, ValueError, "2 rows.*3 components"),
     "integers": ({"x": X.long()}, TypeError, "int64"),

@@ -1,0 +1,285 @@
+"""Rows with missing entries: the density of the entries that are there, and the law of the others.
+
+NaN marks a missing entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Categorical, Distribution, constraints
+
+from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf._utils.validation import check_event
+from pyro_vmonf.contracts import optional
+
+PROBED = 256  # draws of a component, whose mean and covariance make its proposal
+# Covariances of the two Gaussians of a proposal, by that of the component, and the share of the
+# second: the tails of a proposal have to be the longer ones.
+WIDER, WIDEST, SHARE = 1.2, 6.0, 0.2
+RIDGE = 1e-6  # of that covariance, by its mean variance
+MOST_NUMBERS = 2**22  # that a chunk of rows may need at once
+
+
+@dataclass(frozen=True)
+class Partial:
+    r"""The entries of rows that are there, and the law of the missing ones, under K components.
+
+    Attributes:
+        log_prob: :math:`\log p(x_\text{obs} \mid c)` ``(*, K)``.
+        error: its standard error ``(*, K)``; zero where it is exact.
+        effective: the share of the draws that count, between 0 and 1 ``(*, K)``; one where it is
+            exact.
+        mean: function to the rows completed by their conditional mean ``(*, K, D)``.
+        draw: function from a number to as many completed rows ``(number, *, K, D)``.
+    """
+
+    log_prob: Tensor
+    error: Tensor
+    effective: Tensor
+    mean: Callable[[], Tensor]
+    draw: Callable[[int], Tensor]
+
+
+def exactly(log_prob: Tensor, mean: Callable[[], Tensor], draw: Callable[[int], Tensor]) -> Partial:
+    """Return what is known without an error."""
+    sure = torch.zeros_like(log_prob)
+    return Partial(log_prob, sure, sure + 1, mean, draw)
+
+
+def joined(first: Tensor, one: Partial, other: Partial) -> Partial:
+    """Return one of two answers for each row and component: the first where ``first`` is true."""
+    points = first.unsqueeze(-1)
+    return Partial(
+        torch.where(first, one.log_prob, other.log_prob),
+        torch.where(first, one.error, other.error),
+        torch.where(first, one.effective, other.effective),
+        lambda: torch.where(points, one.mean(), other.mean()),
+        lambda number: torch.where(points, one.draw(number), other.draw(number)),
+    )
+
+
+def observe(components: Distribution, x: Tensor, draws: int) -> Partial:
+    """Return what K components say of rows with missing entries.
+
+    It is exact where the components have a member ``observe``, and an importance-weighted mean
+    elsewhere.
+
+    Arguments:
+        components: distribution with ``batch_shape`` ``(*, K)`` and ``event_shape`` ``(D,)``.
+        x: rows ``(*, 1, D)`` or ``(*, K, D)``, with NaN for missing entries.
+        draws: of each missing entry where importance weights are needed.
+    """
+
+    def weighted(rows: Tensor, count: int) -> Partial:
+        return importance(components, rows, count)
+
+    found: Partial = optional(components, "observe", weighted)(x, draws)
+    return found
+
+
+def importance(
+    components: Distribution, x: Tensor, draws: int, proposal: Gaussians | None = None
+) -> Partial:
+    r"""Return an importance-weighted mean over the missing entries.
+
+    .. math::
+        p(x_\text{obs} \mid c) \approx \frac1S \sum_s
+        \frac{p(x_\text{obs}, x^s_\text{mis} \mid c)}{q(x^s_\text{mis} \mid x_\text{obs}, c)}
+
+    The mean is unbiased, so its logarithm is a lower bound in expectation. The proposal has no
+    gradient.
+
+    Arguments:
+        components, x, draws: as for :func:`observe`.
+        proposal: Gaussians whose conditionals are q; by default they have the moments of draws of
+            the components, and a larger covariance.
+
+    References:
+        Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders, arXiv:1509.00519.
+        Mattei, Frellsen (2019), MIWAE: deep generative modelling and imputation of incomplete data,
+        arXiv:1812.02633.
+    """
+    with torch.no_grad():
+        proposal = _moments(components) if proposal is None else proposal
+        q = proposal.observe(x)
+        completed = q.draw(draws)
+        log_q = proposal.log_prob(completed) - q.log_prob
+    log_weights = components.log_prob(completed) - log_q
+    log_prob = log_weights.logsumexp(0) - math.log(draws)
+    share = log_weights.detach().softmax(0).nan_to_num(0.0)
+    squares = share.square().sum(0)
+    lost = squares == 0  # no draw has a density
+    relative = ((squares - 1 / draws) * draws / max(draws - 1, 1)).clamp_min(0.0).sqrt()
+    effective = torch.where(lost, 0.0, 1 / (draws * squares.clamp_min(1e-30)))
+
+    def draw(number: int) -> Tensor:
+        logits = torch.where(lost, 0.0, log_weights.detach()).movedim(0, -1)
+        chosen = Categorical(logits=logits, validate_args=False).sample(Size((number,)))
+        return torch.take_along_dim(completed, chosen.unsqueeze(-1), 0)
+
+    return Partial(
+        log_prob,
+        torch.where(lost, torch.inf, relative),
+        effective,
+        lambda: torch.where(
+            lost.unsqueeze(-1), completed.mean(0), (share.unsqueeze(-1) * completed).sum(0)
+        ),
+        draw,
+    )
+
+
+def _moments(components: Distribution) -> Gaussians:
+    """Return two Gaussians around each component, with the moments of its draws and wider."""
+    x = components.sample(Size((PROBED,)))
+    loc = x.mean(0)
+    centred = (x - loc).movedim(0, -2)
+    covariance = centred.mT @ centred / PROBED
+    level = RIDGE * covariance.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(x.dtype).tiny
+    unit = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    factor = torch.linalg.cholesky(covariance + level[..., None, None] * unit)
+    log_weights = x.new_tensor([1 - SHARE, SHARE]).log().expand(*loc.shape[:-1], 2)
+    factors = torch.stack((math.sqrt(WIDER) * factor, math.sqrt(WIDEST) * factor), -3)
+    return Gaussians(log_weights, loc.unsqueeze(-2), factors)
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    r"""K mixtures of M Gaussians, whose marginals and conditionals are known.
+
+    Arguments:
+        log_weights: :math:`\log w` ``(*, K, M)``.
+        loc: means ``(*, K, M, D)``.
+        scale_tril: Cholesky factors of the covariances ``(*, K, M, D, D)``.
+    """
+
+    log_weights: Tensor
+    loc: Tensor
+    scale_tril: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density ``(*, K)`` of rows without gaps."""
+        z = torch.linalg.solve_triangular(
+            self.scale_tril, (x.unsqueeze(-2) - self.loc).unsqueeze(-1), upper=False
+        )
+        return self._joint(z.squeeze(-1), self.scale_tril).logsumexp(-1)
+
+    def _joint(self, z: Tensor, factor: Tensor, there: Tensor | None = None) -> Tensor:
+        """Return the log-densities ``(*, K, M)`` of what is there, from whitened values."""
+        each = -0.5 * (z.square() + math.log(2 * math.pi))
+        each = each - factor.diagonal(dim1=-2, dim2=-1).log()
+        each = each if there is None else torch.where(there, each, 0.0)
+        return self.log_weights + each.sum(-1)
+
+    def observe(self, x: Tensor, draws: int = 0) -> Partial:
+        """Return marginals and conditionals, from one Cholesky factor a row.
+
+        With the entries that are there in front, the first rows of the factor whiten them, and the
+        others are the conditional law of the rest.
+
+        Arguments:
+            x: rows ``(*, 1, D)`` or ``(*, K, D)``.
+            draws: of no use here.
+        """
+        x = x.unsqueeze(-2)
+        gap = x.isnan()
+        order = gap.long().argsort(dim=-1, stable=True)
+        back = order.argsort(-1)
+        covariance = self.scale_tril @ self.scale_tril.mT
+        covariance = _taken(_taken(covariance, order.unsqueeze(-1), -2), order.unsqueeze(-2), -1)
+        factor = torch.linalg.cholesky(covariance)
+        centred = torch.where(gap, 0.0, x - self.loc)
+        centred = _taken(centred, order, -1).unsqueeze(-1)
+        z = torch.linalg.solve_triangular(factor, centred, upper=False).squeeze(-1)
+        there = ~gap.take_along_dim(order, -1)
+        joint = self._joint(z, factor, there)
+
+        def completed(noise: Tensor) -> Tensor:
+            values = (factor @ torch.where(there, z, noise).unsqueeze(-1)).squeeze(-1)
+            return torch.where(gap, _taken(values, back, -1) + self.loc, x)
+
+        def mean() -> Tensor:
+            share = joint.softmax(-1).unsqueeze(-1)
+            return (share * completed(torch.zeros_like(z))).sum(-2)
+
+        def draw(number: int) -> Tensor:
+            shape = Size((number,))
+            m = Categorical(logits=joint, validate_args=False).sample(shape)[..., None, None]
+            noise = torch.randn(shape + z.shape, dtype=z.dtype, device=z.device)
+            return torch.take_along_dim(completed(noise), m, -2).squeeze(-2)
+
+        return exactly(joint.logsumexp(-1), mean, draw)
+
+
+def _taken(values: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Return values along a dimension, where the other dimensions broadcast from the right."""
+    left = max(values.dim(), index.dim())
+    values = values[(None,) * (left - values.dim())]
+    return torch.take_along_dim(values, index[(None,) * (left - index.dim())], dim)
+
+
+class Observed(ShownDistribution):
+    r"""Components that score rows by the entries that are there, :math:`p(x_\text{obs} \mid c)`.
+
+    The density is exact where the components know theirs. Elsewhere it is an importance-weighted
+    mean, whose logarithm is a lower bound in expectation: see :func:`importance`.
+
+    Arguments:
+        components: distribution with ``batch_shape`` ``(*, K)``.
+        draws: of each missing entry where importance weights are needed.
+
+    Example:
+        >>> from pyro_vmonf import Gaussian
+        >>> x = torch.tensor([[0.5, torch.nan], [torch.nan, torch.nan]])
+        >>> Observed(Gaussian(2, 5)(), draws=8).log_prob(x.unsqueeze(1))[1].exp()
+        tensor([1., 1., 1., 1., 1.], grad_fn=<ExpBackward0>)
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = False
+
+    def __init__(self, components: Distribution, draws: int) -> None:
+        self.components = components
+        self.draws = draws
+        shapes = components.batch_shape, components.event_shape
+        super().__init__(*shapes, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint | None:
+        return self.components.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Observed:
+        return Observed(self.components.expand(Size(batch_shape)), self.draws)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.components.sample(Size(sample_shape))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        check_event(x, self.event_shape)
+        if len(self.batch_shape) > 1:  # each row has components of its own
+            return observe(self.components, x, self.draws).log_prob
+        rows = x.reshape(-1, *x.shape[-2:])
+        gaps = rows.isnan().flatten(1).any(1)
+        whole = self.components.log_prob(rows[~gaps])
+        result = whole.new_empty(len(rows), *self.batch_shape)
+        result = result.index_put((~gaps,), whole)
+        if gaps.any():
+            result = result.index_put((gaps,), self._of_gaps(rows[gaps]).to(whole))
+        return result.reshape(*x.shape[:-2], *self.batch_shape)
+
+    def _of_gaps(self, rows: Tensor) -> Tensor:
+        size = len(rows) if torch.is_grad_enabled() else rows_at_once(self.components, self.draws)
+        parts = rows.split(size)
+        return torch.cat([observe(self.components, part, self.draws).log_prob for part in parts])
+
+
+def rows_at_once(components: Distribution, draws: int) -> int:
+    """Return how many rows with gaps are scored at once."""
+    width = components.event_shape.numel()
+    each = components.batch_shape[-1] * width * max(draws, 4 * width)
+    return max(1, MOST_NUMBERS // each)
