@@ -74,6 +74,7 @@ class FlowMixture(Program):
     """
 
     weights: Weights
+    of_sequences = False  # of rows
 
     def __init__(
         self,
@@ -172,6 +173,10 @@ class FlowMixture(Program):
         return check_rows(
             x, self.event_shape, like, keeps=None if self.bounded else keeps, first=first
         )
+
+    def each_row(self, x: Tensor, *values: Tensor | None) -> tuple[Any, ...]:
+        """Return the rows that ``x`` has, and what belongs to each of them."""
+        return (x, *values)
 
     def standardize_(self, x: Any, weight: Any = None) -> None:
         """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike.

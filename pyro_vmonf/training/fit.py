@@ -363,12 +363,14 @@ def plan_of(
 
 def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
     """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
-    weight, counts = guide.first_clusters(probe["x"]), probe.get("sample_weight")
+    x, weight, counts = model.each_row(
+        probe["x"], guide.first_clusters(probe["x"]), probe.get("sample_weight")
+    )
     weight = weight if weight is not None and knows_clusters(weight) else None
     if counts is not None:
         each = counts.unsqueeze(-1).expand(-1, model.num_components)
         weight = each if weight is None else weight * each
-    model.start_(probe["x"], weight)
+    model.start_(x, weight)
 
 
 def _hook(
