@@ -2,6 +2,7 @@
 
 from pyro_vmonf.weights.grouped import GroupWeights
 from pyro_vmonf.weights.hierarchical import GammaDirichlet
+from pyro_vmonf.weights.markov import FixedRow, MarkovWeights
 from pyro_vmonf.weights.observed import ObservedWeights
 from pyro_vmonf.weights.standard import (
     FixedWeights,
@@ -14,11 +15,13 @@ from pyro_vmonf.weights.standard import (
 )
 
 __all__ = [
+    "FixedRow",
     "FixedWeights",
     "GammaDirichlet",
     "GatedWeights",
     "GroupWeights",
     "LearnedWeights",
+    "MarkovWeights",
     "ObservedWeights",
     "RandomWeights",
     "UpdatedWeights",
