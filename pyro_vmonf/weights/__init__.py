@@ -2,7 +2,7 @@
 
 from pyro_vmonf.weights.grouped import GroupWeights
 from pyro_vmonf.weights.hierarchical import GammaDirichlet
-from pyro_vmonf.weights.markov import FixedRow, MarkovWeights
+from pyro_vmonf.weights.markov import FixedRow
 from pyro_vmonf.weights.observed import ObservedWeights
 from pyro_vmonf.weights.standard import (
     FixedWeights,
@@ -21,7 +21,6 @@ __all__ = [
     "GatedWeights",
     "GroupWeights",
     "LearnedWeights",
-    "MarkovWeights",
     "ObservedWeights",
     "RandomWeights",
     "UpdatedWeights",
