@@ -505,6 +505,16 @@ def test_held_out_sequences_and_a_run_that_goes_on(tmp_path: Path) -> None:
     assert torch.equal(resumed.log_prob(x, lengths), whole.log_prob(x, lengths))
 
 
+def test_the_best_of_several_starts_stays() -> None:
+    vmonf, x = MarkovVMoNF(chain()), sequences(12, 5)
+    options: dict[str, Any] = {"epochs": 2, "progress": False, "seed": 0, "held_out": 0.25}
+    history = vmonf.fit(x, [5, 3] * 6, n_init=3, **options)
+    assert history.held_out
+    assert vmonf.log_prob(x, [5, 3] * 6).isfinite().all()
+    history = vmonf.fit(x, [5, 3] * 6, compile=True, **options)
+    assert "not compiled: the number of rows differs" in history.road
+
+
 def test_units_are_those_of_the_steps_that_count() -> None:
     vmonf, x = MarkovVMoNF(chain()), 1e3 + 50 * sequences()
     vmonf.fit(x, LENGTHS, epochs=1, progress=False)

@@ -15,7 +15,6 @@ from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Rows
 from pyro_vmonf.report import Drawn
-from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pair import VMoNF
@@ -54,7 +53,7 @@ class MarkovVMoNF(Drawn, Halves):
     model: MarkovMixture
     of_sequences = True
 
-    def fit(self, x: Any, lengths: Any = None, **options: Any) -> History:
+    def fit(self, x: Any, lengths: Any = None, *, n_init: int = 1, **options: Any) -> History:
         """Fit model and guide to sequences: see :func:`pyro_vmonf.training.fit.fit`.
 
         Rows, batches and the fraction ``held_out`` of that function are sequences here.
@@ -62,14 +61,14 @@ class MarkovVMoNF(Drawn, Halves):
         Arguments:
             x: sequences ``(S, T, *event_shape)``.
             lengths: steps of each ``(S,)``; by default those before the NaN at its end.
-            options: as there.
+            n_init: runs from different starts, of which the best one stays.
+            options: as there, but for labels and context.
 
         Raises:
             TypeError: if sequences or lengths are no numbers.
             ValueError: if sequences, lengths or options do not fit.
         """
-        x = self.model.padded(x, lengths)
-        return self._keep(lambda: fit(self.model, self.guide, x, **options))
+        return self._fit(self.model.padded(x, lengths), options.pop("y", None), n_init, options)
 
     def predict(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return the most probable path of components ``(S, T)``, by Viterbi's algorithm.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor
 
 from pyro_vmonf import files
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.guides import BoundGuide, as_guide
 from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Transparent
+from pyro_vmonf.training.endings import endings_of_data, warn
+from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.restarts import fit_best
 
 
 class Halves(Transparent):
@@ -66,16 +71,20 @@ class Halves(Transparent):
     def extra_repr(self) -> str:
         return f"{self.model.extra_repr()}, fitted={self.history is not None}"
 
-    def _keep(self, run: Callable[[], History]) -> History:
-        """Keep the history of a fit, also of one that an error or an interrupt ends."""
+    def _fit(self, x: Any, y: Any, n_init: int, options: dict[str, Any]) -> History:
+        """Fit, and keep the history, also of a fit that an error or an interrupt ends."""
+        several = check_positive("n_init", n_init) > 1
+        run: Callable[..., History] = partial(fit_best, n_init=n_init) if several else fit
         try:
-            self.history = run()
+            self.history = run(self.model, self.guide, x, y, **options)
         except BaseException as error:
             reached = vars(error).get("history")
             if reached is not None:
                 self.history = reached
                 error.add_note(reached.reached())
             raise
+        if several:
+            warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))
         return self.history
 
     def compile(self, *_: Any, **__: Any) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from pyro_vmonf._utils.validation import (
-    check_positive,
     check_unconditional,
 )
 from pyro_vmonf.components import take_components_
@@ -18,10 +16,7 @@ from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.program import check_follows
 from pyro_vmonf.report import ChoiceReport, ComponentReport, Drawn, card, component_report
-from pyro_vmonf.training.endings import endings_of_data, warn
-from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.restarts import fit_best
 from pyro_vmonf.vmonf.automatic import from_data
 from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.scores import Scores
@@ -76,12 +71,7 @@ class VMoNF(Scores, Drawn, Halves):
 
         An interrupt or an error leaves pair and ``history`` as far as they came.
         """
-        several = check_positive("n_init", n_init) > 1
-        run: Callable[..., History] = partial(fit_best, n_init=n_init) if several else fit
-        history = self._keep(lambda: run(self.model, self.guide, x, y, **options))
-        if several:
-            warn(*endings_of_data(self.model, self.guide, history, x, y, options))
-        return history
+        return self._fit(x, y, n_init, options)
 
     @classmethod
     def from_data(
