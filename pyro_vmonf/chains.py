@@ -65,6 +65,8 @@ class MarkovMixture(FlowMixture):
         E_q[\log p(x, c) - \log q(c)] = \log p(x) - \mathrm{KL}(q(c) \,\|\, p(c|x)), \qquad
         q(c) = \prod_t q(c_t|x_t).
 
+    Nothing is left to enumerate, so ``Trace_ELBO`` and ``TraceEnum_ELBO`` are the same.
+
     Sites: ``x`` in plate ``data`` of the sequences; ``weights.initial`` and
     ``weights.after_k`` where they are random; in a guide with a network the factor ``gap``,
     and one for each term.
@@ -290,7 +292,8 @@ class MarkovMixture(FlowMixture):
 
         Raises:
             TypeError: if the guide has neither the exact posterior nor ``parts``.
-            ValueError: if it sums over a part of the components, or bank or weights are random.
+            ValueError: if it sums over a part of the components, bank or weights are random, or
+                rows of the chain have zeros.
         """
         if not (guide.exact or (guide.sums_directly() and self.sums_directly())):
             raise ValueError(
@@ -304,6 +307,12 @@ class MarkovMixture(FlowMixture):
         log_prob = chain.scored(table, seen)
         if guide.exact:
             return log_prob, {}
+        if bool((chain.log_rows == -torch.inf).any()):
+            raise ValueError(
+                f"initial or transition has zeros, where the mean-field bound of a "
+                f"{type(guide).__name__} is minus infinity; expected positive numbers: pass None "
+                "as the guide, or small numbers in place of the zeros"
+            )
         each, number, weight = self.each_row(
             x, torch.arange(len(x), device=x.device), rows.sample_weight
         )

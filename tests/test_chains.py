@@ -269,10 +269,10 @@ def test_it_beats_the_mixture_where_states_last(seed: int) -> None:
     base.loc.data.copy_(torch.tensor([[-1.0, 0.5], [0.0, -0.5], [1.0, 0.5]]))
     options: dict[str, Any] = {"progress": False, "seed": seed, "batch_size": 4000}
     mixture = VMoNF(FlowMixture(RealNVP(D, K, blocks=2, base=base), "learned"))
-    mixture.fit(x.flatten(0, 1), epochs=120, lr=1e-2, **options)
+    mixture.fit(x.flatten(0, 1), epochs=80, lr=2e-2, **options)
     plain = accuracy(truth.flatten(), mixture.predict(test.flatten(0, 1)))
     chain = MarkovVMoNF(MarkovMixture(mixture.model.bank, "learned", "learned"))
-    chain.fit(x, epochs=60, lr=3e-2, **options)
+    chain.fit(x, epochs=40, lr=4e-2, **options)
     found = accuracy(truth.flatten(), chain.predict(test).flatten())
     assert found > 0.97
     assert 0.8 < plain < 0.9
@@ -623,6 +623,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ).fit(GOOD, progress=False),
         ValueError,
         "pass None as the guide",
+    ),
+    "zeros with a network": (
+        lambda: MarkovVMoNF(chain(transition=torch.eye(K)), SoftmaxGuide(MLP(D, K))).fit(GOOD),
+        ValueError,
+        "initial or transition has zeros",
     ),
     "no rows and no steps": (lambda: chain()(size=3), ValueError, "pass size and steps"),
 }
