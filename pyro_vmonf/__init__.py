@@ -21,6 +21,7 @@ above::
     guides          q(c|x): softmax network, exact posterior, none
     terms           penalties of the guide beside the ELBO
     distortions     copies of rows that belong to the same cluster
+    chains          MarkovMixture: the Pyro model of sequences
     model           FlowMixture: the Pyro model
     weights         mixture weights: fixed, learned, updated, random, gated, by group, observed
     weight_priors   distributions on the simplex and their posteriors
@@ -42,6 +43,7 @@ import sys
 
 from pyro_vmonf import _moved
 from pyro_vmonf._version import __version__
+from pyro_vmonf.chains import MarkovMixture
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import select
@@ -60,7 +62,7 @@ from pyro_vmonf.model import FlowMixture, MixtureComponent
 from pyro_vmonf.schedules import constant, exponential_decay, linear_decay
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
-from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.vmonf import MarkovVMoNF, VMoNF
 from pyro_vmonf.weight_priors import StickBreaking
 from pyro_vmonf.weights import (
     FixedWeights,
@@ -92,6 +94,8 @@ __all__ = [
     "MAFMoG",
     "Marginal",
     "MarginalGuide",
+    "MarkovMixture",
+    "MarkovVMoNF",
     "MixtureComponent",
     "MultiScaleRealNVP",
     "PixelFlow",

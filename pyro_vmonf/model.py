@@ -80,6 +80,7 @@ class FlowMixture(Program):
 
     weights: Weights
     incomplete: bool | None = None  # whether rows have gaps, where a fit knows it
+    of_sequences = False
 
     def __init__(
         self,
@@ -120,8 +121,9 @@ class FlowMixture(Program):
     def extra_repr(self) -> str:
         context = f", context_features={self.context_features}" if self.context_features else ""
         units = ", bounded, so rows keep their units" if self.bounded else ""
-        shape = tuple(self.event_shape)
-        return f"components={self.num_components}, event_shape={shape}{context}{units}"
+        return (
+            f"components={self.num_components}, event_shape={(*self.event_shape,)}{context}{units}"
+        )
 
     def components_of(self, given: Tensor | None) -> Distribution:
         """Call the bank, with a context where there is one."""
@@ -154,8 +156,7 @@ class FlowMixture(Program):
 
     def has_gaps(self, x: Tensor | None) -> bool:
         """Return whether rows have missing entries; a fit knows, and nobody has to look."""
-        known = self.incomplete
-        return x is not None and (has_gaps(x) if known is None else known)
+        return x is not None and (has_gaps(x) if self.incomplete is None else self.incomplete)
 
     def observed(self, components: Distribution, x: Tensor | None) -> Distribution:
         """Return components that score rows with gaps by what is there, if the rows have any."""
@@ -165,18 +166,18 @@ class FlowMixture(Program):
     def rows(self, x: Any, *, weight: Any = None, first: int = 0, missing: bool = False) -> Tensor:
         """Return rows ``(N, *event_shape)`` in the dtype and on the device of the model.
 
-        Rows in float64 stay so if a model in float32 would lose the digits of their spread. The
-        columns of a frame are put in the order of the fit.
+        Rows in float64 stay so if a model in float32 would lose the digits of their spread. Columns
+        of a frame take the order of the fit.
 
         Arguments:
             x: the rows.
-            weight: their weights ``(N,)``; those of weight zero do not count for the spread.
+            weight: of each ``(N,)``; rows of weight zero do not count for the spread.
             first: number of the first row, for messages.
             missing: let NaN pass, where rows are numbers ``(D,)`` without bounds.
 
         Raises:
             TypeError: if they are no real floating numbers.
-            ValueError: if their shape or columns do not fit, or they are not finite.
+            ValueError: if shape or columns do not fit, or they are not finite.
         """
         missing = missing and not self.bounded and len(self.event_shape) == 1
         x = ordered(x, self.feature_names)
@@ -189,6 +190,10 @@ class FlowMixture(Program):
         like = floating_buffer(self)
         keep = None if self.bounded else keeps
         return check_rows(x, self.event_shape, like, keeps=keep, first=first, missing=missing)
+
+    def each_row(self, x: Tensor, *values: Tensor | None) -> tuple[Any, ...]:
+        """Return the rows that ``x`` has, and what belongs to each of them."""
+        return (x, *values)
 
     def standardize_(self, x: Any, weight: Any = None) -> None:
         """Take mean and spread of the rows ``(N, *event_shape)``, for model and guide alike.
@@ -228,11 +233,7 @@ class FlowMixture(Program):
                 start(rows if self.bounded else self.standardizer.inv(rows), weight)
 
     def draw_parts(self, given: Tensor | None = None) -> tuple[Tensor, Distribution]:
-        """Return log-weights and components inside a program; random ones are drawn.
-
-        Arguments:
-            given: context ``(*, H)`` of the rows.
-        """
+        """Return log-weights and components for a context ``(*, H)``; random ones are drawn."""
         log_weights = self.weights(given)
         draw = optional(self.bank, "draw", self.components_of)
         return log_weights, self._in_raw_units(draw(given))
@@ -345,19 +346,18 @@ class FlowMixture(Program):
             TypeError: if the program is another one: see :func:`~pyro_vmonf.program.check_follows`.
         """
         check_follows(self, "marginal", "mixture")
-        if not frozen:
-            register(self)
-            return self.mixture(given)
-        return self.frozen().mixture(given)
+        if frozen:
+            return self.frozen().mixture(given)
+        register(self)
+        return self.mixture(given)
 
     def frozen(self) -> FlowMixture:
         """Return a copy of the mixture as it is now; the same one until the state changes."""
-        kept = self.__dict__.get("_frozen")
+        kept = self.__dict__.pop("_frozen", None)
         if kept is None or not same_state(kept, self):
-            self.__dict__.pop("_frozen", None)
             kept = copy.deepcopy(self).requires_grad_(False).eval()
             detached_(kept)
-            self.__dict__["_frozen"] = kept
+        self.__dict__["_frozen"] = kept
         return kept
 
     def mixture(self, given: Tensor | None = None) -> Marginal:

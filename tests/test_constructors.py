@@ -66,6 +66,7 @@ OWN: dict[str, dict[str, Any]] = {
         "values": [torch.zeros(K, D)],
     },
     "InvertibleConvolution": {"channels": 4},
+    "MarkovMixture": {"initial": "learned", "transition": "learned"},
     "Split": {"transforms": [transforms.ActNorm(2)]},
     "Squeezed": {"transforms": [transforms.ActNorm(4)]},
 }

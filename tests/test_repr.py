@@ -121,6 +121,14 @@ PUBLIC: dict[str, tuple[Callable[[], Any], str]] = {
         "Marginal(components=3, batch_shape=(), event_shape=(2,))",
     ),
     "MarginalGuide": (lambda: bound(pyro_vmonf.MarginalGuide()), f"MarginalGuide({SHAPES})"),
+    "MarkovMixture": (
+        lambda: pyro_vmonf.MarkovMixture(Gaussian(2, K)),
+        f"MarkovMixture(\n  {SHAPES}\n  (bank): Gaussian(",
+    ),
+    "MarkovVMoNF": (
+        lambda: pyro_vmonf.MarkovVMoNF(pyro_vmonf.MarkovMixture(Gaussian(2, K))),
+        f"MarkovVMoNF(\n  {SHAPES}, fitted=False\n  (model): MarkovMixture(",
+    ),
     "MixtureComponent": (
         lambda: pyro_vmonf.MixtureComponent(mixture()),
         f"MixtureComponent(\n  (model): FlowMixture(\n    {SHAPES}\n",

@@ -322,6 +322,8 @@ def test_parts_keep_their_arguments(part: str) -> None:
     }
     if "transforms" in signature.parameters:
         examples["base"] = StandardNormal(4, 2)
+    if "transition" in signature.parameters:
+        examples["initial"] = "uniform"
     if "channels" in signature.parameters and part != "ConvEncoder":
         examples["channels"] = 4
     given = {k: v for k, v in examples.items() if k in signature.parameters}

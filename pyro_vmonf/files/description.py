@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf import (
+    chains,
     components,
     distortions,
     flows,
@@ -43,6 +44,7 @@ ROOMS: tuple[ModuleType, ...] = (
     schedules,
     components,
     model,
+    chains,
 )
 # Distributions that a file may hold, with their arguments and the attributes that keep those.
 DISTRIBUTIONS: dict[str, tuple[type[Distribution], dict[str, str]]] = {

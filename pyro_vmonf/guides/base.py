@@ -64,7 +64,9 @@ class BoundGuide(Program):
         """Draw the random parts of the model and the component of each row."""
         self._begin()
         if x is not None:  # without rows c keeps its prior
-            self.infer(Rows(x, y, index, size, sample_weight, given, self._fraction(x, size)))
+            rows = Rows(x, y, index, size, sample_weight, given, self._fraction(x, size))
+            # A model of sequences has another program for the same guide.
+            optional(self.model, "infer_by", lambda guide, rows: guide.infer(rows))(self, rows)
 
     def _fraction(self, x: Tensor, size: int | None) -> float:
         """Return the share of the data set's rows that ``x`` has."""

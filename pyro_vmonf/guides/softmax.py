@@ -21,7 +21,8 @@ from pyro_vmonf.schedules import SMALLEST_TEMPERATURE, check_temperature
 from pyro_vmonf.terms import Classification, CustomTerm, Term
 
 # Names of the sites of the program, and of its parts in the history.
-RESERVED = {"c", "x", "data", "weights", "evidence", "entropy", "log_likelihood", "log_prior"}
+RESERVED = {"c", "x", "data", "weights", "evidence", "gap"}
+RESERVED |= {"entropy", "log_likelihood", "log_prior"}
 
 
 class SoftmaxGuide(BoundGuide):

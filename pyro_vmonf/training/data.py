@@ -94,24 +94,24 @@ def check_data(
     x, y, sample_weight = in_memory(x, y, sample_weight)
     names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight, missing=True)
-    check_gaps(x, names)
-    counted = len(x)
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
     if sample_weight is not None:
         sample_weight = check_sample_weight(sample_weight, len(x), like)
-        counted = int((sample_weight > 0).sum())
-        if not counted:
+        if not bool((sample_weight > 0).any()):
             raise ValueError("sample_weight is zero for every row; some have to count")
-    if counted < model.num_components:
+    rows, weight = model.each_row(x, sample_weight)
+    check_gaps(rows, names)
+    rows = rows if weight is None else rows[weight > 0]
+    if len(rows) < model.num_components:
         raise ValueError(
-            f"x has {counted} rows but the mixture has {model.num_components} components; "
+            f"x has {len(rows)} rows but the mixture has {model.num_components} components; "
             "pass at least one row for each component"
         )
     given = check_context_rows(given, len(x), model.context_features, like)
     check_inside(model, x, given, sample_weight)
     if not model.standardizer.fitted:
-        warn_of_columns(x if sample_weight is None else x[sample_weight > 0], names)
+        warn_of_columns(rows, names)
     return x, y, sample_weight, given
 
 

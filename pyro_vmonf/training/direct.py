@@ -16,7 +16,7 @@ def is_plain(model: Any, guide: Any) -> bool:
     Each has a member ``parts`` that is as new as its program, and no part that draws.
     """
     return (
-        follows(model, "parts")
+        follows(model, "parts", "terms")
         and follows(guide, "parts", program=("forward", "infer"))
         and model.sums_directly()
         and guide.sums_directly()
@@ -48,6 +48,8 @@ def direct_terms(
     count = len(x)
     scale = 1.0 if size is None else size / count
     rows = Rows(x, y, index, size, sample_weight, given, 1.0 if size is None else count / size)
+    if hasattr(model, "terms"):  # another model, which says them itself
+        return model.terms(guide, rows)  # type: ignore[no-any-return]
     positions = torch.arange(count, device=x.device) if index is None else index
     logits, penalties = guide.parts(rows, positions)
     log_weights, log_prob = model.parts(rows)

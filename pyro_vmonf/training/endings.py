@@ -60,8 +60,11 @@ def endings(
     said = _worse(history, guide)
     count = model.num_components
     trusted = not guide.exact or follows(model, "log_posterior", "mixture")
-    if rows is not None and trusted and count > 1 and len(rows.x) >= LEAST_ROWS * count:
-        said += _clusters(_proba(guide, rows), rows.sample_weight)
+    if rows is not None and trusted and count > 1:
+        x, weight = model.each_row(rows.x, rows.sample_weight)
+        if len(x) >= LEAST_ROWS * count:
+            [_, proba] = model.each_row(rows.x, _proba(guide, rows))
+            said += _clusters(proba, weight)
     return said
 
 
@@ -152,13 +155,13 @@ def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:
     names = [name for name, value in terms.items() if not bool(torch.as_tensor(value).isfinite())]
     said = [f"term {', '.join(names)}"] if names else ["all terms are finite, the gradient is not"]
     with torch.no_grad(), evaluating(model), unregistered():
-        x = arguments["x"]
+        numbers = torch.arange(len(arguments["x"]), device=arguments["x"].device)
+        index = arguments.get("index")
+        x, numbers = model.each_row(arguments["x"], numbers if index is None else index)
         components = model.observed(model.components(arguments.get("given")), x)
         log_probs = components.log_prob(x.unsqueeze(-1 - len(model.event_shape)))
     bad = ~log_probs.isfinite()
     if bad.any():
         said.append(f"component {listed(bad.any(0).nonzero().squeeze(1))}")
-        rows = bad.any(1).nonzero().squeeze(1)
-        index = arguments.get("index")
-        said.append(f"rows {listed(rows if index is None else index[rows])}")
+        said.append(f"rows {listed(numbers[bad.any(1)])}")
     return "; ".join(said)

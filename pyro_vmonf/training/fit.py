@@ -222,8 +222,10 @@ def _fit(
             start_parts(model, guide, probe)
             lanes.guard_()
         guard, compiling = Guard(objective, lanes, run.history), Compiling(lanes, run.history)
-        compiling.decided = options.compile != "auto" or sources.incomplete  # shapes would differ
-        if not sources.incomplete and (options.compile is True or (past or {}).get("compiled")):
+        compiling.decided = options.compile != "auto" or bool(
+            model.incomplete
+        )  # shapes would differ
+        if not model.incomplete and (options.compile is True or (past or {}).get("compiled")):
             compiling.build_(probe)
         trainer.after_epoch = [guard, compiling, _hook(model, guide, options), compiling.look_again]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
@@ -295,7 +297,7 @@ def in_units(
                 (sources.whole or sources.train).standardize(model)
         model.standardizer.fitted.fill_(True)  # the units are settled, also where they are raw
         model.feature_names = sources.names or names
-        model.incomplete = sources.incomplete
+        model.incomplete = sources.incomplete and not model.of_sequences
         yield before.clear
     except BaseException:
         if before:
@@ -368,7 +370,7 @@ def plan_of(
 def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
     """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
     x = model.standardizer.filled(probe["x"]) if model.has_gaps(probe["x"]) else probe["x"]
-    weight, counts = guide.first_clusters(x), probe.get("sample_weight")
+    x, weight, counts = model.each_row(x, guide.first_clusters(x), probe.get("sample_weight"))
     weight = weight if weight is not None and knows_clusters(weight) else None
     if counts is not None:
         each = counts.unsqueeze(-1).expand(-1, model.num_components)

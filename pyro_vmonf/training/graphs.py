@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -223,6 +224,9 @@ def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:
     Raises:
         NotCaptured: with the reason.
     """
+    model: Any = objective.model
+    if model.of_sequences:
+        raise NotCaptured("the number of rows differs between batches of sequences")
     if not objective.direct:
         raise NotCaptured("the sum over c goes through the sites of the program")
     if several_processes():

@@ -144,7 +144,8 @@ class LoaderSource:
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units, in one pass."""
         model.standardizer.fit_batches_(
-            (batch["x"], batch["sample_weight"]) for batch in self.epoch(torch.Generator())
+            model.each_row(batch["x"], batch["sample_weight"])
+            for batch in self.epoch(torch.Generator())
         )
 
 

@@ -66,7 +66,7 @@ class TensorSource:
 
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units."""
-        model.standardizer.fit_(self.x, self.sample_weight)
+        model.standardizer.fit_(*model.each_row(self.x, self.sample_weight))
 
     def counting(self) -> TensorSource:
         """Return the rows whose weight is above zero; the others take no part in anything.

@@ -1,5 +1,6 @@
-"""VMoNF, the pair of model and guide, and the pair that a table chooses."""
+"""The pairs of model and guide: of rows, of sequences, and the one that a table chooses."""
 
+from pyro_vmonf.vmonf.chain import MarkovVMoNF
 from pyro_vmonf.vmonf.pair import VMoNF
 
-__all__ = ["VMoNF"]
+__all__ = ["MarkovVMoNF", "VMoNF"]

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from pyro_vmonf import files
 from pyro_vmonf._utils.validation import (
-    check_positive,
     check_unconditional,
 )
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions.marginal import Marginal
-from pyro_vmonf.guides import BoundGuide, as_guide
-from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.metrics import match_components
-from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import Transparent, check_follows
+from pyro_vmonf.program import check_follows
 from pyro_vmonf.report import ChoiceReport, ComponentReport, Drawn, card, component_report
-from pyro_vmonf.training.endings import endings_of_data, warn
-from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.restarts import fit_best
 from pyro_vmonf.vmonf.automatic import from_data
+from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pictures import from_images
 from pyro_vmonf.vmonf.scores import Scores
 from pyro_vmonf.vmonf.table import Background
 
 
-class VMoNF(Scores, Drawn, Transparent):
+class VMoNF(Scores, Drawn, Halves):
     """A variational mixture of normalizing flows: a model, its guide, and the verbs of both.
 
     ``vmonf.model`` and ``vmonf.guide`` are ordinary Pyro programs, for ``SVI``, ``Predictive``,
@@ -61,43 +52,12 @@ class VMoNF(Scores, Drawn, Transparent):
         (torch.Size([192]), torch.Size([192]))
     """
 
-    model: FlowMixture
-    guide: BoundGuide
-    halves = ("model", "guide")
-
-    def __init__(self, model: FlowMixture, guide: Any = None) -> None:
-        super().__init__()
-        self.model = model
-        self.guide = guide
-        self.history: History | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("model", "guide"):
-            super().__setattr__(name, value)
-            return
-        value = as_guide(value) if name == "guide" else value
-        halves = {**self.__dict__.get("_modules", {}), name: value}
-        if len(halves) == 2:
-            check_pair(**halves)
-            halves["guide"].check(halves["model"])
-        super().__setattr__(name, value)
-        if len(halves) == 2:
-            self.guide.bind_(self.model)
-            self.name_children_()
-
     @property
     def feature_names_in_(self) -> np.ndarray[Any, Any]:
         """The names of the columns of the frame that the pair was fitted on."""
         if self.model.feature_names is None:
             raise AttributeError("the pair was not fitted on a frame with names of columns")
         return np.array(self.model.feature_names, dtype=object)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the model."""
-        return self.model(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return f"{self.model.extra_repr()}, fitted={self.history is not None}"
 
     def _repr_html_(self) -> str:
         return card(self)
@@ -112,19 +72,7 @@ class VMoNF(Scores, Drawn, Transparent):
 
         An interrupt or an error leaves pair and ``history`` as far as they came.
         """
-        several = check_positive("n_init", n_init) > 1
-        run: Callable[..., History] = partial(fit_best, n_init=n_init) if several else fit
-        try:
-            self.history = run(self.model, self.guide, x, y, **options)
-        except BaseException as error:
-            reached = vars(error).get("history")
-            if reached is not None:
-                self.history = reached
-                error.add_note(reached.reached())
-            raise
-        if several:
-            warn(*endings_of_data(self.model, self.guide, self.history, x, y, options))
-        return self.history
+        return self._fit(x, y, n_init, options)
 
     @classmethod
     def from_data(
@@ -198,14 +146,6 @@ class VMoNF(Scores, Drawn, Transparent):
         vmonf.history = history
         return vmonf
 
-    def compile(self, *_: Any, **__: Any) -> None:
-        """Let ``torch.compile`` take the components' density and the guide's network from now on.
-
-        Values stay what they are, to rounding. The first step of each shape takes tens of seconds.
-        """
-        self.model.bank.compile()
-        self.guide.compile()
-
     def report(self, x: Any = None) -> ComponentReport | ChoiceReport:
         """Say what became of each component: see :func:`pyro_vmonf.report.component_report`.
 
@@ -271,17 +211,3 @@ class VMoNF(Scores, Drawn, Transparent):
         """
         model = self.model.condition(data)
         return type(self)(model, self.guide.without(data, model))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write configuration and state to a file that loads with ``weights_only=True``."""
-        files.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, into: VMoNF | None = None) -> VMoNF:
-        """Read what :meth:`save` wrote.
-
-        Arguments:
-            path: the file.
-            into: a freshly built pair to fill, for models with modules of the user's own.
-        """
-        return files.load(path, cls, History, into=into)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from pyro_vmonf.weights.grouped import GroupWeights
 from pyro_vmonf.weights.hierarchical import GammaDirichlet
+from pyro_vmonf.weights.markov import FixedRow
 from pyro_vmonf.weights.observed import ObservedWeights
 from pyro_vmonf.weights.standard import (
     FixedWeights,
@@ -14,6 +15,7 @@ from pyro_vmonf.weights.standard import (
 )
 
 __all__ = [
+    "FixedRow",
     "FixedWeights",
     "GammaDirichlet",
     "GatedWeights",

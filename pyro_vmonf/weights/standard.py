@@ -101,17 +101,22 @@ class FixedWeights(Weights):
 
     probs: Tensor
     batched_buffers = ("probs",)
+    _wanted = "positive"
 
     def __init__(self, probs: Tensor) -> None:
         super().__init__()
         probs = torch.as_tensor(probs)
-        if probs.dim() != 1 or not (probs.isfinite().all() and (probs > 0).all()):
+        if probs.dim() != 1 or not (probs.isfinite().all() and self._fit(probs)):
             raise ValueError(
-                f"weights are {probs.tolist()}; expected a vector of K positive finite numbers"
+                f"weights are {probs.tolist()}; expected a vector of K {self._wanted} finite "
+                "numbers"
             )
         probs = probs if probs.is_floating_point() else probs.to(torch.get_default_dtype())
         self.num_components = len(probs)
         self.register_buffer("probs", probs / probs.sum())
+
+    def _fit(self, probs: Tensor) -> bool:
+        return bool((probs > 0).all())
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         return self.probs.log().log_softmax(-1)

@@ -1,0 +1,202 @@
+"""Sequences whose components follow a Markov chain, with the chain summed out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pyro.distributions import Categorical, DiscreteHMM, TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf.distributions.selection import grouped_draw
+
+
+class HiddenChain(ShownDistribution):
+    r"""Sequences :math:`p(x_{1:T}) = \sum_c p(c_1)\prod_t p(c_t|c_{t-1})\,p(x_t|c_t)`.
+
+    A step that holds NaN is not observed, and the chain ends with its last observed step.
+
+    Arguments:
+        log_rows: tensor ``(K + 1, K)``: the log-probabilities of the first component, and below
+            them those of the component after each.
+        components: distribution with ``batch_shape`` ``(K,)``.
+        steps: length *T*.
+        batch_shape: that of the sequences.
+
+    References:
+        Rabiner (1989), A Tutorial on Hidden Markov Models and Selected Applications in Speech
+        Recognition; Särkkä, García-Fernández (2021), Temporal Parallelization of Bayesian
+        Smoothers.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> components = Independent(Normal(torch.zeros(3, 2), 1.0), 1)
+        >>> chain = HiddenChain(torch.full((4, 3), 1 / 3).log(), components, steps=5)
+        >>> chain.log_prob(torch.zeros(7, 5, 2)).shape, chain.sample((7,)).shape
+        (torch.Size([7]), torch.Size([7, 5, 2]))
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        log_rows: Tensor,
+        components: Distribution,
+        steps: int = 1,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        self.log_rows = log_rows
+        self.components = components
+        self.steps = steps
+        shape = Size((steps, *components.event_shape))
+        super().__init__(Size(batch_shape), shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint | None:
+        return constraints.independent(self.components.support, 1)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> HiddenChain:
+        return HiddenChain(self.log_rows, self.components, self.steps, batch_shape)
+
+    def lasting(self, steps: int) -> HiddenChain:
+        """Return the chain of another length."""
+        return HiddenChain(self.log_rows, self.components, steps, self.batch_shape)
+
+    def observed(self, x: Tensor) -> Tensor:
+        """Return the steps ``(*, T)`` of sequences ``(*, T, *event_shape)`` that hold a row."""
+        return ~x.isnan().flatten(x.dim() - len(self.components.event_shape)).any(-1)
+
+    def table(self, x: Tensor) -> Tensor:
+        """Return log p(x_t|c) ``(*, T, K)``; zero where nothing is observed."""
+        seen = self.observed(x)
+        rows = x[seen].unsqueeze(-1 - len(self.components.event_shape))
+        values = self.components.log_prob(rows)
+        empty = values.new_zeros(*seen.shape, values.shape[-1])
+        return empty.index_put((seen,), values)
+
+    def scored(self, table: Tensor, seen: Tensor) -> Tensor:
+        """Return log p ``(*)`` of sequences whose densities are ``table``.
+
+        Arguments:
+            table: log p(x_t|c) ``(*, T, K)``, zero where nothing is observed.
+            seen: the observed steps ``(*, T)``.
+        """
+        count = table.shape[-1]
+        # After the end the chain stands still, so that the transitions get no gradient there.
+        still = torch.eye(count, dtype=table.dtype, device=table.device).log()
+        going = _going(seen)[..., None, None]
+        moves = torch.where(going, self.log_rows[1:], still)
+        # Pyro's chain moves before it emits: the first move leads from anywhere to the first row.
+        first = self.log_rows[:1].expand(*moves.shape[:-3], 1, count, count)
+        moves = torch.cat((first, moves[..., 1:, :, :]), -3)
+        hmm = DiscreteHMM(table.new_zeros(count), moves, _Known(table), validate_args=False)
+        log_prob: Tensor = hmm.log_prob(table)
+        return log_prob
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.scored(self.table(x), self.observed(x))
+
+    def log_marginals(self, x: Tensor) -> Tensor:
+        """Return log p(c_t|x_1, ..., x_T) ``(*, T, K)``: the gradient of log p in the densities.
+
+        A row that no component has a density for says nothing about its component.
+
+        Arguments:
+            x: sequences ``(*, T, *event_shape)``.
+        """
+        table = self._possible(self.table(x)).detach()
+        with torch.enable_grad():
+            table.requires_grad_()
+            frozen = HiddenChain(self.log_rows.detach(), self.components)
+            total = frozen.scored(table, self.observed(x)).sum()
+            (share,) = torch.autograd.grad(total, table)
+        return share.clamp(0, 1).log()
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the most probable path of components ``(S, T)``; −1 after the end of a sequence.
+
+        Arguments:
+            x: sequences ``(S, T, *event_shape)``.
+
+        References:
+            Viterbi (1967), Error bounds for convolutional codes and an asymptotically optimum
+            decoding algorithm.
+        """
+        table, going = self._possible(self.table(x)), _going(self.observed(x))
+        score = self.log_rows[0] + table[:, 0]
+        stay = torch.arange(table.shape[-1], device=x.device).expand_as(score)
+        back = []
+        for t in range(1, table.shape[1]):
+            best, origin = (score.unsqueeze(-1) + self.log_rows[1:]).max(-2)
+            moves = going[:, t, None]
+            score = torch.where(moves, best + table[:, t], score)
+            back.append(torch.where(moves, origin, stay))
+        path = [score.argmax(-1)]
+        for origin in reversed(back):
+            path.append(origin.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
+        return torch.stack(path[::-1], -1).masked_fill(~going, -1)
+
+    def expected(self, log_q: Tensor, table: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        r"""Return the parts ``(*)`` of :math:`E_q[\log p(x, c) - \log q(c)]`, by name.
+
+        The posterior is :math:`q(c) = \prod_t q_t(c_t)` over the steps up to the end.
+
+        Arguments:
+            log_q: its logarithm ``(*, T, K)``.
+            table, seen: of the sequences, as in :meth:`scored`.
+        """
+        q = log_q.exp() * seen.unsqueeze(-1)
+        pairs = q[..., :-1, :, None] * q[..., 1:, None, :]
+        moves = _expected(pairs, self.log_rows[1:]).sum((-1, -2, -3))
+        return {
+            "log_likelihood": _expected(q, table).sum((-1, -2)),
+            "log_prior": _expected(q[..., 0, :], self.log_rows[0]).sum(-1) + moves,
+            "entropy": -_expected(q, log_q).sum((-1, -2)),
+        }
+
+    def sample_with_component(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw sequences ``(*, T, *event_shape)`` and the component ``(*, T)`` of each row."""
+        with torch.no_grad():
+            shape = Size((*sample_shape, *self.batch_shape))
+            path = [Categorical(logits=self.log_rows[0]).sample(shape)]
+            for _ in range(self.steps - 1):
+                path.append(Categorical(logits=self.log_rows[1:][path[-1]]).sample())
+            c = torch.stack(path, -1)
+            return grouped_draw(self.components, c), c
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.sample_with_component(sample_shape)[0]
+
+    @staticmethod
+    def _possible(table: Tensor) -> Tensor:
+        """Return densities without the rows that no component has a density for."""
+        return table.masked_fill((table == -torch.inf).all(-1, keepdim=True), 0.0)
+
+
+class _Known(TorchDistribution):
+    """Components whose log-densities ``(*, T, K)`` of the rows are known."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        super().__init__(table.shape, Size(()), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.table
+
+
+def _going(seen: Tensor) -> Tensor:
+    """Return the steps ``(*, T)`` up to the last one that is observed."""
+    return seen.flip(-1).cummax(-1).values.flip(-1)
+
+
+def _expected(weight: Tensor, value: Tensor) -> Tensor:
+    """Return weight times value; an event that is impossible counts nothing, without gradient."""
+    return weight * torch.where(weight > 0, value, 0.0)

@@ -1,0 +1,192 @@
+"""MarkovVMoNF: the pair of a chain and its guide, with the verbs of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.chains import MarkovMixture
+from pyro_vmonf.distributions.chain import HiddenChain
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import Rows
+from pyro_vmonf.report import Drawn
+from pyro_vmonf.training.history import History
+from pyro_vmonf.vmonf.halves import Halves
+from pyro_vmonf.vmonf.pair import VMoNF
+from pyro_vmonf.weights import FixedRow
+
+
+class MarkovVMoNF(Drawn, Halves):
+    """A mixture whose components follow a Markov chain, its guide, and the verbs of both.
+
+    Sequences are ``(S, T, *event_shape)``, with ``lengths`` ``(S,)`` where some are shorter. Steps
+    after the end of a sequence are never read. The verbs are exact, with any guide: its q(c|x) sees
+    single steps, and is ``guide.log_q``. The pictures are those of :meth:`alone`, and take single
+    steps ``(N, *event_shape)``: see :meth:`steps_of`.
+
+    Arguments:
+        model: the chain.
+        guide: ``None`` to sum the chain out, or a guide with a network, such as a
+            :class:`~pyro_vmonf.SoftmaxGuide`, for the mean-field bound.
+
+    Raises:
+        TypeError: if the model is no chain.
+
+    References:
+        Rabiner (1989), A Tutorial on Hidden Markov Models and Selected Applications in Speech
+        Recognition.
+
+    Example:
+        >>> from pyro_vmonf import RealNVP
+        >>> vmonf = MarkovVMoNF(MarkovMixture(RealNVP(2, 3), "learned", "learned"))
+        >>> x, lengths = torch.randn(7, 5, 2), [5, 5, 4, 3, 2, 1, 5]
+        >>> history = vmonf.fit(x, lengths, epochs=2, progress=False, seed=0)
+        >>> vmonf.predict(x, lengths).shape, vmonf.log_prob(x, lengths).shape
+        (torch.Size([7, 5]), torch.Size([7]))
+    """
+
+    model: MarkovMixture
+    of_sequences = True
+
+    def fit(self, x: Any, lengths: Any = None, *, n_init: int = 1, **options: Any) -> History:
+        """Fit model and guide to sequences: see :func:`pyro_vmonf.training.fit.fit`.
+
+        Rows, batches and the fraction ``held_out`` of that function are sequences here.
+
+        Arguments:
+            x: sequences ``(S, T, *event_shape)``.
+            lengths: steps of each ``(S,)``; by default those before the NaN at its end.
+            n_init: runs from different starts, of which the best one stays.
+            options: as there, but for labels and context.
+
+        Raises:
+            TypeError: if sequences or lengths are no numbers.
+            ValueError: if sequences, lengths or options do not fit.
+        """
+        return self._fit(self.model.padded(x, lengths), options.pop("y", None), n_init, options)
+
+    def predict(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
+        """Return the most probable path of components ``(S, T)``, by Viterbi's algorithm.
+
+        It is −1 after the end of a sequence. The most probable component of each step by itself is
+        ``predict_proba(x, lengths).argmax(-1)``.
+
+        Arguments:
+            x, lengths: as for :meth:`fit`.
+            chunk_size: sequences evaluated at once.
+        """
+        return self._over_chunks(
+            lambda rows: self.model.mixture().decode(rows), x, lengths, chunk_size
+        )
+
+    def predict_proba(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
+        """Return p(c_t|x_1, ..., x_T) of each step ``(S, T, K)``; zero after the end of a sequence.
+
+        Arguments:
+            x, lengths, chunk_size: as for :meth:`predict`.
+        """
+
+        def proba(rows: Tensor) -> Tensor:
+            seen = self.model.mixture().observed(rows).unsqueeze(-1)
+            return self.model.log_posterior(rows).exp() * seen
+
+        return self._over_chunks(proba, x, lengths, chunk_size)
+
+    def log_prob(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
+        """Return log p of each sequence ``(S,)``, nats in raw units.
+
+        Arguments:
+            x, lengths, chunk_size: as for :meth:`predict`.
+        """
+        return self._over_chunks(
+            lambda rows: self.model.mixture().log_prob(rows), x, lengths, chunk_size
+        )
+
+    def component_log_prob(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
+        """Return log p(x_t|c) of each step ``(S, T, K)``; zero after the end of a sequence.
+
+        Arguments:
+            x, lengths, chunk_size: as for :meth:`predict`.
+        """
+        return self._over_chunks(
+            lambda rows: self.model.mixture().table(rows), x, lengths, chunk_size
+        )
+
+    def elbo(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
+        """Return the guide's bound of each log p ``(S,)``, without its terms.
+
+        Arguments:
+            x, lengths, chunk_size: as for :meth:`predict`.
+        """
+
+        def bound(rows: Tensor) -> Tensor:
+            log_prob, paid = self.model.scores(self.guide, Rows(rows, None, None, None, None, None))
+            return log_prob - paid.get("gap", 0.0)
+
+        return self._over_chunks(bound, x, lengths, chunk_size)
+
+    def sample(
+        self, num_sequences: int, steps: int, *, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw sequences ``(S, T, *event_shape)`` and the component ``(S, T)`` of each step.
+
+        Arguments:
+            num_sequences: their number *S*.
+            steps: their length *T*.
+            seed: seed of the draws; the global state is then left alone.
+
+        Raises:
+            ValueError: if a number is below one.
+        """
+        shape = (check_positive("num_sequences", num_sequences),)
+        with local_seed(seed), evaluating(self), torch.no_grad():
+            chain = self.model.mixture().lasting(check_positive("steps", steps))
+            return chain.sample_with_component(shape)
+
+    def marginal(self, steps: int, *, frozen: bool = False) -> HiddenChain:
+        """Return the chain as a distribution: see :meth:`MarkovMixture.marginal`."""
+        return self.model.marginal(steps=steps, frozen=frozen)
+
+    def alone(self) -> VMoNF:
+        """Return the mixture of single steps, which has the components of this pair.
+
+        Its weights are the components' shares over a long sequence, fixed as they are now.
+
+        Example:
+            >>> from pyro_vmonf import Gaussian
+            >>> vmonf = MarkovVMoNF(MarkovMixture(Gaussian(2, 3)))
+            >>> vmonf.alone().predict_proba(torch.zeros(4, 2)).shape
+            torch.Size([4, 3])
+        """
+        shares = self.model.weights.log_mean().detach().exp()
+        mixture = FlowMixture(self.model.bank, FixedRow(shares))
+        mixture.standardizer = self.model.standardizer
+        return VMoNF(mixture)
+
+    def steps_of(self, x: Any, lengths: Any = None) -> Tensor:
+        """Return the rows ``(N, *event_shape)`` of sequences, without those after the ends.
+
+        Arguments:
+            x, lengths: as for :meth:`fit`.
+        """
+        rows: Tensor = self.model.each_row(self.model.padded(x, lengths))[0]
+        return rows
+
+    @property
+    def _pair(self) -> VMoNF:
+        return self.alone()
+
+    @torch.no_grad()
+    def _over_chunks(
+        self, function: Callable[[Tensor], Tensor], x: Any, lengths: Any, chunk_size: int
+    ) -> Tensor:
+        """Join a function's results over chunks of sequences."""
+        whole = self.model.padded(x, lengths)
+        with evaluating(self):
+            chunks = whole.split(check_positive("chunk_size", chunk_size))
+            return torch.cat([function(chunk) for chunk in chunks])

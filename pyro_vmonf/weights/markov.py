@@ -1,0 +1,121 @@
+"""The weights of a Markov chain over components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Dirichlet, Distribution
+
+from pyro_vmonf.weights.standard import FixedWeights, LearnedWeights, Weights, as_weights
+
+DOUBLINGS = 10  # of the steps that a component's share is taken of
+Row = str | Tensor | Distribution | Weights
+
+
+class MarkovWeights(Weights):
+    r"""The weights of a chain: its call returns the log-probabilities ``(K + 1, K)`` of its rows.
+
+    The first row is :math:`\log p(c_1)`, and row 1 + k is :math:`\log p(c_t|c_{t-1}=k)`. Each is a
+    :class:`~pyro_vmonf.weights.Weights` module of its own, ``initial`` and ``after_0`` to
+    ``after_{K-1}``. Gradients move them, not counts.
+
+    Arguments:
+        initial: weights of the first component.
+        transition: K weights, those after each component.
+
+    Example:
+        >>> rows = [LearnedWeights(2, "gradient") for _ in range(3)]
+        >>> MarkovWeights(rows[0], rows[1:])().exp()[1:]
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]], grad_fn=<SliceBackward0>)
+    """
+
+    def __init__(self, initial: Weights, transition: Sequence[Weights]) -> None:
+        super().__init__()
+        self.num_components = initial.num_components
+        self.initial = initial
+        for k, row in enumerate(transition):  # no list, which Pyro would name otherwise
+            setattr(self, f"after_{k}", row)
+
+    @property
+    def in_program(self) -> bool:  # type: ignore[override]
+        """``True`` if a row is random."""
+        return any(row.in_program for row in self.rows())
+
+    def rows(self) -> list[Weights]:
+        """Return the weights of each row, the first component's first."""
+        return [self.initial, *(getattr(self, f"after_{k}") for k in range(self.num_components))]
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        return torch.stack([row(context) for row in self.rows()])
+
+    def guide(self) -> None:
+        for row in self.rows():
+            row.guide()
+
+    def mean_rows(self) -> Tensor:
+        """Return the log-probabilities ``(K + 1, K)`` of the rows; random ones with their mean."""
+        return torch.stack([row.log_mean() for row in self.rows()])
+
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        """Return the log of each component's share ``(K,)`` of the first 1,024 steps."""
+        rows = self.mean_rows().double().softmax(-1)
+        total, power = torch.eye(self.num_components).to(rows), rows[1:]
+        for _ in range(DOUBLINGS):
+            total, power = total + power @ total, power @ power
+        return (rows[0] @ total).log().log_softmax(-1).to(self.mean_rows())
+
+
+class FixedRow(FixedWeights):
+    """Fixed probabilities of a row of a chain, some of which may be zero.
+
+    Arguments:
+        probs: probabilities ``(K,)``, at least zero; they are divided by their sum.
+
+    Raises:
+        ValueError: if they are no such vector, or all zero.
+
+    Example:
+        >>> FixedRow(torch.tensor([1.0, 3.0, 0.0]))().exp()
+        tensor([0.2500, 0.7500, 0.0000])
+    """
+
+    _wanted = "non-negative, not all zero,"
+
+    def _fit(self, probs: Tensor) -> bool:
+        return bool((probs >= 0).all() and probs.any())
+
+
+def as_row(name: str, form: Row, count: int) -> Weights:
+    """Return the weights that a short form of one row stands for."""
+    if isinstance(form, str) and form == "learned":
+        return LearnedWeights(count, "gradient")
+    try:
+        named = isinstance(form, str | Distribution | nn.Module)
+        return as_weights(form if named else FixedRow(torch.as_tensor(form)), count)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} does not fit: {error}") from error
+
+
+def as_rows(form: Row | Sequence[Row], count: int) -> list[Weights]:
+    """Return the K weights that a short form of transitions stands for."""
+    if isinstance(form, Weights):
+        raise TypeError(
+            f"transition is one {type(form).__name__}; expected a list of {count}, one after each "
+            "component"
+        )
+    if isinstance(form, Dirichlet) and form.batch_shape:
+        form = [Dirichlet(row) for row in form.concentration]
+    if isinstance(form, str | Distribution):
+        form = [form] * count
+    elif not isinstance(form, Tensor | list | tuple):
+        form = torch.as_tensor(form)
+    if len(form) != count or (isinstance(form, Tensor) and form.shape != (count, count)):
+        shape = tuple(form.shape) if isinstance(form, Tensor) else f"({len(form)}, ...)"
+        raise ValueError(
+            f"transition has shape {shape}; expected ({count}, {count}), one row of probabilities "
+            f"after each of the bank's {count} components"
+        )
+    return [as_row(f"row {k} of transition", row, count) for k, row in enumerate(form)]

@@ -1,0 +1,658 @@
+"""Mixtures whose components follow a Markov chain, against sums over all paths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+from pyro_vmonf import (
+    ExactGuide,
+    FlowMixture,
+    Gaussian,
+    LearnedWeights,
+    MarginalGuide,
+    MarkovMixture,
+    MarkovVMoNF,
+    RandomBank,
+    RandomWeights,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+    select,
+)
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.metrics import accuracy
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Balance, Term
+from pyro_vmonf.weight_priors import PointPosterior
+
+K, D, S, T = 3, 2, 5, 4
+LENGTHS = [4, 2, 1, 4, 3]
+ROWS = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+
+
+@pytest.fixture(autouse=True)
+def _float64(float64: None) -> None:
+    """Compare in float64."""
+
+
+def chain(bank: Any = None, initial: Any = "learned", transition: Any = "learned") -> MarkovMixture:
+    """A chain with random parameters."""
+    model = MarkovMixture(RealNVP(D, K, blocks=2) if bank is None else bank, initial, transition)
+    return randomised(model)
+
+
+def randomised(module: Any) -> Any:
+    """Move each parameter somewhere, the same way each time."""
+    with torch.no_grad(), local_seed(1):
+        for parameter in module.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return module
+
+
+def sequences(count: int = S, steps: int = T) -> Tensor:
+    with local_seed(2):
+        return torch.randn(count, steps, D)
+
+
+def log_rows(model: MarkovMixture) -> Tensor:
+    return torch.stack([row() for row in (model.initial, *model.transition)])
+
+
+def paths(model: MarkovMixture, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all paths ``(K^T, T)`` of one sequence ``(T, D)`` and their log p(x, c)."""
+    rows, table = log_rows(model), model.components().log_prob(x.unsqueeze(1))
+    every = torch.tensor(list(itertools.product(range(model.num_components), repeat=len(x))))
+    joint = rows[0, every[:, 0]] + table[torch.arange(len(x)), every].sum(1)
+    return every, joint + rows[1:][every[:, :-1], every[:, 1:]].sum(1)
+
+
+def summed(model: MarkovMixture, x: Tensor, lengths: list[int]) -> Tensor:
+    """Return log p ``(S,)`` as sums over all paths."""
+    each = zip(x, lengths, strict=True)
+    return torch.stack([paths(model, row[:end])[1].logsumexp(0) for row, end in each])
+
+
+def mean_field(model: MarkovMixture, guide: SoftmaxGuide, x: Tensor, lengths: list[int]) -> Tensor:
+    """Return the mean of log p(x, c) - log q(c) over all paths, ``(S,)``."""
+    bounds = []
+    for row, end in zip(x, lengths, strict=True):
+        every, joint = paths(model, row[:end])
+        log_q = guide.log_q(row[:end])[torch.arange(end), every].sum(1)
+        bounds.append((log_q.exp() * (joint - log_q)).sum())
+    return torch.stack(bounds)
+
+
+def gradients(value: Tensor, *modules: nn.Module) -> list[Tensor]:
+    trained = [p for module in modules for p in module.parameters()]
+    found = torch.autograd.grad(value, trained, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
+
+
+def assert_same(mine: Tensor, exact: Tensor, *modules: nn.Module, atol: float = 1e-9) -> None:
+    """Compare value and gradient."""
+    torch.testing.assert_close(mine, exact, rtol=0, atol=atol)
+    for a, b in zip(gradients(mine, *modules), gradients(exact, *modules), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+ELBOS: dict[str, Callable[[], Any]] = {
+    "Trace_ELBO": Trace_ELBO,
+    "TraceEnum_ELBO": lambda: TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+}
+
+
+@pytest.mark.parametrize("elbo", ELBOS)
+def test_without_a_guide_it_is_the_sum_over_all_paths(elbo: str) -> None:
+    model = chain()
+    x = model.padded(sequences(), LENGTHS)
+    value = -ELBOS[elbo]().differentiable_loss(model, MarginalGuide(model), x)
+    assert_same(torch.as_tensor(value), summed(model, x, LENGTHS).sum(), model)
+
+
+@pytest.mark.parametrize("elbo", ELBOS)
+def test_with_a_network_it_is_the_mean_field_bound(elbo: str) -> None:
+    model = chain()
+    guide = randomised(SoftmaxGuide(MLP(D, K, hidden=(5,)), temperature=0.7, model=model))
+    x = model.padded(sequences(), LENGTHS)
+    value = -ELBOS[elbo]().differentiable_loss(model, guide, x)
+    assert_same(torch.as_tensor(value), mean_field(model, guide, x, LENGTHS).sum(), model, guide)
+    each = MarkovVMoNF(model, guide).elbo(x)
+    torch.testing.assert_close(each, mean_field(model, guide, x, LENGTHS).detach())
+    assert bool((each < summed(model, x, LENGTHS)).all())
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_batches_are_unbiased(network: bool) -> None:
+    model = chain()
+    guide = SoftmaxGuide(MLP(D, K), model=model) if network else MarginalGuide(model)
+    x, elbo = model.padded(sequences(), LENGTHS), Trace_ELBO()
+    whole = elbo.loss(model, guide, x)
+    each = [
+        elbo.loss(model, guide, x[i : i + 1], index=torch.tensor([i]), size=S) for i in range(S)
+    ]
+    assert whole == pytest.approx(sum(each) / S, abs=1e-9)
+    weight = torch.tensor([0.0, 2.0, 1.0, 0.5, 1.0])
+    weighted = elbo.loss(model, guide, x, sample_weight=weight)
+    assert weighted == pytest.approx(float(weight @ torch.tensor(each)) / S, abs=1e-9)
+
+
+def test_padding_has_no_influence() -> None:
+    model = chain()
+    guide = randomised(SoftmaxGuide(MLP(D, K), model=model))
+    x, elbo = sequences(), Trace_ELBO()
+    vmonf = MarkovVMoNF(model, guide)
+    wild = torch.where(model.padded(x, LENGTHS).isnan(), 1e30, x)
+    for verb in (vmonf.log_prob, vmonf.predict, vmonf.predict_proba, vmonf.elbo):
+        assert torch.equal(verb(wild, LENGTHS), verb(x, LENGTHS))
+        assert torch.equal(verb(model.padded(x, LENGTHS)), verb(x, LENGTHS))
+    # More padding is the same to the last bits of sums in another order.
+    padded = model.padded(x, LENGTHS)
+    longer = torch.cat((padded, padded.new_full((S, 3, D), torch.nan)), 1)
+
+    def loss(other: BoundGuide, rows: Tensor) -> Tensor:
+        return torch.as_tensor(elbo.differentiable_loss(model, other, rows))
+
+    for other in (MarginalGuide(model), guide):
+        assert_same(loss(other, padded), loss(other, longer), model, other, atol=1e-12)
+        alone = [loss(other, x[i : i + 1, :end]) for i, end in enumerate(LENGTHS)]
+        assert_same(loss(other, padded), torch.stack(alone).sum(), model, other, atol=1e-12)
+
+
+def test_the_posterior_is_that_of_all_paths() -> None:
+    vmonf = MarkovVMoNF(chain())
+    x = sequences()
+    proba, path = vmonf.predict_proba(x, LENGTHS), vmonf.predict(x, LENGTHS)
+    for s, end in enumerate(LENGTHS):
+        every, joint = paths(vmonf.model, x[s, :end])
+        for k in range(K):
+            share = (joint.softmax(0).unsqueeze(1) * (every == k)).sum(0)
+            torch.testing.assert_close(proba[s, :end, k], share.detach(), rtol=0, atol=1e-12)
+        assert torch.equal(path[s, :end], every[joint.argmax()])
+        assert bool((path[s, end:] == -1).all() and (proba[s, end:] == 0).all())
+
+
+def test_the_path_is_that_of_pyro() -> None:
+    vmonf = MarkovVMoNF(chain())
+    x, rows = sequences(20, 6), log_rows(vmonf.model).detach()
+
+    def program() -> None:
+        with pyro.plate("sequences", len(x), dim=-1):
+            row = rows[0]
+            for t in pyro.markov(range(x.shape[1])):
+                state = dist.Categorical(logits=row)
+                c = pyro.sample(f"c{t}", state, infer={"enumerate": "parallel"})
+                pyro.sample(f"x{t}", select(vmonf.model.components(), c), obs=x[:, t])
+                row = rows[1:][c]
+
+    best = infer_discrete(program, first_available_dim=-2, temperature=0)
+    nodes = poutine.trace(best).get_trace().nodes
+    expected = torch.stack([nodes[f"c{t}"]["value"] for t in range(x.shape[1])], 1)
+    assert torch.equal(vmonf.predict(x), expected)
+
+
+def forward(initial: Any, transition: Any, table: Any) -> float:
+    """The forward recursion in numpy."""
+    alpha = initial * np.exp(table[0])
+    total = np.log(alpha.sum())
+    for row in table[1:]:
+        alpha = (alpha / alpha.sum()) @ transition * np.exp(row)
+        total += np.log(alpha.sum())
+    return float(total)
+
+
+def gaussian_chain() -> tuple[MarkovVMoNF, Tensor]:
+    """A chain of Gaussians, and sequences of it."""
+    initial = torch.tensor([0.5, 0.3, 0.2])
+    vmonf = MarkovVMoNF(MarkovMixture(randomised(Gaussian(D, K)), initial, ROWS.double()))
+    return vmonf, vmonf.sample(7, 50, seed=0)[0]
+
+
+def test_gaussians_are_a_hidden_markov_model_by_a_recursion() -> None:
+    vmonf, x = gaussian_chain()
+    table = vmonf.model.bank().log_prob(x.unsqueeze(2)).detach().numpy()
+    initial = np.array([0.5, 0.3, 0.2])
+    expected = [forward(initial, ROWS.double().numpy(), rows) for rows in table]
+    np.testing.assert_allclose(vmonf.log_prob(x).numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_gaussians_are_the_hidden_markov_model_of_hmmlearn() -> None:
+    hmm = pytest.importorskip("hmmlearn.hmm")
+    vmonf, x = gaussian_chain()
+    components = vmonf.model.bank()
+    other = hmm.GaussianHMM(K, covariance_type="full")
+    other.startprob_, other.transmat_ = np.array([0.5, 0.3, 0.2]), ROWS.double().numpy()
+    other.means_ = components.mean.detach().numpy()
+    other.covars_ = components.covariance_matrix.detach().numpy()
+    expected = [other.score(rows) for rows in x.numpy()]
+    np.testing.assert_allclose(vmonf.log_prob(x).numpy(), expected, rtol=0, atol=1e-6)
+    for rows, path, proba in zip(x, vmonf.predict(x), vmonf.predict_proba(x), strict=True):
+        assert np.array_equal(other.predict(rows.numpy()), path.numpy())
+        np.testing.assert_allclose(other.predict_proba(rows.numpy()), proba, atol=1e-6)
+
+
+def arcs(count: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Three arcs that overlap, each of which lasts."""
+    with local_seed(seed):
+        path = [torch.randint(K, (count,))]
+        for _ in range(steps - 1):
+            stays = torch.rand(count) < 0.95
+            path.append(torch.where(stays, path[-1], torch.randint(K, (count,))))
+        c = torch.stack(path, 1)
+        angle = math.pi * torch.rand(c.shape)
+        arc = torch.stack((angle.cos(), angle.sin() * (1 - 2 * (c % 2))), -1)
+        centre = torch.stack((1.0 * c, 0.4 * (c % 2)), -1)
+        return arc + centre + 0.25 * torch.randn(arc.shape), c
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_beats_the_mixture_where_states_last(seed: int) -> None:
+    """The flows of a fitted mixture go on in a chain."""
+    torch.set_default_dtype(torch.float32)
+    (x, _), (test, truth) = arcs(40, 40, seed), arcs(50, 40, seed + 100)
+    torch.manual_seed(seed)
+    base = Gaussian(D, K)
+    base.loc.data.copy_(torch.tensor([[-1.0, 0.5], [0.0, -0.5], [1.0, 0.5]]))
+    options: dict[str, Any] = {"progress": False, "seed": seed, "batch_size": 4000}
+    mixture = VMoNF(FlowMixture(RealNVP(D, K, blocks=2, base=base), "learned"))
+    mixture.fit(x.flatten(0, 1), epochs=80, lr=2e-2, **options)
+    plain = accuracy(truth.flatten(), mixture.predict(test.flatten(0, 1)))
+    chain = MarkovVMoNF(MarkovMixture(mixture.model.bank, "learned", "learned"))
+    chain.fit(x, epochs=40, lr=4e-2, **options)
+    found = accuracy(truth.flatten(), chain.predict(test).flatten())
+    assert found > 0.97
+    assert 0.8 < plain < 0.9
+
+
+CENTRES = torch.tensor([[-20.0, 0.0], [0.0, 20.0], [20.0, 0.0]])
+
+
+def known_states() -> tuple[Gaussian, Tensor, Tensor, Tensor]:
+    """Frozen components far apart, sequences of a chain, and the counts of its rows."""
+    bank = Gaussian(D, K)
+    bank.loc.data.copy_(CENTRES)
+    truth = MarkovVMoNF(MarkovMixture(bank, torch.tensor([0.6, 0.3, 0.1]), ROWS.double()))
+    x, c = truth.sample(60, 20, seed=0)
+    moves = torch.zeros(K, K).index_put((c[:, :-1], c[:, 1:]), torch.ones(()), accumulate=True)
+    return bank.requires_grad_(False), x, c[:, 0].bincount(minlength=K).double(), moves
+
+
+def test_rows_are_learned() -> None:
+    """Where the states are known, the most likely rows are the shares of the counts."""
+    bank, x, first, moves = known_states()
+    vmonf = MarkovVMoNF(MarkovMixture(bank, "learned", "learned"))
+    history = vmonf.fit(x, epochs=150, lr=0.05, standardize=False, progress=False, seed=0)
+    rows = log_rows(vmonf.model).exp()
+    torch.testing.assert_close(rows[0], first / first.sum(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(rows[1:], moves / moves.sum(1, keepdim=True), rtol=0, atol=1e-3)
+    assert history.road == "short"
+    torch.testing.assert_close(float(vmonf.log_prob(x).mean()), history.elbo[-1], atol=1e-6, rtol=0)
+
+
+def test_plain_svi_takes_the_same_steps() -> None:
+    x = sequences(20, 6)
+    rows = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        model = chain()
+        guide = randomised(SoftmaxGuide(MLP(D, K, hidden=(5,)), model=model))
+        if plain:
+            svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-2 / len(x)}), Trace_ELBO())
+            for _ in range(3):
+                svi.step(x)
+        else:
+            sgd: Any = lambda parameters: torch.optim.SGD(parameters, lr=1e-2)  # noqa: E731
+            options: dict[str, Any] = {"standardize": False, "temperature": 1.0, "optimizer": sgd}
+            MarkovVMoNF(model, guide).fit(x, steps=3, progress=False, seed=0, **options)
+        rows.append(
+            torch.cat([p.detach().flatten() for p in (*model.parameters(), *guide.parameters())])
+        )
+    torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=1e-10)
+
+
+def test_rows_with_a_dirichlet_prior() -> None:
+    """The most probable rows of known states are the prior's mode with the counts."""
+    bank, x, _, moves = known_states()
+    prior = 1 + torch.arange(1.0, 10.0).reshape(K, K)
+    points = [RandomWeights(row, PointPosterior(row)) for row in prior]
+    vmonf = MarkovVMoNF(MarkovMixture(bank, torch.ones(K), points))
+    vmonf.fit(x, epochs=120, lr=0.1, standardize=False, progress=False, seed=0)
+    found = vmonf.model.weights.mean_rows().exp()
+    expected = moves + prior - 1
+    torch.testing.assert_close(found[0], torch.full((K,), 1 / K))
+    expected = expected / expected.sum(1, keepdim=True)
+    torch.testing.assert_close(found[1:], expected, rtol=0, atol=2e-3)
+
+
+def test_random_rows_are_sites() -> None:
+    model = MarkovMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)), dist.Dirichlet(2 * ROWS))
+    vmonf, x = MarkovVMoNF(model), sequences()
+    nodes = poutine.trace(vmonf.model).get_trace(x).nodes
+    assert {"weights.initial", *(f"weights.after_{k}" for k in range(K)), "x"} <= set(nodes)
+    history = vmonf.fit(x, LENGTHS, epochs=2, progress=False, seed=0)
+    assert {"log_likelihood", "initial", "after_2"} <= set(history.terms)
+    auto = AutoNormal(poutine.block(model, hide=["x"]))
+    assert math.isfinite(MarkovVMoNF(model, auto).fit(x, epochs=2, progress=False).elbo[-1])
+    bank = RandomBank(Gaussian(D, K), dist.Normal(0.0, 1.0), scale=0.01)
+    assert math.isfinite(MarkovVMoNF(chain(bank)).fit(x, epochs=2, progress=False).elbo[-1])
+
+
+class Lean(Term):
+    """A penalty of one component."""
+
+    def forward(self, batch: Any) -> Tensor:
+        return batch.log_q.exp()[..., 0]
+
+
+def test_terms_of_the_guide_are_factors_and_run_on_the_short_road() -> None:
+    """The road is short only where it has value and gradient of the program."""
+    guide = SoftmaxGuide(MLP(D, K), [Lean(weight=0.5), Balance()], elbo_gradient=0.5)
+    vmonf = MarkovVMoNF(chain(), guide)
+    history = vmonf.fit(sequences(), LENGTHS, epochs=2, batch_size=2, progress=False, seed=0)
+    assert history.road == "short"
+    assert set(history.terms) == {"log_likelihood", "gap", "lean", "balance"}
+    trace = poutine.trace(guide).get_trace(vmonf.model.padded(sequences(), LENGTHS))
+    penalty = guide.log_q(sequences()).exp()[..., 0] * 0.5
+    inside = torch.arange(T) < torch.tensor(LENGTHS).unsqueeze(1)
+    own = -trace.nodes["lean"]["fn"].log_factor
+    torch.testing.assert_close(own.abs(), (penalty * inside).sum(1))
+
+
+SIZES = [(1, 4, 3), (5, 1, 3), (5, 4, 1), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(("count", "steps", "states"), SIZES)
+@pytest.mark.parametrize("network", [False, True])
+def test_shapes(count: int, steps: int, states: int, network: bool) -> None:
+    model = chain(RealNVP(D, states, blocks=2))
+    vmonf = MarkovVMoNF(model, SoftmaxGuide(MLP(D, states)) if network else None)
+    x = sequences(count, max(steps, states))
+    vmonf.fit(x, epochs=2, progress=False, seed=0)
+    x = x[:, :steps]
+    assert vmonf.predict(x).shape == (count, steps)
+    assert vmonf.predict_proba(x).shape == (count, steps, states)
+    assert vmonf.component_log_prob(x).shape == (count, steps, states)
+    assert vmonf.log_prob(x).shape == vmonf.elbo(x).shape == (count,)
+    torch.testing.assert_close(vmonf.predict_proba(x).sum(-1), torch.ones(count, steps))
+    torch.testing.assert_close(vmonf.log_prob(x[0]), vmonf.log_prob(x)[:1])
+    torch.testing.assert_close(vmonf.log_prob(x, chunk_size=1), vmonf.log_prob(x))
+    drawn, c = vmonf.sample(count, steps, seed=0)
+    assert drawn.shape == (count, steps, D)
+    assert c.shape == (count, steps)
+    assert vmonf.model(size=count, steps=steps).shape == (count, steps, D)
+
+
+def test_rows_without_memory_are_the_mixture() -> None:
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    model = chain(initial=weights, transition=weights.expand(K, K))
+    model.standardizer.fit_(sequences(20, 6))
+    vmonf, x = MarkovVMoNF(model), sequences()
+    plain = vmonf.alone()
+    torch.testing.assert_close(plain.model.weights().exp(), weights)
+    each = plain.log_prob(x.flatten(0, 1)).reshape(S, T)
+    torch.testing.assert_close(vmonf.log_prob(x), each.sum(1))
+    proba = plain.predict_proba(x.flatten(0, 1)).reshape(S, T, K)
+    torch.testing.assert_close(vmonf.predict_proba(x), proba)
+    assert torch.equal(vmonf.predict(x), proba.argmax(-1))
+
+
+def test_paths_that_cannot_be_are_not_taken() -> None:
+    """From left to right: a component that was left does not come back."""
+    left_to_right = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
+    vmonf = MarkovVMoNF(chain(initial=torch.tensor([1.0, 0.0, 0.0]), transition=left_to_right))
+    _, c = vmonf.sample(50, 10, seed=0)
+    assert bool((c.diff(dim=1) >= 0).all() and (c[:, 0] == 0).all())
+    path = vmonf.predict(sequences(20, 10))
+    assert bool((path.diff(dim=1) >= 0).all() and (path[:, 0] == 0).all())
+    loss = Trace_ELBO().differentiable_loss(
+        vmonf.model, vmonf.guide, vmonf.model.padded(sequences(), LENGTHS)
+    )
+    assert all(bool(g.isfinite().all()) for g in gradients(torch.as_tensor(loss), vmonf.model.bank))
+
+
+def test_draws_have_the_shares_of_the_rows() -> None:
+    vmonf = MarkovVMoNF(chain(initial=torch.tensor([0.6, 0.3, 0.1]), transition=ROWS))
+    _, c = vmonf.sample(4000, 8, seed=0)
+    moves = torch.zeros(K, K).index_put((c[:, :-1], c[:, 1:]), torch.ones(()), accumulate=True)
+    shares = moves / moves.sum(1, keepdim=True)
+    torch.testing.assert_close(shares, ROWS.double(), rtol=0, atol=0.02)
+    share, total = torch.tensor([0.6, 0.3, 0.1]).double(), torch.zeros(K)
+    for _ in range(1024):
+        total, share = total + share / 1024, share @ ROWS.double()
+    mean = vmonf.model.weights.log_mean().exp()
+    torch.testing.assert_close(mean, total, rtol=0, atol=1e-5)
+
+
+def test_inside_a_larger_model() -> None:
+    class Larger(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = (MarkovVMoNF(chain(), SoftmaxGuide(MLP(D, K))) for _ in range(2))
+
+        def forward(self, x: Tensor) -> None:
+            self.one(x)
+            self.two(x)
+
+        def guide(self, x: Tensor) -> None:
+            self.one.guide(x)
+            self.two.guide(x)
+
+    larger, x = Larger(), sequences()
+    assert {"one.x", "two.x"} <= set(poutine.trace(larger).get_trace(x).nodes)
+    assert {"one.gap", "two.gap"} <= set(poutine.trace(larger.guide).get_trace(x).nodes)
+    bounds = [float(vmonf.elbo(x).sum()) for vmonf in (larger.one, larger.two)]
+    assert Trace_ELBO().loss(larger, larger.guide, x) == pytest.approx(-sum(bounds))
+
+    def latent() -> None:
+        pyro.sample("z", larger.one.marginal(T))
+
+    assert poutine.trace(latent).get_trace().nodes["z"]["value"].shape == (T, D)
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_files_hold_the_chain(network: bool, tmp_path: Path) -> None:
+    model = chain(initial=dist.Dirichlet(torch.ones(K)), transition=["learned", ROWS[1], "uniform"])
+    model = model if not network else chain()
+    vmonf = MarkovVMoNF(model, SoftmaxGuide(MLP(D, K)) if network else None)
+    history = vmonf.fit(sequences(), LENGTHS, epochs=2, progress=False)
+    vmonf.save(tmp_path / "chain.pt")
+    loaded = MarkovVMoNF.load(tmp_path / "chain.pt")
+    x = sequences()
+    assert torch.equal(loaded.log_prob(x, LENGTHS), vmonf.log_prob(x, LENGTHS))
+    assert torch.equal(loaded.predict(x, LENGTHS), vmonf.predict(x, LENGTHS))
+    assert repr(loaded) == repr(vmonf)
+    assert loaded.history is not None
+    assert loaded.history.elbo == history.elbo
+    with pytest.raises(ValueError, match="put it into a MarkovVMoNF"):
+        VMoNF.load(tmp_path / "chain.pt")
+
+
+def test_held_out_sequences_and_a_run_that_goes_on(tmp_path: Path) -> None:
+    path, x = tmp_path / "run.pt", sequences(12, 5)
+    lengths = [5, 3] * 6
+    options: dict[str, Any] = {"held_out": 0.25, "progress": False, "seed": 0, "batch_size": 4}
+
+    def fresh() -> MarkovVMoNF:
+        torch.manual_seed(0)
+        return MarkovVMoNF(chain())
+
+    whole = fresh()
+    history = whole.fit(x, lengths, epochs=4, **options)
+    assert len(history.held_out) == 4
+
+    def interrupt(progress: Any) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fresh().fit(x, lengths, epochs=4, checkpoint=path, callbacks=interrupt, **options)
+    resumed = fresh()
+    resumed.fit(x, lengths, epochs=4, resume=path, **options)
+    assert torch.equal(resumed.log_prob(x, lengths), whole.log_prob(x, lengths))
+
+
+def test_the_best_of_several_starts_stays() -> None:
+    vmonf, x = MarkovVMoNF(chain()), sequences(12, 5)
+    options: dict[str, Any] = {"epochs": 2, "progress": False, "seed": 0, "held_out": 0.25}
+    history = vmonf.fit(x, [5, 3] * 6, n_init=3, **options)
+    assert history.held_out
+    assert vmonf.log_prob(x, [5, 3] * 6).isfinite().all()
+    history = vmonf.fit(x, [5, 3] * 6, compile=True, **options)
+    assert "not compiled: the number of rows differs" in history.road
+
+
+def test_units_are_those_of_the_steps_that_count() -> None:
+    vmonf, x = MarkovVMoNF(chain()), 1e3 + 50 * sequences()
+    vmonf.fit(x, LENGTHS, epochs=1, progress=False)
+    rows = vmonf.steps_of(x, LENGTHS)
+    assert len(rows) == sum(LENGTHS)
+    torch.testing.assert_close(vmonf.model.standardizer.loc, rows.mean(0))
+    exact = summed(vmonf.model, x, LENGTHS).detach()
+    torch.testing.assert_close(vmonf.log_prob(x, LENGTHS), exact)
+    axes = vmonf.alone().plot(rows)
+    assert axes.figure is not None
+    assert vmonf.plot_components() is not None
+
+
+GOOD = sequences().double()
+WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "rows": (
+        lambda: MarkovVMoNF(chain()).log_prob(torch.zeros(4, 3, 2, 5)),
+        ValueError,
+        r"x has shape \(4, 3, 2, 5\); expected sequences \(S, T, 2\)",
+    ),
+    "features": (
+        lambda: MarkovVMoNF(chain()).fit(torch.zeros(4, 3, 5)),
+        ValueError,
+        r"x has shape \(4, 3, 5\); expected sequences \(S, T, 2\)",
+    ),
+    "no steps": (
+        lambda: MarkovVMoNF(chain()).predict(torch.zeros(4, 0, 2)),
+        ValueError,
+        r"shape \(4, 0, 2\)",
+    ),
+    "whole numbers": (
+        lambda: MarkovVMoNF(chain()).predict(torch.zeros(4, 3, 2).long()),
+        TypeError,
+        "x has dtype torch.int64",
+    ),
+    "a hole": (
+        lambda: MarkovVMoNF(chain()).fit(
+            GOOD.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan))
+        ),
+        ValueError,
+        "sequence 1 of x is not finite at step 2, before its end at 4; remove or impute",
+    ),
+    "lengths too long": (
+        lambda: MarkovVMoNF(chain()).log_prob(GOOD, [4, 5, 1, 1, 1]),
+        ValueError,
+        r"lengths is 4, 5, 1, 1, 1, of shape \(5,\); expected \(5,\), each from 1 to 4",
+    ),
+    "lengths of none": (
+        lambda: MarkovVMoNF(chain()).log_prob(GOOD, [4, 0, 1, 1, 1]),
+        ValueError,
+        "each from 1 to 4",
+    ),
+    "too few lengths": (
+        lambda: MarkovVMoNF(chain()).log_prob(GOOD, [4]),
+        ValueError,
+        r"of shape \(1,\); expected \(5,\)",
+    ),
+    "lengths of parts": (
+        lambda: MarkovVMoNF(chain()).log_prob(GOOD, torch.full((5,), 1.5)),
+        TypeError,
+        "lengths has dtype torch.float64; expected whole numbers",
+    ),
+    "transition": (
+        lambda: chain(transition=torch.ones(2, 3)),
+        ValueError,
+        r"transition has shape \(2, 3\); expected \(3, 3\)",
+    ),
+    "a row": (
+        lambda: chain(transition=["learned", "learnt", "learned"]),
+        ValueError,
+        "row 1 of transition does not fit: weights is 'learnt'",
+    ),
+    "initial": (
+        lambda: chain(initial=torch.ones(4)),
+        ValueError,
+        "initial does not fit: there are 4 weights but the bank has 3 components",
+    ),
+    "one module": (
+        lambda: chain(transition=LearnedWeights(K)),
+        TypeError,
+        "transition is one LearnedWeights; expected a list of 3",
+    ),
+    "labels": (
+        lambda: MarkovVMoNF(chain()).fit(GOOD, y=torch.zeros(5).long(), progress=False),
+        ValueError,
+        "it has no labels",
+    ),
+    "a pair of rows": (
+        lambda: VMoNF(chain()),
+        TypeError,
+        "model is a MarkovMixture of sequences; put it into a MarkovVMoNF",
+    ),
+    "a mixture of rows": (
+        lambda: MarkovVMoNF(FlowMixture(Gaussian(D, K))),  # type: ignore[arg-type]
+        TypeError,
+        "model is a FlowMixture of rows; put it into a VMoNF",
+    ),
+    "the top components": (
+        lambda: MarkovVMoNF(chain(), SoftmaxGuide(MLP(D, K), top=2)).fit(GOOD, progress=False),
+        ValueError,
+        "leave out top=",
+    ),
+    "random rows with a network": (
+        lambda: MarkovVMoNF(
+            chain(initial=dist.Dirichlet(torch.ones(K))), SoftmaxGuide(MLP(D, K))
+        ).fit(GOOD, progress=False),
+        ValueError,
+        "pass None as the guide",
+    ),
+    "zeros with a network": (
+        lambda: MarkovVMoNF(chain(transition=torch.eye(K)), SoftmaxGuide(MLP(D, K))).fit(GOOD),
+        ValueError,
+        "initial or transition has zeros",
+    ),
+    "no rows and no steps": (lambda: chain()(size=3), ValueError, "pass size and steps"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_is_refused(what: str) -> None:
+    call, kind, said = WRONG[what]
+    with pytest.raises(kind, match=said):
+        call()
+
+
+def test_the_exact_posterior_has_no_gap() -> None:
+    model = chain()
+    x = model.padded(sequences(), LENGTHS)
+    values = [Trace_ELBO().loss(model, guide(model), x) for guide in (ExactGuide, MarginalGuide)]
+    assert values[0] == values[1]
+
+
+def test_a_row_that_no_component_has_says_nothing() -> None:
+    box = dist.Uniform(torch.zeros(K, D), torch.tensor([[1.0], [2.0], [3.0]]).expand(K, D))
+    vmonf = MarkovVMoNF(MarkovMixture(box.to_event(1), transition=ROWS))
+    x = torch.tensor([[[0.5, 0.5], [9.0, 9.0], [2.5, 2.5]]])
+    assert float(vmonf.log_prob(x)) == -math.inf
+    assert vmonf.predict_proba(x).isfinite().all()
+    assert vmonf.predict(x)[0, 2] == 2
+    with pytest.raises(ValueError, match="outside the support"):
+        vmonf.fit(x.expand(4, 3, D), progress=False)
