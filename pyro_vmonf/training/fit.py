@@ -52,6 +52,7 @@ def fit(
     *,
     epochs: int | None = None,
     steps: int | None = None,
+    minutes: float | None = None,
     batch_size: int = 512,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
@@ -96,6 +97,7 @@ def fit(
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
         steps: training steps, in place of epochs.
+        minutes: the run stops after the epoch in which so many minutes are over.
         batch_size: rows of one step.
         lr, weight_decay: of the default optimiser, Adam.
         optimizer: function from the parameters to an optimiser, whose step needs no closure.
@@ -222,10 +224,8 @@ def _fit(
             start_parts(model, guide, probe)
             lanes.guard_()
         guard, compiling = Guard(objective, lanes, run.history), Compiling(lanes, run.history)
-        compiling.decided = options.compile != "auto" or bool(
-            model.incomplete
-        )  # shapes would differ
-        if not model.incomplete and (options.compile is True or (past or {}).get("compiled")):
+        compiling.decided = options.compile != "auto"
+        if options.compile is True or (past or {}).get("compiled"):
             compiling.build_(probe)
         trainer.after_epoch = [guard, compiling, _hook(model, guide, options), compiling.look_again]
         settling = optimizer.register_step_post_hook(lambda *_: settled())
@@ -381,12 +381,14 @@ def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None
 def _hook(
     model: FlowMixture, guide: BoundGuide, options: Options
 ) -> Callable[[Trainer, int], str | None]:
-    """Return the hook that calls the user's callbacks after each epoch."""
+    """Return the hook that calls the user's callbacks and looks at the time after each epoch."""
 
     def hook(trainer: Trainer, epoch: int) -> str | None:
         callbacks: Any = options.callbacks
         view = Progress(epoch, trainer.steps, model, guide, trainer.runs[0].history)
         stops = [callback(view) for callback in callbacks]  # all of them see every epoch
+        if options.minutes is not None and trainer.seconds >= 60 * options.minutes:
+            return f"{options.minutes:g} minutes were over"
         return "a callback returned True" if any(stops) else None
 
     return hook

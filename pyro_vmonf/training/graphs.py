@@ -227,6 +227,8 @@ def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:
     model: Any = objective.model
     if model.of_sequences:
         raise NotCaptured("the number of rows differs between batches of sequences")
+    if model.incomplete:
+        raise NotCaptured("the missing entries differ between batches")
     if not objective.direct:
         raise NotCaptured("the sum over c goes through the sites of the program")
     if several_processes():

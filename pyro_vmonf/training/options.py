@@ -49,6 +49,7 @@ class Options:
 
     epochs: int | None = None
     steps: int | None = None
+    minutes: float | None = None
     batch_size: int = 512
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -103,8 +104,9 @@ class Options:
         check_positive("pretrain_epochs", self.pretrain_epochs, minimum=0)
         check_number("lr", self.lr, zero=True)
         check_number("weight_decay", self.weight_decay, zero=True)
-        if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm)
+        for name in ("clip_norm", "minutes"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
         if isinstance(self.held_out, Tensor):
             return
         if check_number("held_out", self.held_out, zero=True) >= 1:

@@ -429,3 +429,11 @@ def test_warning_as_error_keeps_history() -> None:
         vmonf.fit(X, **LONG)
     assert vmonf.history is not None
     assert len(vmonf.history.epoch) == 25
+
+
+def test_a_run_ends_when_its_minutes_are_over() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2)))
+    history = vmonf.fit(torch.randn(64, 2), epochs=10**5, minutes=1e-3, progress=False, seed=0)
+    assert history.stopped == "0.001 minutes were over"
+    assert 0 < len(history.epoch) < 10**5
+    assert history.seconds >= 0.06

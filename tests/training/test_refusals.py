@@ -99,6 +99,7 @@ BAD: dict[str, list[Any]] = {
         short_in_sequence,
     ],
     "clip_norm": [0.0, *WRONG_NUMBERS],
+    "minutes": [0.0, *WRONG_NUMBERS],
     "temperature": [
         0.0,
         *WRONG_NUMBERS,
