@@ -182,9 +182,9 @@ def test_the_bound_of_a_fit_is_below_the_likelihood() -> None:
     pair.model.standardize_(x)
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
     with local_seed(0), torch.no_grad():
-        losses = torch.tensor([-elbo.loss(pair.model, pair.guide, x) for _ in range(60)])
-    found = pair.partial_log_prob(x, draws=4000)
-    slack = 4 * float(losses.std() / 60**0.5 + found.error.square().sum().sqrt())
+        losses = torch.tensor([-elbo.loss(pair.model, pair.guide, x) for _ in range(40)])
+    found = pair.partial_log_prob(x, draws=1000)
+    slack = 4 * float(losses.std() / 40**0.5 + found.error.square().sum().sqrt())
     assert losses.mean() < found.log_prob.sum() + slack
     assert losses.mean() > found.log_prob.sum() - 0.1 * len(x)
 
@@ -206,7 +206,7 @@ def test_resumed_and_saved_pairs_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_from_data_finds_blobs_with_gaps(seed: int) -> None:
-    x, y = blobs(120, seed)
+    x, y = blobs(90, seed)
     pair = VMoNF.from_data(x, components=K, seed=seed, progress=False)
     assert adjusted_rand_score(y, pair.predict(x)) > 0.95
     gaps = x.isnan()
@@ -217,7 +217,7 @@ def test_from_data_finds_blobs_with_gaps(seed: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_the_estimator_takes_gaps() -> None:
-    x, y = blobs()
+    x, y = blobs(60)
     by_data = FlowMixtureClustering(K, random_state=0).fit(x.numpy())
     by_hand = FlowMixtureClustering(K, flow="gaussian", max_iter=20, random_state=0).fit(x.numpy())
     for estimator in (by_data, by_hand):

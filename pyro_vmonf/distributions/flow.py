@@ -125,7 +125,7 @@ class FlowDistribution(Estimated):
         return x, total, allowed
 
     def observe(self, x: Tensor, draws: int) -> Partial:
-        """Return what is known of rows with gaps: see :mod:`pyro_vmonf.distributions.partial`.
+        """Return what is known of rows with missing entries: see :class:`Partial`.
 
         A row is exact where as many base values are known as entries are there: they then have the
         law of these entries. Other rows are importance-weighted.

@@ -92,10 +92,7 @@ class StackedDistribution(Estimated):
         return torch.cat([p.log_prob(x) for p, x in zip(self.parts, xs, strict=True)], -1)
 
     def observe(self, x: Tensor, draws: int) -> Partial:
-        """Return what each part says of rows with gaps.
-
-        See :mod:`pyro_vmonf.distributions.partial`.
-        """
+        """Return what each part says of rows with missing entries: see :class:`Partial`."""
         xs = self._of_each(x)
         found = [observe(p, x, draws) for p, x in zip(self.parts, xs, strict=True)]
         return Partial(
