@@ -26,7 +26,6 @@ from pyro_vmonf.training.compiling import Compiled, Compiling
 from pyro_vmonf.training.data import (
     Arguments,
     Sources,
-    TensorSource,
     fingerprint,
     make_sources,
 )
@@ -195,9 +194,8 @@ def _fit(
     first = None if guide.temperature is None else float(guide.temperature)
     head: dict[str, Any] = {"seed": seed, "temperature": first}
     if options.checkpoint is not None or past is not None:  # it goes through all rows
-        own = options.fingerprint(optimizer, scheduler)
-        own |= {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
-        head["run"] = fingerprint(sources, **own)
+        own = {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
+        head["run"] = fingerprint(sources, **options.fingerprint(optimizer, scheduler), **own)
     if past is not None:
         checkpoints.check_same(past, head["run"])
         head["temperature"] = past["temperature"]
@@ -233,7 +231,8 @@ def _fit(
             [history] = trainer.run()
         settling.remove()
         guide.settle_()
-        said = [*guard.said, *endings(model, guide, history, _sample(run))]
+        rows = run.measured or run.train.seen(MEASURED_ROWS)
+        said = [*guard.said, *endings(model, guide, history, rows)]
     try:
         _conclude(trainer, said)
     except Exception as error:  # warnings may be errors
@@ -253,13 +252,6 @@ def _movers(
     return optimizer, options.scheduler_of(
         optimizer, options.moves(sources.train.batches, labelled)
     )
-
-
-def _sample(run: Run) -> TensorSource | None:
-    """Return the rows that the end of a run is judged by; rows of a loader are not read again."""
-    if run.measured is not None or not isinstance(run.train, TensorSource):
-        return run.measured
-    return run.train.sample(MEASURED_ROWS)
 
 
 def _conclude(trainer: Trainer, said: list[str]) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, default_collate
 
+from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.validation import check_evidence, check_sample_weight, floating_buffer
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.rows import Arguments, TensorSource, check_inside
 
 Parts = tuple[Any, Any, Any]  # rows, evidence and weights
+SEEN_ROWS = 4096  # of a pass, that are kept for warnings
 
 
 def is_streamed(x: Any) -> bool:
@@ -65,6 +67,7 @@ class LoaderSource:
         self.model = model
         self.batch_size = batch_size
         self.kinds: tuple[bool, bool] | None = None  # whether batches hold evidence and weights
+        self.some: list[Arguments] = []  # rows of the last pass, some of each batch
         with local_seed(0):  # the order of this pass is nobody's
             counted = _counted(self._loader(torch.Generator()))
             if counted is None:
@@ -87,7 +90,8 @@ class LoaderSource:
             TypeError: if a batch holds the wrong kind of numbers.
             ValueError: if a batch does not fit, or there is none.
         """
-        seen = 0
+        seen, some = 0, []
+        share = -(-SEEN_ROWS // getattr(self, "batches", SEEN_ROWS))
         for number, batch in enumerate(self._loader(generator)):
             try:
                 arguments = self._arguments(batch, seen)
@@ -96,7 +100,9 @@ class LoaderSource:
                     f"batch {number} of the DataLoader, of the rows from {seen}: {error}"
                 ) from error
             seen += len(arguments["x"])
+            some.append({k: _first(arguments[k], share) for k in ("x", "y", "sample_weight")})
             yield arguments
+        self.some = some
         if not seen:
             raise ValueError(
                 "the DataLoader yields no batch. If it did before, its data set can be gone "
@@ -130,23 +136,39 @@ class LoaderSource:
             batches.append(batch)
             if sum(len(b["x"]) for b in batches) >= count:
                 break
+        return _joined(batches, count)
 
-        def joined(name: str) -> Tensor | None:
-            parts = [batch[name] for batch in batches]
-            return None if parts[0] is None else torch.cat(parts)[:count]
-
-        x = joined("x")
-        assert x is not None
-        positions = torch.arange(len(x), device=x.device)
-        rows = len(batches[0]["x"])
-        return TensorSource(x, joined("y"), joined("sample_weight"), rows, positions)
+    def seen(self, count: int) -> TensorSource | None:
+        """Return at most so many rows from all over the last whole pass, which is not repeated."""
+        return _joined(self.some, count) if self.some else None
 
     def standardize(self, model: FlowMixture) -> None:
-        """Let the model take the rows' units, in one pass."""
+        """Let the model take the units in one pass; columns that are no numbers are named."""
         model.standardizer.fit_batches_(
             model.each_row(batch["x"], batch["sample_weight"])
             for batch in self.epoch(torch.Generator())
         )
+        rows = _joined(self.some, SEEN_ROWS)
+        x, weight = model.each_row(rows.x, rows.sample_weight)
+        warn_of_columns(x if weight is None else x[weight > 0])
+
+
+def _first(values: Tensor | None, count: int) -> Tensor | None:
+    return None if values is None else values[:count].clone()
+
+
+def _joined(batches: Sequence[Arguments], count: int) -> TensorSource:
+    """Return at most so many rows of batches."""
+
+    def joined(name: str) -> Tensor | None:
+        parts = [batch[name] for batch in batches]
+        return None if parts[0] is None else torch.cat(parts)[:count]
+
+    x = joined("x")
+    assert x is not None
+    positions = torch.arange(len(x), device=x.device)
+    rows = len(batches[0]["x"])
+    return TensorSource(x, joined("y"), joined("sample_weight"), rows, positions)
 
 
 def _counted(loader: DataLoader[Any]) -> tuple[int, int] | None:

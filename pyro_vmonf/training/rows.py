@@ -30,6 +30,8 @@ class Source(Protocol):
 
     def sample(self, count: int) -> TensorSource | None: ...
 
+    def seen(self, count: int) -> TensorSource | None: ...
+
 
 @dataclass
 class TensorSource:
@@ -118,6 +120,10 @@ class TensorSource:
         """Return batches of all rows, in their own order."""
         for chosen in torch.arange(self.size, device=self.x.device).split(self.batch_size):
             yield self.arguments(chosen)
+
+    def seen(self, count: int) -> TensorSource:
+        """Return at most so many rows that training saw."""
+        return self.sample(count)
 
     def sample(self, count: int) -> TensorSource:
         """Return some of the rows, always the same ones."""

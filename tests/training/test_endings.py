@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf.datasets import pinwheel
@@ -369,6 +370,34 @@ def test_short_fit_and_healthy_fit_do_not_warn() -> None:
     weights_of(vmonf, 9.0, 0.0, 0.0)
     assert said_by(lambda: vmonf.fit(X, **{**LONG, "epochs": 24})) == []
     assert len(said_by(lambda: vmonf.fit(X, **LONG))) == 1
+
+
+class Counted(TensorDataset):
+    """Rows that remember how often they were asked for."""
+
+    asked = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.asked += 1
+        return super().__getitem__(index)
+
+
+def test_dead_fit_on_a_loader_warns_without_another_pass() -> None:
+    vmonf = pair()
+    weights_of(vmonf, 9.0, 0.0, 0.0)
+    rows = Counted(X[torch.arange(120).argsort(stable=True)])
+    loader = DataLoader(rows, batch_size=24)
+    [caught] = said_by(lambda: vmonf.fit(loader, **{**LONG, "epochs": 40}))
+    assert "all of 120 rows in one cluster" in str(caught.message)
+    assert rows.asked <= 120 * (40 + 2)  # epochs, units, and the first batch of the check
+
+
+def test_columns_of_a_loader_are_named() -> None:
+    x = torch.cat((X, torch.ones(120, 1)), 1)
+    vmonf = VMoNF(FlowMixture(Gaussian(3, 2), "learned"))
+    loader = DataLoader(TensorDataset(x), batch_size=24, shuffle=True)
+    with pytest.warns(UserWarning, match="column 2 is constant"):
+        vmonf.fit(loader, epochs=1, progress=False, seed=0)
 
 
 def test_one_component_and_few_rows_do_not_warn() -> None:
