@@ -74,8 +74,9 @@ class CustomTerm(Term):
 class Agreement(Term):
     r"""The guide stays near its start: :math:`KL(q_0(c|x) \,\|\, q(c|x))`.
 
-    :math:`q_0` is the posterior that a :class:`~pyro_vmonf.nn.StartedNetwork` begins with. Rows
-    whose cluster is certain at the start stay there unless the ELBO says otherwise.
+    :math:`q_0` is the posterior that a :class:`~pyro_vmonf.nn.StartedNetwork` begins with, or
+    that a :class:`~pyro_vmonf.nn.Remembered` network had. Rows whose cluster is certain at the
+    start stay there unless the ELBO says otherwise.
 
     Arguments:
         weight: the factor in front.

@@ -26,8 +26,9 @@ from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Gaussian, RealNVP
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.nn.mlp import MLP
+from pyro_vmonf.nn import MLP, Remembered
 from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.vmonf import VMoNF
 from pyro_vmonf.vmonf.automatic import number_of_components
@@ -201,18 +202,14 @@ class FlowMixtureClustering(  # type: ignore[misc]
                 components = number_of_components(X, labels, seed=seed, sample_weight=sample_weight)
         else:
             components = int(self.n_components)
-        vmonf = self._pair(X, components, seed)
         started = self.init != "random" and components > 1
+        vmonf = self._pair(X, components, seed, started)
         first = self.max_iter // 4 if started else 0
         if not vmonf.model.bounded:  # once for all starts
             vmonf.model.standardize_(X, sample_weight)
         whole = filled(torch.as_tensor(X), vmonf.model.standardizer, seed)
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "lr": self.learning_rate,
-            "sample_weight": sample_weight,
-            "progress": False,
-        }
+        options: dict[str, Any] = {"batch_size": self.batch_size, "lr": self.learning_rate}
+        options |= {"sample_weight": sample_weight, "progress": False}
 
         def start(model: FlowMixture, guide: Any, number: int) -> None:
             """Teach first clusters to a guide, and let the flows fit them before it moves."""
@@ -221,6 +218,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
             own = (seed + number) % 2**31
             find = self._clusters(sample_weight, number, own)
             warm_start_(guide, whole, find, y=labels, sample_weight=sample_weight, seed=own)
+            guide.network.remember_()
             if first:
                 guide.elbo_gradient = 0.0
                 fit(model, guide, X, labels, epochs=first, temperature=1.0, seed=own, **options)
@@ -240,11 +238,13 @@ class FlowMixtureClustering(  # type: ignore[misc]
         """Fit as :meth:`fit` does, labels included, and return the cluster of each row."""
         return self.fit(X, y, **kwargs).labels_
 
-    def _pair(self, X: Array, components: int, seed: int) -> VMoNF:
+    def _pair(self, X: Array, components: int, seed: int, started: bool) -> VMoNF:
         """Return a pair with fresh parameters, of the rows' dtype."""
         features = X.shape[1]
         with local_seed(seed):
             guide = SoftmaxGuide(MLP(features, components, hidden=self.hidden))
+            if started:  # the clusters of the start hold the guide
+                guide = SoftmaxGuide(Remembered(guide.network), [Classification(), Agreement()])
             weights = copy.deepcopy(self.weights)  # a fit does not change its arguments
             vmonf = VMoNF(FlowMixture(self._bank(features, components), weights), guide)
         vmonf.model.feature_names = self._columns

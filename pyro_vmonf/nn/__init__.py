@@ -12,7 +12,7 @@ from pyro_vmonf.nn.mlp import (
     to_columns,
 )
 from pyro_vmonf.nn.picked import Picked
-from pyro_vmonf.nn.started import StartedNetwork
+from pyro_vmonf.nn.started import Remembered, StartedNetwork
 
 __all__ = [
     "MLP",
@@ -20,6 +20,7 @@ __all__ = [
     "ConvEncoder",
     "Linear",
     "Picked",
+    "Remembered",
     "StartedNetwork",
     "activation_named",
     "linear",

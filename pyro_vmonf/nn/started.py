@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
@@ -100,3 +101,39 @@ class StartedNetwork(ShownModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.start(x) + self.residual(x)
+
+
+class Remembered(ShownModule):
+    r"""A network that keeps what it said at a start, for the term ``Agreement``.
+
+    Its call is that of the network. :meth:`start` is what the network said when :meth:`remember_`
+    was called, which no training changes. A run from new parameters calls it again.
+
+    Arguments:
+        network: from rows to logits ``(*, K)``.
+
+    Example:
+        >>> network = Remembered(MLP(2, 3))
+        >>> network.remember_()
+        >>> x = torch.randn(5, 2)
+        >>> torch.equal(network(x), network.start(x))
+        True
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.first = copy.deepcopy(network).requires_grad_(False)
+
+    def remember_(self) -> None:
+        """Take what the network says now as the start."""
+        self.first.load_state_dict(self.network.state_dict())
+
+    def start(self, x: Tensor) -> Tensor:
+        """Return the logits of the start ``(*, K)``."""
+        logits: Tensor = self.first(x)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import make_circles
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -241,6 +242,16 @@ def test_every_start_begins_with_the_clusters_that_were_asked_for(
         assert agreement(clusters, blobs()[1]) > 0.9
     assert agreement(found.labels_, blobs()[1]) > 0.9
     assert found.history_.objective[-1] == pytest.approx(max(found.history_.restarts))
+
+
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_a_fit_by_hand_keeps_the_clusters_of_its_start(n_init: int) -> None:
+    """The likelihood alone prefers halves of both circles."""
+    X, c = make_circles(300, factor=0.4, noise=0.06, random_state=0)
+    options: dict[str, Any] = {"init": "spectral", "max_iter": 40, "random_state": 0}
+    found = FlowMixtureClustering(2, n_init=n_init, **options).fit(X)
+    assert agreement(found.labels_, c) > 0.97
+    assert agreement(found.vmonf_.predict(X, exact=True), c) > 0.97  # flows follow the guide
 
 
 @pytest.mark.parametrize("init", ["kmeans", "spectral", "random"])
