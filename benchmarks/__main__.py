@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyro
 import torch
 
 from benchmarks import (
+    calibration,
     criterion,
     plane,
     quality,
@@ -28,6 +30,7 @@ MODULES = {
     module.__name__.rsplit(".", 1)[-1]: module
     for module in (step, whole_fit, sample, score, scaling, restarts, quality, criterion, plane)
 }
+PROGRAMS = {"calibration": calibration}  # with options of their own
 
 
 def processor() -> str:
@@ -41,8 +44,11 @@ def processor() -> str:
 
 def main() -> None:
     """Run one benchmark, print its tables, and write its rows where they are wanted."""
+    if sys.argv[1:2] and sys.argv[1] in PROGRAMS:
+        PROGRAMS[sys.argv[1]].main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=MODULES)
+    parser.add_argument("name", choices=[*MODULES, *PROGRAMS])
     parser.add_argument("--config", help="one configuration, or a folder of sets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
