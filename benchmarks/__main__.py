@@ -16,6 +16,7 @@ from benchmarks import (
     calibration,
     criterion,
     plane,
+    posteriordb,
     quality,
     restarts,
     sample,
@@ -30,7 +31,7 @@ MODULES = {
     module.__name__.rsplit(".", 1)[-1]: module
     for module in (step, whole_fit, sample, score, scaling, restarts, quality, criterion, plane)
 }
-PROGRAMS = {"calibration": calibration}  # with options of their own
+PROGRAMS = {"calibration": calibration, "posteriordb": posteriordb}  # with options of their own
 
 
 def processor() -> str:
