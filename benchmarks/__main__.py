@@ -15,6 +15,7 @@ import torch
 from benchmarks import (
     calibration,
     criterion,
+    density,
     plane,
     posteriordb,
     quality,
@@ -31,7 +32,11 @@ MODULES = {
     module.__name__.rsplit(".", 1)[-1]: module
     for module in (step, whole_fit, sample, score, scaling, restarts, quality, criterion, plane)
 }
-PROGRAMS = {"calibration": calibration, "posteriordb": posteriordb}  # with options of their own
+PROGRAMS = {
+    "calibration": calibration,
+    "density": density,
+    "posteriordb": posteriordb,
+}  # with options of their own
 
 
 def processor() -> str:
