@@ -1,7 +1,7 @@
 """``python -m benchmarks calibration``: simulation-based calibration of this library's posteriors.
 
-Each line of the result is an inference of a mixture's weights or of a flow's parameters, with 500
-data sets from the prior. The exact posteriors are calibrated. The variational ones are as narrow as
+Each line of the result is an inference of a mixture's weights or of a flow's parameters, with data
+sets from the prior. The exact posteriors are calibrated. The variational ones are as narrow as
 their independence makes them, and the line of each shows it.
 """
 
@@ -64,7 +64,7 @@ def weights_by_fit(x: Tensor, distance: float) -> Posterior:
     """Return draws of the Dirichlet that this library fits."""
     model = two_gaussians(distance)
     pair = VMoNF(model, ExactGuide())
-    pair.fit(x, steps=60, standardize=False, progress=False)
+    pair.fit(x, steps=20, standardize=False, progress=False)
     return {"weights": draws_of_guide(pair, DRAWS, None).sites["weights"][0]}
 
 
@@ -142,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Go through the inferences; lines that the file has are not done again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks calibration", description=__doc__)
     parser.add_argument("--replicates", type=int, default=500)
+    parser.add_argument("--fits", type=int, default=100, help="replicates where each is a fit")
     parser.add_argument("--json", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -152,8 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in {row["run"] for row in done}:
             continue
         begun = time.perf_counter()
+        replicates = given.fits if name.endswith("fit") else given.replicates
         found = simulation_based_calibration(
-            program, infer, data=data, replicates=given.replicates, progress=False
+            program, infer, data=data, replicates=replicates, progress=False
         )
         row: Row = {
             "run": name,

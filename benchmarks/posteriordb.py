@@ -54,6 +54,8 @@ REFERENCE: dict[str, dict[str, tuple[float, float, float]]] = {
     },
 }
 
+STEPS = ((600, 2e-2), (400, 2e-3))  # of a variational fit, with their step sizes
+
 Sites = dict[str, Tensor]
 
 
@@ -227,14 +229,14 @@ def by_fit(given: Problem, kind: type[Any], draws: int = 2000) -> Estimates:
     if isinstance(given.program, FlowMixture):
         guide = kind(poutine.block(given.program, hide=["c"]), init_loc_fn=start)
         pair = VMoNF(given.program, guide)
-        for lr in (1e-2, 1e-3):
-            pair.fit(given.y, steps=1500, lr=lr, standardize=False, progress=False)
+        for steps, lr in STEPS:
+            pair.fit(given.y, steps=steps, lr=lr, standardize=False, progress=False)
         sites = {name: v[0] for name, v in draws_of_guide(pair, draws, 0).sites.items()}
     else:
         guide = kind(given.program, init_loc_fn=start)
-        for lr in (1e-2, 1e-3):
+        for steps, lr in STEPS:
             svi = SVI(given.program, guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
-            for _ in range(2000):
+            for _ in range(steps):
                 svi.step(given.y)
         sites = Predictive(guide, num_samples=draws)(given.y)
     return {
