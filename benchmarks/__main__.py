@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import pyro
 import torch
 
 from benchmarks import (
+    calibration,
     criterion,
+    density,
     plane,
+    posteriordb,
     quality,
     restarts,
     sample,
@@ -28,6 +32,11 @@ MODULES = {
     module.__name__.rsplit(".", 1)[-1]: module
     for module in (step, whole_fit, sample, score, scaling, restarts, quality, criterion, plane)
 }
+PROGRAMS = {
+    "calibration": calibration,
+    "density": density,
+    "posteriordb": posteriordb,
+}  # with options of their own
 
 
 def processor() -> str:
@@ -41,8 +50,11 @@ def processor() -> str:
 
 def main() -> None:
     """Run one benchmark, print its tables, and write its rows where they are wanted."""
+    if sys.argv[1:2] and sys.argv[1] in PROGRAMS:
+        PROGRAMS[sys.argv[1]].main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=MODULES)
+    parser.add_argument("name", choices=[*MODULES, *PROGRAMS])
     parser.add_argument("--config", help="one configuration, or a folder of sets")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -318,7 +318,57 @@ def nested(name: str) -> str:
     return markdown(" | ".join(["", *columns]).strip() or "", body)
 
 
+def calibration() -> str:
+    """Return the table of inferences that were calibrated by simulation."""
+    body = [
+        [row["run"], str(row["scalars"]), f"{row['p_value']:.2g}", f"{row['spread']:.2f}"]
+        for row in read("calibration.jsonl")
+    ]
+    return markdown("parameters, inference | scalars | p-value | spread of the ranks", body)
+
+
+def posteriors() -> str:
+    """Return the table of posteriors of posteriordb: a row for each parameter."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in read("posteriordb.jsonl"):
+        found.setdefault((row["posterior"], row["parameter"]), {})[row["inference"]] = row
+    inferences = list(next(iter(found.values())))
+    body = []
+    for (posterior, parameter), rows in found.items():
+        cells = [f"`{posterior}`, {parameter}", f"{next(iter(rows.values()))['reference']:.4f}"]
+        for name in inferences:
+            row = rows.get(name)
+            if row is None:
+                cells.append("")
+                continue
+            exact = "Auto" not in name
+            said = f"{row['errors']:.1f}" if exact else f"{row['gap']:+.2f}, {row['spread']:.2f}"
+            cells.append(f"{row['mean']:.4f} ({said})")
+        body.append(cells)
+    return markdown(" | ".join(["parameter", "reference", *inferences]), body)
+
+
+def densities() -> str:
+    """Return the table of held-out log-densities."""
+    rows = [row for row in read("density.jsonl") if "nats" in row]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    body = []
+    for name in dict.fromkeys(row["table"] for row in rows):
+        own = {row["method"]: row for row in rows if row["table"] == name and not row["split"]}
+        first = next(iter(own.values()))
+        cells = [name, f"{first['rows']:,} × {first['columns']}"]
+        cells += [
+            f"{own[m]['nats']:.2f} ± {own[m]['error']:.2f}" if m in own else "" for m in methods
+        ]
+        body.append(cells)
+    names = [method.replace("_", " ") for method in methods]
+    return markdown(" | ".join(["table", "rows, columns", *names]), body)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "calibration": calibration,
+    "posteriors": posteriors,
+    "densities": densities,
     "front": front,
     "clusters": summary,
     "clustering-sets": sets,

@@ -60,6 +60,16 @@ def test_wide_tables_have_shrunk_covariances(width: int) -> None:
     assert (condition < 20) == (width > 4)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_columns_that_depend_on_each_other_keep_their_small_variances(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(600, 1)) + 0.1 * generator.normal(size=(600, 6))
+    train, test = x[:400], x[400:]
+    found = fit_gaussians(train, 1)
+    plain = multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(test).mean()
+    assert found.log_prob(test).mean() > plain - 0.05
+
+
 def test_components_that_are_mistaken_for_each_other_are_merged() -> None:
     r = np.array([[0.6, 0.4, 0.0], [0.4, 0.6, 0.0], [0.0, 0.1, 0.9], [0.0, 0.0, 1.0]])
     assert merged(r, 3).tolist() == [0, 1, 2, 2]
