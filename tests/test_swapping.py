@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from pyro_vmonf import (
     VMoNF,
 )
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.program import with_evidence
 from pyro_vmonf.weight_priors import PointPosterior
@@ -504,3 +506,55 @@ def test_the_docs_list_what_is_tested() -> None:
     columns = [[cell for cell in column if cell] for column in zip(*cells, strict=True)]
     for named, tested in zip(columns, (BANKS, WEIGHTS, GUIDES, VERBS), strict=True):
         assert named == list(tested)
+
+
+def accuracies(names: dict[str, Any]) -> tuple[float, float]:
+    """Return the accuracy of the path of the hidden Markov model, and that of single steps."""
+    there = names["there"]
+    path, alone = (accuracy(names["state"][there], names[n][there]) for n in ("path", "alone"))
+    return path, alone
+
+
+def slopes(names: dict[str, Any]) -> Tensor:
+    found: Tensor = names["guide"].median()["slope"].squeeze()
+    return found
+
+
+# The programs of the page, in their order, and what their text says of the result.
+PROGRAMS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "A guide of your own": lambda names: (
+        names["vmonf"].guide.predicts_by == "the log_q of Guide" and bool(names["gap"] < 0.1)
+    ),
+    "An autoguide beside a softmax network": lambda names: (
+        {"weights", "bank.loc"} < names["auto"].median().keys()
+        and accuracy(names["truth"], names["vmonf"].predict(names["x"])) > 0.95
+    ),
+    "A hidden Markov model": lambda names: accuracies(names)[0] > accuracies(names)[1] + 0.05,
+    "Weights for each group": lambda names: names["found"].allclose(names["shares"], atol=0.1),
+    "A mixture of Dirichlets as the prior of the weights": lambda names: (
+        # one Dirichlet remains: nine and the twelve rows, of eleven and the twelve rows
+        names["vmonf"].model.weights.log_mean().exp()[0].isclose(torch.tensor(21 / 23), atol=0.03)
+    ),
+    "Missing entries": lambda names: all(
+        vmonf.predict(names["x"]).bincount().min() > 80
+        for vmonf in (names["exact"], names["flows"])
+    ),
+    "A VAE whose prior is the mixture": lambda names: names["losses"][-1] < names["losses"][0] - 10,
+    "A regression whose residuals are the mixture": lambda names: slopes(names).allclose(
+        torch.tensor([1.0, -2.0, 0.5]), atol=0.15
+    ),
+}
+SECTION = PAGE.partition("## Eight programs\n")[2].partition("\n## ")[0]
+CODES = dict(re.findall(r"^### (.*?)\n.*?```python\n(.*?)```", SECTION, re.DOTALL | re.MULTILINE))
+
+
+def test_the_page_has_the_programs() -> None:
+    assert list(CODES) == list(PROGRAMS)
+
+
+@pytest.mark.parametrize("title", PROGRAMS)
+def test_a_program_is_short_and_does_what_the_page_says(title: str) -> None:
+    assert len(CODES[title].splitlines()) <= 25
+    names: dict[str, Any] = {"__name__": "program"}
+    exec(CODES[title], names)
+    assert PROGRAMS[title](names)

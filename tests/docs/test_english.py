@@ -17,7 +17,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-PAGES = [page for page in PAGES if page.stem != "swapping" and "katex" not in page.parts]
+PAGES = [page for page in PAGES if "katex" not in page.parts]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "pyro_vmonf").rglob("*.py"))
 # A noun clause as the subject; a question is none.
