@@ -106,7 +106,7 @@ def test_there_is_a_component_for_every_class() -> None:
 
 def test_fewer_components_than_asked_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = moons(40)
-    monkeypatch.setattr(automatic, "choose", lambda z, count, seed: choose(z, 2, seed=seed))
+    monkeypatch.setattr(automatic, "choose", lambda z, count, starts, seed: choose(z, 2, seed=seed))
     with pytest.warns(RuntimeWarning, match="4 components were asked for"):
         vmonf = VMoNF.from_data(x, components=4, seed=0)
     assert vmonf.model.num_components == 2

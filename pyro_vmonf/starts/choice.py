@@ -25,13 +25,22 @@ CUT_LINKS = 10.0  # nats that a row is charged if all its links are cut
 VALLEYS = 0.1  # nats that a row is charged for each nat of the deepest valley in its cluster
 
 
-def by_merged_gaussians(x: Array, num_clusters: int, seed: int = 0) -> Array:
+def by_merged_gaussians(
+    x: Array, num_clusters: int, seed: int = 0, large: GaussianFit | None = None
+) -> Array:
     """Cluster rows by a mixture of many Gaussians whose components are merged.
 
     See :func:`~pyro_vmonf.starts.gaussians.fit_gaussians` and
     :func:`~pyro_vmonf.starts.gaussians.merged`.
+
+    Arguments:
+        x: rows ``(N, D)``.
+        num_clusters: number of clusters *K*.
+        seed: of the mixture's start.
+        large: a mixture of up to 40 Gaussians of these rows, where there is one already.
     """
-    found = fit_gaussians(x, max(MOST, 2 * num_clusters), seed=seed)
+    most = max(MOST, 2 * num_clusters)
+    found = large if large and most == MOST else fit_gaussians(x, most, seed=seed)
     if len(found.weights) < num_clusters:
         found = gaussians_of_size(x, num_clusters, seed=seed)
     return merged(found.responsibilities(x), num_clusters)

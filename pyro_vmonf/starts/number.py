@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ NEIGHBORS = 5
 ALIKE = 0.05  # nats a row within which clusterings are as good
 
 
-def by_density(x: Array, seed: int = 0) -> Array:
+def by_density(x: Array) -> Array:
     """Cluster rows into regions of high density; a row between them goes to the nearest.
 
     References:
@@ -38,21 +37,15 @@ def by_density(x: Array, seed: int = 0) -> Array:
     return np.where(known, found, nearest.predict(x))
 
 
-def by_overlap(x: Array, seed: int = 0) -> Array:
+def by_overlap(x: Array, large: GaussianFit) -> Array:
     """Merge the Gaussians of a large mixture that are mistaken for each other.
 
     See :func:`~pyro_vmonf.starts.gaussians.merged`.
     """
-    return merged(fit_gaussians(x, MOST, seed=seed).responsibilities(x), 1, mistaken=MISTAKEN)
+    return merged(large.responsibilities(x), 1, mistaken=MISTAKEN)
 
 
-NUMBERED: dict[str, Callable[..., Array]] = {
-    "regions of high density": by_density,
-    "Gaussians merged by overlap": by_overlap,
-}
-
-
-def clusterings(x: Array, *, seed: int = 0) -> list[Scored]:
+def clusterings(x: Array, *, seed: int = 0, large: GaussianFit | None = None) -> list[Scored]:
     """Return clusterings that find their number of clusters, the best one first.
 
     Valleys inside clusters do not count here: each further cluster would have fewer.
@@ -63,6 +56,7 @@ def clusterings(x: Array, *, seed: int = 0) -> list[Scored]:
     Arguments:
         x: rows ``(N, D)``, in units of about one standard deviation.
         seed: of whatever they draw.
+        large: a mixture of up to 40 Gaussians of these rows, where there is one already.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(90, 2)) + 9 * (np.arange(90) % 3)[:, None]
@@ -71,8 +65,9 @@ def clusterings(x: Array, *, seed: int = 0) -> list[Scored]:
     """
     links = links_of(x)
     known: dict[bytes, GaussianFit] = {}
-    found = [
-        scored(name, x, make(x, seed=seed), links, seed=seed, known=known)
-        for name, make in NUMBERED.items()
-    ]
+    made = {
+        "regions of high density": by_density(x),
+        "Gaussians merged by overlap": by_overlap(x, large or fit_gaussians(x, MOST, seed=seed)),
+    }
+    found = [scored(name, x, c, links, seed=seed, known=known) for name, c in made.items()]
     return sorted(found, key=lambda s: (len(s.densities) == 1, -s.number_score))

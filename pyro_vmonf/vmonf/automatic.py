@@ -6,6 +6,8 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,16 @@ from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
 from pyro_vmonf.report import ChoiceReport, gaussians_instead, touching
 from pyro_vmonf.starts.background import broad_gaussian
-from pyro_vmonf.starts.choice import Scored, choose, densities_of, rank
+from pyro_vmonf.starts.choice import (
+    CANDIDATES,
+    MOST,
+    Candidate,
+    Scored,
+    by_merged_gaussians,
+    choose,
+    densities_of,
+    rank,
+)
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.labels import by_labels
 from pyro_vmonf.starts.number import clusterings
@@ -71,18 +82,18 @@ def from_data(
     stages = Stages(60 * minutes, progress, "from_data")
     stages.enter("number of components" if components is None else "start")
     found: list[Scored] = []
+    starts: Mapping[str, Candidate] = CANDIDATES
     if components is None:
-        found, components = _numbered(rows, z[searched])
+        found, components, starts = _numbered(rows, z[searched])
         stages.enter("start")
-    candidates = choose(z[searched], components, seed=rows.seed)
+    candidates = choose(z[searched], components, starts, seed=rows.seed)
     if found:
         candidates = sorted([found[0], *candidates], key=rank(components))
     if rows.y is not None:
         labels = rows.y.numpy()[searched]
         candidates = by_labels(z[searched], labels, components, candidates, rows.seed)
     best = candidates[0]
-    parts = len(best.densities)
-    if parts < components:
+    if (parts := len(best.densities)) < components:
         said = f"{components} components were asked for, and the best start has {parts} clusters"
         warnings.warn(f"{said}: the pair has as many", RuntimeWarning, stacklevel=3)
     whole = rows.weight is None and len(searched) == len(z)
@@ -120,11 +131,13 @@ def number_of_components(x: Any, y: Any, *, seed: int, sample_weight: Any) -> in
     return _numbered(rows, rows.z[rows.drawn(rows.counted(), MOST_ROWS)])[1]
 
 
-def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int]:
-    """Return clusterings that find their number of clusters, and the number of components."""
-    found = clusterings(z, seed=rows.seed)
+def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int, Mapping[str, Candidate]]:
+    """Return clusterings that find their number, the number of components, and the candidates."""
+    large = fit_gaussians(z, MOST, seed=rows.seed)
+    found = clusterings(z, seed=rows.seed, large=large)
     classes = 0 if rows.y is None else int(rows.y.max()) + 1
-    return found, max(len(found[0].densities), classes)
+    again = {"merged Gaussians": partial(by_merged_gaussians, large=large)}
+    return found, max(len(found[0].densities), classes), {**CANDIDATES, **again}
 
 
 def _part(z: Array, clusters: Array, seed: int) -> Scored:

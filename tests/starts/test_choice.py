@@ -141,8 +141,9 @@ def test_number_of_clear_clusters_is_found(seed: int) -> None:
     x, _ = blobs(seed)
     assert [len(found.densities) for found in clusterings(x, seed=seed)] == [3, 3]
     one = np.random.default_rng(seed).normal(size=(200, 2))
-    assert len(by_overlap(one)) == 200
-    assert set(by_overlap(one)) == {0}
+    large = fit_gaussians(one, 40)
+    assert len(by_overlap(one, large)) == 200
+    assert set(by_overlap(one, large)) == {0}
 
 
 @pytest.mark.parametrize("seed", range(2))
