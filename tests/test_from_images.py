@@ -72,7 +72,7 @@ def test_labels_name_the_clusters_and_bytes_are_pixels() -> None:
         (torch.rand(9, 1, 8, 8), {"background": True}, "neither sample_weight nor background"),
         (torch.rand(9, 1, 8, 8), {"sample_weight": torch.ones(9)}, "neither sample_weight"),
         (torch.rand(9, 8, 8), {}, "from_data takes tables .* and images"),
-        (torch.full((9, 1, 8, 8), torch.nan), {}, "pixels reach from nan"),
+        (torch.full((9, 1, 8, 8), torch.nan), {}, "NaN or infinite pixels"),
     ],
 )
 def test_errors(x: Tensor, options: dict[str, Any], message: str) -> None:

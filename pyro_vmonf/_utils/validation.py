@@ -155,20 +155,22 @@ def check_rows(
     return converted
 
 
-def check_gaps(x: Tensor, names: Sequence[Any] | None = None) -> None:
-    """Refuse rows and columns without any entry to learn from.
+def check_gaps(x: Tensor, names: Sequence[Any] | None = None, weight: Tensor | None = None) -> None:
+    """Refuse rows and columns without any entry to learn from, among the rows that count.
 
     Raises:
         ValueError: if there are any.
     """
     if not has_gaps(x):
         return
-    gaps = x.isnan()
-    columns = gaps.all(0).nonzero().squeeze(1)
+    gaps, counts = x.isnan(), torch.ones(len(x), dtype=torch.bool, device=x.device)
+    counts = counts if weight is None else weight > 0
+    columns = gaps[counts].all(0).nonzero().squeeze(1)
     if len(columns):
         named = listed(columns) if names is None else ", ".join(str(names[c]) for c in columns[:5])
-        raise ValueError(f"column {named} of x has no entry, only NaN; leave it out")
-    rows = gaps.all(1).nonzero().squeeze(1)
+        among = "" if weight is None else " in the rows that count"
+        raise ValueError(f"column {named} of x has no entry{among}, only NaN; leave it out")
+    rows = (gaps.all(1) & counts).nonzero().squeeze(1)
     if len(rows):
         raise ValueError(
             f"rows {listed(rows)} of x have no entry, only NaN ({len(rows)} of {len(x)} rows); "

@@ -93,8 +93,11 @@ class HiddenChain(ShownDistribution):
         # Pyro's chain moves before it emits: the first move leads from anywhere to the first row.
         first = self.log_rows[:1].expand(*moves.shape[:-3], 1, count, count)
         moves = torch.cat((first, moves[..., 1:, :, :]), -3)
-        hmm = DiscreteHMM(table.new_zeros(count), moves, _Known(table), validate_args=False)
-        log_prob: Tensor = hmm.log_prob(table)
+        # What all components of a step share would take the digits of their differences.
+        top = _top(table)
+        known = _Known(table - top)
+        hmm = DiscreteHMM(table.new_zeros(count), moves, known, validate_args=False)
+        log_prob: Tensor = hmm.log_prob(table) + top.sum((-1, -2))
         return log_prob
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -103,22 +106,28 @@ class HiddenChain(ShownDistribution):
     def log_marginals(self, x: Tensor) -> Tensor:
         """Return log p(c_t|x_1, ..., x_T) ``(*, T, K)``: the gradient of log p in the densities.
 
-        A row that no component has a density for says nothing about its component.
+        A row that no component has a density for says nothing about its component, and neither
+        does a sequence that no path leads through.
 
         Arguments:
             x: sequences ``(*, T, *event_shape)``.
         """
-        table = self._possible(self.table(x)).detach()
-        with torch.enable_grad():
-            table.requires_grad_()
-            frozen = HiddenChain(self.log_rows.detach(), self.components)
-            total = frozen.scored(table, self.observed(x)).sum()
-            (share,) = torch.autograd.grad(total, table)
-        return share.clamp(0, 1).log()
+        table, seen = self._possible(self.table(x)).detach(), self.observed(x)
+        with torch.inference_mode(False), torch.enable_grad():
+            table, seen = (table - _top(table)).clone(), seen.clone()
+            frozen = HiddenChain(self.log_rows.detach().clone(), self.components)
+            lost = frozen.scored(table, seen).detach() == -torch.inf
+            table = table.masked_fill(lost[..., None, None], 0.0).requires_grad_()
+            (share,) = torch.autograd.grad(frozen.scored(table, seen).sum(), table)
+        share = share.clamp_min(0)
+        total = share.sum(-1, keepdim=True)
+        return (share / torch.where(total > 0, total, 1.0)).log()
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Return the most probable path of components ``(S, T)``; −1 after the end of a sequence.
+
+        A sequence that no path leads through has −1 at all steps.
 
         Arguments:
             x: sequences ``(S, T, *event_shape)``.
@@ -128,6 +137,7 @@ class HiddenChain(ShownDistribution):
             decoding algorithm.
         """
         table, going = self._possible(self.table(x)), _going(self.observed(x))
+        table = table - _top(table)
         score = self.log_rows[0] + table[:, 0]
         stay = torch.arange(table.shape[-1], device=x.device).expand_as(score)
         back = []
@@ -135,11 +145,13 @@ class HiddenChain(ShownDistribution):
             best, origin = (score.unsqueeze(-1) + self.log_rows[1:]).max(-2)
             moves = going[:, t, None]
             score = torch.where(moves, best + table[:, t], score)
+            score = score - _top(score)
             back.append(torch.where(moves, origin, stay))
         path = [score.argmax(-1)]
         for origin in reversed(back):
             path.append(origin.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
-        return torch.stack(path[::-1], -1).masked_fill(~going, -1)
+        possible = (score > -torch.inf).any(-1, keepdim=True)
+        return torch.stack(path[::-1], -1).masked_fill(~(going & possible), -1)
 
     def expected(self, log_q: Tensor, table: Tensor, seen: Tensor) -> dict[str, Tensor]:
         r"""Return the parts ``(*)`` of :math:`E_q[\log p(x, c) - \log q(c)]`, by name.
@@ -190,6 +202,12 @@ class _Known(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.table
+
+
+def _top(values: Tensor) -> Tensor:
+    """Return the largest of the last dimension, kept as one; zero where it is not finite."""
+    top = values.detach().amax(-1, keepdim=True)
+    return torch.where(top.isfinite(), top, 0.0)
 
 
 def _going(seen: Tensor) -> Tensor:

@@ -110,7 +110,11 @@ def importance(
         q = proposal.observe(x)
         completed = q.draw(draws)
         log_q = proposal.log_prob(completed) - q.log_prob
-    log_weights = components.log_prob(completed) - log_q
+    log_prob = components.log_prob(completed)
+    # Beyond the reach of the proposal nothing is known: such draws count nothing.
+    log_weights = torch.where(
+        log_q.isnan() | (log_prob == -torch.inf), -torch.inf, log_prob - log_q
+    )
     log_prob = log_weights.logsumexp(0) - math.log(draws)
     share = log_weights.detach().softmax(0).nan_to_num(0.0)
     squares = share.square().sum(0)
@@ -199,17 +203,21 @@ class Gaussians:
         there = ~gap.take_along_dim(order, -1)
         joint = self._joint(z, factor, there)
 
+        # Far from all Gaussians no share is known, and the weights take its place.
+        lost = (joint == -torch.inf).all(-1, keepdim=True)
+        known = torch.where(lost, self.log_weights, joint)
+
         def completed(noise: Tensor) -> Tensor:
             values = (factor @ torch.where(there, z, noise).unsqueeze(-1)).squeeze(-1)
             return torch.where(gap, _taken(values, back, -1) + self.loc, x)
 
         def mean() -> Tensor:
-            share = joint.softmax(-1).unsqueeze(-1)
+            share = known.softmax(-1).unsqueeze(-1)
             return (share * completed(torch.zeros_like(z))).sum(-2)
 
         def draw(number: int) -> Tensor:
             shape = Size((number,))
-            m = Categorical(logits=joint, validate_args=False).sample(shape)[..., None, None]
+            m = Categorical(logits=known, validate_args=False).sample(shape)[..., None, None]
             noise = torch.randn(shape + z.shape, dtype=z.dtype, device=z.device)
             return torch.take_along_dim(completed(noise), m, -2).squeeze(-2)
 

@@ -101,7 +101,7 @@ def check_data(
         if not bool((sample_weight > 0).any()):
             raise ValueError("sample_weight is zero for every row; some have to count")
     rows, weight = model.each_row(x, sample_weight)
-    check_gaps(rows, names)
+    check_gaps(rows, names, weight)
     rows = rows if weight is None else rows[weight > 0]
     if len(rows) < model.num_components:
         raise ValueError(
@@ -164,6 +164,8 @@ def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
         for name in ("x", "y", "sample_weight", "given"):
             values = getattr(data, name)
             sums[f"sum of {name}"] = None if values is None else _sum(values)
+            if values is not None and has_gaps(values):
+                sums[f"gaps of {name}"] = _gaps(values)
     return {**options, "rows": rows, **sums}
 
 
@@ -171,3 +173,9 @@ def _sum(values: Tensor) -> float:
     """Return the sum of the values that are there."""
     values = values.nan_to_num(0.0) if has_gaps(values) else values
     return float(values.sum(dtype=torch.float64))
+
+
+def _gaps(values: Tensor) -> int:
+    """Return a number that says where entries are missing."""
+    places = values.isnan().flatten().nonzero().squeeze(1)
+    return int((places * 2654435761 % 2**31).sum())  # a multiplicative hash (Knuth, 1998)

@@ -55,9 +55,10 @@ def endings(
             f"the fit ended in a state that is not finite ({len(bad)} of {len(state)} tensors: "
             f"{shown}); try a smaller lr, or clip_norm"
         ]
+    said = [] if rows is None or guide.exact else _untaught(model, rows)
     if not history.step or history.step[-1] < LEAST_STEPS:
-        return []
-    said = _worse(history, guide)
+        return said
+    said += _worse(history, guide)
     count = model.num_components
     trusted = not guide.exact or follows(model, "log_posterior", "mixture")
     if rows is not None and trusted and count > 1:
@@ -66,6 +67,19 @@ def endings(
             [_, proba] = model.each_row(rows.x, _proba(guide, rows))
             said += _clusters(proba, weight)
     return said
+
+
+def _untaught(model: FlowMixture, rows: TensorSource) -> list[str]:
+    """Return the words for a network that saw few rows, since the others have missing entries."""
+    if not model.has_gaps(rows.x):
+        return []
+    whole = int((~rows.x.flatten(1).isnan().any(1)).sum())
+    if whole >= LEAST_ROWS * model.num_components:
+        return []
+    return [
+        f"the fit ended with a network of the guide that saw {whole} of {len(rows.x)} rows, those "
+        "without missing entries: ask for predict(x, exact=True), or take an ExactGuide"
+    ]
 
 
 def _worse(history: History, guide: BoundGuide) -> list[str]:

@@ -96,7 +96,8 @@ def fit(
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
         steps: training steps, in place of epochs.
-        minutes: the run stops after the epoch in which so many minutes are over.
+        minutes: the run stops after the epoch in which so many minutes are over. Schedules are laid
+            over epochs or steps and do not know of it.
         batch_size: rows of one step.
         lr, weight_decay: of the default optimiser, Adam.
         optimizer: function from the parameters to an optimiser, whose step needs no closure.
@@ -347,6 +348,7 @@ def plan_of(
     return Plan(
         epochs=options.epochs,
         steps=options.steps,
+        minutes=options.minutes,
         pretrain_epochs=options.pretrain_epochs,
         interleave=options.interleave,
         patience=options.patience,

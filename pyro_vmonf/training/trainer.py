@@ -64,6 +64,7 @@ class Plan:
     Arguments:
         epochs: passes through the rows; ``None`` where steps count.
         steps: training steps; ``None`` where epochs count.
+        minutes: after which the run stops, at the end of an epoch.
         pretrain_epochs: passes through the labelled rows, before the first epoch.
         interleave: each epoch begins with the labelled rows.
         patience: epochs without a better state before a run stops.
@@ -77,6 +78,7 @@ class Plan:
 
     epochs: int | None = None
     steps: int | None = None
+    minutes: float | None = None
     pretrain_epochs: int = 0
     interleave: bool = False
     patience: int | None = None
@@ -217,9 +219,13 @@ class Trainer:
         """Return how many steps are to come if nothing stops the run."""
         plan = self.plan
         if plan.steps is not None:
-            return plan.steps - self.scheduled_steps
-        epochs = max(self.epoch + 1 + plan.pretrain_epochs, 1)  # behind
-        return self.steps * ((plan.epochs or 0) - self.epoch - 1) // epochs
+            left = plan.steps - self.scheduled_steps
+        else:
+            epochs = max(self.epoch + 1 + plan.pretrain_epochs, 1)  # behind
+            left = self.steps * ((plan.epochs or 0) - self.epoch - 1) // epochs
+        if plan.minutes is None or not self.seconds:
+            return left
+        return min(left, int(self.steps * (60 * plan.minutes / self.seconds - 1)))
 
     def anneal(self, step: int) -> None:
         """Move temperature and terms along their schedules."""

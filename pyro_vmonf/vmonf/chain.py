@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.validation import check_positive, listed
 from pyro_vmonf.chains import MarkovMixture
 from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Rows
 from pyro_vmonf.report import Drawn
+from pyro_vmonf.training.endings import warn
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pair import VMoNF
@@ -80,9 +81,11 @@ class MarkovVMoNF(Drawn, Halves):
             x, lengths: as for :meth:`fit`.
             chunk_size: sequences evaluated at once.
         """
-        return self._over_chunks(
+        path = self._over_chunks(
             lambda rows: self.model.mixture().decode(rows), x, lengths, chunk_size
         )
+        _warn_of(path[:, 0] < 0)
+        return path
 
     def predict_proba(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return p(c_t|x_1, ..., x_T) of each step ``(S, T, K)``; zero after the end of a sequence.
@@ -103,9 +106,11 @@ class MarkovVMoNF(Drawn, Halves):
         Arguments:
             x, lengths, chunk_size: as for :meth:`predict`.
         """
-        return self._over_chunks(
+        found = self._over_chunks(
             lambda rows: self.model.mixture().log_prob(rows), x, lengths, chunk_size
         )
+        _warn_of(found == -torch.inf)
+        return found
 
     def component_log_prob(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return log p(x_t|c) of each step ``(S, T, K)``; zero after the end of a sequence.
@@ -190,3 +195,14 @@ class MarkovVMoNF(Drawn, Halves):
         with evaluating(self):
             chunks = whole.split(check_positive("chunk_size", chunk_size))
             return torch.cat([function(chunk) for chunk in chunks])
+
+
+def _warn_of(lost: Tensor) -> None:
+    """Warn of sequences that no path leads through."""
+    numbers = lost.nonzero().squeeze(1)
+    if len(numbers):
+        warn(
+            f"no path of components leads through the sequences {listed(numbers)} ({len(numbers)} "
+            f"of {len(lost)}): their log-density is minus infinity, their path is -1, and their "
+            "posterior is the chain's own"
+        )

@@ -13,7 +13,7 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_context_rows, check_positive, floating_buffer
 from pyro_vmonf.distributions.partial import Partial, observe, rows_at_once
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import check_follows
+from pyro_vmonf.program import check_follows, posterior_of_joint
 from pyro_vmonf.training.endings import warn
 
 DRAWS = 256  # of a missing entry, where importance weights are needed
@@ -107,8 +107,8 @@ class Completes(nn.Module):
             beside = None if given is None else given[whole]
             found = self.log_prob(rows[whole], given=beside, chunk_size=chunk_size)
             log_prob[whole] = found.to(log_prob)
-        for index, joint, partial in self._partial(rows, given, draws, seed, chunk_size):
-            r = joint.softmax(-1)
+        for index, joint, log_r, partial in self._partial(rows, given, draws, seed, chunk_size):
+            r = log_r.exp()
             log_prob[index] = joint.logsumexp(-1).to(log_prob)
             error[index] = (r * partial.error).square().sum(-1).sqrt().to(error)
             effective[index] = (r * partial.effective).sum(-1).to(effective)
@@ -158,12 +158,12 @@ class Completes(nn.Module):
         rows, given = self._rows(x, given)
         filled = rows.clone() if count is None else rows.repeat(count, 1, 1)
         effective = rows.new_ones(len(rows))
-        for index, joint, partial in self._partial(rows, given, DRAWS, seed, chunk_size):
-            r = joint.softmax(-1)
+        for index, _, log_r, partial in self._partial(rows, given, DRAWS, seed, chunk_size):
+            r = log_r.exp()
             if count is None:
                 filled[index] = (r.unsqueeze(-1) * partial.mean()).sum(-2).to(filled)
             else:
-                c = Categorical(logits=joint, validate_args=False).sample(torch.Size((count,)))
+                c = Categorical(logits=log_r, validate_args=False).sample(torch.Size((count,)))
                 draw = partial.draw(count).take_along_dim(c[..., None, None], -2)
                 filled[:, index] = draw.squeeze(-2).to(filled)
             effective[index] = (r * partial.effective).sum(-1).to(effective)
@@ -179,8 +179,8 @@ class Completes(nn.Module):
 
     def _partial(
         self, rows: Tensor, given: Tensor | None, draws: int, seed: int | None, chunk_size: int
-    ) -> Iterator[tuple[Tensor, Tensor, Partial]]:
-        """Go through rows with gaps: positions, log-density with each component, what is known."""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Partial]]:
+        """Go through rows with gaps: positions, log p(x, c), log p(c|x), and what is known."""
         check_positive("draws", draws)
         check_positive("chunk_size", chunk_size)
         gaps = rows.flatten(1).isnan().any(1).nonzero().squeeze(1)
@@ -191,7 +191,8 @@ class Completes(nn.Module):
                 index, gaps = gaps[:size], gaps[size:]
                 mixture = self.model.mixture(None if given is None else given[index])
                 partial = observe(mixture.components, rows[index].unsqueeze(-2), draws)
-                yield index, mixture.log_weights + partial.log_prob, partial
+                joint = mixture.log_weights + partial.log_prob
+                yield index, joint, posterior_of_joint(joint, mixture.log_weights, None), partial
 
 
 def _warn_of_few(effective: Tensor, draws: int) -> None:

@@ -132,7 +132,7 @@ class VMoNF(Scores, Drawn, Halves):
             torch.Size([3])
         """
         options: dict[str, Any] = {"seed": seed, "minutes": minutes, "progress": progress}
-        if getattr(x, "ndim", 2) == 4:
+        if np.ndim(x) == 4 if isinstance(x, list | tuple) else getattr(x, "ndim", 2) == 4:
             if sample_weight is not None or background:
                 raise ValueError(
                     "images take neither sample_weight nor background; leave out images that "

@@ -107,6 +107,8 @@ def images_of(x: Any, components: int | None) -> Tensor:
     if images.dim() != 4:
         raise ValueError(f"x has shape {tuple(images.shape)}; expected images (N, C, H, W)")
     images = images.to(torch.get_default_dtype())
+    if not images.isfinite().all():
+        raise ValueError("x holds NaN or infinite pixels; fill or leave out these images")
     if not ((images >= 0) & (images <= 1)).all():
         raise ValueError(
             f"pixels reach from {float(images.min()):g} to {float(images.max()):g}; expected "

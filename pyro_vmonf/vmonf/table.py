@@ -107,7 +107,6 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     kind = rows.dtype if rows.is_floating_point() else torch.float32
     like = torch.empty(0, dtype=kind)
     rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), like, missing=True)
-    check_gaps(rows, names)
     count = 2 if components is None else check_positive("components", components)
     if len(rows) < max(2, count):
         raise ValueError(f"x has {len(rows)} rows; expected at least {max(2, count)}")
@@ -117,6 +116,7 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
         weight = check_sample_weight(sample_weight, len(rows), like)
         if not weight.any():
             raise ValueError("sample_weight is zero for every row; some have to count")
+    check_gaps(rows, names, weight)
     labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
     if labels is not None and labels.dim() > 1:
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")

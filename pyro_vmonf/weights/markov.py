@@ -95,8 +95,9 @@ def as_row(name: str, form: Row, count: int) -> Weights:
     try:
         named = isinstance(form, str | Distribution | nn.Module)
         return as_weights(form if named else FixedRow(torch.as_tensor(form)), count)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name} does not fit: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, RuntimeError) else type(error)
+        raise kind(f"{name} does not fit: {error}") from error
 
 
 def as_rows(form: Row | Sequence[Row], count: int) -> list[Weights]:
@@ -110,6 +111,8 @@ def as_rows(form: Row | Sequence[Row], count: int) -> list[Weights]:
         form = [Dirichlet(row) for row in form.concentration]
     if isinstance(form, str | Distribution):
         form = [form] * count
+    elif form is None:
+        raise TypeError(f"transition is None; expected a form of weights, or {count} of them")
     elif not isinstance(form, Tensor | list | tuple):
         form = torch.as_tensor(form)
     if len(form) != count or (isinstance(form, Tensor) and form.shape != (count, count)):
