@@ -656,3 +656,33 @@ def test_a_row_that_no_component_has_says_nothing() -> None:
     assert vmonf.predict(x)[0, 2] == 2
     with pytest.raises(ValueError, match="outside the support"):
         vmonf.fit(x.expand(4, 3, D), progress=False)
+
+
+def test_an_outlier_takes_no_digits_of_the_others() -> None:
+    chain = MarkovVMoNF(MarkovMixture(Gaussian(1, 2), "uniform", 0.8 * torch.eye(2) + 0.1))
+    chain.model.bank.loc.data.copy_(torch.tensor([[-1.0], [1.0]]))
+    x, _ = chain.sample(2, 40, seed=3)
+    x[0, 20] = 1e5
+    found, path = chain.predict_proba(x), chain.predict(x)
+    with torch.inference_mode():
+        assert torch.equal(chain.predict_proba(x), found)
+    exact = chain.double()
+    torch.testing.assert_close(found.double(), exact.predict_proba(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 40))
+    assert torch.equal(path, exact.predict(x))
+
+
+def test_a_sequence_without_a_path_is_said() -> None:
+    box = dist.Uniform(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [3.0]])).to_event(1)
+    chain = MarkovVMoNF(MarkovMixture(box, transition=torch.eye(2)))
+    x = torch.tensor([[[0.5], [2.5]], [[2.5], [2.6]]])
+    with pytest.warns(RuntimeWarning, match="sequences 0 .1 of 2."):
+        assert chain.predict(x).tolist() == [[-1, -1], [1, 1]]
+    assert chain.log_prob(x)[0] == -torch.inf
+    assert chain.predict_proba(x).tolist() == [[[0.5, 0.5]] * 2, [[0.0, 1.0]] * 2]
+
+
+@pytest.mark.parametrize("form", ["initial", "transition"])
+def test_rows_of_none_are_refused(form: str) -> None:
+    with pytest.raises(TypeError, match=form):
+        MarkovMixture(Gaussian(1, 2), **{"initial": "learned", "transition": "learned", form: None})

@@ -264,3 +264,43 @@ def test_a_hot_deck_keeps_whole_rows_and_takes_values_of_near_ones() -> None:
         assert np.isin(filled[gaps[:, column], column], x[:, column].numpy()).all()
     own = np.array([filled[y == c].std(0) for c in range(K)])
     assert (own < 1.6).all()  # clusters stay together
+
+
+def test_a_network_that_saw_few_rows_is_named() -> None:
+    x, _ = blobs(share=0.0)
+    x[torch.arange(90), torch.arange(90) // 3 % 3] = torch.nan
+    with pytest.warns(RuntimeWarning, match="saw 0 of 90 rows"):
+        flows().fit(x, epochs=1, **QUIET)
+
+
+def test_resume_refuses_gaps_that_were_filled_or_moved(tmp_path: Path) -> None:
+    x = blobs()[0]
+    options: dict[str, Any] = {"epochs": 2, "every": 1, "seed": 0, "progress": False}
+    VMoNF(FlowMixture(Gaussian(D, K)), ExactGuide()).fit(x, checkpoint=tmp_path / "c", **options)
+    moved = x.clone()
+    (row, column), (other, place) = x.isnan().nonzero()[0], (~x.isnan()).nonzero()[0]
+    moved[row, column], moved[other, place] = x[other, place], torch.nan
+    for changed in (x.nan_to_num(0.0), moved):
+        fresh = VMoNF(FlowMixture(Gaussian(D, K)), ExactGuide())
+        with pytest.raises(ValueError, match="resume"):
+            fresh.fit(changed, resume=tmp_path / "c", **options)
+
+
+def test_rows_beyond_every_density_are_filled_by_the_weights() -> None:
+    rows = torch.tensor([[1e20, torch.nan], [0.0, torch.nan]])
+    exact = VMoNF(FlowMixture(Gaussian(2, 2)))
+    assert exact.impute(rows).x[:, 1].isfinite().all()
+    assert exact.impute(rows, draws=3).x[:, :, 1].isfinite().all()
+    with local_seed(0), pytest.warns(RuntimeWarning, match="1 of 2 rows with missing entries"):
+        assert VMoNF(FlowMixture(RealNVP(2, 2))).partial_log_prob(rows).log_prob[0] == -torch.inf
+
+
+def test_columns_are_judged_by_the_rows_that_count() -> None:
+    x = torch.randn(40, 2)
+    x[10:, 0] = torch.nan
+    weight = torch.ones(40)
+    weight[:10] = 0
+    with pytest.raises(ValueError, match="column 0 of x has no entry in the rows that count"):
+        VMoNF(FlowMixture(Gaussian(2, 2)), ExactGuide()).fit(x, sample_weight=weight, **QUIET)
+    with pytest.raises(ValueError, match="column 0 of x has no entry in the rows that count"):
+        VMoNF.from_data(x, sample_weight=weight, components=2, seed=0)

@@ -164,8 +164,8 @@ def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
         for name in ("x", "y", "sample_weight", "given"):
             values = getattr(data, name)
             sums[f"sum of {name}"] = None if values is None else _sum(values)
-            if values is not None and has_gaps(values):
-                sums[f"gaps of {name}"] = _gaps(values)
+            gappy = values is not None and values.is_floating_point() and has_gaps(values)
+            sums[f"gaps of {name}"] = _gaps(values) if gappy else None
     return {**options, "rows": rows, **sums}
 
 

@@ -25,6 +25,7 @@ from pyro_vmonf.training.rows import Arguments, TensorSource
 from pyro_vmonf.training.selection import MEASURED_ROWS
 
 LEAST_STEPS = 100  # shorter runs have not had the time to end anywhere
+FEW_WHOLE = 0.1  # share of rows without missing entries, below which a network learns little
 LEAST_ROWS = 10  # for each component; fewer say nothing about its share
 LEAST_LOSS = 0.01  # nats a row; less is the noise of the last steps
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -74,7 +75,7 @@ def _untaught(model: FlowMixture, rows: TensorSource) -> list[str]:
     if not model.has_gaps(rows.x):
         return []
     whole = int((~rows.x.flatten(1).isnan().any(1)).sum())
-    if whole >= LEAST_ROWS * model.num_components:
+    if FEW_WHOLE * len(rows.x) <= whole:
         return []
     return [
         f"the fit ended with a network of the guide that saw {whole} of {len(rows.x)} rows, those "

@@ -106,11 +106,9 @@ class MarkovVMoNF(Drawn, Halves):
         Arguments:
             x, lengths, chunk_size: as for :meth:`predict`.
         """
-        found = self._over_chunks(
+        return self._over_chunks(
             lambda rows: self.model.mixture().log_prob(rows), x, lengths, chunk_size
         )
-        _warn_of(found == -torch.inf)
-        return found
 
     def component_log_prob(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return log p(x_t|c) of each step ``(S, T, K)``; zero after the end of a sequence.
