@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from pyro_vmonf._utils.validation import check_positive
 
 Array = np.ndarray[Any, Any]
-Generator = np.random.Generator
-Shape = Callable[[Generator, int], Array]
+if TYPE_CHECKING:  # the name alone would import numpy.random
+    Generator = np.random.Generator
+Shape = Callable[["Generator", int], Array]
 FEWEST = 15  # rows of a cluster
 STEPS = 60  # of a cluster on its way to the others
 FARTHEST = 1.0  # gap between components

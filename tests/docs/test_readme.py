@@ -76,6 +76,8 @@ def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.Monk
         short = re.sub(r"epochs=\d+", "epochs=2", code)
         short = re.sub(r"(warm_start_\(.*)\)$", r"\1, steps=5)", short, flags=re.MULTILINE)
         exec(re.sub(r"(from_data\([^)]*)\)", r"\1, minutes=0.001)", short), names)
+        if "savefig" in code:
+            plt.close("all")
     plt.close("all")
 
 

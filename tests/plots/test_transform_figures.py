@@ -177,7 +177,7 @@ def test_modules_keep_their_modes_and_their_statistics() -> None:
         (Affine(2, batch_shape=(K,)), -1, "component is -1; expected 0 to 2"),
         (RealNVP(3, K), 0, r"expected one of \(K,\), and event_shape \(2,\)"),
         (PReLU(3), 0, "PReLU has 3 features"),
-        (Gaussian(2, K), 1, "MultivariateNormal without transforms"),
+        (Gaussian(2, K), 1, "Normals without transforms"),
     ],
 )
 def test_what_has_no_grid_is_refused(flow: Any, component: int, message: str) -> None:
