@@ -64,10 +64,10 @@ linkcheck_retries = 2
 # interface.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|sklearn|torch)\..*"),
+    (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|pyro|sklearn|torch)\..*"),
     (r"py:.*", r"Tensor|Distribution|Transform|DataTree|InferenceData|nn\.Module|dict\[str|rows"),
     (r"py:class", r"Activation|End|Precision|Way"),
-    (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Selected|WithParameters|Rows|TensorSource)"),
+    (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Columns|Selected|WithParameters|Rows|TensorSource)"),
 ]
 
 EXTENSION_POINTS = {"FlowTransform", "Posterior", "Term", "Weights"}

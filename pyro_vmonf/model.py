@@ -343,7 +343,7 @@ class FlowMixture(Program):
             frozen: use a copy of the parameters as they are now, which no training changes.
 
         Raises:
-            TypeError: if the program is another one: see :func:`~pyro_vmonf.program.check_follows`.
+            TypeError: if the program is another one, which the mixture of the parts may not follow.
         """
         check_follows(self, "marginal", "mixture")
         if frozen:

@@ -84,7 +84,7 @@ class Scored:
 
     @property
     def number_score(self) -> float:
-        """The score without valleys: each split of a cluster removes some, needed or not."""
+        """The score, valleys left out. Each split of a cluster removes some, needed or not."""
         return self.score + self.valleys
 
     def log_shares(self) -> Array:
@@ -121,7 +121,7 @@ def scored(
         - 10 \cdot \text{share of links cut} - \frac{0.1}N \sum_n v_{c_n}
 
     Each p(x|c) is a mixture of as many Gaussians as BIC wants, with *k* free parameters in all.
-    *v* is the deepest valley inside a cluster: see :func:`~pyro_vmonf.starts.valleys.valleys`.
+    *v* is the deepest valley inside a cluster: see ``pyro_vmonf.starts.valleys``.
     ``python -m benchmarks criterion`` compares forms and constants on simulated sets.
 
     Arguments:

@@ -89,7 +89,7 @@ class FlowTransform(Recorded, TransformModule):
     def inverse_in_columns(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Columns, Tensor]:
         """Invert as :meth:`inverse_of_run` does, and leave the points as columns.
 
-        Transforms with :attr:`in_columns` have it. The log-determinants are ``(groups, 1, rows)``.
+        Transforms with ``in_columns`` have it. The log-determinants are ``(groups, 1, rows)``.
         """
         raise NotImplementedError
 

@@ -99,7 +99,7 @@ class VMoNF(Scores, Drawn, Halves):
         Images ``(N, C, H, W)`` take another road. A network learns features that small affine
         distortions leave alone, the graph of their neighbours gives the clusters, and the guide
         learns these on distorted images. Pixel-by-pixel flows then fit the clusters; see
-        :mod:`pyro_vmonf.starts.images`.
+        ``pyro_vmonf.starts.images``.
 
         Arguments:
             x: rows ``(N, D)``: an array, tensor or frame, with NaN for missing entries. The start
