@@ -45,6 +45,7 @@ def library(
     }
     objective = Objective(pair.model, pair.guide)
     objective.prepare_(arguments)
+    pair.model.incomplete = False  # as fit says of rows without gaps
     trained = [p for p in objective.parameters() if p.requires_grad]
     lanes = Compiled(objective, None, trained)
     if compile:

@@ -80,6 +80,7 @@ def test_rows_of_weight_zero_do_not_count_for_the_number() -> None:
     assert len(by_hand.weights_) == 2
 
 
+@pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_number_is_found_and_reported() -> None:
     draw = np.random.default_rng(0)
     c = np.arange(240) % 3

@@ -204,6 +204,7 @@ def test_resumed_and_saved_pairs_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
+@pytest.mark.filterwarnings("ignore:.*rest on less than a twentieth")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_from_data_finds_blobs_with_gaps(seed: int) -> None:
     x, y = blobs(90, seed)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.columns import kinds_of
-from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters
+from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import check_number, has_gaps
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.partial import Gaussians
-from pyro_vmonf.flows.base import LayeredFlow
-from pyro_vmonf.flows.ready_made import AutoregressiveNSF, RealNVP
+from pyro_vmonf.flows.ready_made import AutoregressiveNSF
 from pyro_vmonf.flows.submixtures import GaussianMixtures
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
@@ -43,9 +42,8 @@ from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.labels import by_labels
 from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.terms import Agreement, Classification
-from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.trainer import shown_of
+from pyro_vmonf.vmonf.lengths import Length, Lessons
 from pyro_vmonf.vmonf.table import Background, Rows, rows_of, without_far
 
 logger = logging.getLogger(__name__)
@@ -53,13 +51,12 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 MOST_ROWS = 10_000  # on which a start is searched; the other rows are assigned to it
 FEWEST_ROWS = 50  # with which flows are trained
-HELD_OUT = 0.2
-PATIENCE = 8  # epochs without a better held-out objective
-MOST_STEPS = 1500
-BATCH = 256
-MOST_BATCH = 4096
+HELD_OUT = 0.2  # share of the rows
+MOST_HELD_OUT = 4000  # rows
+BLOCKS, HIDDEN = 3, (64, 64)  # of the flows
 CHUNK = 8192  # rows that are scored at once
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
+NO_FLOWS = Length(0, 0, False)
 
 
 def from_data(
@@ -105,14 +102,19 @@ def from_data(
         "candidates": {s.name: s.score for s in candidates},
     }
     logger.info("%s rows: %s", len(z), choice)
-    seconds = 60 * minutes - (time.perf_counter() - begun)
-    epochs = 0
-    if len(rows.counted()) >= FEWEST_ROWS and seconds > 0:
+    # A long search for the start leaves half of the time to the flows.
+    seconds = max(60 * minutes - (time.perf_counter() - begun), 30 * minutes)
+    lessons = Lessons(rows, stages)
+    length, history = NO_FLOWS, History(kept=None)
+    if len(rows.counted()) >= FEWEST_ROWS:
         stages.enter("length of the fit")
-        epochs = _epochs(rows, z, clusters, parts, seconds / 3, choice, stages)
-    model, guide = _pair(rows, best.densities, best.log_shares())
+        tried = _tried(lessons, z, clusters, parts, seconds, choice)
+        if tried is not None:
+            model, guide, length, history = tried
     stages.enter("fit")
-    history = _fit(rows, model, guide, 2 * seconds / 3, stages, epochs=epochs)
+    if not length.out_of_time:
+        model, guide = _pair(rows, best.densities, best.log_shares())
+        history = lessons.repeat(model, guide, length)
     stages.close()
     if far is not None:
         model, guide = _with_background(rows, model, guide, best, every.filled[far])
@@ -167,31 +169,33 @@ def _mean_of_gaussians(one: GaussianFit, rows: Rows, judged: Tensor) -> float:
     return float((log_prob - log_det).mean())
 
 
-def _epochs(
-    rows: Rows,
+def _tried(
+    lessons: Lessons,
     z: Array,
     clusters: Array,
     components: int,
     seconds: float,
     choice: dict[str, Any],
-    stages: Stages,
-) -> int:
-    """Return after how many epochs held-out rows are best, and compare densities on them."""
+) -> tuple[FlowMixture, SoftmaxGuide, Length, History] | None:
+    """Train a pair while held-out rows gain, compare densities on them, and find the length.
+
+    ``None`` where a cluster has no row outside of the held-out ones.
+    """
+    rows = lessons.rows
     counted = rows.counted()
     order = counted[np.random.default_rng(rows.seed).permutation(len(counted))]
-    held, train = np.split(order, [round(HELD_OUT * len(order))])
+    held, train = np.split(order, [min(round(HELD_OUT * len(order)), MOST_HELD_OUT)])
     drawn = rows.drawn(np.sort(train), len(train))
     judged = rows.x[torch.as_tensor(rows.drawn(held, len(held)))]
     start = _part(z[drawn], clusters[drawn], rows.seed)
-    if len(start.densities) != components:  # a cluster has no row outside of the held-out ones
-        return 0
+    if len(start.densities) != components:
+        return None
     model, guide = _pair(rows, start.densities, start.log_shares())
     before = _mean_log_prob(model, judged)
-    history = _fit(rows, model, guide, seconds, stages, held=torch.as_tensor(held))
+    length, history = lessons.search(model, guide, torch.as_tensor(held), seconds)
     after = _mean_log_prob(model, judged)
-    epochs = 0 if history.kept is None else history.kept + 1
     if after - before < GAIN:
-        epochs, after = 0, before
+        length, after = NO_FLOWS, before
     one = fit_gaussians(z[drawn], 2 * max(20, components), seed=rows.seed)
     choice |= {
         "held_out": after,
@@ -199,7 +203,7 @@ def _epochs(
         "held_out_gaussians": _mean_of_gaussians(one, rows, judged),
         "gaussians": len(one.weights),
     }
-    return epochs
+    return model, guide, length, history
 
 
 def _pair(
@@ -210,11 +214,7 @@ def _pair(
     mixtures = max(len(d.weights) for d in densities)
     with local_seed(rows.seed):
         base = GaussianMixtures(width, components, mixtures)
-        bank: LayeredFlow
-        if width > 1:
-            bank = RealNVP(width, components, blocks=4, hidden=(32,), base=base)
-        else:
-            bank = AutoregressiveNSF(1, components, blocks=1, base=base)
+        bank = AutoregressiveNSF(width, components, blocks=BLOCKS, hidden=HIDDEN, base=base)
         network = StartedNetwork(width, components, mixtures)
     for transform in bank.transforms:
         start_near_zero(transform.network.layers[-1], 0.0)  # type: ignore[union-attr, index, arg-type]
@@ -263,46 +263,3 @@ def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
         if kind is not None:
             kinds.setdefault(kind, []).append(str(rows.names[number] if rows.names else number))
     return {**touching(q, components), "missing": rows.missing(), "columns": kinds}
-
-
-def _fit(
-    rows: Rows,
-    model: FlowMixture,
-    guide: SoftmaxGuide,
-    seconds: float,
-    stages: Stages,
-    *,
-    epochs: int | None = None,
-    held: Tensor | None = None,
-) -> History:
-    """Train a pair, for some epochs or until held-out rows are best; in the time that is left."""
-    if epochs == 0:
-        return History(kept=None)
-    batch_size = min(MOST_BATCH, max(BATCH, len(rows.x) // 100))
-    steps_each = max(1, len(rows.x) // batch_size)
-    end = time.perf_counter() + max(seconds, 1.0)
-
-    def in_time(progress: Progress) -> bool:
-        stages.show(shown_of(progress.history))
-        return time.perf_counter() > end
-
-    with own_filters():
-        warnings.filterwarnings("ignore", "the fit ended")
-        return fit(
-            model,
-            guide,
-            rows.x,
-            rows.y,
-            epochs=epochs or max(1, MOST_STEPS // steps_each),
-            batch_size=batch_size,
-            lr=1e-3,
-            clip_norm=10.0,
-            temperature=1.0,
-            sample_weight=rows.weight,
-            held_out=0.0 if held is None else held,
-            keep="last" if held is None else "best",
-            patience=None if held is None else PATIENCE,
-            callbacks=in_time,
-            seed=rows.seed,
-            progress=False,
-        )
