@@ -14,6 +14,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
@@ -30,7 +31,8 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks.density_tables import Array, Split, tables
 from benchmarks.tables import Row, table, write
 from pyro_vmonf import VMoNF
-from pyro_vmonf.vmonf import automatic, lengths
+from pyro_vmonf.training import trainer
+from pyro_vmonf.vmonf import automatic
 
 RESULTS = Path(__file__).parent / "results" / "density.jsonl"
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of a Gaussian mixture
@@ -48,7 +50,9 @@ Method = Callable[[Split, int, float], Scores]
 def ours(split: Split, seed: int, seconds: float) -> Scores:
     """Return log-densities of ``VMoNF.from_data`` by its defaults."""
     clock = SimpleNamespace(perf_counter=time.process_time)
-    with patch.object(automatic, "time", clock), patch.object(lengths, "time", clock):
+    with ExitStack() as stack:
+        for module in (automatic, trainer):
+            stack.enter_context(patch.object(module, "time", clock))
         vmonf = VMoNF.from_data(split.train, seed=seed, minutes=seconds / 60, progress=False)
     assert vmonf.history is not None
     names = ("components", "start", "epochs", "held_out", "held_out_start")

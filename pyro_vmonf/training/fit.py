@@ -96,8 +96,8 @@ def fit(
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
         steps: training steps, in place of epochs.
-        minutes: the run stops after the epoch in which so many minutes are over. Schedules are laid
-            over epochs or steps and do not know of it.
+        minutes: the run stops after the step in which so many minutes are over, and its last epoch
+            is then a short one. Schedules are laid over epochs or steps and do not know of it.
         batch_size: rows of one step.
         lr, weight_decay: of the default optimiser, Adam.
         optimizer: function from the parameters to an optimiser, whose step needs no closure.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Plan:
     Arguments:
         epochs: passes through the rows; ``None`` where steps count.
         steps: training steps; ``None`` where epochs count.
-        minutes: after which the run stops, at the end of an epoch.
+        minutes: after which the run stops, in the middle of an epoch if need be.
         pretrain_epochs: passes through the labelled rows, before the first epoch.
         interleave: each epoch begins with the labelled rows.
         patience: epochs without a better state before a run stops.
@@ -123,6 +124,7 @@ class Trainer:
         self.epoch = -plan.pretrain_epochs
         self.in_callback = False
         self.seconds = 0.0
+        self.begun = math.inf
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
         self.anneal(0)  # pretraining stays at the start of the schedules
@@ -133,7 +135,7 @@ class Trainer:
         An error that ends a single run after its first step carries the history: see
         :meth:`History.kept_by`. The module is then in its last accepted state.
         """
-        start = time.perf_counter() - self.seconds
+        self.begun = start = time.perf_counter() - self.seconds
         taken = self._taken()
         logger.info("%s begins %s; %d steps in all", self._name, self.place(), self._total())
         try:
@@ -215,6 +217,11 @@ class Trainer:
             return self.scheduled_steps >= self.plan.steps
         return self.epoch >= (self.plan.epochs or 0)
 
+    def _out_of_time(self) -> bool:
+        """Return whether the minutes of the plan are over."""
+        minutes = self.plan.minutes
+        return minutes is not None and time.perf_counter() - self.begun >= 60 * minutes
+
     def steps_left(self) -> int:
         """Return how many steps are to come if nothing stops the run."""
         plan = self.plan
@@ -272,6 +279,8 @@ class Trainer:
             self.step(arguments)
             self.scheduled_steps += scheduled
             self.bar.update(scheduled or self.plan.epochs is not None)
+            if self._out_of_time():
+                return
 
     def step(self, batches: Sequence[Arguments]) -> Terms:
         """Take one step of every run; return its terms."""

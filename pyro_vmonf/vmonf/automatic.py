@@ -104,17 +104,7 @@ def from_data(
     logger.info("%s rows: %s", len(z), choice)
     # A long search for the start leaves half of the time to the flows.
     seconds = max(60 * minutes - (time.perf_counter() - begun), 30 * minutes)
-    lessons = Lessons(rows, stages)
-    length, history = NO_FLOWS, History(kept=None)
-    if len(rows.counted()) >= FEWEST_ROWS:
-        stages.enter("length of the fit")
-        tried = _tried(lessons, z, clusters, parts, seconds, choice)
-        if tried is not None:
-            model, guide, length, history = tried
-    stages.enter("fit")
-    if not length.out_of_time:
-        model, guide = _pair(rows, best.densities, best.log_shares())
-        history = lessons.repeat(model, guide, length)
+    model, guide, history = _trained(Lessons(rows, stages), z, clusters, best, seconds, choice)
     stages.close()
     if far is not None:
         model, guide = _with_background(rows, model, guide, best, every.filled[far])
@@ -169,6 +159,28 @@ def _mean_of_gaussians(one: GaussianFit, rows: Rows, judged: Tensor) -> float:
     return float((log_prob - log_det).mean())
 
 
+def _trained(
+    lessons: Lessons,
+    z: Array,
+    clusters: Array,
+    best: Scored,
+    seconds: float,
+    choice: dict[str, Any],
+) -> tuple[FlowMixture, SoftmaxGuide, History]:
+    """Return a pair that begins at a start and was trained as long as held-out rows want."""
+    rows, length = lessons.rows, NO_FLOWS
+    if len(rows.counted()) >= FEWEST_ROWS:
+        lessons.stages.enter("length of the fit")
+        tried = _tried(lessons, z, clusters, len(best.densities), seconds, choice)
+        if tried is not None:
+            model, guide, length = tried
+    lessons.stages.enter("fit")
+    if length.out_of_time:  # more steps are worth more than another beginning
+        return model, guide, lessons.go_on(model, guide, length)
+    model, guide = _pair(rows, best.densities, best.log_shares())
+    return model, guide, lessons.repeat(model, guide, length)
+
+
 def _tried(
     lessons: Lessons,
     z: Array,
@@ -176,7 +188,7 @@ def _tried(
     components: int,
     seconds: float,
     choice: dict[str, Any],
-) -> tuple[FlowMixture, SoftmaxGuide, Length, History] | None:
+) -> tuple[FlowMixture, SoftmaxGuide, Length] | None:
     """Train a pair while held-out rows gain, compare densities on them, and find the length.
 
     ``None`` where a cluster has no row outside of the held-out ones.
@@ -192,7 +204,7 @@ def _tried(
         return None
     model, guide = _pair(rows, start.densities, start.log_shares())
     before = _mean_log_prob(model, judged)
-    length, history = lessons.search(model, guide, torch.as_tensor(held), seconds)
+    length = lessons.search(model, guide, torch.as_tensor(held), seconds)
     after = _mean_log_prob(model, judged)
     if after - before < GAIN:
         length, after = NO_FLOWS, before
@@ -203,7 +215,7 @@ def _tried(
         "held_out_gaussians": _mean_of_gaussians(one, rows, judged),
         "gaussians": len(one.weights),
     }
-    return model, guide, length, history
+    return model, guide, length
 
 
 def _pair(

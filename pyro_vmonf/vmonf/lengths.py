@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ PATIENCE = 8  # epochs without a better held-out objective, at least
 FEWEST_STEPS = 100  # without a better one
 MOST_EPOCHS = 10_000
 BATCH = 256
-MOST_BATCH = 4096
+MOST_BATCH = 1024
 RATE = 2e-3
-COOLED = 3  # epochs at the first rate for each epoch in which the rate falls to zero
+COOLED = 3  # steps at the first rate for each step in which the rate falls to zero
+SEARCHED = 0.4  # share of the time in which held-out rows may end the epochs
 WORTH_COMPILING = 120.0  # seconds of a fit whose length nobody knows
 
 
@@ -39,11 +39,12 @@ class Length:
     Arguments:
         epochs: at the first rate.
         cooled: epochs in which the rate falls to zero, after these.
-        out_of_time: whether time ended the epochs, and not the held-out rows.
+        out_of_time: whether time ended the epochs, and not the held-out rows. The cooled ones are
+            then those for which there is time.
     """
 
-    epochs: int
-    cooled: int
+    epochs: float
+    cooled: float
     out_of_time: bool
 
 
@@ -66,57 +67,55 @@ class Lessons:
 
     def search(
         self, model: FlowMixture, guide: SoftmaxGuide, held: Tensor, seconds: float
-    ) -> tuple[Length, History]:
-        """Train until held-out rows stop gaining, or a third of the time is over; then cool.
+    ) -> Length:
+        """Train until held-out rows stop gaining, and cool; or until its share of the time is over.
 
-        A fit that time ended cools for the rest of the time. The other two thirds are otherwise
-        for the fit to all rows. The pair ends in the state that is best on the held-out rows.
+        The pair ends in the state that is best on the held-out rows.
         """
-        begun = time.perf_counter()
         batches = math.ceil((len(self.rows.x) - len(held)) / self.batch_size)
         history = self._fit(
             model,
             guide,
-            seconds / 3,
             held_out=held,
             epochs=MOST_EPOCHS,
+            minutes=SEARCHED * seconds / 60,
             patience=max(PATIENCE, math.ceil(FEWEST_STEPS / batches)),
             compile="auto" if seconds > WORTH_COMPILING else False,
         )
-        best = 0 if history.kept is None else history.kept + 1
-        out_of_time = "no better" not in history.stopped
-        if out_of_time:
-            used = time.perf_counter() - begun
-            cooled = int((seconds - used) / used * len(history.epoch))
-        else:
-            cooled = math.ceil(best / COOLED)
+        best = 0 if history.kept is None else history.step[history.kept]
+        if "no better" not in history.stopped:
+            rest = (1 / SEARCHED - 1) * history.step[-1]
+            return Length(best / batches, rest / self._batches, out_of_time=True)
+        cooled = best // COOLED
         if cooled:
-            left = seconds - (time.perf_counter() - begun)
-            falls = _falling(cooled * batches, cooled * batches)
-            again = self._fit(model, guide, left, held_out=held, epochs=cooled, scheduler=falls)
-            if again.kept is None:
-                cooled = 0
-            else:
-                history = again
-        return Length(best, cooled, out_of_time), history
+            falls = _falling(cooled, cooled)
+            again = self._fit(model, guide, held_out=held, steps=cooled, scheduler=falls)
+            cooled = 0 if again.kept is None else cooled
+        return Length(best / batches, cooled / batches, out_of_time=False)
 
     def repeat(self, model: FlowMixture, guide: SoftmaxGuide, length: Length) -> History:
         """Train on all rows for as long."""
-        batches = math.ceil(len(self.rows.x) / self.batch_size)
-        epochs = length.epochs + length.cooled
-        if epochs == 0:
-            return History(kept=None)
-        falls = _falling(epochs * batches, length.cooled * batches)
-        return self._fit(model, guide, math.inf, epochs=epochs, scheduler=falls)
+        return self._cooled(model, guide, length.epochs + length.cooled, length.cooled)
 
-    def _fit(
-        self, model: FlowMixture, guide: SoftmaxGuide, seconds: float, **options: Any
+    def go_on(self, model: FlowMixture, guide: SoftmaxGuide, length: Length) -> History:
+        """Train on all rows for the rest of the time, in which the rate falls to zero."""
+        return self._cooled(model, guide, length.cooled, length.cooled)
+
+    @property
+    def _batches(self) -> int:
+        return math.ceil(len(self.rows.x) / self.batch_size)
+
+    def _cooled(
+        self, model: FlowMixture, guide: SoftmaxGuide, epochs: float, cooled: float
     ) -> History:
-        end = time.perf_counter() + seconds
+        steps, last = round(epochs * self._batches), round(cooled * self._batches)
+        if steps == 0:
+            return History(kept=None)
+        return self._fit(model, guide, steps=steps, scheduler=_falling(steps, last))
 
-        def in_time(progress: Progress) -> bool:
+    def _fit(self, model: FlowMixture, guide: SoftmaxGuide, **options: Any) -> History:
+        def show(progress: Progress) -> None:
             self.stages.show(shown_of(progress.history))
-            return time.perf_counter() > end
 
         with own_filters():
             warnings.filterwarnings("ignore", "the fit ended")
@@ -130,7 +129,7 @@ class Lessons:
                 clip_norm=10.0,
                 temperature=1.0,
                 sample_weight=self.rows.weight,
-                callbacks=in_time,
+                callbacks=show,
                 seed=self.rows.seed,
                 progress=False,
                 **options,

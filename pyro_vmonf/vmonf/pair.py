@@ -108,9 +108,10 @@ class VMoNF(Scores, Drawn, Halves):
             y: labels ``(N,)`` with −1 for unlabelled.
             components: number of components *K*; by default the one that the criterion prefers.
             seed: seed of the choice and of each draw.
-            minutes: time for the whole, about; for images, of the fit of the flows alone. A fit
-                that the time cuts short ends elsewhere on a faster machine, also under the same
-                seed; ``history.stopped`` says so.
+            minutes: time for the whole, about; for images, of the fit of the flows alone. The
+                choice of the start is not cut short, and leaves half of the time to the flows at
+                least. A fit that the time cuts short ends elsewhere on a faster machine, also under
+                the same seed; ``history.stopped`` says so.
             sample_weight: weights of the rows ``(N,)``, at least zero.
             progress: show a progress bar in a terminal or a notebook.
             background: add a broad component for rows that are far from all others, as the last
