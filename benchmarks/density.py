@@ -14,12 +14,9 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,9 +27,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.density_tables import Array, Split, tables
 from benchmarks.tables import Row, table, write
+from benchmarks.timing import processor_minutes
 from pyro_vmonf import VMoNF
-from pyro_vmonf.training import trainer
-from pyro_vmonf.vmonf import automatic
 
 RESULTS = Path(__file__).parent / "results" / "density.jsonl"
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of a Gaussian mixture
@@ -49,10 +45,7 @@ Method = Callable[[Split, int, float], Scores]
 
 def ours(split: Split, seed: int, seconds: float) -> Scores:
     """Return log-densities of ``VMoNF.from_data`` by its defaults."""
-    clock = SimpleNamespace(perf_counter=time.process_time)
-    with ExitStack() as stack:
-        for module in (automatic, trainer):
-            stack.enter_context(patch.object(module, "time", clock))
+    with processor_minutes():
         vmonf = VMoNF.from_data(split.train, seed=seed, minutes=seconds / 60, progress=False)
     assert vmonf.history is not None
     names = ("components", "start", "epochs", "held_out", "held_out_start")
