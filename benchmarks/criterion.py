@@ -59,7 +59,7 @@ def judged(sets: Iterator[Drawn]) -> Iterator[Row]:
                 "set": number,
                 "candidate": found.name,
                 "whole": len(found.densities) == count,
-                "score": found.number_score,
+                "score": found.score + found.valleys,
                 "valley": found.valleys / VALLEYS,
                 "ari": agreement(partitions, found.clusters),
             }

@@ -39,8 +39,7 @@ def by_merged_gaussians(
         seed: of the mixture's start.
         large: a mixture of up to 40 Gaussians of these rows, where there is one already.
     """
-    most = max(MOST, 2 * num_clusters)
-    found = large if large and most == MOST else fit_gaussians(x, most, seed=seed)
+    found = large or fit_gaussians(x, max(MOST, 2 * num_clusters), seed=seed)
     if len(found.weights) < num_clusters:
         found = gaussians_of_size(x, num_clusters, seed=seed)
     return merged(found.responsibilities(x), num_clusters)
@@ -81,11 +80,6 @@ class Scored:
     densities: list[GaussianFit]
     score: float
     valleys: float = 0.0
-
-    @property
-    def number_score(self) -> float:
-        """The score, valleys left out. Each split of a cluster removes some, needed or not."""
-        return self.score + self.valleys
 
     def log_shares(self) -> Array:
         """Return the log of each cluster's share of the rows ``(K,)``."""

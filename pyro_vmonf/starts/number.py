@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vmonf.starts.choice import MOST, Scored, links_of, scored
+from pyro_vmonf.starts.choice import Scored, links_of, scored
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, merged
 
 Array = np.ndarray[Any, Any]
 MISTAKEN = 0.05  # Gaussians that are mistaken for each other more often are one cluster
 SMALLEST = 0.03  # share of the rows that a cluster of high density has at least
 NEIGHBORS = 5
+MOST = 128  # Gaussians, where nobody knows the number of clusters
 ALIKE = 0.05  # nats a row within which clusterings are as good
 
 
@@ -37,6 +38,11 @@ def by_density(x: Array) -> Array:
     return np.where(known, found, nearest.predict(x))
 
 
+def large_mixture(x: Array, *, seed: int = 0) -> GaussianFit:
+    """Return a mixture of as many Gaussians as BIC wants, for clusters of any number."""
+    return fit_gaussians(x, MOST, seed=seed)
+
+
 def by_overlap(x: Array, large: GaussianFit) -> Array:
     """Merge the Gaussians of a large mixture that are mistaken for each other.
 
@@ -48,15 +54,13 @@ def by_overlap(x: Array, large: GaussianFit) -> Array:
 def clusterings(x: Array, *, seed: int = 0, large: GaussianFit | None = None) -> list[Scored]:
     """Return clusterings that find their number of clusters, the best one first.
 
-    Valleys inside clusters do not count here: each further cluster would have fewer.
-
     One with a single cluster comes last: fewer clusters describe the rows as well, since a cluster
     may have many modes, but they say less.
 
     Arguments:
         x: rows ``(N, D)``, in units of about one standard deviation.
         seed: of whatever they draw.
-        large: a mixture of up to 40 Gaussians of these rows, where there is one already.
+        large: of :func:`large_mixture`, where there is one already.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(90, 2)) + 9 * (np.arange(90) % 3)[:, None]
@@ -67,7 +71,7 @@ def clusterings(x: Array, *, seed: int = 0, large: GaussianFit | None = None) ->
     known: dict[bytes, GaussianFit] = {}
     made = {
         "regions of high density": by_density(x),
-        "Gaussians merged by overlap": by_overlap(x, large or fit_gaussians(x, MOST, seed=seed)),
+        "Gaussians merged by overlap": by_overlap(x, large or large_mixture(x, seed=seed)),
     }
     found = [scored(name, x, c, links, seed=seed, known=known) for name, c in made.items()]
-    return sorted(found, key=lambda s: (len(s.densities) == 1, -s.number_score))
+    return sorted(found, key=lambda s: (len(s.densities) == 1, -s.score))

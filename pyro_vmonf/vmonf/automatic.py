@@ -30,7 +30,6 @@ from pyro_vmonf.report import ChoiceReport, gaussians_instead, touching
 from pyro_vmonf.starts.background import broad_gaussian
 from pyro_vmonf.starts.choice import (
     CANDIDATES,
-    MOST,
     Candidate,
     Scored,
     by_merged_gaussians,
@@ -40,7 +39,7 @@ from pyro_vmonf.starts.choice import (
 )
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.labels import by_labels
-from pyro_vmonf.starts.number import clusterings
+from pyro_vmonf.starts.number import clusterings, large_mixture
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf.lengths import Length, Lessons
@@ -97,7 +96,7 @@ def from_data(
     clusters = best.clusters if whole else best.responsibilities(z).argmax(1)
     choice: dict[str, Any] = {
         "components": parts,
-        "numbers": {str(len(s.densities)): s.number_score for s in reversed(found)},
+        "numbers": {str(len(s.densities)): s.score for s in reversed(found)},
         "start": best.name,
         "candidates": {s.name: s.score for s in candidates},
     }
@@ -125,7 +124,7 @@ def number_of_components(x: Any, y: Any, *, seed: int, sample_weight: Any) -> in
 
 def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int, Mapping[str, Candidate]]:
     """Return clusterings that find their number, the number of components, and the candidates."""
-    large = fit_gaussians(z, MOST, seed=rows.seed)
+    large = large_mixture(z, seed=rows.seed)
     found = clusterings(z, seed=rows.seed, large=large)
     classes = 0 if rows.y is None else int(rows.y.max()) + 1
     again = {"merged Gaussians": partial(by_merged_gaussians, large=large)}

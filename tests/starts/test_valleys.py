@@ -60,13 +60,12 @@ def test_each_cluster_has_its_own_and_equal_rows_have_none() -> None:
     assert valleys(equal, links_of(equal), np.zeros(40, dtype=int)).tolist() == [0.0]
 
 
-def test_score_charges_a_tenth_and_the_number_does_not() -> None:
+def test_score_charges_a_tenth() -> None:
     x = np.random.default_rng(0).normal(size=(120, 2)) + 20 * (np.arange(120) % 2)[:, None]
     links, one = links_of(x), np.zeros(120, dtype=int)
     found = scored("one", x, one, links)
     assert found.valleys == pytest.approx(0.1 * valleys(x, links, one)[0])
-    assert found.number_score == pytest.approx(found.score + found.valleys)
     ranked = clusterings(x)
-    assert ranked == sorted(ranked, key=lambda s: -s.number_score)
+    assert ranked == sorted(ranked, key=lambda s: -s.score)
     deep = Scored("deep", one, found.densities, found.score - 1.0, 1.0)
     assert min([deep, found], key=rank(1)) is found
