@@ -115,8 +115,8 @@ class ChoiceReport:
     def __post_init__(self) -> None:
         if not self.choice:
             raise ValueError(
-                "the pair was not built by VMoNF.from_data, so there is no choice to report; pass "
-                "rows: report(x)"
+                "there is no choice of VMoNF.from_data to report: the pair was built by hand, or was "
+                "fitted again since; pass rows: report(x)"
             )
 
     def as_good_as(self, below: float = 0.05) -> dict[str, float]:
@@ -128,6 +128,9 @@ class ChoiceReport:
         """Return one line: number, start, held-out density, clusters that touch, unsure rows."""
         found = self.choice
         said = [f"{found['components']} components, from the start {found['start']!r}"]
+        others = [number for number in self.as_good_as() if number != str(found["components"])]
+        if others:
+            said.append(f"{' or '.join(others)} score as well")
         if "held_out" in found:
             said.append(
                 f"{found['held_out']:.3f} nats a held-out row "

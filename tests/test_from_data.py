@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_refused(message: str) -> None:
 
 
 def test_pair_that_was_built_by_hand_has_no_choice() -> None:
-    with pytest.raises(ValueError, match="not built by VMoNF"):
+    with pytest.raises(ValueError, match="built by hand, or was fitted again"):
         VMoNF(FlowMixture(Gaussian(2, 2))).report()
 
 

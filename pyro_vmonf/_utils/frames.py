@@ -123,9 +123,10 @@ def _mended(column: Any, dtype: str, kind: str) -> str:
     if kind == "c":
         return f"take {this}.to_numpy().real and .imag"
     coded = f"pandas.get_dummies(frame, columns=[{column!r}], dtype=float)"
+    named = f"drop it, pass it as y, or take {coded}, whose columns have no density"
     if dtype == "category":
-        return f"take {coded}"
-    return f"take {this}.astype(float) where it holds numbers, and {coded} where it holds names"
+        return named
+    return f"take {this}.astype(float) where it holds numbers; where it holds names, {named}"
 
 
 def _listed(rows: list[int]) -> str:

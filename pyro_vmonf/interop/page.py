@@ -73,6 +73,7 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         title: the name of the table. It and all names of columns are escaped.
         notes: sentences of the fit, such as its warnings.
     """
+    whole = _whole(vmonf, table)
     q = vmonf.predict_proba(table.frame)
     clusters = vmonf.predict(table.frame)
     log_prob = vmonf.log_prob(table.frame)
@@ -83,7 +84,7 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         _notes([*table.said, *notes]),
         "<h2>The fit</h2>",
         f"<p>{_words(vmonf)}</p>",
-        _picture(lambda ax: plot_fit(vmonf, table.frame, ax=ax), _height(vmonf), "the fit"),
+        _picture(lambda ax: plot_fit(vmonf, whole, ax=ax), _height(vmonf), "the fit"),
         "<h2>The clusters</h2>",
         "<p>Means of the rows of each cluster. The probability is the mean of the guide's "
         "probability that a row belongs to its cluster.</p>",
@@ -91,7 +92,7 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         "<h2>Certainty</h2>",
         "<p>The curve is the share of the rows whose cluster has at most a probability. "
         "A curve along the floor that rises at 1 means that no row is in doubt.</p>",
-        _picture(lambda ax: plot_uncertainty(vmonf, table.frame, ax=ax), 0.5, "probabilities"),
+        _picture(lambda ax: plot_uncertainty(vmonf, whole, ax=ax), 0.5, "probabilities"),
         _choice(vmonf),
         _use(vmonf),
     ]
@@ -102,6 +103,16 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         f"<title>Clusters of {escape(title)}</title><style>{CSS}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
+
+
+def _whole(vmonf: VMoNF, table: Table) -> Any:
+    """Return the rows for pictures: imputed values in place of missing ones."""
+    values = np.asarray(table.frame, dtype=float)
+    gaps = np.isnan(values)
+    if not gaps.any():
+        return table.frame
+    filled = np.where(gaps, vmonf.impute(table.frame, seed=0).x.double().cpu().numpy(), values)
+    return table.frame.where(~gaps, filled) if hasattr(table.frame, "where") else filled
 
 
 def _height(vmonf: VMoNF) -> float:

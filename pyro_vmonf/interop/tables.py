@@ -22,7 +22,7 @@ class Table:
     """The rows of a file that a fit uses.
 
     Attributes:
-        frame: the numeric columns, rows with a missing number left out.
+        frame: the numeric columns, NaN for a missing number; rows without any number left out.
         whole: the number of rows in the file.
         rows: the position in the file of each row of the frame.
         y: labels ``(N,)`` with −1 for unlabelled, or ``None``.
@@ -58,7 +58,7 @@ def read_table(
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if pandas, or pyarrow for Parquet, is missing.
-        ValueError: if columns are missing or hold no numbers, or no row is complete.
+        ValueError: if columns are missing or hold no numbers, or no row has one.
     """
     whole = _read(Path(path), separator)
     asked = [*columns, *drop, *([label] if label else [])]
@@ -82,19 +82,22 @@ def read_table(
         said.append(f"columns without numbers are left out: {', '.join(others)}")
     frame = whole[chosen].astype(np.float64)
     frame.columns = [str(c) for c in chosen]
-    complete = np.isfinite(frame.to_numpy()).all(1)
-    if not complete.any():
-        raise ValueError(
-            f"no row of {path} has a finite number in each of {', '.join(map(str, chosen))}"
-        )
-    if not complete.all():
-        count = int((~complete).sum())
-        said.append(f"{count} of {len(frame)} rows lack a number and are left out")
+    values = frame.to_numpy()
+    gaps = np.isnan(values)
+    kept = ~gaps.all(1) & ~np.isinf(values).any(1)
+    if not kept.any():
+        raise ValueError(f"no row of {path} has a finite number in {', '.join(map(str, chosen))}")
+    if not kept.all():
+        count = int((~kept).sum())
+        said.append(f"{count} of {len(frame)} rows have no finite number and are left out")
+    if gaps[kept].any():
+        count = int(gaps[kept].any(1).sum())
+        said.append(f"{count} of {len(frame)} rows lack a number, and the fit sums it out")
     said += [_counts(name) for name in frame.columns if _is_counter(frame[name].to_numpy())]
-    rows = np.flatnonzero(complete)
-    table = Table(frame[complete].reset_index(drop=True), len(whole), rows, said=said)
+    rows = np.flatnonzero(kept)
+    table = Table(frame[kept].reset_index(drop=True), len(whole), rows, said=said)
     if label is not None:
-        known = whole[label][complete].astype("string")
+        known = whole[label][kept].astype("string")
         table.names = sorted(known.dropna().unique().tolist())
         numbers_of = {name: i for i, name in enumerate(table.names)}
         table.y = torch.tensor([numbers_of.get(name, -1) for name in known.fillna("").tolist()])

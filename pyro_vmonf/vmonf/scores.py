@@ -36,17 +36,24 @@ class Scores(Completes):
     guide: BoundGuide
 
     def predict(
-        self, x: Any, *, given: Any = None, exact: bool = False, chunk_size: int = 8192
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        given: Any = None,
+        exact: bool = False,
+        chunk_size: int = 8192,
     ) -> Tensor:
         """Return the most probable component of each row, ``(N,)``.
 
         Arguments:
             x: rows ``(N, *event_shape)``.
+            y: evidence of the rows, as in ``fit``.
             given: their context ``(N, H)``, where the mixture depends on one.
             exact: by Bayes' rule, in place of the guide.
             chunk_size: rows evaluated at once.
         """
-        proba = self.predict_proba(x, given=given, exact=exact, chunk_size=chunk_size)
+        proba = self.predict_proba(x, y, given=given, exact=exact, chunk_size=chunk_size)
         rows = self.model.rows(x, missing=True)
         like, features = floating_buffer(self), self.model.context_features
         given = check_context_rows(given, len(rows), features, like)

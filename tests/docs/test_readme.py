@@ -64,6 +64,7 @@ def test_the_first_code_draws_the_first_picture(
 
 @pytest.mark.filterwarnings("ignore:.*requires_grad=False")
 @pytest.mark.filterwarnings("ignore:.*is not a part of pyro_vmonf")
+@pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 @pytest.mark.parametrize("codes", SNIPPETS)
 def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
