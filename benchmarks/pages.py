@@ -111,7 +111,7 @@ def front() -> str:
                     f"`GaussianMixture` {s['gaussian_mixture']}, k-means {s['kmeans']}",
                 ],
                 [
-                    "the same sets, K found by the data",
+                    "the same sets, K not given",
                     s["ari_unknown"],
                     f"HDBSCAN with its defaults {s['hdbscan']}",
                 ],
@@ -122,7 +122,7 @@ def front() -> str:
                     f"{s['worse']} of {s['runs']} runs",
                 ],
                 [
-                    "one fit on one busy core: median, longest",
+                    "one fit, one thread: median, longest",
                     f"{s['seconds']} s, {s['longest']} s",
                     "k-means and `GaussianMixture` are faster",
                 ],
