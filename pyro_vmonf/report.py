@@ -115,8 +115,8 @@ class ChoiceReport:
     def __post_init__(self) -> None:
         if not self.choice:
             raise ValueError(
-                "there is no choice of VMoNF.from_data to report: the pair was built by hand, or was "
-                "fitted again since; pass rows: report(x)"
+                "there is no choice of VMoNF.from_data to report: the pair was built by hand, or "
+                "was fitted again since; pass rows: report(x)"
             )
 
     def as_good_as(self, below: float = 0.05) -> dict[str, float]:
