@@ -114,10 +114,8 @@ class ChoiceReport:
 
     def __post_init__(self) -> None:
         if not self.choice:
-            raise ValueError(
-                "there is no choice of VMoNF.from_data to report: the pair was built by hand, or "
-                "was fitted again since; pass rows: report(x)"
-            )
+            said = "the pair was built by hand, or was fitted again since; pass rows: report(x)"
+            raise ValueError(f"there is no choice of VMoNF.from_data to report: {said}")
 
     def as_good_as(self, below: float = 0.05) -> dict[str, float]:
         """Return the numbers of components whose score is within ``below`` nats of the best."""
@@ -128,8 +126,7 @@ class ChoiceReport:
         """Return one line: number, start, held-out density, clusters that touch, unsure rows."""
         found = self.choice
         said = [f"{found['components']} components, from the start {found['start']!r}"]
-        others = [number for number in self.as_good_as() if number != str(found["components"])]
-        if others:
+        if others := [k for k in self.as_good_as() if k != str(found["components"])]:
             said.append(f"{' or '.join(others)} score as well")
         if "held_out" in found:
             said.append(

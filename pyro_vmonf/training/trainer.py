@@ -124,7 +124,7 @@ class Trainer:
         self.epoch = -plan.pretrain_epochs
         self.in_callback = False
         self.seconds = 0.0
-        self.begun = math.inf
+        self.end = math.inf  # of the time that there is
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
         self.anneal(0)  # pretraining stays at the start of the schedules
@@ -135,7 +135,9 @@ class Trainer:
         An error that ends a single run after its first step carries the history: see
         :meth:`History.kept_by`. The module is then in its last accepted state.
         """
-        self.begun = start = time.perf_counter() - self.seconds
+        start = time.perf_counter() - self.seconds
+        if self.plan.minutes is not None:
+            self.end = start + 60 * self.plan.minutes
         taken = self._taken()
         logger.info("%s begins %s; %d steps in all", self._name, self.place(), self._total())
         try:
@@ -217,11 +219,6 @@ class Trainer:
             return self.scheduled_steps >= self.plan.steps
         return self.epoch >= (self.plan.epochs or 0)
 
-    def _out_of_time(self) -> bool:
-        """Return whether the minutes of the plan are over."""
-        minutes = self.plan.minutes
-        return minutes is not None and time.perf_counter() - self.begun >= 60 * minutes
-
     def steps_left(self) -> int:
         """Return how many steps are to come if nothing stops the run."""
         plan = self.plan
@@ -279,7 +276,7 @@ class Trainer:
             self.step(arguments)
             self.scheduled_steps += scheduled
             self.bar.update(scheduled or self.plan.epochs is not None)
-            if self._out_of_time():
+            if time.perf_counter() >= self.end:
                 return
 
     def step(self, batches: Sequence[Arguments]) -> Terms:
