@@ -16,9 +16,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.starts.choice import choose
-from pyro_vmonf.vmonf import automatic, lengths
+from pyro_vmonf.vmonf import automatic, lengths, table
 
 
 def moons(rows: int = 200, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -242,3 +243,14 @@ def test_estimator_is_a_facade() -> None:
     assert estimator.history_.choice["start"]
     auto = FlowMixtureClustering(random_state=0).fit(x)
     assert auto.vmonf_.model.num_components == len(auto.weights_)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "components", "size"),
+    [(500, 2, 5, 256), (60_000, 2, 5, 600), (200_000, 2, 1, 1024), (600, 300, 6, 111)],
+)
+def test_steps_are_larger_for_long_tables_and_smaller_for_wide_ones(
+    rows: int, width: int, components: int, size: int
+) -> None:
+    found = table.rows_of(torch.randn(rows, width), None, None, components, 0)
+    assert lengths.Lessons(found, Stages(60, False, ""), components).batch_size == size

@@ -103,7 +103,8 @@ def from_data(
     logger.info("%s rows: %s", len(z), choice)
     # A long search for the start leaves half of the time to the flows.
     seconds = max(60 * minutes - (time.perf_counter() - begun), 30 * minutes)
-    model, guide, history = _trained(Lessons(rows, stages), z, clusters, best, seconds, choice)
+    lessons = Lessons(rows, stages, parts)
+    model, guide, history = _trained(lessons, z, clusters, best, seconds, choice)
     stages.close()
     if far is not None:
         model, guide = _with_background(rows, model, guide, best, every.filled[far])

@@ -24,8 +24,8 @@ from pyro_vmonf.vmonf.table import Rows
 PATIENCE = 8  # epochs without a better held-out objective, at least
 FEWEST_STEPS = 100  # without a better one
 MOST_EPOCHS = 10_000
-BATCH = 256
-MOST_BATCH = 1024
+FEWEST_BATCH, BATCH, MOST_BATCH = 16, 256, 1024
+MOST_SPLINES = 200_000  # of one step: rows, times columns, times components
 RATE = 2e-3
 COOLED = 3  # steps at the first rate for each step in which the rate falls to zero
 SEARCHED = 0.4  # share of the time in which held-out rows may end the epochs
@@ -55,15 +55,19 @@ class Lessons:
     Arguments:
         rows: of the table.
         stages: that show the course.
+        components: of the pair.
     """
 
     rows: Rows
     stages: Stages
+    components: int
 
     @property
     def batch_size(self) -> int:
-        """Rows of one step."""
-        return min(MOST_BATCH, max(BATCH, len(self.rows.x) // 100))
+        """Rows of one step: more for long tables, fewer for wide ones, whose memory is bounded."""
+        count, width = self.rows.x.shape
+        fitting = max(FEWEST_BATCH, MOST_SPLINES // (width * self.components))
+        return min(MOST_BATCH, fitting, max(BATCH, count // 100))
 
     def search(
         self, model: FlowMixture, guide: SoftmaxGuide, held: Tensor, seconds: float
