@@ -19,6 +19,7 @@ from benchmarks.jax_peers import jax_step
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.data import TensorSource
+from pyro_vmonf.training.graphs import NotCaptured
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
@@ -324,6 +325,6 @@ def steps_of(name: str, device: str, peers: list[str]) -> dict[str, Step]:
         with local_seed(0):
             try:
                 steps[peer] = PEERS[peer](CONFIGURATIONS[name], device)
-            except NotImplementedError as reason:
+            except (NotImplementedError, NotCaptured) as reason:
                 print(f"{name}: no {peer}: {reason}\n")
     return steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +21,7 @@ from pyro_vmonf.vmonf import automatic
 def processor_minutes() -> Iterator[None]:
     """Let the minutes of ``from_data`` be those of the processor: other programs do not count."""
     clock = SimpleNamespace(perf_counter=time.process_time)
-    with ExitStack() as stack:
-        for module in (automatic, trainer):
-            stack.enter_context(patch.object(module, "time", clock))
+    with patch.object(automatic, "time", clock), patch.object(trainer, "time", clock):
         yield
 
 

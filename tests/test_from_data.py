@@ -18,6 +18,7 @@ from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.report import ChoiceReport
 from pyro_vmonf.starts.choice import choose
 from pyro_vmonf.vmonf import automatic, lengths, table
 
@@ -254,3 +255,14 @@ def test_steps_are_larger_for_long_tables_and_smaller_for_wide_ones(
 ) -> None:
     found = table.rows_of(torch.randn(rows, width), None, None, components, 0)
     assert lengths.Lessons(found, Stages(60, False, ""), components).batch_size == size
+
+
+def test_evidence_counts_in_predict(fitted: VMoNF) -> None:
+    x, _ = moons()
+    other = torch.where(fitted.predict(x).unsqueeze(1) == torch.arange(2), -1e3, 0.0)
+    assert torch.equal(fitted.predict(x, other), 1 - fitted.predict(x))
+
+
+def test_numbers_that_score_as_well_are_in_the_summary() -> None:
+    choice = {"components": 2, "start": "spectral", "numbers": {"2": -1.0, "3": -1.01, "4": -2.0}}
+    assert ChoiceReport(choice).summary().endswith("; 3 score as well")

@@ -47,8 +47,7 @@ class Scores(Completes):
         """Return the most probable component of each row, ``(N,)``.
 
         Arguments:
-            x: rows ``(N, *event_shape)``.
-            y: evidence of the rows, as in ``fit``.
+            x, y: rows ``(N, *event_shape)`` and their evidence, as for :meth:`predict_proba`.
             given: their context ``(N, H)``, where the mixture depends on one.
             exact: by Bayes' rule, in place of the guide.
             chunk_size: rows evaluated at once.

@@ -46,6 +46,7 @@ TRUTHS: dict[str, tuple[Callable[[], Truth], int, float]] = {
     "pinwheel": (lambda: Pinwheel(5, 0.4), 5, 1.5),
     "pinwheel-easy": (lambda: Pinwheel(5, 0.25), 5, 1.5),
     "pinwheel-3": (lambda: Pinwheel(3, 0.4), 3, 1.5),
+    "pinwheel-3-easy": (lambda: Pinwheel(3, 0.25), 3, 1.5),
     "pinwheel-1": (lambda: Pinwheel(1, 0.4), 1, 1.5),
     "circles": (TwoCircles, 2, 1.2),
     "circles-narrow": (lambda: TwoCircles(noise=0.005), 2, 0.9),

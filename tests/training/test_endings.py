@@ -466,3 +466,7 @@ def test_a_run_ends_when_its_minutes_are_over() -> None:
     assert history.stopped == "0.001 minutes were over"
     assert 0 < len(history.epoch) < 10**5
     assert history.seconds >= 0.06
+    # in the middle of an epoch as well
+    history = vmonf.fit(torch.randn(4096, 2), batch_size=2, epochs=1, minutes=1e-5, progress=False)
+    assert 0 < history.step[-1] < 2048
+    assert history.stopped == "1e-05 minutes were over"
