@@ -16,7 +16,6 @@ import pyro
 import pytest
 import torch
 
-
 # torch.manual_seed writes down a traceback for each device that is not there.
 seed_ = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -85,18 +86,29 @@ def by_gaussians(x: Array, seed: int = 0) -> Spread:
     return spread
 
 
-def left_out_accuracy(spread: Spread, labels: Array, seed: int = 0) -> float:
-    """Return the accuracy on labels that are left out, a fifth of them at a time."""
+def left_out(spread: Spread, labels: Array, seed: int = 0) -> Array:
+    """Return which labels are right when they are left out, a fifth of them at a time."""
     known = np.flatnonzero(labels >= 0)
-    known = known[np.random.default_rng(seed).permutation(len(known))]
-    right = 0
+    order = np.random.default_rng(seed).permutation(len(known))
+    right = np.zeros(len(known), dtype=bool)
     for fold in range(FOLDS):
-        hidden = known[fold::FOLDS]
+        part = order[fold::FOLDS]
         some = labels.copy()
-        some[hidden] = -1
-        if len(hidden) and (some >= 0).any():
-            right += int((spread(some)[hidden] == labels[hidden]).sum())
-    return right / len(known)
+        some[known[part]] = -1
+        if len(part) and (some >= 0).any():
+            right[part] = spread(some)[known[part]] == labels[known[part]]
+    return right
+
+
+def surely_better(right: Array, other: Array) -> bool:
+    r"""Return whether the labels that are left out prefer one spread to another beyond chance.
+
+    With *w* labels that only the first has right, and *l* that only the second has right, the
+    difference has one standard deviation of :math:`\sqrt{w + l}` if neither is better (McNemar,
+    1947).
+    """
+    won, lost = int((right & ~other).sum()), int((other & ~right).sum())
+    return won - lost > math.sqrt(won + lost)
 
 
 def by_labels(
@@ -104,12 +116,13 @@ def by_labels(
 ) -> list[Scored]:
     """Return candidates whose numbers are those of the labels, the best on left-out labels first.
 
-    Where every component has labels, these are spread in three ways as well.
+    Where every component has labels, these are spread in three ways as well. The candidate that is
+    first without labels stays so, unless the labels prefer another one beyond chance.
     """
     y = torch.as_tensor(labels)
     if not bool((y >= 0).any()):
         return candidates
-    found: list[tuple[float, Scored]] = []
+    found: list[tuple[Array, Scored]] = []
     for candidate in candidates:
         if len(candidate.densities) != components:
             continue
@@ -121,7 +134,8 @@ def by_labels(
         kept = replace(candidate, clusters=renamed(labels))
         order = [int(own[kept.clusters == c][0]) for c in range(len(candidate.densities))]
         kept = replace(kept, densities=[candidate.densities[c] for c in order])
-        found.append((left_out_accuracy(renamed, labels, seed), kept))
+        found.append((left_out(renamed, labels, seed), kept))
+    unlabelled = found[:1]
     if len(np.unique(labels[labels >= 0])) == components:
         links = links_of(z)
         spreads = {
@@ -131,11 +145,14 @@ def by_labels(
         }
         for name, spread in spreads.items():
             kept = scored(name, z, spread(labels), links, seed=seed)
-            found.append((left_out_accuracy(spread, labels, seed), kept))
+            found.append((left_out(spread, labels, seed), kept))
     if not found:
         raise ValueError(
             f"no start finds {components} clusters that the labels could name; pass fewer "
             "components"
         )
-    found.sort(key=lambda pair: (-pair[0], -pair[1].score))
+    found.sort(key=lambda pair: (-pair[0].mean(), -pair[1].score))
+    for first in unlabelled:
+        if not surely_better(found[0][0], first[0]):
+            found = [first, *(pair for pair in found if pair is not first)]
     return [kept for _, kept in found]

@@ -14,7 +14,14 @@ from sklearn.neighbors import NearestNeighbors
 
 from pyro_vmonf.starts.choice import choose, links_of, scored
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, merged
-from pyro_vmonf.starts.labels import along_tree, by_gaussians, left_out_accuracy, to_nearest
+from pyro_vmonf.starts.labels import (
+    along_tree,
+    by_gaussians,
+    by_labels,
+    left_out,
+    surely_better,
+    to_nearest,
+)
 from pyro_vmonf.starts.number import by_overlap, clusterings
 from pyro_vmonf.starts.tree import cut_tree, spanning_tree
 
@@ -157,5 +164,42 @@ def test_few_labels_reach_all_rows(seed: int) -> None:
         found = spread(labels)
         assert (found[labels >= 0] == labels[labels >= 0]).all()
         assert set(found) == {0, 1}
-    assert left_out_accuracy(along, c) == 1.0
-    assert left_out_accuracy(lambda some: np.zeros(len(some), int), c) == pytest.approx(0.5)
+    assert left_out(along, c).mean() == 1.0
+    assert left_out(lambda some: np.zeros(len(some), int), c).mean() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "sure"),
+    [(1, 0, False), (2, 0, True), (5, 2, True), (5, 3, False), (0, 4, False)],
+)
+def test_labels_have_to_prefer_another_start_beyond_chance(won: int, lost: int, sure: bool) -> None:
+    right = np.array([True] * won + [False] * lost + [True, False])
+    other = np.array([False] * won + [True] * lost + [True, False])
+    assert surely_better(right, other) == sure
+
+
+def test_few_labels_do_not_change_a_good_start() -> None:
+    """One label is wrong: spreads follow it, and the clusters without labels stay."""
+    generator = np.random.default_rng(0)
+    c = np.arange(120) % 2
+    z = generator.normal(size=(120, 2)) + 8 * c[:, None]
+    labels = np.full(120, -1)
+    labels[:12] = c[:12]
+    labels[0] = 1
+    candidates = choose(z, 2)
+    first, *_ = by_labels(z, labels, 2, candidates, 0)
+    assert first.name == candidates[0].name
+    assert (first.clusters == c).all()
+
+
+def test_labels_that_contradict_a_start_replace_it() -> None:
+    """Classes that are halves of one cluster are found by their labels alone."""
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(300, 2)) * [3.0, 1.0]
+    z[:, 1] += 8 * (np.arange(300) % 2)
+    c = (z[:, 0] > 0).astype(int)
+    labels = np.where(np.arange(300) % 6 == 0, c, -1)
+    candidates = choose(z, 2)
+    first, *_ = by_labels(z, labels, 2, candidates, 0)
+    assert first.name not in {candidate.name for candidate in candidates}
+    assert (first.clusters == c).mean() > 0.9
