@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"pyro_vmonf {__version__}")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND")
     add_commands(commands, positive)
     commands.add_parser("list", help="list the experiments of paper and thesis")
     command = commands.add_parser("run", help="run one of these experiments")
@@ -136,6 +136,9 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = parser().parse_args(arguments)
+    if options.command is None:
+        parser().print_help(sys.stderr)
+        return 2
     if options.command == "list":
         for name, experiment in EXPERIMENTS.items():
             print(f"{name:14} {experiment.title}")

@@ -174,11 +174,7 @@ def normalized_mutual_information(labels: Any, clusters: Any) -> float:
     r"""Return :math:`I(y, c) / \tfrac12 (H(y) + H(c))`; 1 where both are constant.
 
     Arguments:
-        labels, clusters: integers ``(N,)`` of at least 0.
-
-    Raises:
-        TypeError: if labels or clusters are not integers.
-        ValueError: if the lengths differ, there are no rows, or a number is negative.
+        labels, clusters: integers ``(N,)`` of at least 0; errors as for :func:`contingency`.
 
     Example:
         >>> round(normalized_mutual_information([0, 0, 1, 1], [1, 1, 0, 0]), 6)
@@ -194,11 +190,7 @@ def adjusted_rand_index(labels: Any, clusters: Any) -> float:
     """Return the Rand index corrected for chance; 1 where both are constant.
 
     Arguments:
-        labels, clusters: integers ``(N,)`` of at least 0.
-
-    Raises:
-        TypeError: if labels or clusters are not integers.
-        ValueError: if the lengths differ, there are no rows, or a number is negative.
+        labels, clusters: integers ``(N,)`` of at least 0; errors as for :func:`contingency`.
 
     References:
         Hubert, Arabie (1985), Comparing partitions.
@@ -325,14 +317,17 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
     Returns:
         The estimate and its standard error.
 
+    Raises:
+        ValueError: if the shapes differ, or there are fewer than two points.
+
     Example:
         >>> kl_to_truth(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
         (0.5, 0.0)
     """
-    if log_truth.dim() != 1 or log_truth.shape != log_model.shape or not len(log_truth):
+    if log_truth.dim() != 1 or log_truth.shape != log_model.shape or len(log_truth) < 2:
         raise ValueError(
             f"the log-densities have shapes {tuple(log_truth.shape)} and "
-            f"{tuple(log_model.shape)}; expected (N,) twice, of the same points"
+            f"{tuple(log_model.shape)}; expected (N,) twice, of the same two points or more"
         )
     gap = log_truth.double() - log_model.double().to(log_truth.device)
     return float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
@@ -388,10 +383,15 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:
         Theis, van den Oord, Bethge (2016), A note on the evaluation of generative models,
         arXiv:1511.01844.
 
+    Raises:
+        ValueError: if there is no row, no pixel or no grey level.
+
     Example:
         >>> bits_per_dim(torch.zeros(3), 784)  # the uniform density
         8.0
     """
     if not log_prob.numel():
         raise ValueError("there is no log-density to average; pass those of the rows, (N,)")
+    check_positive("dimensions", dimensions)
+    check_positive("levels", levels)
     return float(-log_prob.double().mean() / (dimensions * math.log(2)) + math.log2(levels))

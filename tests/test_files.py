@@ -369,6 +369,7 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 8}, "seed is 8 but .* seed 1"),
     "rows": ({"x": X[:100]}, "rows=120"),
     "data": ({"x": X + 1}, "sum of x"),
+    "order of the rows": ({"x": torch.stack((X[1], X[0], *X[2:]))}, "order of x"),
     "labels": ({"y": torch.zeros(120, dtype=torch.long)}, "sum of y=None"),
     "weights": ({"sample_weight": torch.ones(120)}, "sum of sample_weight=None"),
     "step size": ({"lr": 0.5}, "lr=0.001"),

@@ -207,6 +207,17 @@ def test_kl_approaches_that_between_gaussians() -> None:
     assert error == pytest.approx(float(gap.std()) / math.sqrt(50_000), rel=1e-12)
 
 
+def test_one_point_has_no_standard_error() -> None:
+    with pytest.raises(ValueError, match="two points or more"):
+        kl_to_truth(torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("dimensions", "levels"), [(0, 256), (-1, 256), (784, 0)])
+def test_bits_need_pixels_and_levels(dimensions: int, levels: int) -> None:
+    with pytest.raises(ValueError, match="is (0|-1)"):
+        bits_per_dim(torch.zeros(3), dimensions, levels)
+
+
 def test_kl_to_itself_is_zero() -> None:
     log_truth = torch.randn(9)
     assert kl_to_truth(log_truth, log_truth) == (0.0, 0.0)

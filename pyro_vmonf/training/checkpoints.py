@@ -165,11 +165,13 @@ def read(path: str | os.PathLike[str], seed: int | None) -> dict[str, Any]:
 def check_same(content: dict[str, Any], run: dict[str, Any]) -> None:
     """Refuse a checkpoint of a run with other options or data.
 
+    A checkpoint of an earlier version may lack some of what is compared.
+
     Raises:
         ValueError: if they differ.
     """
     for name, value in run.items():
-        before = content["run"].get(name)
+        before = content["run"].get(name, value)
         if before != value:
             raise ValueError(
                 f"the checkpoint is of a run with {name}={before!r}, and this one has {value!r}; "

@@ -164,6 +164,7 @@ def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
         for name in ("x", "y", "sample_weight", "given"):
             values = getattr(data, name)
             sums[f"sum of {name}"] = None if values is None else _sum(values)
+            sums[f"order of {name}"] = None if values is None else _sum(values * _factors(values))
             gappy = values is not None and values.is_floating_point() and has_gaps(values)
             sums[f"gaps of {name}"] = _gaps(values) if gappy else None
     return {**options, "rows": rows, **sums}
@@ -177,5 +178,14 @@ def _sum(values: Tensor) -> float:
 
 def _gaps(values: Tensor) -> int:
     """Return a number that says where entries are missing."""
-    places = values.isnan().flatten().nonzero().squeeze(1)
-    return int((places * 2654435761 % 2**31).sum())  # a multiplicative hash (Knuth, 1998)
+    return int(_hashed(values.isnan().flatten().nonzero().squeeze(1)).sum())
+
+
+def _factors(values: Tensor) -> Tensor:
+    """Return a factor in [0, 1) for each entry: a sum with them knows the order of the entries."""
+    places = torch.arange(values.numel(), device=values.device)
+    return (_hashed(places).double() / 2**31).reshape(values.shape)
+
+
+def _hashed(places: Tensor) -> Tensor:
+    return places * 2654435761 % 2**31  # a multiplicative hash (Knuth, 1998)
