@@ -214,7 +214,7 @@ def test_one_point_has_no_standard_error() -> None:
 
 @pytest.mark.parametrize(("dimensions", "levels"), [(0, 256), (-1, 256), (784, 0)])
 def test_bits_need_pixels_and_levels(dimensions: int, levels: int) -> None:
-    with pytest.raises(ValueError, match="is (0|-1)"):
+    with pytest.raises(ValueError, match=r"is (0|-1)"):
         bits_per_dim(torch.zeros(3), dimensions, levels)
 
 
