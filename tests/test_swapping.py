@@ -548,8 +548,16 @@ PROGRAMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "A regression whose residuals are the mixture": lambda names: slopes(names).allclose(
         torch.tensor([1.0, -2.0, 0.5]), atol=0.15
     ),
+    "A second site that depends on the cluster": lambda names: (
+        pyro.param("level").allclose(torch.tensor([1.0, 4.0]), atol=0.15)
+        and accuracy(names["truth"], names["posterior"].argmax(-1)) > 0.97  # from x alone at most .86
+        and all(
+            any(value is known for _, known in pyro.get_param_store().named_parameters())
+            for value in names["mixture"].parameters()
+        )
+    ),
 }
-SECTION = PAGE.partition("## Eight programs\n")[2].partition("\n## ")[0]
+SECTION = PAGE.partition("## Nine programs\n")[2].partition("\n## ")[0]
 CODES = dict(re.findall(r"^### (.*?)\n.*?```python\n(.*?)```", SECTION, re.DOTALL | re.MULTILINE))
 
 

@@ -34,7 +34,7 @@ class Box:
 
     @property
     def offset(self) -> float:
-        """What makes the slope 1 at a parameter of zero, as is the slope of the tails."""
+        """The shift at which a parameter of zero gives slope 1, that of the tails."""
         return math.log(math.expm1(1 - self.smallest_slope))
 
 
