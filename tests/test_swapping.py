@@ -550,7 +550,8 @@ PROGRAMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "A second site that depends on the cluster": lambda names: (
         pyro.param("level").allclose(torch.tensor([1.0, 4.0]), atol=0.15)
-        and accuracy(names["truth"], names["posterior"].argmax(-1)) > 0.97  # from x alone at most .86
+        and accuracy(names["truth"], names["posterior"].argmax(-1))
+        > 0.97  # from x alone at most .86
         and all(
             any(value is known for _, known in pyro.get_param_store().named_parameters())
             for value in names["mixture"].parameters()

@@ -17,7 +17,7 @@ from pyro_vmonf.starts.valleys import valleys
 Array = np.ndarray[Any, Any]
 Candidate = Callable[[Array, int], Array]
 MOST = 40  # Gaussians of an over-complete mixture, at least
-MOST_EACH = 10  # Gaussians of one cluster
+MOST_EACH = 20  # Gaussians of one cluster
 SEARCHED_EACH = 1500  # rows of a cluster on which their number is searched
 FITTED_EACH = 20_000  # rows of a cluster that its mixture is fitted to
 LINKS = 10  # neighbours of a row that should be in its cluster
