@@ -196,22 +196,28 @@ def by_seed() -> str:
     """Return what changes between seeds, and between start and trained guide."""
     runs = read("clustering.jsonl")
     seeds = sorted({run["seed"] for run in runs})
-    each = {seed: [run for run in runs if run["seed"] == seed] for seed in seeds}
-    means = {key: [share(mean(r[key] for r in each[s])) for s in seeds] for key in SEEN}
+
+    def of_seeds(key: str) -> str:
+        return ", ".join(share(mean(r[key] for r in runs if r["seed"] == s)) for s in seeds)
+
     changes = [run["ari"] - run["ari_start"] for run in runs]
-    parts = (
+    clusters, start, ari, exact = (
         share(mean(run[key] for run in runs))
         for key in ("ari_clusters", "ari_start", "ari", "ari_exact")
     )
-    clusters, start, ari, exact = parts
     return filled_lines(
-        f"Seeds {', '.join(map(str, seeds))} have {', '.join(means['ari'])} with K given, and",
-        f"{', '.join(means['ari_unknown'])} without. The start decides: its clusters have",
+        f"Seeds {', '.join(map(str, seeds))} have {of_seeds('ari')} with K given, and",
+        f"{of_seeds('ari_unknown')} without. The start decides: its clusters have",
         f"{clusters}, the posterior of their densities {start}, the trained guide {ari} and the",
         f"posterior of the trained flows {exact}. The guide loses at most",
         f"{share(-min(changes))} against its beginning in any run; the mean change is",
-        f"{'+' if mean(changes) >= 0 else '−'}{share(abs(mean(changes)))}.",
+        f"{signed(mean(changes))}.",
     )
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign."""
+    return f"{'−' if value < 0 else '+'}{share(abs(value))}"
 
 
 def few_labels() -> str:
@@ -224,11 +230,8 @@ def few_labels() -> str:
         f"{len({row['set'] for row in rows})} sets with at most 5,000 rows. Without labels the",
         f"same rows have {without}. Labels gain more than .02 in",
         f"{sum(c > 0.02 for c in change)} runs, and lose more in {sum(c < -0.02 for c in change)};",
-        f"the least change is {'−' if min(change) < 0 else '+'}{share(abs(min(change)))}.",
+        f"the least change is {signed(min(change))}.",
     )
-
-
-SEEN = ("ari", "ari_unknown")
 
 
 def sets() -> str:

@@ -174,7 +174,10 @@ def normalized_mutual_information(labels: Any, clusters: Any) -> float:
     r"""Return :math:`I(y, c) / \tfrac12 (H(y) + H(c))`; 1 where both are constant.
 
     Arguments:
-        labels, clusters: integers ``(N,)`` of at least 0; errors as for :func:`contingency`.
+        labels, clusters: integers ``(N,)`` of at least 0.
+
+    Raises:
+        TypeError, ValueError: as for :func:`contingency`.
 
     Example:
         >>> round(normalized_mutual_information([0, 0, 1, 1], [1, 1, 0, 0]), 6)
@@ -190,7 +193,10 @@ def adjusted_rand_index(labels: Any, clusters: Any) -> float:
     """Return the Rand index corrected for chance; 1 where both are constant.
 
     Arguments:
-        labels, clusters: integers ``(N,)`` of at least 0; errors as for :func:`contingency`.
+        labels, clusters: integers ``(N,)`` of at least 0.
+
+    Raises:
+        TypeError, ValueError: as for :func:`contingency`.
 
     References:
         Hubert, Arabie (1985), Comparing partitions.
@@ -313,9 +319,6 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
     Arguments:
         log_truth: log-density ``(N,)`` of the truth at points drawn from it.
         log_model: log-density ``(N,)`` of the model at the same points.
-
-    Returns:
-        The estimate and its standard error.
 
     Raises:
         ValueError: if the shapes differ, or there are fewer than two points.

@@ -234,11 +234,11 @@ def _gradient(
     t, rest, u, s, bend, d, m = vars(point).values()
     by_m, by_d = by_log / m, (by_log + by_log) / d
     turn, square = rest - t, t * t
-    # Half the derivative of M by t; the gradient of t; the gradient of t by that of x(t).
+    # The derivative of M by t is twice this.
     half = torch.addcmul(torch.addcmul(piece.d1 * t, s, turn), piece.d0, rest, value=-1)
     by_t = torch.addcmul(by_z * piece.width, by_m, half, value=-2)
     by_t = torch.addcmul(by_t, by_d, bend * turn)
-    q = by_t / (s * m)
+    q = by_t / (s * m)  # x does not change with the parameters: t does, by dt/dx
     n = torch.addcmul(s * square, piece.d0, u)
     un, by_u, q_d = u * n, u * by_d, q * d
     by_x = q_d * d / piece.height

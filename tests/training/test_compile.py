@@ -115,40 +115,6 @@ def test_the_captured_step_is_the_step(weights: str, dtype: torch.dtype, atol: f
         torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(
-    ("wrong_calls", "factor", "taken"),
-    [(99, 1 + 1e-3, False), (1, 1 + 1e-3, True), (3, 1 + 1e-3, False), (99, 1 + 1e-6, True)],
-)
-def test_a_graph_is_compared_on_three_batches(
-    monkeypatch: pytest.MonkeyPatch, wrong_calls: int, factor: float, taken: bool
-) -> None:
-    """One batch may have a row at a kink, where two gradients are right."""
-
-    def compiled(graph: Any, inputs: object) -> Any:
-        calls = iter(range(10_000))
-        return lambda *given: [
-            value * (factor if number < wrong_calls else 1.0)
-            for number in [next(calls)]
-            for value in graph(*given)
-        ]
-
-    monkeypatch.setattr(graphs, "compiled", compiled)
-    torch.manual_seed(0)
-    one = VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3, hidden=(4,))))
-    x = rows_of(torch.float32)[0][:64]
-    history = one.fit(x, epochs=1, batch_size=16, compile=True, progress=False)
-    assert history.road.startswith("short, compiled") == taken, history.road
-
-
-@pytest.mark.usefixtures("without_compiler")
-@pytest.mark.parametrize(("error", "near"), [(3.0, True), (5.0, False)])
-def test_a_graph_may_have_a_few_times_the_error_of_the_step(error: float, near: bool) -> None:
-    exact = torch.tensor([1e-9, 1.0], dtype=torch.float64)
-    own = exact.float() + torch.tensor([1e-3, 0.0])
-    found = exact.float() + torch.tensor([error * 1e-3, 0.0])
-    assert graphs._no_worse(found, own, exact) == near
-
-
 @pytest.mark.usefixtures("without_compiler")
 def test_a_rejected_step_of_a_graph_leaves_no_trace() -> None:
     x, _, _ = rows_of(torch.float64)
