@@ -125,9 +125,8 @@ def point_at(t: Tensor, piece: Piece, chord: Tensor, bend: Tensor) -> Point:
     """Return the place of values that are a share *t* of the width into their piece."""
     rest = 1 - t
     u = t * rest
-    m = torch.addcmul(piece.d0 * (rest * rest), piece.d1, t * t)
-    m = torch.addcmul(m, chord, u, value=2)
-    return Point(t, rest, u, chord, bend, torch.addcmul(chord, bend, u), m)
+    m = piece.d0 * (rest * rest) + piece.d1 * (t * t) + (chord + chord) * u
+    return Point(t, rest, u, chord, bend, chord + bend * u, m)
 
 
 def forward(z: Tensor, theta: Tensor, box: Box) -> tuple[Tensor, Tensor]:
@@ -139,7 +138,7 @@ def forward(z: Tensor, theta: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     bend = torch.sub(piece.d0 + piece.d1, chord, alpha=2)
     t = ((safe - piece.z0) / piece.width).clamp(0, 1)
     point = point_at(t, piece, chord, bend)
-    x = piece.x0 + piece.height * torch.addcmul(chord * t * t, piece.d0, point.u) / point.d
+    x = piece.x0 + piece.height * (chord * t * t + piece.d0 * point.u) / point.d
     return torch.where(inside, x, z), torch.where(inside, point.log_slope(), 0.0)
 
 
@@ -159,16 +158,17 @@ def _inverse(x: Tensor, theta: Tensor, box: Box) -> tuple[Tensor, Tensor, Piece,
     bend = torch.sub(piece.d0 + piece.d1, chord, alpha=2)
     rise = safe - piece.x0
     bent = rise * bend
+    # No fused operation: eager and compiled values round alike, and fall on one side of a kink.
     # The root in [0, 1] of a t² + b t - c, in the form without cancellation: a is positive where b
     # is negative. Rounding can take the discriminant or the root out of range.
-    a = torch.addcmul(bent, piece.height, chord - piece.d0)
-    b = torch.addcmul(-bent, piece.height, piece.d0)
+    a = piece.height * (chord - piece.d0) + bent
+    b = piece.height * piece.d0 - bent
     twice_a, twice_c = a + a, torch.add(rise, rise) * chord
-    root = torch.addcmul(b * b, twice_a, twice_c).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+    root = (b * b + twice_a * twice_c).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
     falling, far = b < 0, root + b.abs()
     t = torch.where(falling, far, twice_c) / torch.where(falling, twice_a, far)
     point = point_at(t.clamp(0, 1), piece, chord, bend)
-    z = torch.where(inside, torch.addcmul(piece.z0, point.t, piece.width), x)
+    z = torch.where(inside, piece.z0 + point.t * piece.width, x)
     return z, torch.where(inside, -point.log_slope(), 0.0), piece, point
 
 
