@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_vmonf._utils.validation import (
     as_tensor,
@@ -138,6 +139,11 @@ class MarkovMixture(FlowMixture):
             tensor([[0., 0., 0.],
                     [0., nan, nan]])
         """
+        if isinstance(x, DataLoader | Dataset):
+            raise TypeError(
+                f"x is a {type(x).__name__}; expected sequences (S, T, ...) as one array: pass it "
+                "with the lengths of the sequences, and batch_size for minibatches"
+            )
         x, like = as_tensor("x", x), floating_buffer(self)
         event = tuple(self.event_shape)
         x = x.unsqueeze(0) if x.dim() == len(event) + 1 else x

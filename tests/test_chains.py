@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, infer_discrete
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vmonf import (
     ExactGuide,
@@ -628,6 +629,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: MarkovVMoNF(chain(transition=torch.eye(K)), SoftmaxGuide(MLP(D, K))).fit(GOOD),
         ValueError,
         "initial or transition has zeros",
+    ),
+    "a loader": (
+        lambda: MarkovVMoNF(chain()).fit(DataLoader(TensorDataset(GOOD)), progress=False),
+        TypeError,
+        r"x is a DataLoader; expected sequences \(S, T, ...\) as one array",
+    ),
+    "a data set": (
+        lambda: MarkovVMoNF(chain()).log_prob(TensorDataset(GOOD)),
+        TypeError,
+        "x is a TensorDataset; expected sequences",
     ),
     "no rows and no steps": (lambda: chain()(size=3), ValueError, "pass size and steps"),
 }

@@ -158,7 +158,7 @@ class MarkovVMoNF(Drawn, Halves):
     def alone(self) -> VMoNF:
         """Return the mixture of single steps, which has the components of this pair.
 
-        Its weights are the components' shares over a long sequence, fixed as they are now.
+        Its weights are the components' shares of the first 1,024 steps, fixed as they are now.
 
         Example:
             >>> from pyro_vmonf import Gaussian
