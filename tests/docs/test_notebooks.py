@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
 import pytest
-from jupyter_client import KernelManager
-from nbclient import NotebookClient
+
+# Jupyter is imported by the tests that need it: every worker reads this file.
+if TYPE_CHECKING:
+    from jupyter_client import KernelManager
+    from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -33,7 +36,9 @@ SHORT = re.compile(r"(from_data\([^)]*)\)")
 AGAIN = "%config InlineBackend.figure_formats = []"
 
 
-def read(path: Path) -> nbformat.NotebookNode:
+def read(path: Path) -> NotebookNode:
+    import nbformat
+
     return nbformat.read(path, as_version=4)
 
 
@@ -48,6 +53,8 @@ def test_there_are_notebooks() -> None:
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[KernelManager]:
     """Start a kernel for all notebooks, as imports take most of a shortened run."""
+    from jupyter_client import KernelManager
+
     manager = KernelManager(kernel_name="python3")
     wanted = {"SMOKE_TEST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
     others = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
@@ -58,6 +65,9 @@ def kernel() -> Iterator[KernelManager]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_twice_in_one_kernel(path: Path, tmp_path: Path, kernel: KernelManager) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
     before = path.read_bytes()
     once = [SHORT.sub(r"\1, minutes=0.01)", code) for code in code_cells(path)]
     codes = [BEFORE.format(folder=tmp_path), *once, AGAIN, *once]
@@ -87,6 +97,8 @@ def test_is_small_numbered_and_plain(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_was_run_in_order_without_an_error_and_names_no_machine(path: Path) -> None:
+    import nbformat
+
     cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
