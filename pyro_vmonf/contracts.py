@@ -98,7 +98,10 @@ class Weights(Protocol):
         ``guide()``: draw the sites of the call from their posterior; by default nothing.
         ``update_(log_posterior, sample_weight)``: learn from log q of a batch; by default nothing.
         ``log_mean(context)``: :math:`\log E[\pi]`, for scores; by default the call.
-        ``mean_log(context)``: :math:`E[\log\pi]`, for the ELBO; by default ``log_mean``.
+        ``mean_log(context)``: :math:`E[\log\pi]`, for the ELBO; by default the mean
+            over draws of ``guide`` where the call draws, and ``log_mean`` otherwise.
+        ``take_draws_(draws)``: take draws ``(S, K)`` of the weights from a guide of other
+            programs, for both means.
 
     Implementing weights:
         >>> import torch
@@ -300,3 +303,13 @@ def required(part: object, member: str, verb: str) -> Any:
             "pyro_vmonf.contracts describes it, or pass another part"
         )
     return getattr(part, member)
+
+
+def no_draws(part: object) -> str:
+    """Say that a module takes no draws of a guide of other programs."""
+    kind = type(part).__name__
+    return (
+        f"a guide of your own draws the weights, and {kind} takes no draws of it; write "
+        f"{kind}.take_draws_, from draws (S, K) of the weights to its parameters, or hide the "
+        "weights from that guide"
+    )

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, StickBreakingTransform, constraint
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import ShownModule
+from pyro_vmonf.contracts import no_draws
 from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
 from pyro_vmonf.distributions.sticks import StickBreaking
 from pyro_vmonf.flows.constant import ConstantDistribution
@@ -73,12 +74,20 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
         )
     if isinstance(prior, torch.distributions.Dirichlet):  # Pyro's is one too
         return DirichletPrior(prior.concentration)
+    kind = type(prior).__name__
+    with local_seed(0):
+        try:
+            drawn = prior.sample()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"the weights' prior, a {kind}, has no sample; write {kind}.sample, from which its "
+                "shape, dtype and device are known"
+            ) from error
     try:
-        with local_seed(0):
-            prior.log_prob(prior.sample())
+        prior.log_prob(drawn)
     except NotImplementedError as error:
         raise ValueError(
-            f"the weights' prior, a {type(prior).__name__}, has no density: a map such as softmax "
+            f"the weights' prior, a {kind}, has no density: a map such as softmax "
             "takes K numbers to K - 1; take StickBreakingTransform, of K - 1 numbers"
         ) from error
     plain = prior.support is constraints.simplex
@@ -182,12 +191,7 @@ class Posterior(nn.Module):
         Raises:
             TypeError: if the class does not say how.
         """
-        kind = type(self).__name__
-        raise TypeError(
-            f"a guide of your own draws the weights, and {kind} takes no draws of it; write "
-            f"{kind}.take_draws_, from draws (S, K) to its parameters, or hide the weights from "
-            "that guide"
-        )
+        raise TypeError(no_draws(self))
 
     def log_mean(self) -> Tensor:
         r"""Return :math:`\log E[\pi]` ``(K,)``."""

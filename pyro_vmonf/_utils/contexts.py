@@ -44,8 +44,14 @@ def alone() -> Iterator[None]:
 @contextmanager
 def own_store() -> Iterator[None]:
     """Run a block with an empty param store, and put the former one back after it."""
-    with alone(), pyro.get_param_store().scope():
-        yield
+    store = pyro.get_param_store()
+    try:
+        with alone(), store.scope():
+            yield
+    finally:
+        # The store takes from its tensors what an ``SVI`` that runs will ask them: a look gives it.
+        for name in list(store.keys()):
+            store[name]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""The questions that a guide of other programs asks of its model before it runs."""
+"""What a guide of other programs asks of its model before it runs, and tells it afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.validation import floating_buffer
+from pyro_vmonf.contracts import required
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import FunctionProgram
 
 ROWS = 2  # where nobody says how many
+DRAWS = 256  # of the random parts, for the moments that the verbs use
 
 
 def refuse_networks(parts: Sequence[nn.Module], model: FlowMixture) -> None:
@@ -62,7 +64,8 @@ def rows_of(model: FlowMixture, prototype: Tensor) -> dict[str, Any]:
     if model.context_features:
         arguments["given"] = like.new_zeros(rows, model.context_features)
     with own_store(), evaluating(model), local_seed(0), torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(**{**arguments, "size": rows})
+        steps = {"steps": 1} if model.of_sequences else {}
+        trace = poutine.trace(model).get_trace(**{**arguments, "size": rows, **steps})
     arguments["x"] = trace.nodes[model.site("x")]["value"]
     if rows < size:
         arguments["index"] = torch.arange(rows, device=like.device)
@@ -71,3 +74,49 @@ def rows_of(model: FlowMixture, prototype: Tensor) -> dict[str, Any]:
     if kind == 2:
         arguments["y"] = like.new_zeros(rows, model.num_components)
     return arguments
+
+
+def same_values(state: Sequence[Tensor], kept: Sequence[Tensor]) -> bool:
+    """Return whether tensors have the values that were kept, in the precision of these."""
+    pairs = zip(state, kept, strict=False)
+    return len(state) == len(kept) and all(
+        one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs
+    )
+
+
+def take_draws_(
+    model: FlowMixture,
+    parts: Sequence[tuple[nn.Module, dict[str, Any]]],
+    bank: Collection[str],
+    rows: dict[str, Any],
+    left: Collection[str],
+) -> None:
+    """Give the random parts of a model the draws of programs that are their posterior.
+
+    Arguments:
+        model: the mixture.
+        parts: the programs and their arguments.
+        bank: their sites of the bank's parameters.
+        rows: arguments of a call of the model; empty where they do not draw the weights.
+        left: sites of the weights that they do not draw.
+    """
+    values: dict[str, list[Tensor]] = {name: [] for name in bank}
+    weights: list[Tensor] = []
+    for _ in range(DRAWS):
+        with poutine.trace() as trace:
+            for part, taken in parts:
+                part(**taken)
+            if left:
+                with poutine.block(expose=sorted(left)):
+                    model.weights.guide()
+        nodes: dict[str, Any] = trace.trace.nodes
+        for name in bank:
+            values[name].append(nodes[name]["value"])
+        if rows:
+            with poutine.replay(trace=trace.trace):
+                weights.append(model.weights(rows.get("given")).exp())
+    if weights:
+        model.weights.take_draws_(torch.stack(weights))
+    if values:
+        found = {name: torch.stack(draws) for name, draws in values.items()}
+        required(model.bank, "take_draws_", "a guide of the bank's parameters")(found)

@@ -12,9 +12,9 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
-from pyro_vmonf.contracts import required
+from pyro_vmonf.contracts import no_draws, required
 from pyro_vmonf.guides.base import BoundGuide
-from pyro_vmonf.guides.drawn import refuse_networks, rows_of
+from pyro_vmonf.guides.drawn import refuse_networks, rows_of, same_values, take_draws_
 from pyro_vmonf.guides.exact import MarginalGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import (
@@ -31,8 +31,6 @@ from pyro_vmonf.program import (
     reset_autoguide_,
     with_evidence,
 )
-
-DRAWS = 256  # of the random parts, for the moments that the verbs use
 
 Member = Callable[..., Any]
 
@@ -86,6 +84,8 @@ class PyroGuide(BoundGuide):
         # Rows, size, kind of evidence and context of the call that built the members.
         self.register_buffer("prototype", torch.zeros(4, dtype=torch.long))
         self._drawn: list[tuple[set[str], set[str]]] = []  # by each foreign member: all, of rows
+        self._of_weights: set[str] = set()  # sites of the weights
+        self._settled: list[Tensor] = []  # the state of the members whose draws the verbs know
         self._observed: set[str] = set()
         self._first: dict[str, Any] = {}
         self._models = models_of(self.programs)
@@ -123,8 +123,6 @@ class PyroGuide(BoundGuide):
         if "programs" in self.__dict__.get("_modules", {}):
             self._own.bind_(model)
 
-    # Building what builds itself
-
     @property
     def ready(self) -> bool:
         """``True`` once every member has run."""
@@ -155,13 +153,20 @@ class PyroGuide(BoundGuide):
                             f"draw {name!r}; hide it from one of them by poutine.block"
                         )
                     drawn[name] = type(part).__name__
-                found.append((set(sites), {n for n, s in sites.items() if data in _plates(s)}))
+                stacks = {name: site["cond_indep_stack"] for name, site in sites.items()}
+                local = {n for n, stack in stacks.items() if data in {f.name for f in stack}}
+                found.append((set(sites), local))
         if self._own.draws_component and model.site("c") in drawn:
             raise ValueError(
                 f"both {type(self._own).__name__} and {drawn[model.site('c')]} draw "
                 f"{model.site('c')!r}; leave one of them out"
             )
         self._drawn = found
+        with own_store(), evaluating(model), local_seed(0), torch.no_grad():
+            self._of_weights = set(drawn_sites(model.weights, {"context": arguments.get("given")}))
+        if self._draws_weights() and not model.weights.takes_draws:
+            self._drawn = []
+            raise TypeError(no_draws(model.weights))
         self._first = arguments
         kind = 0 if "y" not in arguments else 1 + arguments["y"].is_floating_point()
         rows = len(arguments["x"])
@@ -367,34 +372,28 @@ class PyroGuide(BoundGuide):
     def settle_(self) -> None:
         """Give the random parts that members draw the moments of their draws, for the verbs."""
         model = self._bound_model()
-        weights, bank = model.site("weights"), model.site("bank.")
-        draws: dict[str, list[Tensor]] = {
-            name: []
-            for name in self._all - self._observed
-            if name == weights or name.startswith(bank)
-        }
-        if not draws:
+        below = model.site("bank.")
+        bank = {name for name in self._all - self._observed if name.startswith(below)}
+        state = [p.detach() for p in self.programs.parameters()]
+        if not (bank or self._draws_weights()) or same_values(state, self._settled):
             return
         rows = self.drawn_rows()
-        with own_store(), evaluating(self), local_seed(0):
-            for part, (sites, _) in zip(self._foreign, self._drawn, strict=True):
-                taken = accepted(_called(part), rows)
-                for _ in range(DRAWS if sites & draws.keys() else 0):
-                    with poutine.block(), poutine.trace() as trace:
-                        part(**taken)
-                    nodes: dict[str, Any] = trace.trace.nodes
-                    for name in sites & draws.keys():
-                        draws[name].append(nodes[name]["value"])
-        found = {name: torch.stack(values) for name, values in draws.items()}
-        if weights in found:
-            model.weights.take_draws_(found.pop(weights))
-        if found:
-            required(model.bank, "take_draws_", "a guide of the bank's parameters")(found)
+        parts = [
+            (part, accepted(_called(part), rows))
+            for part, (sites, _) in zip(self._foreign, self._drawn, strict=True)
+            if sites & (bank | self._of_weights)
+        ]
+        with own_store(), evaluating(self), evaluating(model), local_seed(0), poutine.block():
+            rows = rows if self._draws_weights() else {}
+            take_draws_(model, parts, bank, rows, self._of_weights - self._all)
+        self._settled = [value.clone() for value in state]
+
+    def _draws_weights(self) -> bool:
+        """Return whether members draw the weights, and not only what their prior depends on."""
+        drawn = self._of_weights & (self._all - self._observed)
+        weights = self._bound_model().site("weights")
+        return bool(drawn) and (weights in drawn or weights not in self._of_weights)
 
 
 def _called(part: nn.Module) -> Callable[..., Any]:
     return part.function if isinstance(part, FunctionProgram) else part
-
-
-def _plates(site: dict[str, Any]) -> set[str]:
-    return {frame.name for frame in site["cond_indep_stack"]}

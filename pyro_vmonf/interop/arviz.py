@@ -244,8 +244,8 @@ def _scores(
 def _sites(model: FlowMixture, draws: Draws) -> dict[str, Tensor]:
     """Return the weights and the other random sites ``(chains, draws, *)``."""
     sites = dict(draws.sites)
-    fixed = model.weights.log_mean().exp().expand(draws.chains, draws.draws, -1)
-    return {"weights": sites.pop(name_of(model.weights, "weights"), fixed), **sites}
+    name = name_of(model.weights, "weights")
+    return {"weights": sites.pop(name) if name in sites else draws.weights(model), **sites}
 
 
 @torch.no_grad()

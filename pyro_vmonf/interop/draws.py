@@ -53,6 +53,19 @@ class Draws:
                         mixture = Marginal(model.weights(), components)
                 yield mixture
 
+    @torch.no_grad()
+    def weights(self, model: FlowMixture) -> Tensor:
+        """Return the weights under each draw ``(chains, draws, K)``."""
+        if not self.sites:
+            return model.weights.log_mean().exp().expand(self.chains, self.draws, -1)
+        found = []
+        for chain in range(self.chains):
+            for draw in range(self.draws):
+                values = {name: value[chain, draw] for name, value in self.sites.items()}
+                with unregistered(), poutine.block(), poutine.condition(data=values):
+                    found.append(model.weights().exp())
+        return self.by_chain(found)
+
     def by_chain(self, values: list[Tensor]) -> Tensor:
         """Stack one value for each draw as ``(chains, draws, *)``."""
         return torch.stack(values).unflatten(0, (self.chains, self.draws))

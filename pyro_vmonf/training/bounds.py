@@ -51,8 +51,9 @@ def check_bound(guide: Any, guide_trace: Trace, model_trace: Trace) -> None:
             known = "observes" if name in model_trace.nodes else "does not draw"
             raise ValueError(
                 f"the guide draws {name!r}, which the model {known}: its entropy is added to the "
-                "ELBO, which then bounds nothing. Leave the site out of the guide; without c in "
-                "the guide, that is VMoNF(model) with no guide"
+                f"ELBO, which then bounds nothing. The model draws {', '.join(map(repr, latent))}: "
+                "take the right name, or leave the site out of the guide; without c in the guide, "
+                "that is VMoNF(model) with no guide"
             )
 
 

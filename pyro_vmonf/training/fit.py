@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -36,7 +37,7 @@ from pyro_vmonf.training.knowledge import knows_clusters
 from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
-from pyro_vmonf.training.selection import MEASURED_ROWS, Keeper
+from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
 from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
 
@@ -326,6 +327,10 @@ def run_of(sources: Sources, generator: torch.Generator, options: Options) -> Ru
     measured = sources.held_out
     if measured is None and options.keeps_best:
         measured = sources.train.sample(MEASURED_ROWS)
+    if measured is not None and measured.whole is None:
+        # What is paid once for the data, such as a divergence of the weights, is shared by the rows
+        # that train, however many are measured.
+        measured = replace(measured, whole=(sources.whole or sources.train).size)
     return Run(
         sources.train,
         generator,
@@ -357,6 +362,7 @@ def plan_of(
         objective=guide.objective,
         culprit=words or (lambda terms, arguments: culprit(model, terms, arguments)),
         title=title if options.progress else "",
+        draws=1 if model.sums_directly() else MEASURED_DRAWS,
         check_last=True,
     )
 

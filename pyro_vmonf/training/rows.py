@@ -45,7 +45,7 @@ class TensorSource:
         positions: numbers of the rows in the user's data, which terms see as ``index``.
         given: the rows' context ``(N, H)`` or ``None``.
         whole: number of the rows of the data set, where these are a part that trains beside the
-            others; their own number by default.
+            others, or one that is measured; their own number by default.
     """
 
     x: Tensor
@@ -116,10 +116,11 @@ class TensorSource:
         for chosen in batches:
             yield self.arguments(chosen)
 
-    def in_order(self) -> Iterator[Arguments]:
-        """Return batches of all rows, in their own order."""
-        for chosen in torch.arange(self.size, device=self.x.device).split(self.batch_size):
-            yield self.arguments(chosen)
+    def in_order(self, times: int = 1) -> Iterator[Arguments]:
+        """Return batches of all rows, in their own order, once or several times."""
+        for _ in range(times):
+            for chosen in torch.arange(self.size, device=self.x.device).split(self.batch_size):
+                yield self.arguments(chosen)
 
     def seen(self, count: int) -> TensorSource:
         """Return at most so many rows that training saw."""

@@ -74,6 +74,7 @@ class Plan:
         objective: function from the terms to the objective that the history records.
         culprit: function from terms and arguments to the words that name a fault.
         title: of the progress bar; empty for none.
+        draws: of what the program draws, each time that states are measured.
         check_last: take back a last step whose state has no finite objective.
     """
 
@@ -88,6 +89,7 @@ class Plan:
     objective: Callable[[dict[str, float]], float] = lambda terms: sum(terms.values())
     culprit: Callable[[Terms, Arguments], str] = lambda terms, arguments: "the sum of the terms"
     title: str = ""
+    draws: int = 1
     check_last: bool = False
 
 
@@ -158,12 +160,11 @@ class Trainer:
         return [run.history for run in self.runs]
 
     def _go_through_all(self, start: float) -> None:
-        plan = self.plan
         with (
             training(self.lanes.module),
-            progress_bar(self._total(), bool(plan.title), plan.title) as self.bar,
+            progress_bar(self._total(), bool(self.plan.title), self.plan.title) as self.bar,
         ):
-            self.bar.update(self.scheduled_steps if plan.epochs is None else self.steps)
+            self.bar.update(self.scheduled_steps if self.plan.epochs is None else self.steps)
             if self.steps == 0:
                 self._measure(START)
             while any(run.going for run in self.runs) and not self.done():
@@ -191,8 +192,8 @@ class Trainer:
         if plan.epochs is None:
             return plan.steps or 0
         labelled = 0 if first.labelled is None else first.labelled.batches
-        epochs = plan.pretrain_epochs + plan.epochs * plan.interleave
-        return epochs * labelled + plan.epochs * first.train.batches
+        labelled *= plan.pretrain_epochs + plan.epochs * plan.interleave
+        return labelled + plan.epochs * first.train.batches
 
     def place(self) -> str:
         """Say where the run is: after how many epochs, steps and seconds."""
@@ -207,8 +208,8 @@ class Trainer:
         """Return the words for an error that ends the runs."""
         if isinstance(error, KeyboardInterrupt):
             return f"interrupted in epoch {self.epoch}"
-        where = "a callback" if self.in_callback else f"epoch {self.epoch}"
-        return f"{type(error).__name__} in {where}"
+        kind = type(error).__name__
+        return f"{kind} in a callback" if self.in_callback else f"{kind} in epoch {self.epoch}"
 
     def at_epoch_end(self) -> None:
         """Do what is due between two epochs: here, nothing."""
@@ -352,8 +353,8 @@ class Trainer:
         sources = [run.measured for run in self.runs if run.measured is not None]
         totals: Terms = {}
         with evaluating(self.lanes.module), local_seed(0):
-            for batches in zip(*(source.in_order() for source in sources), strict=True):
-                share = len(batches[0]["x"]) / batches[0]["size"]
+            for batches in zip(*(s.in_order(self.plan.draws) for s in sources), strict=True):
+                share = len(batches[0]["x"]) / sources[0].size / self.plan.draws
                 for name, value in self.lanes.terms(batches).items():
                     totals[name] = totals.get(name, 0.0) + value.detach().reshape(-1).cpu() * share
         return totals

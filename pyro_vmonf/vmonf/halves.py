@@ -64,6 +64,17 @@ class Halves(Transparent):
         kinds = ("rows; put it into a VMoNF", "sequences; put it into a MarkovVMoNF")
         raise TypeError(f"model is a {type(model).__name__} of {kinds[model.of_sequences]}")
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of training; in ``eval()`` random parts take over what a guide has learnt.
+
+        Arguments:
+            mode: ``False`` for ``eval()``, in which every verb runs.
+        """
+        super().train(mode)
+        if not mode:
+            self.guide.settle_()
+        return self
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model."""
         return self.model(*args, **kwargs)

@@ -87,15 +87,20 @@ class Lessons:
             compile="auto" if seconds > WORTH_COMPILING else False,
         )
         best = 0 if history.kept is None else history.step[history.kept]
+        steps, spent = history.step[-1], history.seconds
         if "no better" not in history.stopped:
-            rest = (1 / SEARCHED - 1) * history.step[-1]
+            rest = (1 / SEARCHED - 1) * steps
             return Length(best / batches, rest / self._batches, out_of_time=True)
         cooled = best // COOLED
         if cooled:
             falls = _falling(cooled, cooled)
             again = self._fit(model, guide, held_out=held, steps=cooled, scheduler=falls)
+            steps, spent = steps + cooled, spent + again.seconds
             cooled = 0 if again.kept is None else cooled
-        return Length(best / batches, cooled / batches, out_of_time=False)
+        # The same on all rows has to fit into the time that is left.
+        wanted = max(best + cooled, 1) / batches * self._batches
+        share = min(1.0, max(0.0, seconds - spent) / spent * steps / wanted)
+        return Length(share * best / batches, share * cooled / batches, out_of_time=False)
 
     def repeat(self, model: FlowMixture, guide: SoftmaxGuide, length: Length) -> History:
         """Train on all rows for as long."""

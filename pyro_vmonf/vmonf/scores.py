@@ -25,6 +25,7 @@ from pyro_vmonf.program import check_follows
 from pyro_vmonf.training.endings import warn
 from pyro_vmonf.vmonf.gaps import Completes
 
+SUM_TOLERANCE = 1e-3  # of probabilities, beyond rounding
 # Of rows, their context and their evidence.
 Verb = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -88,9 +89,22 @@ class Scores(Completes):
         def proba(rows: Tensor, given: Tensor | None, y: Tensor | None) -> Tensor:
             outside = self.model.is_outside(rows, given)
             prior = self.model.weights.log_mean(given).exp() if outside.any() else 0.0
-            return torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given).exp())
+            q = torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given).exp())
+            return self._checked(q)
 
         return self._over_chunks(proba, x, given, chunk_size, y)
+
+    def _checked(self, q: Tensor) -> Tensor:
+        """Return probabilities ``(N, K)`` whose rows have sum one."""
+        total = q.sum(-1)
+        wrong = (total - 1).abs() > SUM_TOLERANCE
+        if bool(wrong.any()):
+            raise ValueError(
+                f"{self.guide.predicts_by} gives probabilities whose sum is "
+                f"{float(total[wrong][0]):.4g}; expected log-probabilities whose exponentials have "
+                "sum one: end log_q by .log_softmax(-1)"
+            )
+        return q
 
     def posterior(
         self, x: Any, y: Any = None, *, given: Any = None, exact: bool = False
@@ -141,6 +155,8 @@ class Scores(Completes):
         def elbo(rows: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
             components = self._component_log_prob(rows, given)
             joint = self.model.weights.mean_log(given) + components
+            if not self.guide.exact:
+                self._checked(self.guide.log_q(rows, given).exp())
             return self.guide.bound(joint, rows, given)
 
         return self._over_chunks(elbo, x, given, chunk_size)

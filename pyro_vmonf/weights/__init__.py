@@ -1,5 +1,6 @@
 """Mixture weights: modules whose call, inside the model, returns log π."""
 
+from pyro_vmonf.weights.base import Weights
 from pyro_vmonf.weights.grouped import GroupWeights
 from pyro_vmonf.weights.hierarchical import GammaDirichlet
 from pyro_vmonf.weights.markov import FixedRow
@@ -10,7 +11,6 @@ from pyro_vmonf.weights.standard import (
     LearnedWeights,
     RandomWeights,
     UpdatedWeights,
-    Weights,
     as_weights,
 )
 

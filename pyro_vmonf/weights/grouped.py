@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.weights.standard import Weights
+from pyro_vmonf.weights.base import Weights
 
 
 class GroupWeights(Weights):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution
 
-from pyro_vmonf.weights.standard import FixedWeights, LearnedWeights, Weights, as_weights
+from pyro_vmonf.weights.base import Weights
+from pyro_vmonf.weights.standard import FixedWeights, LearnedWeights, as_weights
 
 DOUBLINGS = 10  # of the steps that a component's share is taken of
 Row = str | Tensor | Distribution | Weights
@@ -54,6 +55,15 @@ class MarkovWeights(Weights):
     def guide(self) -> None:
         for row in self.rows():
             row.guide()
+
+    @property
+    def takes_draws(self) -> bool:
+        return all(row.takes_draws for row in self.rows() if row.in_program)
+
+    def take_draws_(self, draws: Tensor) -> None:
+        for number, row in enumerate(self.rows()):
+            if row.in_program:
+                row.take_draws_(draws[:, number])
 
     def mean_rows(self) -> Tensor:
         """Return the log-probabilities ``(K + 1, K)`` of the rows; random ones with their mean."""

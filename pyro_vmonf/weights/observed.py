@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.program import name_of
 from pyro_vmonf.weight_priors import as_prior
-from pyro_vmonf.weights.standard import Weights
+from pyro_vmonf.weights.base import Weights
 
 
 class ObservedWeights(Weights):

@@ -6,83 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import poutine, sample
+from pyro import sample
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.processes import sum_over_processes
-from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
-from pyro_vmonf.program import Program, Registered, name_of
+from pyro_vmonf.program import name_of
 from pyro_vmonf.weight_priors import Posterior, as_prior, posterior_of
-
-
-class Weights(Registered, Program):
-    r"""The base of weights: a call that returns :math:`\log\pi` of shape ``(*, K)``.
-
-    To implement one, write :meth:`forward`; if it draws from a prior, also :meth:`guide`, which
-    draws the same sites from the approximate posterior, and :meth:`log_mean`. Weights that learn
-    from responsibilities write :meth:`update_`. Those that depend on the rows' context take it;
-    the others leave it alone.
-    """
-
-    num_components: int
-
-    def forward(self, context: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        return arguments_of(self) or f"num_components={self.num_components}"
-
-    def _parameter(self, name: str) -> nn.Parameter:
-        """Return a parameter without a word to Pyro, which has been told at the call."""
-        parameter = self._parameters[name]
-        assert parameter is not None
-        return parameter
-
-    def guide(self) -> None:
-        """Draw the sites of :meth:`forward` from their approximate posterior: here, none."""
-
-    def update_(
-        self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
-    ) -> None:
-        """Learn from a batch. Guides call it at every step, before the model runs.
-
-        By default it does nothing.
-
-        Arguments:
-            log_posterior: function that computes log q(c|x, y) ``(*, K)`` of the rows.
-            sample_weight: their weights, which broadcast with ``*``.
-            fraction: the share of the data set's rows that the batch has; 0 for the rows of the
-                last call, which count anew in place of themselves.
-        """
-
-    def log_mean(self, context: Tensor | None = None) -> Tensor:
-        r"""Return :math:`\log E[\pi]` ``(*, K)``, the weights that scores are exact for.
-
-        By default they are those of the call.
-
-        Raises:
-            TypeError: if the call draws, so that its weights are not the mean.
-        """
-        with poutine.block(), poutine.trace() as trace:
-            weights = self.forward(context)
-        drawn = [name for name, site in trace.trace.nodes.items() if site["type"] == "sample"]
-        if drawn:
-            kind = type(self).__name__
-            raise TypeError(
-                f"{kind} draws {', '.join(map(repr, drawn))} and has no log_mean; write "
-                f"{kind}.log_mean, which returns the log of the mean weights, and {kind}.guide, "
-                "which draws the same sites from their posterior"
-            )
-        return weights
-
-    def mean_log(self, context: Tensor | None = None) -> Tensor:
-        r"""Return :math:`E[\log\pi]` of shape ``(*, K)``, the weights of the ELBO."""
-        return self.log_mean(context)
+from pyro_vmonf.weights.base import Weights
 
 
 class FixedWeights(Weights):
@@ -337,8 +272,11 @@ class RandomWeights(Weights):
         if log_q.dim() == 2:  # several groups draw weights of their own: no count of all is theirs
             optional(self.posterior, "update_", _nothing)(lambda: log_q, sample_weight, fraction)
 
+    @property
+    def takes_draws(self) -> bool:
+        return type(self.posterior).take_draws_ is not Posterior.take_draws_
+
     def take_draws_(self, draws: Tensor) -> None:
-        """Take the moments of draws ``(S, K)`` of a guide of the user's, for scores."""
         self.posterior.take_draws_(draws)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
@@ -383,7 +321,8 @@ def as_weights(weights: str | Tensor | Distribution | Weights, num_components: i
     elif isinstance(weights, nn.Module):
         kind = type(weights).__name__
         raise TypeError(
-            f"weights is a {kind}, a module that is no Weights; let {kind} inherit from "
+            f"weights is a {kind}, a module that is no Weights; pass RandomWeights({kind}(...)) if "
+            f"its call returns a prior of the weights, or let {kind} inherit from "
             "pyro_vmonf.weights.Weights, which has the defaults of guide, update_ and log_mean"
         )
     elif isinstance(weights, Distribution):
