@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf._utils.sharing import is_shared
 from pyro_vmonf.contracts import Pair
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.stack import Stack
 
 
-def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
-    """Return the tensors of a bank or of weights that have the K components on their left.
+@dataclass(frozen=True)
+class Place:
+    """A tensor that has the components along one of its dimensions."""
+
+    part: nn.Module
+    name: str
+    dim: int = 0
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor."""
+        found: Tensor = getattr(self.part, self.name)
+        return found
+
+
+def per_component(module: nn.Module, count: int) -> list[Place]:
+    """Return the tensors of a bank or of weights that belong to the K components.
 
     These are the parameters of modules with ``batch_shape (K, …)``, ``components`` or
-    ``num_components``, and the buffers that such a module names in ``batched_buffers``.
+    ``num_components``, and the buffers that such a module names in ``batched_buffers``. The
+    components are the dimension ``component_dim`` of the module, the first one by default; ``None``
+    says that they cannot change places. A single number belongs to all of them.
 
     Arguments:
         module: a bank or weights.
@@ -23,9 +43,10 @@ def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
     Raises:
         ValueError: if a part has parameters and does not say how its components lie in them.
     """
-    found: list[tuple[nn.Module, str]] = []
+    found: list[Place] = []
     for name, part in module.named_modules():
-        if isinstance(part, (ConstantDistribution, Stack)):
+        dim = getattr(part, "component_dim", 0)
+        if isinstance(part, (ConstantDistribution, Stack)) or dim is None:
             raise ValueError(
                 f"{name or 'the module'} is a {type(part).__name__}, whose components cannot be "
                 "taken out or change places: a fixed distribution, such as a stick-breaking prior, "
@@ -41,7 +62,15 @@ def per_component(module: nn.Module, count: int) -> list[tuple[nn.Module, str]]:
                 "batch_shape: it cannot be known which of them belong to which component"
             )
         if size == count or (batch_shape and batch_shape[0] == count):
-            found += [(part, key) for key in (*own, *getattr(part, "batched_buffers", ()))]
+            keys = (*own, *getattr(part, "batched_buffers", ()))
+            places = [Place(part, key, dim) for key in keys]
+            found += [place for place in places if place.value.dim()]
+    for place in found:
+        if place.value.shape[place.dim] != count:
+            raise ValueError(
+                f"{type(place.part).__name__}.{place.name} has shape {tuple(place.value.shape)}; "
+                f"expected {count} components along dimension {place.dim}"
+            )
     return found
 
 
@@ -56,8 +85,9 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
         index: distinct numbers of components.
 
     Raises:
-        ValueError: if the numbers are none, repeated or out of range, or the bank does not say
-            which parameters belong to which component; the pair is then as it was.
+        ValueError: if the numbers are none, repeated or out of range, bank, weights or guide do
+            not say which parameters belong to which component, or another pair uses the bank; the
+            pair is then as it was.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
@@ -73,16 +103,22 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
     if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= i < count for i in numbers):
         raise ValueError(f"index is {numbers}; expected distinct numbers from 0 to {count - 1}")
     model, guide = vmonf.model, vmonf.guide
+    if is_shared(model.bank):
+        raise ValueError(
+            "the pair shares its components with the pair that it comes from, or with one that "
+            "comes from it by condition() or alone(); take copy.deepcopy of this one first"
+        )
     places = per_component(model.bank, count) + per_component(model.weights, count)
-    for part, name in places:
-        value = getattr(part, name)
-        taken = value.detach().index_select(0, index.to(value.device))
+    guide.take_(index)  # or it refuses, before anything changes
+    for place in places:
+        value = place.value
+        taken = value.detach().index_select(place.dim, index.to(value.device))
         if len(index) == count:
             value.copy_(taken)
         elif isinstance(value, nn.Parameter):
-            setattr(part, name, nn.Parameter(taken, value.requires_grad))
+            setattr(place.part, place.name, nn.Parameter(taken, value.requires_grad))
         else:
-            setattr(part, name, taken)
+            setattr(place.part, place.name, taken)
     for part in (*model.bank.modules(), *model.weights.modules()):
         batch_shape = getattr(part, "batch_shape", None)
         if batch_shape and batch_shape[0] == count:
@@ -91,4 +127,6 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
             if getattr(part, name, None) == count:
                 setattr(part, name, len(index))
     model.num_components = len(index)
-    guide.take_(index)
+    history = getattr(vmonf, "history", None)
+    if history is not None and numbers[-1] != count - 1:  # the background was the last one
+        history.choice.pop("background", None)

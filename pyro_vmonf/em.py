@@ -172,8 +172,9 @@ def num_parameters(model: FlowMixture) -> int:
     .. math::
         K (D + D (D + 1) / 2) + K - 1
 
-    This is the number for a Gaussian bank with learned weights. The parameters of a flow are merely
-    counted, which overstates the freedom that they give: see :func:`information_criteria`.
+    This is the number for a Gaussian bank with learned weights. A chain has K - 1 weights for its
+    beginning and for each component, and groups have K - 1 each. The parameters of a flow are
+    merely counted, which overstates their freedom: see :func:`information_criteria`.
 
     Example:
         >>> num_parameters(FlowMixture(Gaussian(2, 3), "learned"))
@@ -184,8 +185,7 @@ def num_parameters(model: FlowMixture) -> int:
         free = bank.components * (bank.features + bank.features * (bank.features + 1) // 2)
     else:
         free = sum(p.numel() for p in bank.parameters() if p.requires_grad)
-    learned = any(p.requires_grad for p in weights.parameters())
-    return free + (model.num_components - 1 if learned else 0)
+    return free + weights.num_free()
 
 
 @torch.no_grad()

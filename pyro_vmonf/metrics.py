@@ -362,11 +362,11 @@ def kl_divergence(
     check_positive("draws", draws, minimum=2)
     if p.event_shape != q.event_shape:
         raise ValueError(
-            f"p has event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}; expected the "
-            "same"
+            f"p has event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}; both need one"
         )
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     with local_seed(seed):
-        x = p.sample(torch.Size((draws,)))
+        x = p.expand(shape).sample(torch.Size((draws,)))
     gap = p.log_prob(x) - q.log_prob(x)
     return gap.mean(0), gap.std(0) / draws**0.5
 

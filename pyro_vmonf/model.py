@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.sameness import same_state
+from pyro_vmonf._utils.sharing import share
 from pyro_vmonf._utils.validation import (
     as_tensor,
     check_context,
@@ -234,9 +235,8 @@ class FlowMixture(Program):
 
     def draw_parts(self, given: Tensor | None = None) -> tuple[Tensor, Distribution]:
         """Return log-weights and components for a context ``(*, H)``; random ones are drawn."""
-        log_weights = self.weights(given)
         draw = optional(self.bank, "draw", self.components_of)
-        return log_weights, self._in_raw_units(draw(given))
+        return self.weights(given), self._in_raw_units(draw(given))
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return what the sites say, in tensors: log-weights ``(*, K)``, and log p(x|c) ``(N, K)``.
@@ -325,8 +325,8 @@ class FlowMixture(Program):
                     "observed by y=, and rows by x= of fit and the verbs"
                 )
         model = copy.copy(self)
-        model.__dict__["_modules"] = dict(self.__dict__["_modules"])
-        model.__dict__.pop("_frozen", None)
+        model.__dict__ |= {"_modules": dict(self.__dict__["_modules"]), "_frozen": None}
+        share(self.bank, self, model)
         if observe is not None and of_bank:
             model.bank = observe(of_bank)
         if prior is not None and weights in data:

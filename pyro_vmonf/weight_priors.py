@@ -253,6 +253,8 @@ class SticksPosterior(Posterior):
         prior: the weights' prior.
     """
 
+    component_dim = None  # each piece is a share of what those before it leave
+
     def __init__(self, prior: Tensor | Distribution | nn.Module, update: Update = "counts") -> None:
         super().__init__(prior, update)
         self.log_sticks = nn.Parameter(self.like.new_zeros(2, self.num_components - 1))
@@ -342,6 +344,8 @@ class NormalPosterior(Posterior):
         prior: the weights' prior.
         draws: number of draws in the averages.
     """
+
+    component_dim = None  # each piece is a share of what those before it leave
 
     noise: Tensor
     offset: Tensor

@@ -204,10 +204,10 @@ class FlowDistribution(Estimated):
 
     def _rises(self) -> Tensor:
         """Return whether the one feature rises with that of the base, ``(*)``."""
-        ends = torch.tensor([[-1.0], [1.0]]).to(self.base.sample())
-        ends = ends.reshape(2, *(1,) * len(self.batch_shape), 1)
-        low, high = self._push(ends.expand(2, *self.batch_shape, 1)).squeeze(-1)
-        return high > low
+        with torch.enable_grad():
+            z = self._expanded_base().sample().requires_grad_()
+            (slope,) = torch.autograd.grad(self._push(z).sum(), z)
+        return slope.squeeze(-1) > 0
 
     def cdf(self, x: Tensor) -> Tensor:
         r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""

@@ -79,7 +79,10 @@ class Marginal(Estimated):
 
     @property
     def mean(self) -> Tensor:
-        return self._expected(self.components.mean)
+        means = self.components.mean
+        first = means.select(-1 - len(self.event_shape), 0)
+        # The weights' sum is one to rounding only, which counts far from zero.
+        return first + self._expected(means - first.unsqueeze(-1 - len(self.event_shape)))
 
     @property
     def variance(self) -> Tensor:
@@ -98,8 +101,9 @@ class Marginal(Estimated):
         check_single(self)
         each = icdf_of(self.components, share.unsqueeze(-1))
         with torch.no_grad():
-            low, high = each.amin(-2), each.amax(-2)
-            return quantile(lambda x: self.cdf(x).unsqueeze(-1), share.unsqueeze(-1), low, high)
+            low, high, share = each.amin(-2), each.amax(-2), share.unsqueeze(-1)
+            found = quantile(lambda x: self.cdf(x).unsqueeze(-1), share, low, high)
+            return torch.where(share == 0, low, torch.where(share == 1, high, found))  # infinite
 
     def sample_with_component(
         self, sample_shape: Sequence[int] = (), component: int | None = None

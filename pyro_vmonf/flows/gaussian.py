@@ -27,7 +27,8 @@ def moments(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, 
         responsibilities: weight of each row for each cluster, ``(N, K)``.
         ridge: added to the variances.
     """
-    total = responsibilities.sum(0) + 10 * torch.finfo(x.dtype).eps
+    total = responsibilities.sum(0)
+    total = total + 10 * torch.finfo(x.dtype).eps * total.sum().clamp_min(torch.finfo(x.dtype).tiny)
     means = responsibilities.T @ x / total[:, None]
     centred = x - means[:, None]
     covariances = (responsibilities.T[..., None] * centred).mT @ centred / total[:, None, None]
@@ -140,14 +141,17 @@ class Gaussian(Registered, ShownModule):
         Arguments:
             x: rows ``(N, D)``.
             weight: weight of each row for each component, ``(N, K)``; without clusters in it, the
-                bank stays as it is.
+                bank stays as it is. One component takes all rows.
         """
         frozen = not all(parameter.requires_grad for parameter in self.parameters())
         moved = not torch.equal(self.loc, self.drawn.to(self.loc))
         shaped = bool(self.log_scale.any()) or bool(self.lower.any())
+        if weight is None and self.components == 1:
+            weight = x.new_ones(len(x), 1)
         if weight is None or frozen or moved or shaped:
             return
-        if torch.equal(weight, weight[:, :1].expand_as(weight)):  # no clusters
+        alike = torch.equal(weight, weight[:, :1].expand_as(weight))
+        if alike and self.components > 1:  # no clusters
             return
         _, loc, covariance = moments(x.double(), weight.double(), ridge=START_RIDGE)
         self.set_(loc, covariance)

@@ -167,7 +167,17 @@ class BoundGuide(Program):
         return None
 
     def take_(self, index: Tensor) -> None:
-        """Make component *i* what component ``index[i]`` was; an exact posterior has no parts."""
+        """Make component *i* what component ``index[i]`` was; an exact posterior has no parts.
+
+        Raises:
+            ValueError: if the guide has parts, and does not say how components lie in them.
+        """
+        if not self.exact:
+            kind = type(self).__name__
+            raise ValueError(
+                f"guide is a {kind}, whose components cannot be taken out or change places; write "
+                f"{kind}.take_(index), after which component i is what index[i] was"
+            )
 
     def check(self, model: FlowMixture) -> None:
         """Refuse a model whose rows or components do not fit; by default any will do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -80,7 +81,10 @@ def to_safetensors(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
         ImportError: if safetensors is missing.
         OSError: if the file cannot be written.
     """
-    _safetensors().save_model(vmonf, os.fspath(path), metadata={"pyro_vmonf": __version__})
+    metadata = {"pyro_vmonf": __version__}
+    if vmonf.model.feature_names is not None:
+        metadata["feature_names"] = json.dumps(list(vmonf.model.feature_names))
+    _safetensors().save_model(vmonf, os.fspath(path), metadata=metadata)
 
 
 def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
@@ -100,6 +104,8 @@ def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
     library = _safetensors()
     try:
         found = library.load_file(os.fspath(path))
+        with safetensors.safe_open(os.fspath(path), "pt") as file:
+            names = json.loads((file.metadata() or {}).get("feature_names", "null"))
     except safetensors.SafetensorError as error:
         raise ValueError(f"{os.fspath(path)} is no safetensors file: {error}") from error
     own = vmonf.state_dict()
@@ -116,6 +122,7 @@ def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
         named = ", ".join([*unknown, *missing, *other][:5])
         raise ValueError(f"{os.fspath(path)} is of a pair with other parts: they differ in {named}")
     vmonf.load_state_dict({name: v for name, v in whole.items() if v is not None}, strict=False)
+    vmonf.model.feature_names = names if names is None else tuple(names)
 
 
 def _is_shared(own: dict[str, Tensor], name: str, found: dict[str, Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
@@ -119,8 +121,15 @@ def _read(path: Path, separator: str | None) -> Any:
                 "convert the table to CSV"
             ) from error
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    # A blank line is a row without numbers, so that the others keep their positions.
+    options: dict[str, Any] = {"sep": separator or usual, "skip_blank_lines": False}
     try:
-        frame = pandas.read_csv(path, sep=separator or usual)
+        with own_filters():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            try:
+                frame = pandas.read_csv(path, index_col=False, **options)
+            except pandas.errors.ParserWarning:  # the lines have more fields than the header
+                frame = _without_names_of_rows(path, pandas.read_csv(path, **options))
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} is no CSV with a header: {str(error).strip()}") from error
     if len(frame.columns) == 1 and separator is None:
@@ -129,7 +138,51 @@ def _read(path: Path, separator: str | None) -> Any:
             raise ValueError(
                 f"{path} has one column, {frame.columns[0]!r}; pass --separator {found[0]!r}"
             )
-    return frame
+    if all(_is_number(name) for name in frame.columns) and not _are_positions(frame.columns):
+        raise ValueError(
+            f"the first line of {path} holds numbers only: {', '.join(map(str, frame.columns))}; "
+            "add a line with the names of the columns before it"
+        )
+    there = np.flatnonzero(frame.notna().any(axis=1))
+    return frame[: there[-1] + 1 if len(there) else 0]  # without blank lines at the end
+
+
+def _without_names_of_rows(path: Path, frame: Any) -> Any:
+    """Return a frame whose lines have one field more than the header.
+
+    The first field may be a name of the row, as R writes it, or the last one is always empty.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if frame[frame.columns[-1]].isna().all():
+        return frame.reset_index().iloc[:, :-1].set_axis(frame.columns, axis=1)
+    names = frame.index
+    if names.nlevels == 1 and names.is_unique:
+        text = names.dtype.kind not in "iufb"
+        if text or list(names) in _countings(len(names)):
+            return frame.reset_index(drop=True)
+    raise ValueError(
+        f"the lines of {path} have more fields than its header, which names {len(frame.columns)} "
+        "columns; name every column, or remove the fields"
+    )
+
+
+def _countings(count: int) -> tuple[list[int], list[int]]:
+    return list(range(count)), list(range(1, count + 1))
+
+
+def _is_number(name: Any) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _are_positions(names: Any) -> bool:
+    """Return whether names are the numbers of the columns, as pandas writes them."""
+    return list(names) in [list(map(str, found)) for found in _countings(len(names))]
 
 
 def _kinds(frame: Any) -> str:
@@ -184,13 +237,18 @@ def scores(vmonf: VMoNF, table: Table) -> Any:
 
 
 def samples(vmonf: VMoNF, number: int, seed: int | None = None, cluster: int | None = None) -> Any:
-    """Return a frame of points that the mixture draws, with the column ``cluster`` at its end."""
+    """Return a frame of points that the mixture draws, with the column ``cluster`` at its end.
+
+    It is ``cluster_of_pair`` where the rows have a column ``cluster`` themselves.
+    """
     import pandas
 
     x, c = vmonf.sample(number, seed=seed, component=cluster)
     width = x.shape[1]
     names = vmonf.model.feature_names or [f"x_{i}" for i in range(width)]
-    return pandas.DataFrame(x.cpu().numpy(), columns=list(names)).assign(cluster=c.tolist())
+    frame = pandas.DataFrame(x.cpu().numpy(), columns=list(names))
+    frame["cluster_of_pair" if "cluster" in frame else "cluster"] = c.tolist()
+    return frame
 
 
 def write_table(frame: Any, path: str | os.PathLike[str]) -> None:

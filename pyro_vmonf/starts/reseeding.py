@@ -124,9 +124,9 @@ def copy_component_(model: FlowMixture, source: int, target: int, noise: float =
         ValueError: if the bank does not say which parameters belong to which component.
     """
     with local_seed(target):
-        for part, name in per_component(model.bank, model.num_components):
-            value = getattr(part, name)
-            copied = value[source].clone()
+        for place in per_component(model.bank, model.num_components):
+            value = place.value
+            copied = value.select(place.dim, source).clone()
             if isinstance(value, torch.nn.Parameter) and copied.numel() > 1:
                 copied += noise * copied.std() * torch.randn_like(copied)
-            value[target] = copied
+            value.select(place.dim, target).copy_(copied)

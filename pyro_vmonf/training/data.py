@@ -157,17 +157,20 @@ def make_sources(
 
 def fingerprint(sources: Sources, **options: Any) -> dict[str, Any]:
     """Return what a resumed run has to have in common with the one that it goes on with."""
-    data = sources.train
-    rows = data.size
-    sums: dict[str, float | None] = {}
-    if isinstance(data, TensorSource):
+    found: dict[str, Any] = {**options, "rows": sources.train.size}
+    kinds = {"": sources.train, "labelled ": sources.labelled, "held-out ": sources.held_out}
+    for kind, data in kinds.items():
         for name in ("x", "y", "sample_weight", "given"):
-            values = getattr(data, name)
-            sums[f"sum of {name}"] = None if values is None else _sum(values)
-            sums[f"order of {name}"] = None if values is None else _sum(values * _factors(values))
-            gappy = values is not None and values.is_floating_point() and has_gaps(values)
-            sums[f"gaps of {name}"] = _gaps(values) if gappy else None
-    return {**options, "rows": rows, **sums}
+            values = getattr(data, name, None)
+            whole: dict[str, float | None] = {}
+            if not kind:
+                whole = dict.fromkeys(("sum", "order", "gaps"))
+            if isinstance(data, TensorSource) and values is not None:
+                whole = {"sum": _sum(values), "order": _sum(values * _factors(values))}
+                gappy = values.is_floating_point() and has_gaps(values)
+                whole["gaps"] = _gaps(values) if gappy else None
+            found |= {f"{what} of {kind}{name}": value for what, value in whole.items()}
+    return found
 
 
 def _sum(values: Tensor) -> float:

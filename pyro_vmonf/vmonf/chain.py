@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.sharing import share
 from pyro_vmonf._utils.validation import check_positive, listed
 from pyro_vmonf.chains import MarkovMixture
 from pyro_vmonf.distributions.chain import HiddenChain
@@ -17,6 +18,7 @@ from pyro_vmonf.program import Rows
 from pyro_vmonf.report import Drawn
 from pyro_vmonf.training.endings import warn
 from pyro_vmonf.training.history import History
+from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pair import VMoNF
 from pyro_vmonf.weights import FixedRow
@@ -168,7 +170,11 @@ class MarkovVMoNF(Drawn, Halves):
         """
         shares = self.model.weights.log_mean().detach().exp()
         mixture = FlowMixture(self.model.bank, FixedRow(shares))
-        mixture.standardizer = self.model.standardizer
+        # Its rows may have gaps, which are no ends of sequences there.
+        units = self.model.standardizer
+        mixture.standardizer = Standardize(self.model.event_shape).to(units.scale)
+        mixture.standardizer.load_state_dict(units.state_dict())
+        share(self.model.bank, self.model, mixture)
         return VMoNF(mixture)
 
     def steps_of(self, x: Any, lengths: Any = None) -> Tensor:

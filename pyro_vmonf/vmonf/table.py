@@ -105,6 +105,8 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
             "(N, C, H, W)"
         )
     kind = rows.dtype if rows.is_floating_point() else torch.float32
+    if not torch.equal(rows.to(kind).to(rows.dtype), rows):  # whole numbers with many digits
+        kind = torch.float64
     like = torch.empty(0, dtype=kind)
     rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), like, missing=True)
     count = 2 if components is None else check_positive("components", components)
@@ -120,6 +122,13 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
     if labels is not None and labels.dim() > 1:
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
+    if labels is not None and bool((labels > 0).any()) and not bool((labels == 0).any()):
+        warnings.warn(
+            f"the labels go from {int(labels[labels > 0].min())} to {int(labels.max())}, and no "
+            "row has label 0, which names a component too; number the classes from 0",
+            UserWarning,
+            stacklevel=4,
+        )
     warn_of_columns(rows if weight is None else rows[weight > 0], names)
     seed, units = seed_of(seed), _units(rows, weight)
     return Rows(rows, filled(rows, units, seed), labels, weight, names, units, seed)

@@ -58,6 +58,11 @@ class Weights(Registered, Program):
                 last call, which count anew in place of themselves.
         """
 
+    def num_free(self) -> int:
+        """Return the number of free weights: K - 1 if something is learned."""
+        learned = any(p.requires_grad for p in self.parameters())
+        return self.num_components - 1 if learned else 0
+
     @property
     def takes_draws(self) -> bool:
         """``True`` if :meth:`take_draws_` is written."""

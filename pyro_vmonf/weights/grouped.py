@@ -31,11 +31,16 @@ class GroupWeights(Weights):
         torch.Size([20, 3])
     """
 
+    component_dim = -1
+
     def __init__(self, num_groups: int, num_components: int) -> None:
         super().__init__()
         self.num_groups = check_positive("num_groups", num_groups)
         self.num_components = check_positive("num_components", num_components)
         self.logits = nn.Parameter(torch.zeros(num_groups, num_components))
+
+    def num_free(self) -> int:
+        return self.num_groups * super().num_free()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

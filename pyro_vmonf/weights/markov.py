@@ -33,6 +33,8 @@ class MarkovWeights(Weights):
                 [0.5000, 0.5000]], grad_fn=<SliceBackward0>)
     """
 
+    component_dim = None  # rows and columns belong to components
+
     def __init__(self, initial: Weights, transition: Sequence[Weights]) -> None:
         super().__init__()
         self.num_components = initial.num_components
@@ -55,6 +57,9 @@ class MarkovWeights(Weights):
     def guide(self) -> None:
         for row in self.rows():
             row.guide()
+
+    def num_free(self) -> int:
+        return sum(row.num_free() for row in self.rows())
 
     @property
     def takes_draws(self) -> bool:
