@@ -147,8 +147,7 @@ class ChoiceReport:
             lines.append(f"candidates, nats a row: {scores}")
         if "normalised_cut" in found:
             lines.append(f"normalised cut of the neighbours: {found['normalised_cut']:.3f}")
-        alike = self.as_good_as()
-        if alike:
+        if alike := self.as_good_as():
             shown = ", ".join(f"{k} ({v:.3f})" for k, v in alike.items())
             lines.append(f"numbers of components within .05 nats a row: {shown}")
         if "held_out" in found:
@@ -159,7 +158,8 @@ class ChoiceReport:
             )
             if self.gaussians_do_as_well:
                 lines.append(gaussians_instead(found["gaussians"]))
-            lines.append(f"trained for {found['epochs']} epochs")
+            over = ", until the time was over" if found.get("out_of_time") else ""
+            lines.append(f"trained for {found['epochs']} epochs{over}")
         if found.get("touching"):
             shown = ", ".join(f"{pair} ({share:.3f})" for pair, share in found["touching"].items())
             lines.append(f"clusters that touch, share of rows that one gives the other: {shown}")

@@ -141,7 +141,7 @@ def check_rows(
         found = "infinite values" if missing else "NaN or infinite values"
         raise ValueError(
             f"x has {found} in {len(bad)} of {len(x)} rows: {listed(bad + first)}; "
-            "remove or impute them"
+            "remove them, or impute them, as vmonf.impute(x).x does with NaN"
         )
     if keeps is not None and x.dtype == torch.float64 != like.dtype and keeps(x):
         return x

@@ -1,4 +1,4 @@
-"""What a guide of other programs asks of its model before it runs, and tells it afterwards."""
+"""A guide of other programs and its model: questions before a run, draws after it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ FIT = """\
 Cluster the rows of a table, and fit their density.
 
 The start, the densities, the number of clusters and the length of the fit are chosen by the data.
-Columns without numbers and rows with missing numbers are left out, and the command says so."""
+Columns without numbers are left out, and the command says so. Missing numbers are summed out; a row
+without any number is left out."""
 
 FIT_MORE = f"""\
 files in DIR:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Callable, Sequence
 from html import escape
 from io import BytesIO
@@ -14,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._version import __version__
 from pyro_vmonf.interop.tables import Table
 from pyro_vmonf.plots import plot_history
@@ -182,8 +184,11 @@ def _clusters(table: Table, q: Tensor, clusters: Tensor) -> str:
     x = np.asarray(table.frame, dtype=np.float64)
     found = clusters.cpu().numpy()
     held, counts = np.unique(found[found >= 0], return_counts=True)
-    within = sum(n / len(x) * x[found == c].var(0) for c, n in zip(held, counts, strict=True))
-    order = np.argsort(within / np.maximum(x.var(0), 1e-300), kind="stable")[:MOST_COLUMNS]
+    with own_filters():  # of a cluster without a number in some column
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        spreads = [np.nan_to_num(np.nanvar(x[found == c], 0)) for c in held]
+    within = sum(n / len(x) * s for n, s in zip(counts, spreads, strict=True))
+    order = np.argsort(within / np.maximum(np.nanvar(x, 0), 1e-300), kind="stable")[:MOST_COLUMNS]
     columns = sorted(order.tolist())
     colors = component_colors(q.shape[1])
     largest = sorted(zip(held.tolist(), counts.tolist(), strict=True), key=lambda p: -p[1])
@@ -194,7 +199,7 @@ def _clusters(table: Table, q: Tensor, clusters: Tensor) -> str:
         "probability": [f"{float(q[found == c].amax(-1).mean()):.3f}" for c, _ in shown],
     }
     for i in columns:
-        rows[f"mean {names[i]}"] = [f"{x[found == c, i].mean():.4g}" for c, _ in shown]
+        rows[f"mean {names[i]}"] = [_mean(x[found == c, i]) for c, _ in shown]
     head = "".join(f"<th>{_dot(colors[c])}{escape(_name(table, c))}</th>" for c, _ in shown)
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{v}</td>' for v in values)}</tr>"
@@ -208,6 +213,12 @@ def _clusters(table: Table, q: Tensor, clusters: Tensor) -> str:
         '<div class="scroll"><table><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>{rest}"
     )
+
+
+def _mean(values: np.ndarray[Any, Any]) -> str:
+    """Return the mean of the numbers that are there."""
+    there = values[~np.isnan(values)]
+    return f"{there.mean():.4g}" if len(there) else "–"
 
 
 def _dot(color: tuple[float, float, float]) -> str:

@@ -89,7 +89,12 @@ class Coupling(Conditional):
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__(context_features=context_features, batch_shape=batch_shape)
-        self.features = check_positive("features", features, minimum=2)
+        if check_positive("features", features) == 1:
+            raise ValueError(
+                "features is 1; a coupling needs at least 2, of which one moves the other: take an "
+                "autoregressive flow, such as MAF(1, K) or AutoregressiveNSF(1, K)"
+            )
+        self.features = features
         self.univariate = univariate
         count = univariate.networks if networks is None else check_positive("networks", networks)
         if univariate.parameters % count:

@@ -205,6 +205,8 @@ def _tried(
     model, guide = _pair(rows, start.densities, start.log_shares())
     before = _mean_log_prob(model, judged)
     length = lessons.search(model, guide, torch.as_tensor(held), seconds)
+    if length.out_of_time:
+        choice["out_of_time"] = True  # the held-out scores are those of the first part
     after = _mean_log_prob(model, judged)
     if after - before < GAIN:
         length, after = NO_FLOWS, before
