@@ -34,7 +34,7 @@ def pair(features: int = 3) -> VMoNF:
 
 
 def estimator() -> FlowMixtureClustering:
-    return FlowMixtureClustering(2, max_iter=1, random_state=0)
+    return FlowMixtureClustering(2, init="random", max_iter=1, random_state=0)
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="".join)
