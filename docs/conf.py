@@ -67,7 +67,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|pyro|sklearn|torch)\..*"),
     (r"py:.*", r"Tensor|Distribution|Transform|DataTree|InferenceData|nn\.Module|dict\[str|rows"),
     (r"py:class", r"Activation|End|Precision|Way"),
-    (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Columns|Selected|WithParameters|Rows|TensorSource)"),
+    (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Box|Columns|Selected|WithParameters|Rows|TensorSource)"),
 ]
 
 EXTENSION_POINTS = {"FlowTransform", "Posterior", "Term", "Weights"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.stack import Stack
 
 
-@dataclass(frozen=True)
-class Place:
+class _Place(NamedTuple):
     """A tensor that has the components along one of its dimensions."""
 
     part: nn.Module
@@ -28,7 +27,7 @@ class Place:
         return found
 
 
-def per_component(module: nn.Module, count: int) -> list[Place]:
+def per_component(module: nn.Module, count: int) -> list[_Place]:
     """Return the tensors of a bank or of weights that belong to the K components.
 
     These are the parameters of modules with ``batch_shape (K, …)``, ``components`` or
@@ -43,7 +42,7 @@ def per_component(module: nn.Module, count: int) -> list[Place]:
     Raises:
         ValueError: if a part has parameters and does not say how its components lie in them.
     """
-    found: list[Place] = []
+    found: list[_Place] = []
     for name, part in module.named_modules():
         dim = getattr(part, "component_dim", 0)
         if isinstance(part, (ConstantDistribution, Stack)) or dim is None:
@@ -63,7 +62,7 @@ def per_component(module: nn.Module, count: int) -> list[Place]:
             )
         if size == count or (batch_shape and batch_shape[0] == count):
             keys = (*own, *getattr(part, "batched_buffers", ()))
-            places = [Place(part, key, dim) for key in keys]
+            places = [_Place(part, key, dim) for key in keys]
             found += [place for place in places if place.value.dim()]
     for place in found:
         if place.value.shape[place.dim] != count:

@@ -98,10 +98,8 @@ class Weights(Protocol):
         ``guide()``: draw the sites of the call from their posterior; by default nothing.
         ``update_(log_posterior, sample_weight)``: learn from log q of a batch; by default nothing.
         ``log_mean(context)``: :math:`\log E[\pi]`, for scores; by default the call.
-        ``mean_log(context)``: :math:`E[\log\pi]`, for the ELBO; by default the mean
-            over draws of ``guide`` where the call draws, and ``log_mean`` otherwise.
-        ``take_draws_(draws)``: take draws ``(S, K)`` of the weights from a guide of other
-            programs, for both means.
+        ``mean_log(context)``: :math:`E[\log\pi]`, for the ELBO; by default from draws of ``guide``.
+        ``take_draws_(draws)``: take draws ``(S, K)`` from a guide of other programs, for scores.
 
     Implementing weights:
         >>> import torch

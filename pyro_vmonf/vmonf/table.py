@@ -122,10 +122,11 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
     if labels is not None and labels.dim() > 1:
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
-    if labels is not None and bool((labels > 0).any()) and not bool((labels == 0).any()):
+    classes = [] if labels is None else labels[labels >= 0].unique().tolist()
+    if len(classes) > 1 and classes == list(range(1, len(classes) + 1)):
         warnings.warn(
-            f"the labels go from {int(labels[labels > 0].min())} to {int(labels.max())}, and no "
-            "row has label 0, which names a component too; number the classes from 0",
+            f"the labels go from 1 to {len(classes)}, and no row has label 0, which names a "
+            "component too; number the classes from 0",
             UserWarning,
             stacklevel=4,
         )
