@@ -411,7 +411,26 @@ def densities() -> str:
     return markdown(" | ".join(["table", "rows, columns", *names]), body)
 
 
+def anomalies() -> str:
+    """Return the table of areas under the ROC curve, means over splits."""
+    rows = read("anomalies.jsonl")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    areas: dict[str, list[float]] = {method: [] for method in methods}
+    body = []
+    for name in sorted({row["table"] for row in rows}, key=lambda name: int(name.split("_")[0])):
+        own = [row for row in rows if row["table"] == name]
+        cells = [name.partition("_")[2], f"{own[0]['rows']:,} × {own[0]['columns']}"]
+        for method in methods:
+            areas[method].append(mean(r["auroc"] for r in own if r["method"] == method))
+            cells.append(f"{areas[method][-1]:.3f}")
+        body.append(cells)
+    body.append(["**mean**", "", *(f"{mean(areas[method]):.3f}" for method in methods)])
+    names = [method.replace("_", " ") for method in methods]
+    return markdown(" | ".join(["table", "rows, columns", *names]), body)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "anomalies": anomalies,
     "calibration": calibration,
     "posteriors": posteriors,
     "densities": densities,

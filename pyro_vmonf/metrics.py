@@ -366,7 +366,7 @@ def kl_divergence(
         )
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     with local_seed(seed):
-        x = p.expand(shape).sample(torch.Size((draws,)))
+        x = (p if p.batch_shape == shape else p.expand(shape)).sample(torch.Size((draws,)))
     gap = p.log_prob(x) - q.log_prob(x)
     return gap.mean(0), gap.std(0) / draws**0.5
 

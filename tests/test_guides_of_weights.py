@@ -112,6 +112,43 @@ def test_the_verbs_have_the_weights_of_the_guide(train: Callable[[VMoNF, Tensor]
     torch.testing.assert_close(log_prob, by_hand, atol=1e-5, rtol=1e-5)
 
 
+class Fixed(PyroModule):
+    """A posterior of the weights with nothing to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("a", torch.tensor([90.0, 5.0, 5.0]))
+
+    def forward(self, x: Tensor | None = None) -> None:
+        pyro.sample("weights", dist.Dirichlet(self.a))  # type: ignore[arg-type]
+
+
+def fixed(x: Tensor | None = None) -> None:
+    pyro.sample("weights", dist.Dirichlet(torch.tensor([90.0, 5.0, 5.0])))
+
+
+@pytest.mark.parametrize("guide", [Fixed(), fixed], ids=["module", "function"])
+def test_a_guide_without_parameters_tells_its_weights_to_every_model(guide: Any) -> None:
+    wanted = torch.tensor([0.9, 0.05, 0.05])
+    first = VMoNF(FlowMixture(bank(), dist.Dirichlet(torch.ones(3))), guide)
+    first.fit(rows(), epochs=1, progress=False)
+    torch.testing.assert_close(first.model.weights.log_mean().exp(), wanted, atol=0.02, rtol=0)
+    second = VMoNF(FlowMixture(bank(), dist.Dirichlet(torch.ones(3))), first.guide).eval()
+    torch.testing.assert_close(second.model.weights.log_mean().exp(), wanted, atol=0.02, rtol=0)
+
+
+def test_a_pickle_of_an_earlier_version_is_built_again() -> None:
+    vmonf = VMoNF(FlowMixture(bank(), Taking()), Centroids())
+    vmonf.fit(rows(), epochs=1, standardize=False, progress=False)
+    state = vmonf.guide.__getstate__()
+    for name in ("_of_weights", "_settled"):
+        del state[name]
+    vmonf.guide.__setstate__(state)  # type: ignore[attr-defined]
+    scores = vmonf.eval().log_prob(rows())
+    assert scores.isfinite().all()
+    vmonf.fit(rows(), epochs=1, progress=False)
+
+
 def test_weights_that_cannot_learn_of_a_guide_are_refused_before_training() -> None:
     vmonf = VMoNF(FlowMixture(bank(), Own()), Centroids())
     before = {name: value.clone() for name, value in vmonf.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.em import fit_em, num_parameters
 from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.interop.page import _clusters
 from pyro_vmonf.interop.serving import from_safetensors_, to_safetensors
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
-from pyro_vmonf.interop.tables import read_table, samples
+from pyro_vmonf.interop.tables import Table, _read, read_table, samples
 from pyro_vmonf.metrics import kl_divergence
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.vmonf.table import rows_of
 from pyro_vmonf.weight_priors import NormalPosterior, SticksPosterior
 from pyro_vmonf.weights import GammaDirichlet, GroupWeights
 
@@ -245,10 +248,26 @@ def test_blank_lines_keep_the_positions_of_the_others(tmp_path: Path) -> None:
     assert any("2 of 5 rows have no finite number" in said for said in found.said)
 
 
-def test_a_table_without_a_header_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds numbers only: 1\.5, 2; add a line"):
-        read_table(written(tmp_path, "1.5,2\n3,4\n5,6\n"))
-    assert read_table(written(tmp_path, "0,1\n1.5,2\n3,4\n")).whole == 2  # as pandas names them
+@pytest.mark.parametrize("first", ["1.5,2", "1.5,1.5", "1990,1991", "-2,3e5"])
+def test_a_first_line_of_numbers_is_named(first: str, tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, f"{first}\n3,4\n5,7\n"))
+    assert found.whole == 2
+    assert any("is taken as the names of the columns" in said for said in found.said)
+
+
+@pytest.mark.parametrize("first", ["0,1", "1,2", "a,2"])  # as pandas and R name them
+def test_other_first_lines_are_names(first: str, tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, f"{first}\n3,4\n5,7\n"))
+    assert found.said == []
+
+
+def test_separators_and_lines_are_read_as_they_are(tmp_path: Path) -> None:
+    path = written(tmp_path, "a; b\n1; 2\n3; 4\n")
+    assert read_table(path, separator="; ").frame.to_numpy().tolist() == [[1, 2], [3, 4]]
+    found = read_table(written(tmp_path, "\n\na,b\n1,2\n3,4\n"))
+    assert found.frame.to_numpy().tolist() == [[1, 2], [3, 4]]
+    whole = _read(written(tmp_path, "id,b\n12345678901234567,2\n3,4\n\n"), None)
+    assert whole["id"].tolist() == [12345678901234567, 3]
 
 
 def test_a_column_named_cluster_stays() -> None:
@@ -266,6 +285,11 @@ def test_safetensors_keep_the_names_of_columns(tmp_path: Path) -> None:
     to_safetensors(one, tmp_path / "pair.safetensors")
     from_safetensors_(other, tmp_path / "pair.safetensors")
     assert torch.equal(other.log_prob(frame[["b", "a"]]), one.log_prob(frame))
+    third = pair()
+    third.fit(X, epochs=1, progress=False, seed=0)
+    to_safetensors(third, tmp_path / "plain.safetensors")
+    from_safetensors_(other, tmp_path / "plain.safetensors")
+    assert other.model.feature_names is None
 
 
 # Digits and labels
@@ -277,10 +301,13 @@ def test_whole_numbers_keep_their_digits() -> None:
     draw = np.random.default_rng(0)
     x = np.c_[np.repeat([0, 1], 100) * 90 + draw.normal(0, 12, 200), draw.normal(0, 1e5, 200)]
     x = (x + 1.7e9).round().astype(np.int64)
-    options: dict[str, Any] = {"components": 2, "seed": 0, "minutes": 0.005, "progress": False}
+    options: dict[str, Any] = {"components": 2, "seed": 0, "minutes": 1e-6, "progress": False}
     whole, real = (VMoNF.from_data(rows, **options) for rows in (x, x.astype(float)))
     x = x.astype(float)
     np.testing.assert_allclose(whole.log_prob(x), real.log_prob(x), atol=1e-4)
+    gappy = X.clone()
+    gappy[0, 0] = torch.nan
+    assert rows_of(gappy, None, None, None, 0).x.dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
@@ -300,6 +327,13 @@ def test_moments_far_from_zero_keep_their_digits(offset: float) -> None:
     marginal = VMoNF(model.requires_grad_(False)).marginal()
     assert float(marginal.variance) == pytest.approx(float(x.var(correction=0)), rel=1e-3)
     assert float(marginal.mean) - offset == pytest.approx(float(x.mean()) - offset, abs=1e-2)
+
+
+def test_quantiles_run_in_inference_mode() -> None:
+    marginal = FlowMixture(Gaussian(1, 2)).marginal()
+    x = torch.randn(5, 1)
+    with torch.inference_mode():
+        assert marginal.cdf(x).shape == (5,)
 
 
 @pytest.mark.parametrize("scale", [30.0, -30.0])
@@ -353,6 +387,35 @@ def test_very_small_weights_are_weights() -> None:
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
 
 
+@pytest.mark.parametrize("seed", [None, 2**40, -1])
+@pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
+def test_every_seed_and_none_at_all_is_a_seed(seed: int | None) -> None:
+    vmonf = VMoNF.from_data(X, components=3, seed=seed, minutes=1e-6, progress=False)
+    assert VMoNF.from_data(X, seed=seed, minutes=1e-6, progress=False).predict(X).shape == (180,)
+    assert vmonf.predict(X).unique().tolist() == [0, 1, 2]
+
+
+def test_probabilities_of_low_precision_are_taken() -> None:
+    x = X.to(torch.bfloat16)
+    vmonf = VMoNF(FlowMixture(Gaussian(2, K)), SoftmaxGuide(torch.nn.Linear(2, K)))
+    assert vmonf.to(torch.bfloat16).predict_proba(x).shape == (180, K)
+
+
+def test_a_distribution_needs_nothing_but_draws_and_scores_for_a_divergence() -> None:
+    class Plain(torch.distributions.Distribution):
+        def __init__(self) -> None:
+            super().__init__(event_shape=torch.Size((2,)), validate_args=False)
+
+        def sample(self, sample_shape: Any = ()) -> Tensor:
+            return torch.randn(*sample_shape, 2)
+
+        def log_prob(self, value: Tensor) -> Tensor:
+            return Normal(0.0, 1.0).log_prob(value).sum(-1)
+
+    found, _ = kl_divergence(Plain(), FlowMixture(Gaussian(2, 2)).marginal(), draws=10, seed=0)
+    assert found.isfinite()
+
+
 def test_a_divergence_has_the_batch_of_both() -> None:
     q = Normal(torch.tensor([0.0, 1.0, 2.0]), 1.0)
     for draws in (3, 1000):
@@ -371,3 +434,13 @@ def test_single_steps_of_a_chain_have_gaps_that_are_summed_out() -> None:
     each = Normal(chain.model.bank.loc[:, 0], 1.0).log_prob(torch.tensor(0.5))  # type: ignore[index]
     exact = (alone.model.weights.log_mean() + each).logsumexp(-1)
     torch.testing.assert_close(alone.log_prob(x), exact[None], atol=1e-6, rtol=1e-6)
+
+
+def test_means_of_clusters_are_those_of_the_numbers_that_are_there() -> None:
+    frame = pd.DataFrame({"a": [1.0, np.nan, 5.0, 7.0], "b": [np.nan, np.nan, 2.0, 4.0]})
+    clusters = torch.tensor([0, 0, 1, 1])
+    table = Table(frame, 4, np.arange(4))
+    found = re.sub(r"<[^>]+>", " ", _clusters(table, torch.eye(2)[clusters], clusters)).split()
+    assert "nan" not in found
+    assert found[found.index("a") + 1 :][:2] == ["1", "6"]
+    assert found[found.index("b") + 1 :][:2] == ["–", "3"]

@@ -45,13 +45,14 @@ def alone() -> Iterator[None]:
 def own_store() -> Iterator[None]:
     """Run a block with an empty param store, and put the former one back after it."""
     store = pyro.get_param_store()
-    try:
-        with alone(), store.scope():
-            yield
-    finally:
-        # The store takes from its tensors what an ``SVI`` that runs will ask them: a look gives it.
-        for name in list(store.keys()):
-            store[name]
+    with alone():
+        try:
+            with store.scope():
+                yield
+        finally:
+            # The store takes from its tensors what a running ``SVI`` asks them: a look gives it.
+            for name in list(store.keys()):
+                store[name]
 
 
 @contextmanager

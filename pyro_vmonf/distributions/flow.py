@@ -204,7 +204,7 @@ class FlowDistribution(Estimated):
 
     def _rises(self) -> Tensor:
         """Return whether the one feature rises with that of the base, ``(*)``."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             z = self._expanded_base().sample().requires_grad_()
             (slope,) = torch.autograd.grad(self._push(z).sum(), z)
         return slope.squeeze(-1) > 0

@@ -76,11 +76,12 @@ def rows_of(model: FlowMixture, prototype: Tensor) -> dict[str, Any]:
     return arguments
 
 
-def same_values(state: Sequence[Tensor], kept: Sequence[Tensor]) -> bool:
+def same_values(state: Sequence[Tensor], kept: Sequence[Tensor] | None) -> bool:
     """Return whether tensors have the values that were kept, in the precision of these."""
-    pairs = zip(state, kept, strict=False)
-    return len(state) == len(kept) and all(
-        one.shape == other.shape and torch.equal(one.to(other), other) for one, other in pairs
+    return (
+        kept is not None
+        and [value.shape for value in state] == [value.shape for value in kept]
+        and all(torch.equal(a.to(b), b) for a, b in zip(state, kept, strict=True))
     )
 
 

@@ -85,7 +85,7 @@ class PyroGuide(BoundGuide):
         self.register_buffer("prototype", torch.zeros(4, dtype=torch.long))
         self._drawn: list[tuple[set[str], set[str]]] = []  # by each foreign member: all, of rows
         self._of_weights: set[str] = set()  # sites of the weights
-        self._settled: list[Tensor] = []  # the state of the members whose draws the verbs know
+        self._settled: list[Tensor] | None = None  # the state of the members that the verbs know
         self._observed: set[str] = set()
         self._first: dict[str, Any] = {}
         self._models = models_of(self.programs)
@@ -119,6 +119,7 @@ class PyroGuide(BoundGuide):
         return f"{super().extra_repr()}, predicts by {self.predicts_by}"
 
     def bind_(self, model: FlowMixture | None) -> None:
+        self.__dict__["_settled"] = None
         super().bind_(model)
         if "programs" in self.__dict__.get("_modules", {}):
             self._own.bind_(model)
@@ -139,7 +140,7 @@ class PyroGuide(BoundGuide):
         data = model.site("data")
         with evaluating(self), evaluating(model), local_seed(0), torch.no_grad():
             for part in self._foreign:
-                taken = accepted(_called(part), arguments)
+                taken = accepted(part, arguments)
                 if isinstance(part, FunctionProgram):
                     part.prepare_(taken)
                 with explained(part), own_store():
@@ -194,7 +195,7 @@ class PyroGuide(BoundGuide):
         give_models_(self.programs, self._models)
         arguments = self._first or self.drawn_rows()
         for part in self._foreign:
-            taken = accepted(_called(part), arguments)
+            taken = accepted(part, arguments)
             if isinstance(part, FunctionProgram):
                 part.reset_(taken)
             elif isinstance(part, AutoGuide):
@@ -234,6 +235,11 @@ class PyroGuide(BoundGuide):
     def __getstate__(self) -> dict[str, Any]:
         return {**self._without_models(), "_models": [], "_first": {}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A pickle of an earlier version does not know the sites of the weights: it is built again.
+        old = {} if "_of_weights" in state else {"_ready": False}
+        self.__dict__.update({"_of_weights": set(), "_settled": None, **state, **old})
+
     def _without_models(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_models"}
 
@@ -263,7 +269,7 @@ class PyroGuide(BoundGuide):
         with poutine.block(hide=sorted(self._observed)):
             for part, (_, local) in parts:  # Pyro wants what is global first
                 if not local:
-                    part(**accepted(_called(part), rows))
+                    part(**accepted(part, rows))
         with poutine.block(hide=sorted(self._all)):
             if self.rest is not None and self.draws_component:
                 self.rest._begin()  # c is another member's: no counts of the exact posterior
@@ -273,7 +279,7 @@ class PyroGuide(BoundGuide):
             if local:
                 hidden = self._observed | (set() if x is not None else local)
                 with poutine.block(hide=sorted(hidden)):
-                    part(**accepted(_called(part), rows))
+                    part(**accepted(part, rows))
 
     @property
     def exact(self) -> bool:
@@ -372,14 +378,13 @@ class PyroGuide(BoundGuide):
     def settle_(self) -> None:
         """Give the random parts that members draw the moments of their draws, for the verbs."""
         model = self._bound_model()
-        below = model.site("bank.")
-        bank = {name for name in self._all - self._observed if name.startswith(below)}
-        state = [p.detach() for p in self.programs.parameters()]
+        bank = {n for n in self._all - self._observed if n.startswith(model.site("bank."))}
+        state = [v.detach() for v in (*self.programs.parameters(), *self.programs.buffers())]
         if not (bank or self._draws_weights()) or same_values(state, self._settled):
             return
         rows = self.drawn_rows()
         parts = [
-            (part, accepted(_called(part), rows))
+            (part, accepted(part, rows))
             for part, (sites, _) in zip(self._foreign, self._drawn, strict=True)
             if sites & (bank | self._of_weights)
         ]
@@ -393,7 +398,3 @@ class PyroGuide(BoundGuide):
         drawn = self._of_weights & (self._all - self._observed)
         weights = self._bound_model().site("weights")
         return bool(drawn) and (weights in drawn or weights not in self._of_weights)
-
-
-def _called(part: nn.Module) -> Callable[..., Any]:
-    return part.function if isinstance(part, FunctionProgram) else part

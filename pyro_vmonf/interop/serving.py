@@ -81,9 +81,8 @@ def to_safetensors(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
         ImportError: if safetensors is missing.
         OSError: if the file cannot be written.
     """
-    metadata = {"pyro_vmonf": __version__}
-    if vmonf.model.feature_names is not None:
-        metadata["feature_names"] = json.dumps(list(vmonf.model.feature_names))
+    names = vmonf.model.feature_names
+    metadata = {"pyro_vmonf": __version__, "feature_names": json.dumps(names and list(names))}
     _safetensors().save_model(vmonf, os.fspath(path), metadata=metadata)
 
 
@@ -105,7 +104,7 @@ def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
     try:
         found = library.load_file(os.fspath(path))
         with safetensors.safe_open(os.fspath(path), "pt") as file:
-            names = json.loads((file.metadata() or {}).get("feature_names", "null"))
+            metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{os.fspath(path)} is no safetensors file: {error}") from error
     own = vmonf.state_dict()
@@ -122,7 +121,9 @@ def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
         named = ", ".join([*unknown, *missing, *other][:5])
         raise ValueError(f"{os.fspath(path)} is of a pair with other parts: they differ in {named}")
     vmonf.load_state_dict({name: v for name, v in whole.items() if v is not None}, strict=False)
-    vmonf.model.feature_names = names if names is None else tuple(names)
+    if "feature_names" in metadata:  # files of earlier versions have none
+        names = json.loads(metadata["feature_names"])
+        vmonf.model.feature_names = names and tuple(names)
 
 
 def _is_shared(own: dict[str, Tensor], name: str, found: dict[str, Tensor]) -> bool:

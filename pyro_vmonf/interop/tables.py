@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
+COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 
 
 @dataclass
@@ -79,6 +81,11 @@ def read_table(
     if not chosen:
         raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
     said = []
+    if _are_numbers(whole.columns):
+        said.append(
+            f"the first line, {', '.join(map(str, whole.columns))}, is taken as the names of the "
+            "columns; if it is a row, add a line with names before it"
+        )
     others = [str(c) for c in whole.columns if c not in numbers and c not in drop and c != label]
     if others and not columns:
         said.append(f"columns without numbers are left out: {', '.join(others)}")
@@ -122,10 +129,13 @@ def _read(path: Path, separator: str | None) -> Any:
             ) from error
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     # A blank line is a row without numbers, so that the others keep their positions.
-    options: dict[str, Any] = {"sep": separator or usual, "skip_blank_lines": False}
+    options = {"sep": separator or usual, "skip_blank_lines": False, **_lines(path)}
+    if len(options["sep"]) > 1:  # a regular expression
+        options["engine"] = "python"
     try:
         with own_filters():
-            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            more = "Length of header"  # fields of the lines than names
+            warnings.filterwarnings("error", more, pandas.errors.ParserWarning)
             try:
                 frame = pandas.read_csv(path, index_col=False, **options)
             except pandas.errors.ParserWarning:  # the lines have more fields than the header
@@ -138,13 +148,19 @@ def _read(path: Path, separator: str | None) -> Any:
             raise ValueError(
                 f"{path} has one column, {frame.columns[0]!r}; pass --separator {found[0]!r}"
             )
-    if all(_is_number(name) for name in frame.columns) and not _are_positions(frame.columns):
-        raise ValueError(
-            f"the first line of {path} holds numbers only: {', '.join(map(str, frame.columns))}; "
-            "add a line with the names of the columns before it"
-        )
-    there = np.flatnonzero(frame.notna().any(axis=1))
-    return frame[: there[-1] + 1 if len(there) else 0]  # without blank lines at the end
+    return frame
+
+
+def _lines(path: Path) -> dict[str, Any]:
+    """Return the options that leave out blank lines before the header and after the last row."""
+    if path.suffix.lower() in COMPRESSED:
+        return {}
+    first, last = None, 0
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file):
+            if line.strip():
+                first, last = number if first is None else first, number
+    return {} if first is None else {"skiprows": first, "nrows": last - first}
 
 
 def _without_names_of_rows(path: Path, frame: Any) -> Any:
@@ -172,17 +188,12 @@ def _countings(count: int) -> tuple[list[int], list[int]]:
     return list(range(count)), list(range(1, count + 1))
 
 
-def _is_number(name: Any) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _are_positions(names: Any) -> bool:
-    """Return whether names are the numbers of the columns, as pandas writes them."""
-    return list(names) in [list(map(str, found)) for found in _countings(len(names))]
+def _are_numbers(names: Any) -> bool:
+    """Return whether all names of columns are numbers, and not those of their positions."""
+    # pandas writes .1 behind a name that comes again.
+    numbers = all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?(\.\d+)?", str(n), re.I) for n in names)
+    positions = [list(map(str, found)) for found in _countings(len(names))]
+    return numbers and list(map(str, names)) not in positions
 
 
 def _kinds(frame: Any) -> str:

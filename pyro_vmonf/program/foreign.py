@@ -28,6 +28,8 @@ def accepted(program: Callable[..., Any], arguments: dict[str, Any]) -> dict[str
         >>> accepted(lambda x, size=None: x, {"x": 1, "size": 2, "index": 3})
         {'x': 1, 'size': 2}
     """
+    if isinstance(program, FunctionProgram):
+        program = program.function
     called = program.forward if isinstance(program, nn.Module) else program
     taken = inspect.signature(called).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken):

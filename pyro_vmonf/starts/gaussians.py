@@ -87,7 +87,7 @@ def fit_gaussians(x: Array, most: int, *, seed: int = 0, searched: int = SEARCHE
         for size in SIZES:
             if size > 1 and (size > most or size * (width + 1) > len(some) / 2):
                 break
-            found = GaussianMixture(size, reg_covar=RIDGE, random_state=seed).fit(some)
+            found = GaussianMixture(size, reg_covar=RIDGE, random_state=seed % 2**32).fit(some)
             score = found.bic(some)
             if best is None or score < best[0]:
                 best, failures = (score, found), 0
@@ -111,7 +111,7 @@ def gaussians_of_size(x: Array, size: int, *, seed: int = 0) -> GaussianFit:
 
     with own_filters():
         warnings.simplefilter("ignore")
-        found = GaussianMixture(size, reg_covar=RIDGE, random_state=seed, n_init=3).fit(x)
+        found = GaussianMixture(size, reg_covar=RIDGE, random_state=seed % 2**32, n_init=3).fit(x)
     return GaussianFit(found.weights_, found.means_, found.covariances_, int(found._n_parameters()))
 
 

@@ -91,8 +91,8 @@ class Coupling(Conditional):
         super().__init__(context_features=context_features, batch_shape=batch_shape)
         if check_positive("features", features) == 1:
             raise ValueError(
-                "features is 1; a coupling needs at least 2, of which one moves the other: take an "
-                "autoregressive flow, such as MAF(1, K) or AutoregressiveNSF(1, K)"
+                "features is 1; it must be an integer of at least 2, since a feature moves by "
+                "another: take an autoregressive flow, such as MAF(1, K) or AutoregressiveNSF(1, K)"
             )
         self.features = features
         self.univariate = univariate

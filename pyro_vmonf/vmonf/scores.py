@@ -96,8 +96,8 @@ class Scores(Completes):
 
     def _checked(self, q: Tensor) -> Tensor:
         """Return probabilities ``(N, K)`` whose rows have sum one."""
-        total = q.sum(-1)
-        wrong = (total - 1).abs() > SUM_TOLERANCE
+        total = q.float().sum(-1)
+        wrong = (total - 1).abs() > max(SUM_TOLERANCE, 4 * torch.finfo(q.dtype).eps)
         if bool(wrong.any()):
             raise ValueError(
                 f"{self.guide.predicts_by} gives probabilities whose sum is "

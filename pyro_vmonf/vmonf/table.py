@@ -27,6 +27,7 @@ from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.transforms import Standardize
 
 Array = np.ndarray[Any, Any]
+SEEDS = 2**32  # scikit-learn takes seeds below it
 Background = bool | Literal["auto"]
 
 
@@ -105,7 +106,8 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
             "(N, C, H, W)"
         )
     kind = rows.dtype if rows.is_floating_point() else torch.float32
-    if not torch.equal(rows.to(kind).to(rows.dtype), rows):  # whole numbers with many digits
+    whole = not rows.is_floating_point()
+    if whole and not torch.equal(rows.to(kind).to(rows.dtype), rows):  # it has too few digits
         kind = torch.float64
     like = torch.empty(0, dtype=kind)
     rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), like, missing=True)
@@ -131,7 +133,7 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
             stacklevel=4,
         )
     warn_of_columns(rows if weight is None else rows[weight > 0], names)
-    seed, units = seed_of(seed), _units(rows, weight)
+    seed, units = seed_of(seed) % SEEDS, _units(rows, weight)
     return Rows(rows, filled(rows, units, seed), labels, weight, names, units, seed)
 
 
