@@ -189,7 +189,8 @@ def row(name: str, number: int, method: str, split: Split, seconds: float) -> Ro
         found |= {"nats": round(float(scores.mean()), 4), "error": round(float(error), 4)}
         found["worst"] = round(float(scores.min()), 1)
     else:
-        found["auroc"] = round(float(roc_auc_score(split.unusual, -scores)), 4)
+        unusual = np.clip(-scores, -1e300, 1e300)  # a density may be zero
+        found["auroc"] = round(float(roc_auc_score(split.unusual, unusual)), 4)
     found["seconds"] = round(time.process_time() - begun, 1)
     return found | {"budget": seconds, **record}
 
