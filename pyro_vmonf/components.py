@@ -68,7 +68,8 @@ def per_component(module: nn.Module, count: int) -> list[_Place]:
         if place.value.shape[place.dim] != count:
             raise ValueError(
                 f"{type(place.part).__name__}.{place.name} has shape {tuple(place.value.shape)}; "
-                f"expected {count} components along dimension {place.dim}"
+                f"expected {count} components along dimension {place.dim}: name the dimension as "
+                f"component_dim of {type(place.part).__name__}, or None if they keep their order"
             )
     return found
 

@@ -362,7 +362,7 @@ def kl_divergence(
     check_positive("draws", draws, minimum=2)
     if p.event_shape != q.event_shape:
         raise ValueError(
-            f"p has event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}; both need one"
+            f"p has event shape {tuple(p.event_shape)}, q {tuple(q.event_shape)}; both must agree"
         )
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     with local_seed(seed):

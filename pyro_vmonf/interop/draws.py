@@ -43,15 +43,13 @@ class Draws:
             return
         # Components that no draw changes are built once.
         components = None if self.changes_components(model) else model.components()
-        for chain in range(self.chains):
-            for draw in range(self.draws):
-                values = {name: value[chain, draw] for name, value in self.sites.items()}
-                with unregistered(), poutine.condition(data=values):
-                    if components is None:
-                        mixture = Marginal(*model.draw_parts())
-                    else:
-                        mixture = Marginal(model.weights(), components)
-                yield mixture
+        for values in self._each():
+            with unregistered(), poutine.condition(data=values):
+                if components is None:
+                    mixture = Marginal(*model.draw_parts())
+                else:
+                    mixture = Marginal(model.weights(), components)
+            yield mixture
 
     @torch.no_grad()
     def weights(self, model: FlowMixture) -> Tensor:
@@ -59,12 +57,16 @@ class Draws:
         if not self.sites:
             return model.weights.log_mean().exp().expand(self.chains, self.draws, -1)
         found = []
+        for values in self._each():
+            with unregistered(), poutine.block(), poutine.condition(data=values):
+                found.append(model.weights().exp())
+        return self.by_chain(found)
+
+    def _each(self) -> Iterator[dict[str, Tensor]]:
+        """Return the values of the sites in each draw, chain after chain."""
         for chain in range(self.chains):
             for draw in range(self.draws):
-                values = {name: value[chain, draw] for name, value in self.sites.items()}
-                with unregistered(), poutine.block(), poutine.condition(data=values):
-                    found.append(model.weights().exp())
-        return self.by_chain(found)
+                yield {name: value[chain, draw] for name, value in self.sites.items()}
 
     def by_chain(self, values: list[Tensor]) -> Tensor:
         """Stack one value for each draw as ``(chains, draws, *)``."""

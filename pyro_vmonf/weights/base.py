@@ -71,7 +71,7 @@ class Weights(Registered, Program):
     def take_draws_(self, draws: Tensor) -> None:
         r"""Take draws of the weights, from a guide of other programs that draws the sites.
 
-        :meth:`log_mean` and :meth:`mean_log` are theirs from then on. By default it is refused.
+        Write it so that :meth:`log_mean` and :meth:`mean_log` are the means of these draws.
 
         Arguments:
             draws: of :math:`\pi`, ``(S, K)``.
