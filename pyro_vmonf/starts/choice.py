@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,19 @@ from pyro_vmonf.starts.valleys import valleys
 Array = np.ndarray[Any, Any]
 Candidate = Callable[[Array, int], Array]
 MOST = 40  # Gaussians of an over-complete mixture, at least
+MOST_OF_ANY = 128  # where nobody knows the number of clusters
 MOST_EACH = 20  # Gaussians of one cluster
 SEARCHED_EACH = 1500  # rows of a cluster on which their number is searched
 FITTED_EACH = 20_000  # rows of a cluster that its mixture is fitted to
 LINKS = 10  # neighbours of a row that should be in its cluster
 CUT_LINKS = 10.0  # nats that a row is charged if all its links are cut
 VALLEYS = 0.1  # nats that a row is charged for each nat of the deepest valley in its cluster
+
+
+def large_mixture(x: Array, num_clusters: int | None = None, *, seed: int = 0) -> GaussianFit:
+    """Return a mixture of as many Gaussians as BIC wants, from which clusters are merged."""
+    most = MOST_OF_ANY if num_clusters is None else max(MOST, 2 * num_clusters)
+    return fit_gaussians(x, most, seed=seed)
 
 
 def by_merged_gaussians(
@@ -37,9 +44,9 @@ def by_merged_gaussians(
         x: rows ``(N, D)``.
         num_clusters: number of clusters *K*.
         seed: of the mixture's start.
-        large: a mixture of up to 40 Gaussians of these rows, where there is one already.
+        large: of :func:`large_mixture`, where there is one already.
     """
-    found = large or fit_gaussians(x, max(MOST, 2 * num_clusters), seed=seed)
+    found = large or large_mixture(x, num_clusters, seed=seed)
     if len(found.weights) < num_clusters:
         found = gaussians_of_size(x, num_clusters, seed=seed)
     return merged(found.responsibilities(x), num_clusters)
@@ -146,26 +153,29 @@ def densities_of(
     *,
     seed: int = 0,
     known: dict[bytes, GaussianFit] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> list[GaussianFit]:
     """Return a mixture of as many Gaussians as BIC wants for each cluster, 0 to K - 1.
 
     A cluster of many rows is fitted to a sample of them. Several clusterings of the same rows share
-    clusters: what is ``known`` of one is not fitted again.
+    clusters: what is ``known`` of one is not fitted again. Where the ``sizes`` of the mixtures are
+    given they are not searched.
     """
     known = {} if known is None else known
     members = [np.flatnonzero(clusters == c) for c in range(int(clusters.max()) + 1)]
-    for own in members:
+    for c, own in enumerate(members):
         if own.tobytes() not in known:
-            known[own.tobytes()] = _density(x[own], seed)
+            known[own.tobytes()] = _density(x[own], seed, None if sizes is None else sizes[c])
     return [known[own.tobytes()] for own in members]
 
 
-def _density(rows: Array, seed: int) -> GaussianFit:
-    """Return a mixture of as many Gaussians as BIC wants."""
+def _density(rows: Array, seed: int, size: int | None = None) -> GaussianFit:
+    """Return a mixture of so many Gaussians, or of as many as BIC wants."""
     if len(rows) > FITTED_EACH:
         rows = rows[np.random.default_rng(seed).permutation(len(rows))[:FITTED_EACH]]
-    most = max(1, min(MOST_EACH, len(rows) // (2 * rows.shape[1] + 2)))
-    return fit_gaussians(_at_least_two(rows), most, seed=seed, searched=SEARCHED_EACH)
+    rows = _at_least_two(rows)
+    most = max(1, min(size or MOST_EACH, len(rows) // (2 * rows.shape[1] + 2)))
+    return fit_gaussians(rows, most, least=size or 1, seed=seed, searched=SEARCHED_EACH)
 
 
 def _at_least_two(rows: Array) -> Array:

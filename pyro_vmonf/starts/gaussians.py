@@ -58,12 +58,15 @@ class GaussianFit:
         return np.asarray(np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None]))
 
 
-def fit_gaussians(x: Array, most: int, *, seed: int = 0, searched: int = SEARCHED) -> GaussianFit:
+def fit_gaussians(
+    x: Array, most: int, *, least: int = 1, seed: int = 0, searched: int = SEARCHED
+) -> GaussianFit:
     """Fit a mixture of as many Gaussians as the Bayesian information criterion wants.
 
     Arguments:
         x: rows ``(N, D)``, in units of about one standard deviation.
         most: the largest number of Gaussians.
+        least: the smallest number, if the rows are enough for it.
         seed: of the starts.
         searched: rows on which the number is searched; the mixture is then fitted to all.
 
@@ -84,9 +87,8 @@ def fit_gaussians(x: Array, most: int, *, seed: int = 0, searched: int = SEARCHE
     best, failures = None, 0
     with own_filters():
         warnings.simplefilter("ignore")
-        for size in SIZES:
-            if size > 1 and (size > most or size * (width + 1) > len(some) / 2):
-                break
+        most = max(1, min(most, int(len(some) / 2 / (width + 1))))
+        for size in [size for size in SIZES if least <= size <= most] or [most]:
             found = GaussianMixture(size, reg_covar=RIDGE, random_state=seed % 2**32).fit(some)
             score = found.bic(some)
             if best is None or score < best[0]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vmonf.starts.choice import Scored, links_of, scored
-from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, merged
+from pyro_vmonf.starts.choice import Scored, large_mixture, links_of, scored
+from pyro_vmonf.starts.gaussians import GaussianFit, merged
 
 Array = np.ndarray[Any, Any]
 MISTAKEN = 0.05  # Gaussians that are mistaken for each other more often are one cluster
 SMALLEST = 0.03  # share of the rows that a cluster of high density has at least
 NEIGHBORS = 5
-MOST = 128  # Gaussians, where nobody knows the number of clusters
 ALIKE = 0.05  # nats a row within which clusterings are as good
 
 
@@ -38,11 +37,6 @@ def by_density(x: Array) -> Array:
     return np.where(known, found, nearest.predict(x))
 
 
-def large_mixture(x: Array, *, seed: int = 0) -> GaussianFit:
-    """Return a mixture of as many Gaussians as BIC wants, for clusters of any number."""
-    return fit_gaussians(x, MOST, seed=seed)
-
-
 def by_overlap(x: Array, large: GaussianFit) -> Array:
     """Merge the Gaussians of a large mixture that are mistaken for each other.
 
@@ -60,7 +54,7 @@ def clusterings(x: Array, *, seed: int = 0, large: GaussianFit | None = None) ->
     Arguments:
         x: rows ``(N, D)``, in units of about one standard deviation.
         seed: of whatever they draw.
-        large: of :func:`large_mixture`, where there is one already.
+        large: of :func:`~pyro_vmonf.starts.choice.large_mixture`, where there is one already.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(90, 2)) + 9 * (np.arange(90) % 3)[:, None]

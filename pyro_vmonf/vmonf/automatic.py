@@ -6,7 +6,6 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -35,11 +34,12 @@ from pyro_vmonf.starts.choice import (
     by_merged_gaussians,
     choose,
     densities_of,
+    large_mixture,
     rank,
 )
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.labels import by_labels
-from pyro_vmonf.starts.number import clusterings, large_mixture
+from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf.lengths import Length, Lessons
@@ -54,6 +54,7 @@ HELD_OUT = 0.2  # share of the rows
 MOST_HELD_OUT = 4000  # rows
 BLOCKS, HIDDEN = 3, (64, 64)  # of the flows
 CHUNK = 8192  # rows that are scored at once
+RESERVED = 0.05  # share of the time for scores and the report
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 NO_FLOWS = Length(0, 0, False)
 
@@ -77,12 +78,13 @@ def from_data(
     z, searched = rows.z, rows.drawn(rows.counted(), MOST_ROWS)
     stages = Stages(60 * minutes, progress, "from_data")
     stages.enter("number of components" if components is None else "start")
+    large = large_mixture(z[searched], components, seed=rows.seed)
     found: list[Scored] = []
-    starts: Mapping[str, Candidate] = CANDIDATES
     if components is None:
-        found, components, starts = _numbered(rows, z[searched])
+        found, components = _numbered(rows, z[searched], large)
         stages.enter("start")
-    candidates = choose(z[searched], components, starts, seed=rows.seed)
+    again: dict[str, Candidate] = {"merged Gaussians": partial(by_merged_gaussians, large=large)}
+    candidates = choose(z[searched], components, CANDIDATES | again, seed=rows.seed)
     if found:
         candidates = sorted([found[0], *candidates], key=rank(components))
     if rows.y is not None:
@@ -101,8 +103,10 @@ def from_data(
         "candidates": {s.name: s.score for s in candidates},
     }
     logger.info("%s rows: %s", len(z), choice)
+    choice["gaussians"] = len(large.weights)
     # A long search for the start leaves half of the time to the flows.
-    seconds = max(60 * minutes - (time.perf_counter() - begun), 30 * minutes)
+    asked = (1 - RESERVED) * 60 * minutes
+    seconds = max(asked - (time.perf_counter() - begun), 0.5 * asked)
     lessons = Lessons(rows, stages, parts)
     model, guide, history = _trained(lessons, z, clusters, best, seconds, choice)
     stages.close()
@@ -120,22 +124,22 @@ def from_data(
 def number_of_components(x: Any, y: Any, *, seed: int, sample_weight: Any) -> int:
     """Return the number of components that rows prefer, at least one for each class of labels."""
     rows = rows_of(x, y, sample_weight, None, seed)
-    return _numbered(rows, rows.z[rows.drawn(rows.counted(), MOST_ROWS)])[1]
+    z = rows.z[rows.drawn(rows.counted(), MOST_ROWS)]
+    return _numbered(rows, z, large_mixture(z, seed=rows.seed))[1]
 
 
-def _numbered(rows: Rows, z: Array) -> tuple[list[Scored], int, Mapping[str, Candidate]]:
-    """Return clusterings that find their number, the number of components, and the candidates."""
-    large = large_mixture(z, seed=rows.seed)
+def _numbered(rows: Rows, z: Array, large: GaussianFit) -> tuple[list[Scored], int]:
+    """Return clusterings that find their number, and the number of components."""
     found = clusterings(z, seed=rows.seed, large=large)
     classes = 0 if rows.y is None else int(rows.y.max()) + 1
-    again = {"merged Gaussians": partial(by_merged_gaussians, large=large)}
-    return found, max(len(found[0].densities), classes), {**CANDIDATES, **again}
+    return found, max(len(found[0].densities), classes)
 
 
-def _part(z: Array, clusters: Array, seed: int) -> Scored:
-    """Return the densities of clusters, from these rows alone, without a score."""
+def _part(z: Array, clusters: Array, whole: Scored, seed: int) -> Scored:
+    """Return densities of the sizes of the whole ones, from these rows alone, without a score."""
     clusters = np.unique(clusters, return_inverse=True)[1]
-    return Scored("part", clusters, densities_of(z, clusters, seed=seed), math.nan)
+    sizes = [len(density.weights) for density in whole.densities]
+    return Scored("part", clusters, densities_of(z, clusters, seed=seed, sizes=sizes), math.nan)
 
 
 def _mean_log_prob(model: FlowMixture, x: Tensor) -> float:
@@ -171,7 +175,7 @@ def _trained(
     rows, length = lessons.rows, NO_FLOWS
     if len(rows.counted()) >= FEWEST_ROWS:
         lessons.stages.enter("length of the fit")
-        tried = _tried(lessons, z, clusters, len(best.densities), seconds, choice)
+        tried = _tried(lessons, z, clusters, best, seconds, choice)
         if tried is not None:
             model, guide, length = tried
     lessons.stages.enter("fit")
@@ -185,7 +189,7 @@ def _tried(
     lessons: Lessons,
     z: Array,
     clusters: Array,
-    components: int,
+    best: Scored,
     seconds: float,
     choice: dict[str, Any],
 ) -> tuple[FlowMixture, SoftmaxGuide, Length] | None:
@@ -199,8 +203,8 @@ def _tried(
     held, train = np.split(order, [min(round(HELD_OUT * len(order)), MOST_HELD_OUT)])
     drawn = rows.drawn(np.sort(train), len(train))
     judged = rows.x[torch.as_tensor(rows.drawn(held, len(held)))]
-    start = _part(z[drawn], clusters[drawn], rows.seed)
-    if len(start.densities) != components:
+    start = _part(z[drawn], clusters[drawn], best, rows.seed)
+    if len(start.densities) != len(best.densities):
         return None
     model, guide = _pair(rows, start.densities, start.log_shares())
     before = _mean_log_prob(model, judged)
@@ -210,12 +214,12 @@ def _tried(
     after = _mean_log_prob(model, judged)
     if after - before < GAIN:
         length, after = NO_FLOWS, before
-    one = fit_gaussians(z[drawn], 2 * max(20, components), seed=rows.seed)
+    size = choice["gaussians"]
+    one = fit_gaussians(z[drawn], size, least=size, seed=rows.seed)
     choice |= {
         "held_out": after,
         "held_out_start": before,
         "held_out_gaussians": _mean_of_gaussians(one, rows, judged),
-        "gaussians": len(one.weights),
     }
     return model, guide, length
 

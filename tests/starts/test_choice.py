@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestNeighbors
 
-from pyro_vmonf.starts.choice import choose, links_of, scored
+from pyro_vmonf.starts.choice import choose, densities_of, links_of, scored
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, merged
 from pyro_vmonf.starts.labels import (
     along_tree,
@@ -57,6 +57,13 @@ def test_density_of_gaussians_is_that_of_scipy() -> None:
     np.testing.assert_allclose(
         fit.responsibilities(x), np.stack(parts, 1) / sum(parts)[:, None], rtol=1e-9
     )
+
+
+def test_a_number_of_gaussians_is_kept_where_rows_allow_it() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    assert [len(fit_gaussians(rows, 10, least=10).weights) for rows in (x, x[:20])] == [10, 3]
+    clusters = np.arange(200) % 2
+    assert [len(d.weights) for d in densities_of(x, clusters, sizes=[4, 2])] == [4, 2]
 
 
 @pytest.mark.parametrize("width", [3, 8])
