@@ -209,15 +209,15 @@ def give_models_(module: nn.Module, models: list[Any]) -> None:
 
 def reset_autoguide_(part: AutoGuide, arguments: dict[str, Any]) -> None:
     """Begin anew where the autoguide's strategy says."""
-    before = {name: (p, p.requires_grad) for name, p in part.named_parameters()}
+    before = dict(part.named_parameters())
     with own_store():
-        part._setup_prototype(**arguments)
-        for inner in autoguides(part):
-            if inner is not part:
-                inner._setup_prototype(**arguments)
+        for each in autoguides(part):  # itself first
+            if getattr(each, "_original_model", ()) is None:  # read once, and then let go
+                each._original_model = each._model  # a tuple, as Pyro keeps it
+            each._setup_prototype(**arguments)
     with torch.no_grad():
         for name, fresh in list(part.named_parameters()):
-            own, _ = before[name]
+            own = before[name]
             own.copy_(fresh)
             holder, _, last = name.rpartition(".")
             part.get_submodule(holder)._parameters[last] = own

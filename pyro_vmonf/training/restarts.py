@@ -19,11 +19,12 @@ from pyro_vmonf._utils.validation import as_tensor
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import BoundGuide, PyroGuide
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.training.data import in_memory
+from pyro_vmonf.training.data import in_memory, make_sources
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import warn_of_lost_clusters
 from pyro_vmonf.training.loaders import is_streamed
+from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.together import TOGETHER, NotTogether, Pair, fit_together
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,8 @@ def _best_in_turn(
         return history
 
     names = model.feature_names
+    if isinstance(guide, PyroGuide) and not guide.ready:  # the runs share the state that it begins with
+        _build_(model, guide, x, y, first, {**options, "held_out": held_out})
     try:
         objectives = best_of_([model, guide], run, n_init, first, reached=True)
     except BaseException as error:
@@ -239,6 +242,17 @@ def _best_in_turn(
     logger.info("objectives of %d starts: %s", n_init, objectives)
     history.restarts = objectives
     return history
+
+
+def _build_(
+    model: FlowMixture, guide: BoundGuide, x: Any, y: Any, seed: int, options: dict[str, Any]
+) -> None:
+    """Let a guide build itself on the first rows of a fit."""
+    rows = {name: options.pop(name, None) for name in ("sample_weight", "given")}
+    of_sources = Options(**options).of_sources()
+    generator = torch.Generator().manual_seed(seed)
+    sources = make_sources(model, x, y, **rows, **of_sources, generator=generator)
+    guide.build_(model, sources.first_batch())
 
 
 def _best_together(
