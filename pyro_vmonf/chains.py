@@ -108,8 +108,10 @@ class MarkovMixture(FlowMixture):
     ) -> None:
         super().__init__(bank)
         count = self.num_components
-        self.weights = MarkovWeights(as_row("initial", initial, count), as_rows(transition, count))
-        self.standardizer = Padded(self.event_shape)
+        like = floating_buffer(self.bank)
+        rows = as_rows(transition, count, like)
+        self.weights = MarkovWeights(as_row("initial", initial, count, like), rows)
+        self.standardizer = Padded(self.event_shape).to(like.dtype)
 
     @property
     def initial(self) -> Weights:

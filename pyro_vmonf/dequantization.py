@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
+from pyro_vmonf._utils.contexts import evaluating, left_alone, local_seed, own_store
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.distributions.flow import FlowDistribution
@@ -259,7 +260,7 @@ class Dequantized(Program):
                 "uniform noise has no parameters; pass a VariationalDequantization, or flows=True"
             )
         batch = min(batch_size, len(rows))
-        loss = DequantizationLoss(self)
+        loss = DequantizationLoss(self, flows)
         optimizer = torch.optim.Adam(trained, lr=lr)
         run = Run(RandomRows(rows, batch), torch.Generator())  # type: ignore[arg-type]
         plan = Plan(epochs=check_positive("steps", steps), title="dequantization" * progress)
@@ -274,13 +275,16 @@ class Dequantized(Program):
 class DequantizationLoss(nn.Module):
     """The ELBO of noise and mixture as the objective of a trainer."""
 
-    def __init__(self, dequantized: Dequantized) -> None:
+    def __init__(self, dequantized: Dequantized, flows: bool) -> None:
         super().__init__()
         self.dequantized = dequantized
+        self.flows = flows  # whether the mixture trains as well
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         model, guide = self.dequantized.model, self.dequantized.guide
-        return {"elbo": -Trace_ELBO().differentiable_loss(model, guide, x) / len(x)}
+        as_it_is = nullcontext() if self.flows else left_alone(self.dequantized.vmonf)
+        with as_it_is:
+            return {"elbo": -Trace_ELBO().differentiable_loss(model, guide, x) / len(x)}
 
 
 @dataclass

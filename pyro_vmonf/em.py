@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.frames import names_of
+from pyro_vmonf._utils.sizes import free_numbers
 from pyro_vmonf._utils.validation import (
     check_positive,
     check_sample_weight,
@@ -106,8 +107,17 @@ def fit_em(
         raise ValueError(
             f"responsibilities have shape {tuple(responsibilities.shape)}; expected {wanted}"
         )
-    if responsibilities is not None and not responsibilities.isfinite().all():
-        raise ValueError("responsibilities have NaN or infinite values")
+    if responsibilities is not None:
+        if not responsibilities.isfinite().all():
+            raise ValueError("responsibilities have NaN or infinite values")
+        if bool((responsibilities < 0).any() | (responsibilities.sum(1) <= 0).any()):
+            raise ValueError(
+                f"responsibilities have values from {float(responsibilities.min()):g} to "
+                f"{float(responsibilities.max()):g}; expected numbers of at least 0, one of them "
+                "positive in each row"
+            )
+    if math.isnan(tolerance):
+        raise ValueError("tolerance is nan; expected a number of nats")
     weight = x.new_ones(len(x), dtype=torch.float64)
     if sample_weight is not None:
         weight = check_sample_weight(sample_weight, len(x), weight)
@@ -180,12 +190,7 @@ def num_parameters(model: FlowMixture) -> int:
         >>> num_parameters(FlowMixture(Gaussian(2, 3), "learned"))
         17
     """
-    bank, weights = model.bank, model.weights
-    if isinstance(bank, Gaussian):
-        free = bank.components * (bank.features + bank.features * (bank.features + 1) // 2)
-    else:
-        free = sum(p.numel() for p in bank.parameters() if p.requires_grad)
-    return free + weights.num_free()
+    return free_numbers(model.bank) + model.weights.num_free()
 
 
 @torch.no_grad()

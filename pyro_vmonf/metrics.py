@@ -313,7 +313,7 @@ def area_under_roc(scores_in: Any, scores_out: Any) -> float:
     return float(torch.trapezoid(found, false_alarms))
 
 
-def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
+def kl_to_truth(log_truth: Any, log_model: Any) -> tuple[float, float]:
     r"""Return the Monte-Carlo estimate of :math:`KL(p \| \hat p)` and its standard error, in nats.
 
     Arguments:
@@ -327,6 +327,7 @@ def kl_to_truth(log_truth: Tensor, log_model: Tensor) -> tuple[float, float]:
         >>> kl_to_truth(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
         (0.5, 0.0)
     """
+    log_truth, log_model = (as_tensor("log-densities", v) for v in (log_truth, log_model))
     if log_truth.dim() != 1 or log_truth.shape != log_model.shape or len(log_truth) < 2:
         raise ValueError(
             f"the log-densities have shapes {tuple(log_truth.shape)} and "
@@ -371,11 +372,10 @@ def kl_divergence(
     return gap.mean(0), gap.std(0) / draws**0.5
 
 
-def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:
+def bits_per_dim(log_prob: Any, dimensions: int, levels: int = 256) -> float:
     r"""Return the mean of :math:`-\frac{\log p(x)}{D \log 2} + \log_2 \mathrm{levels}`.
 
-    The density is that of dequantised pixels divided by ``levels``, on [0, 1]. This is the
-    convention of 8-bit images.
+    The density is that of dequantised pixels divided by ``levels``, on [0, 1].
 
     Arguments:
         log_prob: log-density ``(N,)`` of the rows, in nats.
@@ -383,8 +383,7 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:
         levels: number of grey levels.
 
     References:
-        Theis, van den Oord, Bethge (2016), A note on the evaluation of generative models,
-        arXiv:1511.01844.
+        Theis, van den Oord, Bethge (2016), arXiv:1511.01844.
 
     Raises:
         ValueError: if there is no row, no pixel or no grey level.
@@ -393,6 +392,7 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> float:
         >>> bits_per_dim(torch.zeros(3), 784)  # the uniform density
         8.0
     """
+    log_prob = as_tensor("log_prob", log_prob)
     if not log_prob.numel():
         raise ValueError("there is no log-density to average; pass those of the rows, (N,)")
     check_positive("dimensions", dimensions)

@@ -30,7 +30,7 @@ from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.partial import Observed
 from pyro_vmonf.distributions.selection import pick, select
-from pyro_vmonf.distributions.support import in_units, is_in, is_real
+from pyro_vmonf.distributions.support import in_units, is_bounded, is_in
 from pyro_vmonf.flows.stack import Bank, as_bank, component_of
 from pyro_vmonf.program import (
     Program,
@@ -111,9 +111,9 @@ class FlowMixture(Program):
             )
         self.num_components = components.batch_shape[-1]
         self.event_shape = components.event_shape
-        self.weights = as_weights(weights, self.num_components)
-        self.standardizer = Standardize(self.event_shape)
-        self.bounded = not is_real(components.support)
+        self.weights = as_weights(weights, self.num_components, like)
+        self.standardizer = Standardize(self.event_shape).to(like.dtype)
+        self.bounded = is_bounded(components)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with running(self):

@@ -90,7 +90,7 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
             f"the weights' prior, a {kind}, has no density: a map such as softmax "
             "takes K numbers to K - 1; take StickBreakingTransform, of K - 1 numbers"
         ) from error
-    plain = prior.support is constraints.simplex
+    plain = isinstance(prior, TorchDistribution) and prior.support is constraints.simplex
     return ConstantDistribution(prior if plain else OnSimplex(prior))
 
 
@@ -98,7 +98,8 @@ class OnSimplex(TorchDistribution):
     """A distribution whose support is the simplex, under that name, for autoguides and NUTS.
 
     Arguments:
-        distribution: such as a mixture of Dirichlets, whose support has another name in torch.
+        distribution: of torch alone, or such as a mixture of Dirichlets, whose support has
+            another name.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

@@ -76,6 +76,8 @@ def local_seed(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    if isinstance(seed, float):
+        raise TypeError(f"seed is {seed!r}; expected a whole number, or None")
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with alone(), torch.random.fork_rng(devices=devices):
         if devices:
@@ -109,6 +111,20 @@ def evaluating(module: nn.Module) -> AbstractContextManager[None]:
         True
     """
     return _mode(module, training=False)
+
+
+@contextmanager
+def left_alone(module: nn.Module) -> Iterator[None]:
+    """Run a module in ``eval()`` without gradients for its parameters, in a block."""
+    free = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with evaluating(module):
+        try:
+            for parameter in free:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in free:
+                parameter.requires_grad_()
 
 
 def training(module: nn.Module) -> AbstractContextManager[None]:

@@ -248,6 +248,22 @@ def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_simplex(name: str, value: Tensor) -> None:
+    """Refuse vectors ``(*, K)`` whose entries are negative or have another sum than one.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    total = value.detach().double().sum(-1)
+    allowed = max(1e-4, value.shape[-1] * torch.finfo(value.dtype).eps)  # of rounding
+    if not bool(((total - 1).abs() <= allowed).all()) or bool((value < 0).any()):
+        raise ValueError(
+            f"{name} have entries from {float(value.min()):.4g} to {float(value.max()):.4g} and "
+            f"sums from {float(total.min()):.4g} to {float(total.max()):.4g}; expected numbers of "
+            "at least 0 whose sum is 1"
+        )
+
+
 def check_widths(name: str, values: Any) -> tuple[int, ...]:
     """Return the widths of layers as a tuple of positive integers.
 
@@ -284,6 +300,19 @@ def check_unconditional(name: str, context_features: int) -> None:
         raise ValueError(
             f"{name} is not for mixtures that depend on a context (of {context_features} features "
             "here); use log_prob, predict_proba and sample, which take given="
+        )
+
+
+def check_alone(name: str, of_sequences: bool) -> None:
+    """Refuse a chain, where a mixture of single rows is taken.
+
+    Raises:
+        TypeError: if it is one.
+    """
+    if of_sequences:
+        raise TypeError(
+            f"{name} is for mixtures of rows, and this pair is of sequences; vmonf.alone() is the "
+            "mixture of its single steps"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
+from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.selection import grouped_draw
 
 
@@ -101,7 +102,9 @@ class HiddenChain(ShownDistribution):
         return log_prob
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.scored(self.table(x), self.observed(x))
+        check_event(x, self.event_shape)
+        log_prob = self.scored(self.table(x), self.observed(x))
+        return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
 
     def log_marginals(self, x: Tensor) -> Tensor:
         """Return log p(c_t|x_1, ..., x_T) ``(*, T, K)``: the gradient of log p in the densities.

@@ -34,6 +34,12 @@ class Estimated(ShownDistribution):
     def entropy(self) -> Tensor:
         self._refuse("entropy", "entropy_estimate(draws=, seed=)")
 
+    def cdf(self, x: Tensor) -> Tensor:
+        self._refuse("distribution function", "mean_estimate(draws=, seed=, of=lambda d: d <= x)")
+
+    def icdf(self, share: Tensor) -> Tensor:
+        self._refuse("quantile", "sample() and torch.quantile")
+
     def _refuse(self, what: str, estimate: str) -> NoReturn:
         raise NotImplementedError(
             f"the {what} of this {type(self).__name__} has no closed form; use {estimate}, which "

@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
@@ -204,7 +205,7 @@ class FlowDistribution(Estimated):
 
     def _rises(self) -> Tensor:
         """Return whether the one feature rises with that of the base, ``(*)``."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), local_seed(0):
             z = self._expanded_base().sample().requires_grad_()
             (slope,) = torch.autograd.grad(self._push(z).sum(), z)
         return slope.squeeze(-1) > 0

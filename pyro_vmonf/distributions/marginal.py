@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
 from pyro_vmonf.distributions.selection import grouped_draw
-from pyro_vmonf.distributions.support import in_units
+from pyro_vmonf.distributions.support import in_units, of_any
 
 
 class Marginal(Estimated):
@@ -50,7 +50,7 @@ class Marginal(Estimated):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
-        return self.components.support
+        return of_any(self.components.support, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Marginal:
         return Marginal(self.log_weights, self.components, batch_shape)

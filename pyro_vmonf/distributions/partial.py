@@ -273,11 +273,15 @@ class Observed(ShownDistribution):
             return observe(self.components, x, self.draws).log_prob
         rows = x.reshape(-1, *x.shape[-2:])
         gaps = rows.isnan().flatten(1).any(1)
-        whole = self.components.log_prob(rows[~gaps])
-        result = whole.new_empty(len(rows), *self.batch_shape)
-        result = result.index_put((~gaps,), whole)
+        parts = []  # torch's own distributions do not take zero rows
+        if not gaps.all():
+            parts.append((~gaps, self.components.log_prob(rows[~gaps])))
         if gaps.any():
-            result = result.index_put((gaps,), self._of_gaps(rows[gaps]).to(whole))
+            parts.append((gaps, self._of_gaps(rows[gaps])))
+        like = parts[0][1] if parts else rows
+        result = like.new_empty(len(rows), *self.batch_shape)
+        for which, values in parts:
+            result = result.index_put((which,), values.to(result))
         return result.reshape(*x.shape[:-2], *self.batch_shape)
 
     def _of_gaps(self, rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf.distributions.support import of_any
 from pyro_vmonf.program import is_enumerated
 
 
@@ -101,7 +102,7 @@ class Selected(ShownDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
-        return self.components.support
+        return of_any(self.components.support, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Selected:
         return Selected(self.components, self.c, batch_shape)

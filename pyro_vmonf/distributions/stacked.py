@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.validation import broadcast, check_event
-from pyro_vmonf.distributions.estimates import Estimated
+from pyro_vmonf.distributions.estimates import Estimated, cdf_of, icdf_of
 from pyro_vmonf.distributions.partial import Partial, observe
 from pyro_vmonf.distributions.support import Several, in_units, is_real
 
@@ -79,6 +79,18 @@ class StackedDistribution(Estimated):
 
     def entropy(self) -> Tensor:
         return torch.cat([part.entropy() for part in self.parts], -1)
+
+    def cdf(self, x: Tensor) -> Tensor:
+        r"""Return :math:`P(X \le x)` ``(*, K)`` of rows ``(*, K, 1)``."""
+        each = zip(self.parts, self._of_each(x), strict=True)
+        return torch.cat([cdf_of(part, own) for part, own in each], -1)
+
+    def icdf(self, share: Tensor) -> Tensor:
+        """Return the quantiles ``(*, K, 1)`` at shares ``(*, K)``."""
+        shared = share.shape[-1:] == (1,)
+        shares = [share] * len(self.parts) if shared else share.split(self.sizes, -1)
+        each = zip(self.parts, shares, strict=True)
+        return torch.cat([icdf_of(part, own) for part, own in each], -2)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> StackedDistribution:
         left = tuple(batch_shape)[:-1]

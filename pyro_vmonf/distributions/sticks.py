@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Beta, constraints
 from torch.nn import functional as F
 
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.validation import check_positive, check_simplex
 
 
 class StickBreaking(TorchDistribution):
@@ -77,12 +77,13 @@ class StickBreaking(TorchDistribution):
         # left[k] is what remains of the stick behind piece k; it is summed from its own end, so
         # that no difference of nearly equal numbers is taken.
         left = value.flip(-1).cumsum(-1).flip(-1)
-        before, after = left[..., :-1], left[..., 1:]
+        if self._validate_args:
+            check_simplex("weights", value)
         norm = self.a.lgamma() + self.b.lgamma() - (self.a + self.b).lgamma()
-        log_v = value[..., :-1].log() - before.log()
-        log_rest = after.log() - before.log()
-        sticks = (self.a - 1) * log_v + (self.b - 1) * log_rest - norm
-        return (sticks - before.log()).sum(-1)
+        # A part that is zero counts by its whole exponent, which may be zero as well.
+        rest = self.b - 1 - F.pad((self.a + self.b - 1)[..., 1:], (0, 1))
+        pieces = torch.special.xlogy(self.a - 1, value[..., :-1])
+        return (pieces + torch.special.xlogy(rest, left[..., 1:]) - norm).sum(-1)
 
     @property
     def mean(self) -> Tensor:

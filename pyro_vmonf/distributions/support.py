@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import Distribution, biject_to, constraints, transform_to
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import check_event
@@ -18,6 +18,22 @@ def is_real(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector
+
+
+def is_bounded(components: Distribution) -> bool:
+    """Return whether components live on a part of the space.
+
+    Raises:
+        ValueError: if they live on whole numbers, which have no density.
+    """
+    support = components.support
+    if getattr(support, "is_discrete", False):
+        raise ValueError(
+            f"the components are discrete ({type(support).__name__}); expected densities: add "
+            "noise to counts (datasets.dequantize) and take continuous components, or write a "
+            "Pyro mixture of discrete ones"
+        )
+    return not is_real(support)
 
 
 def is_in(support: Any, x: Tensor, event_dim: int) -> Tensor:
@@ -68,6 +84,58 @@ class Several(constraints.Constraint):
             good = is_in(support, x, self.event_dim)
             found.append(good.expand(*good.shape[:-1], size))
         return torch.cat(found, -1)
+
+
+class AnyOf(constraints.Constraint):
+    """The points that lie in the support of at least one component.
+
+    Arguments:
+        supports: of the components, which are the last batch dimension of its bounds.
+        event_dim: dimensions of one point.
+    """
+
+    def __init__(self, supports: Any, event_dim: int) -> None:
+        self.supports = supports
+        self.event_dim = event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        return is_in(self.supports, value.unsqueeze(-1 - self.event_dim), self.event_dim).any(-1)
+
+    def hull(self) -> Any:
+        """Return the smallest interval that holds all supports, for unconstrained coordinates.
+
+        Raises:
+            NotImplementedError: if they are no intervals.
+        """
+        base = self.supports
+        while isinstance(base, constraints.independent):
+            base = base.base_constraint
+        ends = {name: torch.as_tensor(end) for name, end in vars(base).items()}
+        axis = -1 - self.event_dim
+        if not ends.keys() or not ends.keys() <= {"lower_bound", "upper_bound"}:
+            raise NotImplementedError(
+                "the components have supports of different kinds, for which there are no "
+                "unconstrained coordinates"
+            )
+        if "lower_bound" in ends and ends["lower_bound"].dim() >= -axis:
+            ends["lower_bound"] = ends["lower_bound"].amin(axis)
+        if "upper_bound" in ends and ends["upper_bound"].dim() >= -axis:
+            ends["upper_bound"] = ends["upper_bound"].amax(axis)
+        return constraints.independent(type(base)(**ends), self.event_dim)
+
+
+biject_to.register(AnyOf, lambda support: biject_to(support.hull()))
+transform_to.register(AnyOf, lambda support: transform_to(support.hull()))
+
+
+def of_any(support: Any, event_dim: int) -> Any:
+    """Return the support of a mixture: that of its components, if all of them have the same."""
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    ends = [value for value in vars(base).values() if isinstance(value, Tensor)]
+    batched = any(value.dim() > event_dim for value in ends)
+    return AnyOf(support, event_dim) if batched or isinstance(base, Several) else support
 
 
 class OwnUnits(ShownDistribution):

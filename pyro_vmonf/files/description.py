@@ -101,8 +101,9 @@ def describe(value: Any) -> Any:
         arguments = {key: describe(getattr(value, name)) for key, name in kept.items()}
         return {"distribution": part.__name__, "arguments": arguments}
     bound = {"model"} if isinstance(value, _REBOUND) else set()
-    names = [n for n in inspect.signature(part).parameters if n not in bound]
-    if parts().get(part.__name__) is not part or not all(hasattr(value, n) for n in names):
+    own = parts().get(part.__name__) is part
+    names = [n for n in inspect.signature(part).parameters if n not in bound] if own else []
+    if not own or not all(hasattr(value, n) for n in names):
         raise TypeError(f"{part.__module__}.{part.__qualname__} is not a part of pyro_vmonf")
     return {"part": part.__name__, "arguments": {n: describe(getattr(value, n)) for n in names}}
 

@@ -128,6 +128,13 @@ class Gaussian(Registered, ShownModule):
         self.lower.zero_()
         self.drawn = self.loc.detach().clone()
 
+    def num_free(self) -> int:
+        """Return the number of free parameters, of which a covariance has D (D + 1) / 2."""
+        count = sum(p[0].numel() for p in (self.loc, self.log_scale) if p.requires_grad)
+        if self.lower.requires_grad:
+            count += self.features * (self.features - 1) // 2
+        return self.components * count
+
     def scale_tril(self) -> Tensor:
         """Return the Cholesky factors ``(K, D, D)`` of the covariances."""
         return self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())

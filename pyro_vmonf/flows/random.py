@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.sizes import free_numbers
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.program import Program, Registered, Transparent, in_plate, name_of
@@ -90,6 +91,11 @@ class RandomBank(Registered, Program):
     def random_parameters(self) -> list[tuple[str, Tensor]]:
         """Return the parameters that are sites, by their names."""
         return [(n, p) for n, p in self.bank.named_parameters() if p.requires_grad]
+
+    def num_free(self) -> int:
+        """Return the number of free parameters of the bank; its posterior is none of the model."""
+        prior = free_numbers(self.prior) if isinstance(self.prior, nn.Module) else 0
+        return free_numbers(self.bank) + prior
 
     def site_of(self, name: str) -> str:
         """Return the site of a parameter."""

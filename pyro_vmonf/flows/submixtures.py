@@ -129,6 +129,15 @@ class GaussianMixtures(Registered, ShownModule):
             parameter.zero_()
         self.used.fill_(True)
 
+    def num_free(self) -> int:
+        """Return the number of free parameters of the Gaussians that are used."""
+        used = int(self.used.sum())
+        count = used - self.components if self.logits.requires_grad else 0
+        count += used * sum(p[0, 0].numel() for p in (self.loc, self.log_scale) if p.requires_grad)
+        if self.lower.requires_grad:
+            count += used * self.features * (self.features - 1) // 2
+        return count
+
     @torch.no_grad()
     def set_(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
 from pyro_vmonf._utils.validation import (
+    check_alone,
     check_evidence,
     check_positive,
     check_unconditional,
@@ -127,6 +128,7 @@ def to_inference_data(
         ((1, 50, 3), (1, 50, 7, 2))
     """
     model = vmonf.model
+    check_alone("to_inference_data", model.of_sequences)
     check_unconditional("to_inference_data", model.context_features)
     like = floating_buffer(vmonf)
     x = model.rows(x)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import as_tensor, check_positive, floating_buffer
+from pyro_vmonf._utils.validation import as_tensor, check_positive, check_simplex, floating_buffer
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import name_of, unregistered
@@ -103,6 +104,7 @@ def draws_of_samples(vmonf: VMoNF, samples: Mapping[str, Any]) -> Draws:
     """
     like = floating_buffer(vmonf)
     shapes = _shapes(vmonf.model, f"posterior holds {', '.join(samples) or 'nothing'}")
+    supports = {name: site["fn"].support for name, site in _random_sites(vmonf.model).items()}
     if samples.keys() != shapes.keys():
         raise ValueError(
             f"posterior holds {', '.join(samples) or 'nothing'}; expected the mixture's random "
@@ -122,11 +124,27 @@ def draws_of_samples(vmonf: VMoNF, samples: Mapping[str, Any]) -> Draws:
                 f"posterior[{name!r}] has shape {tuple(sites[name].shape)}: more chains than draws;"
                 " Predictive returns a dimension for the rows, which .squeeze(1) removes"
             )
+        _check_support(name, value, supports[name])
         sites[name] = value
     counts = {tuple(value.shape[:2]) for value in sites.values()}
     if len(counts) > 1:
         raise ValueError(f"the sites have {sorted(counts)} chains and draws; expected as many each")
     return Draws(sites, *counts.pop())
+
+
+def _check_support(name: str, value: Tensor, support: Any) -> None:
+    """Refuse draws of a site that its prior cannot have drawn.
+
+    Raises:
+        ValueError: if there are some.
+    """
+    if support is constraints.simplex:
+        check_simplex(f"posterior[{name!r}]", value)
+    elif not bool(support.check(value).all()):
+        raise ValueError(
+            f"posterior[{name!r}] has draws outside the support of its prior, {support}; pass "
+            "draws in the units of the site, and not in unconstrained ones"
+        )
 
 
 def _values(trace: poutine.Trace) -> dict[str, Tensor]:
@@ -141,16 +159,16 @@ def is_random(model: FlowMixture) -> bool:
 
 
 @torch.no_grad()
-def _random_sites(model: FlowMixture) -> dict[str, torch.Size]:
-    """Return the shapes of the random sites."""
+def _random_sites(model: FlowMixture) -> dict[str, Any]:
+    """Return the random sites, as Pyro's trace has them."""
     with local_seed(0):
-        values = _values(poutine.trace(model.draw_parts).get_trace())
-    return {name: value.shape for name, value in values.items()}
+        nodes: dict[str, Any] = poutine.trace(model.draw_parts).get_trace().nodes
+    return {name: site for name, site in nodes.items() if site["type"] == "sample"}
 
 
 def _shapes(model: FlowMixture, given: str) -> dict[str, torch.Size]:
     """Return the shapes of the random sites; raise ``ValueError`` if there are none."""
-    shapes = _random_sites(model)
+    shapes = {name: site["value"].shape for name, site in _random_sites(model).items()}
     if not shapes:
         raise ValueError(
             f"{given}, but nothing in the mixture is random: its {type(model.weights).__name__} "

@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 
 from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.schedules import Schedule
+from pyro_vmonf.training.loaders import parts_of
 from pyro_vmonf.vmonf import VMoNF
 
 
 class LightningMixture(LightningModule):
-    """A pair for Lightning's ``Trainer``, with batches ``x`` or ``(x, y)``.
+    """A pair for Lightning's ``Trainer``, with batches ``x``, ``(x, y)`` or ``(x, y, weight)``.
 
     The ``Trainer`` handles devices, processes, precision and checkpoints. Standardise the rows
     first, by ``vmonf.model.standardize_(x)`` or ``vmonf.model.standardizer.fit_batches_(batches)``.
@@ -50,9 +51,9 @@ class LightningMixture(LightningModule):
         self.optimizer = optimizer
 
     def _loss(self, batch: Any) -> Tensor:
-        x, y = batch if isinstance(batch, (list, tuple)) and len(batch) == 2 else (batch, None)
-        x = x[0] if isinstance(x, (list, tuple)) else x
-        loss: Tensor = self.loss(x, y, size=self.size or len(x))
+        x, y, weight = parts_of(batch, "batch")
+        rest = {} if weight is None else {"sample_weight": weight}
+        loss: Tensor = self.loss(x, y, size=self.size or len(x), **rest)
         return loss
 
     def training_step(self, batch: Any, number: int) -> Tensor:

@@ -211,6 +211,12 @@ def _drawn(
     """Return the values of the sample sites of one run."""
     nodes: dict[str, Any] = poutine.trace(model).get_trace(*args).nodes
     found = {name: site["value"] for name, site in nodes.items() if site["type"] == "sample"}
+    given = [name for name in wanted if name in found and nodes[name]["is_observed"]]
+    if given:
+        raise ValueError(
+            f"the model's site {given[0]!r} is observed, so each replicate has the same values and "
+            "none of them are simulated; leave the data out of args, so that the model draws them"
+        )
     lacking = [name for name in wanted if name not in found]
     if lacking:
         raise ValueError(

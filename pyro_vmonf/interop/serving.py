@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, own_filters
-from pyro_vmonf._utils.validation import check_unconditional, floating_buffer
+from pyro_vmonf._utils.validation import check_alone, check_unconditional, floating_buffer
 from pyro_vmonf._version import __version__
 from pyro_vmonf.program import check_follows, unregistered
 from pyro_vmonf.vmonf import VMoNF
@@ -60,8 +60,10 @@ def export(vmonf: VMoNF, *, dtype: torch.dtype | None = None) -> torch.export.Ex
         dtype: of the rows; by default that of the pair. Rows far from zero need ``torch.float64``.
 
     Raises:
+        TypeError: if the pair is of sequences.
         ValueError: if the mixture depends on a context.
     """
+    check_alone("export", vmonf.model.of_sequences)
     scores = Scores(vmonf)
     like = floating_buffer(vmonf)
     rows = vmonf.sample(3, seed=0)[0].to(dtype or like.dtype)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import names_of, numeric, ordered
 from pyro_vmonf._utils.labels import is_mark, marked
+from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.em import num_parameters
@@ -171,11 +172,9 @@ class FlowMixtureClustering(  # type: ignore[misc]
     def _by_hand(self) -> bool:
         """Return whether an option asks for training by hand."""
         defaults = inspect.signature(FlowMixtureClustering).parameters
-        pairs = [(getattr(self, name), defaults[name].default) for name in OPTIONS_BY_HAND]
-        return not all(
-            given is usual or (type(given) is type(usual) and given == usual)
-            for given, usual in pairs
-        )
+        pairs = [(plain(getattr(self, name)), defaults[name].default) for name in OPTIONS_BY_HAND]
+        pairs = [(tuple(a) if isinstance(a, list) else a, b) for a, b in pairs]
+        return not all(a is b or (type(a) is type(b) and a == b) for a, b in pairs)
 
     def _fit_by_data(self, X: Array, labels: Any, sample_weight: Any, seed: int) -> None:
         """Fit the pair that the data choose."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
@@ -51,6 +51,7 @@ def plot_density(
         >>> ax = plot_density(vmonf, resolution=50, ax=Figure().subplots())
     """
     window.check(vmonf.model, "plot_density")
+    check_number("depth", depth)
     ax = axes_or_new(ax)
     extent = window.choose_extent(vmonf, ax, extent)
     across, up, values = _over_grid(vmonf.log_prob, extent, resolution)

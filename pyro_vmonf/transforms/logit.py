@@ -6,11 +6,25 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to
 from torch.nn import functional as F
 
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.transforms.base import FlowTransform
+
+
+class OpenInterval(constraints.interval):
+    """The numbers between two ends, which are no part of it."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (self.lower_bound < value) & (value < self.upper_bound)
+
+
+for _registry in (biject_to, transform_to):
+    _registry.register(
+        OpenInterval,
+        lambda c: _registry(constraints.interval(c.lower_bound, c.upper_bound)),  # noqa: B023
+    )
 
 
 class Logit(FlowTransform):
@@ -55,7 +69,7 @@ class Logit(FlowTransform):
     @property
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         margin = self.alpha / (1 - 2 * self.alpha)
-        return constraints.independent(constraints.interval(-margin, 1 + margin), self._event_dim)
+        return constraints.independent(OpenInterval(-margin, 1 + margin), self._event_dim)
 
     def _expanded(self, x: Tensor) -> Tensor:
         event = (1,) * self._event_dim
@@ -70,7 +84,8 @@ class Logit(FlowTransform):
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._expanded(x)
         width = 1 - 2 * self.alpha
-        y = self.alpha + width * x
+        y = self.alpha + width * x  # which may round to an end of the interval
+        y = y.clamp(torch.finfo(y.dtype).tiny, 1 - torch.finfo(y.dtype).eps / 2)
         log_y, log_rest = y.log(), torch.log1p(-y)
         log_det = torch.log(y.new_tensor(width)) - log_y - log_rest
         return log_y - log_rest, log_det.flatten(-self._event_dim).sum(-1)

@@ -109,7 +109,10 @@ class MarkovVMoNF(Drawn, Halves):
             x, lengths, chunk_size: as for :meth:`predict`.
         """
         return self._over_chunks(
-            lambda rows: self.model.mixture().log_prob(rows), x, lengths, chunk_size
+            lambda rows: self.model.mixture().lasting(rows.shape[1]).log_prob(rows),
+            x,
+            lengths,
+            chunk_size,
         )
 
     def component_log_prob(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
@@ -196,9 +199,21 @@ class MarkovVMoNF(Drawn, Halves):
     ) -> Tensor:
         """Join a function's results over chunks of sequences."""
         whole = self.model.padded(x, lengths)
+        if self.model.bounded:
+            self._warn_of_steps(whole)
         with evaluating(self):
             chunks = whole.split(check_positive("chunk_size", chunk_size))
             return torch.cat([function(chunk) for chunk in chunks])
+
+    def _warn_of_steps(self, x: Tensor) -> None:
+        """Warn of sequences with a step that no component has a density for."""
+        outside = self.model.is_outside(x).nonzero().squeeze(1)
+        if len(outside):
+            warn(
+                f"the sequences {listed(outside)} have steps outside the support of every "
+                "component: their log-density is minus infinity, and such a step says nothing "
+                "about its component"
+            )
 
 
 def _warn_of(lost: Tensor) -> None:

@@ -97,12 +97,13 @@ class Scores(Completes):
     def _checked(self, q: Tensor) -> Tensor:
         """Return probabilities ``(N, K)`` whose rows have sum one."""
         total = q.float().sum(-1)
-        wrong = (total - 1).abs() > max(SUM_TOLERANCE, 4 * torch.finfo(q.dtype).eps)
+        wrong = ~((total - 1).abs() <= max(SUM_TOLERANCE, 4 * torch.finfo(q.dtype).eps))
         if bool(wrong.any()):
             raise ValueError(
                 f"{self.guide.predicts_by} gives probabilities whose sum is "
                 f"{float(total[wrong][0]):.4g}; expected log-probabilities whose exponentials have "
-                "sum one: end log_q by .log_softmax(-1)"
+                "sum one: end log_q by .log_softmax(-1), and look for parameters that are not "
+                "finite where the sum is nan"
             )
         return q
 
@@ -212,6 +213,8 @@ class Scores(Completes):
         check_positive("chunk_size", chunk_size)
         rows, features = self.model.rows(x, missing=True), self.model.context_features
         given = check_context_rows(given, len(rows), features, floating_buffer(self))
+        if given is not None:  # a network alone would not see that a group is none
+            self.model.weights.log_mean(given)
 
         def chunks(values: Tensor | None) -> Iterable[Tensor | None]:
             return itertools.repeat(None) if values is None else values.split(chunk_size)

@@ -53,6 +53,11 @@ class GroupWeights(Weights):
                 "the weights differ by group; pass given=, the number of each row's group, of "
                 "shape (N, 1)"
             )
+        if self.num_groups > 2 / torch.finfo(context.dtype).eps + 1:
+            raise ValueError(
+                f"there are {self.num_groups} groups, whose numbers {context.dtype} rounds; keep "
+                "the pair in float32"
+            )
         group = context[..., 0].round().long()
         wrong = (group < 0) | (group >= self.num_groups) | (group != context[..., 0])
         if context.shape[-1] != 1 or bool(wrong.any()):

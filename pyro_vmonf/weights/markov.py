@@ -103,19 +103,21 @@ class FixedRow(FixedWeights):
         return bool((probs >= 0).all() and probs.any())
 
 
-def as_row(name: str, form: Row, count: int) -> Weights:
+def as_row(name: str, form: Row, count: int, like: Tensor | None = None) -> Weights:
     """Return the weights that a short form of one row stands for."""
     if isinstance(form, str) and form == "learned":
         return LearnedWeights(count, "gradient")
     try:
-        named = isinstance(form, str | Distribution | nn.Module)
-        return as_weights(form if named else FixedRow(torch.as_tensor(form)), count)
+        if isinstance(form, str | Distribution | nn.Module):
+            return as_weights(form, count, like)
+        row = as_weights(FixedRow(torch.as_tensor(form)), count)
+        return row if like is None or not like.numel() else row.to(like.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = TypeError if isinstance(error, RuntimeError) else type(error)
         raise kind(f"{name} does not fit: {error}") from error
 
 
-def as_rows(form: Row | Sequence[Row], count: int) -> list[Weights]:
+def as_rows(form: Row | Sequence[Row], count: int, like: Tensor | None = None) -> list[Weights]:
     """Return the K weights that a short form of transitions stands for."""
     if isinstance(form, Weights):
         raise TypeError(
@@ -136,4 +138,4 @@ def as_rows(form: Row | Sequence[Row], count: int) -> list[Weights]:
             f"transition has shape {shape}; expected ({count}, {count}), one row of probabilities "
             f"after each of the bank's {count} components"
         )
-    return [as_row(f"row {k} of transition", row, count) for k, row in enumerate(form)]
+    return [as_row(f"row {k} of transition", row, count, like) for k, row in enumerate(form)]

@@ -297,13 +297,16 @@ _NAMED: dict[str, Callable[[int], Weights]] = {
 }
 
 
-def as_weights(weights: str | Tensor | Distribution | Weights, num_components: int) -> Weights:
+def as_weights(
+    weights: str | Tensor | Distribution | Weights, num_components: int, like: Tensor | None = None
+) -> Weights:
     """Return the weights that a user's short form stands for.
 
     Arguments:
         weights: ``"uniform"``, ``"learned"``, ``"updated"``, probabilities ``(K,)``, a prior on the
             simplex, such as a ``Dirichlet``, or a :class:`Weights` module.
         num_components: number of components *K* of the bank.
+        like: a tensor of the bank, whose dtype weights take that are no module yet.
 
     Raises:
         TypeError: if it is a module that is no :class:`Weights`.
@@ -334,4 +337,5 @@ def as_weights(weights: str | Tensor | Distribution | Weights, num_components: i
             f"there are {result.num_components} weights but the bank has {num_components} "
             "components; pass one weight for each component"
         )
-    return result
+    made = not isinstance(weights, nn.Module)
+    return result.to(like.dtype) if made and like is not None and like.numel() else result

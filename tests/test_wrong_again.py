@@ -1,0 +1,338 @@
+"""Answers that a third reader found wrong, and the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGaussian,
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoStructured,
+)
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_vmonf import (
+    Flow,
+    FlowMixture,
+    Gaussian,
+    GroupWeights,
+    MarkovMixture,
+    MarkovVMoNF,
+    RandomBank,
+    SoftmaxGuide,
+    StickBreaking,
+    VMoNF,
+    fit_em,
+)
+from pyro_vmonf.dequantization import Dequantized
+from pyro_vmonf.em import num_parameters
+from pyro_vmonf.flows import AutoregressiveNSF, GaussianMixtures, StandardNormal
+from pyro_vmonf.interop.arviz import to_inference_data
+from pyro_vmonf.interop.lightning import LightningMixture
+from pyro_vmonf.interop.sbc import simulation_based_calibration
+from pyro_vmonf.interop.serving import export
+from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.metrics import bits_per_dim, kl_to_truth
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.transforms import AffineCoupling, BatchNorm, Logit
+
+K, D = 3, 2
+NO_EPOCHS: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
+
+
+def rows(count: int = 60) -> Tensor:
+    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05])
+def test_an_end_of_the_interval_is_outside_of_it(alpha: float) -> None:
+    layers = [AffineCoupling(2, batch_shape=(2,)), Logit(alpha=alpha)]
+    vmonf = VMoNF(FlowMixture(Flow(layers, base=StandardNormal(2, 2))))
+    margin = alpha / (1 - 2 * alpha)
+    x = torch.tensor([[-margin, 0.5], [1 + margin, 0.5], [0.3, 0.2]])
+    with pytest.warns(RuntimeWarning, match="rows 0, 1 lie outside"):
+        log_prob = vmonf.log_prob(x)
+    assert log_prob[:2].tolist() == [-torch.inf] * 2
+    assert log_prob[2].isfinite()
+    with pytest.warns(RuntimeWarning, match="rows 0, 1 lie outside"):
+        assert vmonf.predict(x)[:2].tolist() == [-1, -1]
+
+
+def test_probabilities_that_are_no_numbers_are_refused() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K)))
+    next(vmonf.guide.network.parameters()).data.fill_(torch.nan)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="sum is nan"):
+        vmonf.predict(rows())
+
+
+def test_noise_alone_is_trained() -> None:
+    class Noise(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            shape = 1 + super().forward(x / 256).exp()
+            return dist.Beta(shape, torch.ones_like(x)).to_event(1)
+
+    layers = [BatchNorm(4, batch_shape=(2,)), AffineCoupling(4, batch_shape=(2,)), Logit()]
+    vmonf = VMoNF(FlowMixture(Flow(layers, base=StandardNormal(4, 2))))
+    x, images = torch.rand(3, 4), torch.randint(256, (20, 4))
+    before = vmonf.log_prob(x)
+    dequantized = Dequantized(vmonf, Noise(4, 4))
+    dequantized.fit(images, steps=3, seed=0, progress=False)
+    assert torch.equal(vmonf.log_prob(x), before)
+    assert all(p.grad is None and p.requires_grad for p in vmonf.parameters())
+    dequantized.fit(images, steps=3, seed=0, progress=False, flows=True)
+    assert not torch.equal(vmonf.log_prob(x), before)
+
+
+def test_a_chain_counts_once_for_each_place_of_a_plate() -> None:
+    vmonf = MarkovVMoNF(MarkovMixture(Gaussian(D, K)))
+    x = torch.randn(4, 5, D)
+
+    def outer() -> None:
+        with pyro.plate("outer", 3, dim=-2):
+            vmonf.model(x)
+
+    total = poutine.trace(outer).get_trace().log_prob_sum()
+    torch.testing.assert_close(total, 3 * vmonf.log_prob(x).sum(), atol=1e-3, rtol=1e-5)
+    assert vmonf.marginal(5).expand((3,)).log_prob(x[0]).shape == (3,)
+    with pytest.raises(ValueError, match=r"\(\*, 3, 2\)"):
+        vmonf.marginal(3).log_prob(x)
+
+
+def test_lightning_counts_labels_and_weights() -> None:
+    x, y, weight = rows(20), torch.arange(20) % K, torch.rand(20)
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K)))
+    module = LightningMixture(vmonf)
+    [batch] = DataLoader(TensorDataset(x, y, weight), 20)
+    expected = module.loss(x, y, size=20, sample_weight=weight)
+    assert torch.equal(module._loss(batch), expected)
+    assert not torch.equal(module._loss([x, y]), expected)
+    with pytest.raises(TypeError, match=r"expected x, \(x, y\) or"):
+        module._loss((x, y, weight, weight))
+
+
+@pytest.mark.parametrize(
+    ("options", "by_hand"),
+    [
+        ({"max_iter": np.int64(100), "flow": np.str_("auto")}, False),
+        ({"learning_rate": np.float64(3e-3), "hidden": [32, 32]}, False),
+        ({"max_iter": np.int64(99)}, True),
+        ({"hidden": (32, 31)}, True),
+    ],
+)
+def test_equal_options_ask_for_equal_fits(options: dict[str, Any], by_hand: bool) -> None:
+    assert FlowMixtureClustering(2, **options)._by_hand() == by_hand
+
+
+def test_sticks_have_a_density_on_the_edge_and_none_off_the_simplex() -> None:
+    a = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
+    sticks = StickBreaking(a[:2], a.flip(0).cumsum(0).flip(0)[1:])
+    same = dist.Dirichlet(a)
+    for point in ([0.2, 0.3, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]):
+        value = torch.tensor(point, dtype=torch.float64)
+        torch.testing.assert_close(sticks.log_prob(value), same.log_prob(value), rtol=1e-12, atol=0)
+    for point in ([0.2, 0.3, 0.9], [-0.2, 0.7, 0.5]):
+        with pytest.raises(ValueError, match="whose sum is 1"):
+            sticks.log_prob(torch.tensor(point, dtype=torch.float64))
+
+
+def test_free_parameters_are_those_of_the_gaussians_wherever_they_are() -> None:
+    each = D + D * (D + 1) // 2
+    for bank, free in (
+        (Gaussian(D, 2), 2 * each),
+        ([Gaussian(D, 1), Gaussian(D, 1)], 2 * each),
+        (RandomBank(Gaussian(D, 2)), 2 * each),
+        (GaussianMixtures(D, 2, 1), 2 * each),
+        (GaussianMixtures(D, 2, 3), 6 * each + 4),
+    ):
+        assert num_parameters(FlowMixture(bank, "learned")) == free + 1  # type: ignore[arg-type]
+
+
+def test_calibration_wants_data_that_the_model_draws() -> None:
+    model = FlowMixture(Gaussian(1, 2), dist.Dirichlet(torch.ones(2)))
+    with pytest.raises(ValueError, match="'x' is observed"):
+        simulation_based_calibration(
+            partial(model, torch.zeros(5, 1)), lambda x: {}, replicates=2, progress=False
+        )
+
+
+@pytest.mark.parametrize("draw", [[2.0, 8.0], [-0.2, 1.2], [torch.nan, 0.8]])
+def test_draws_of_the_weights_are_weights(draw: list[float]) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(D, 2), dist.Dirichlet(torch.ones(2))))
+    with pytest.raises(ValueError, match="whose sum is 1"):
+        to_inference_data(vmonf, rows(), posterior={"weights": torch.tensor([draw, draw])})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_responsibilities_have_a_row_with_something_in_it(value: float) -> None:
+    model = FlowMixture(Gaussian(D, 2), "learned")
+    with pytest.raises(ValueError, match="one of them positive"):
+        fit_em(model, rows(), responsibilities=torch.full((60, 2), value))
+    with pytest.raises(ValueError, match="tolerance is nan"):
+        fit_em(model, rows(), tolerance=float("nan"))
+
+
+def test_a_group_is_not_rounded_to_another_and_is_one_of_the_groups() -> None:
+    model = FlowMixture(Gaussian(D, 2), GroupWeights(400, 2), context_features=1)
+    vmonf = VMoNF(model, SoftmaxGuide(MLP(D + 1, 2)))
+    for group in (400.0, -1.0, 0.5):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 399"):
+            vmonf.predict(rows(1), given=torch.tensor([[group]]))
+    with pytest.raises(ValueError, match="400 groups"):
+        vmonf.bfloat16().sample(given=torch.tensor([[300.0]]))
+
+
+def test_a_distribution_function_draws_nothing() -> None:
+    marginal = FlowMixture(AutoregressiveNSF(1, 2)).marginal()
+    before = torch.get_rng_state()
+    marginal.icdf(marginal.cdf(torch.zeros(3, 1)).detach())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gaussians_side_by_side_have_a_distribution_function() -> None:
+    parts = [Gaussian(1, 1).double(), Gaussian(1, 2).double()]
+    marginal, x = FlowMixture(parts).marginal(), torch.linspace(-2, 2, 7, dtype=torch.float64)
+    means = torch.cat([part.loc for part in parts])
+    exact = torch.distributions.Normal(means.squeeze(-1), 1.0).cdf(x[:, None]).mean(1)
+    torch.testing.assert_close(marginal.cdf(x[:, None]), exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(marginal.icdf(exact).squeeze(-1), x, rtol=0, atol=1e-9)
+
+
+def uniform(low: Any, high: Any) -> Any:
+    return dist.Uniform(torch.tensor(low), torch.tensor(high)).to_event(1)
+
+
+def test_bounded_components_of_a_list_are_fitted() -> None:
+    vmonf = VMoNF(FlowMixture([uniform([0.0], [1.0]), uniform([0.5], [2.0])], "learned"))
+    x = 2 * torch.rand(200, 1)
+    vmonf.fit(x, epochs=100, lr=0.05, progress=False, seed=0)
+    log_prob = vmonf.log_prob(x)
+    assert log_prob.isfinite().all()
+    assert float(log_prob.mean()) > float(VMoNF(FlowMixture(vmonf.model.bank)).log_prob(x).mean())
+
+
+def test_the_support_of_a_mixture_is_that_of_any_component() -> None:
+    alike = FlowMixture(uniform([[0.0], [0.0]], [[1.0], [1.0]])).marginal()
+    apart = FlowMixture(uniform([[0.0], [2.0]], [[1.0], [3.0]])).marginal()
+    x = torch.tensor([[0.5], [1.5], [2.5]])
+    assert alike.support.check(x).tolist() == [True, False, False]  # type: ignore[union-attr]
+    assert apart.support.check(x).tolist() == [True, False, True]  # type: ignore[union-attr]
+    inner = torch.distributions.biject_to(apart.support)(torch.tensor([[-9.0], [9.0]]))
+    assert ((inner > 0) & (inner < 3)).all()
+
+
+def test_a_latent_of_a_bounded_mixture_has_its_shape_under_nuts() -> None:
+    marginal = FlowMixture(uniform([[0.0] * 2] * K, [[1.0] * 2] * K)).marginal(frozen=True)
+
+    def program() -> None:
+        pyro.sample("z", marginal)
+
+    mcmc = pyro.infer.MCMC(
+        pyro.infer.NUTS(program), num_samples=5, warmup_steps=5, disable_progbar=True
+    )
+    mcmc.run()
+    draws = mcmc.get_samples()["z"]
+    assert draws.shape == (5, 2)
+    assert ((draws > 0) & (draws < 1)).all()
+
+
+@pytest.mark.parametrize(
+    "weights", [np.array([0.2, 0.3, 0.5]), dist.Dirichlet(torch.ones(K, dtype=torch.float64))]
+)
+def test_weights_take_the_precision_of_the_bank(weights: Any) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), weights), SoftmaxGuide(MLP(D, K)))
+    vmonf.fit(rows(), epochs=2, progress=False, seed=0)
+    assert vmonf.log_prob(rows()).dtype == torch.float32
+    chain = MarkovMixture(Gaussian(D, K), weights, np.full((K, K), 1 / K))
+    guide = SoftmaxGuide(MLP(D, K)) if isinstance(weights, np.ndarray) else None
+    MarkovVMoNF(chain, guide).fit(rows().reshape(4, 15, D), **NO_EPOCHS)
+
+
+def test_rows_may_all_have_gaps() -> None:
+    broad = dist.StudentT(torch.tensor(3.0), torch.zeros(D), torch.ones(D)).to_event(1)
+    vmonf = VMoNF(FlowMixture([Gaussian(D, 1), broad], "learned"))
+    x = rows(10)
+    x[:5, 1] = torch.nan
+    together, alone = vmonf.predict_proba(x), vmonf.predict_proba(x[:5])
+    torch.testing.assert_close(alone, together[:5])
+    vmonf.fit(x, batch_size=2, **NO_EPOCHS)
+
+
+def test_whole_numbers_have_no_density() -> None:
+    with pytest.raises(ValueError, match="the components are discrete"):
+        FlowMixture(dist.Poisson(torch.tensor([[1.0], [5.0]])).to_event(1))
+
+
+def test_messages_of_chains_arrays_and_seeds() -> None:
+    chain = MarkovVMoNF(MarkovMixture(Gaussian(D, 2)))
+    for verb in (lambda: export(chain), lambda: to_inference_data(chain, torch.randn(5, 4, D))):
+        with pytest.raises(TypeError, match=r"vmonf.alone\(\)"):
+            verb()
+    assert kl_to_truth(np.array([1.0, 2.0]), [0.5, 1.5]) == (0.5, 0.0)
+    assert bits_per_dim(np.zeros(3), 784) == 8.0
+    with pytest.raises(TypeError, match="whole number"):
+        chain.sample(2, 3, seed=1.5)  # type: ignore[arg-type]
+
+
+HIDING: dict[str, Callable[[FlowMixture], Any]] = {
+    kind.__name__: lambda model, kind=kind: kind(poutine.block(model, hide=["c"]))  # type: ignore[misc]
+    for kind in (
+        *(AutoNormal, AutoDelta, AutoMultivariateNormal),
+        *(AutoIAFNormal, AutoStructured, AutoGaussian),
+    )
+}
+HIDING["function"] = lambda model: (
+    lambda: pyro.sample(
+        "weights",
+        dist.Dirichlet(pyro.param("a", torch.ones(K), constraint=dist.constraints.positive)),
+    )
+)
+HIDING["list"] = lambda model: [SoftmaxGuide(MLP(D, K)), HIDING["AutoNormal"](model)]
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_restarts_of_guides_that_build_themselves(name: str) -> None:
+    model = FlowMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)))
+    vmonf = VMoNF(model, HIDING[name](model))
+    for _ in range(2):  # before and after they are built
+        history = vmonf.fit(rows(20), n_init=2, **NO_EPOCHS)
+        assert len(history.restarts) == 2
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        torch.distributions.LogisticNormal(torch.zeros(K - 1), torch.ones(K - 1)),
+        torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.5), torch.ones(K) / K),
+    ],
+    ids=lambda prior: type(prior).__name__,
+)
+def test_priors_of_torch_are_sites(prior: Any) -> None:
+    model = FlowMixture(Gaussian(D, K), prior)
+    drawn = poutine.trace(model).get_trace(size=4).nodes["weights"]["value"]
+    assert drawn.shape == (K,)
+    vmonf = VMoNF(model, AutoNormal(poutine.block(model, hide=["c"])))
+    vmonf.fit(rows(), **NO_EPOCHS)
+    assert vmonf.predict_proba(rows()).isfinite().all()
+
+
+def test_a_partial_function_as_a_guide_is_saved_beside_its_program(tmp_path: Any) -> None:
+    def program(scale: float) -> None:
+        pyro.sample("weights", dist.Dirichlet(scale * torch.ones(K)))
+
+    model = FlowMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)))
+    vmonf = VMoNF(model, partial(program, 2.0))
+    vmonf.fit(rows(), **NO_EPOCHS)
+    with pytest.warns(UserWarning, match="into=vmonf"):
+        vmonf.save(tmp_path / "pair")
