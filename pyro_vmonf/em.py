@@ -102,20 +102,8 @@ def fit_em(
         raise ValueError(
             f"x has {len(x)} rows but the mixture has {model.num_components} components"
         )
-    wanted = (len(x), model.num_components)
-    if responsibilities is not None and responsibilities.shape != wanted:
-        raise ValueError(
-            f"responsibilities have shape {tuple(responsibilities.shape)}; expected {wanted}"
-        )
     if responsibilities is not None:
-        if not responsibilities.isfinite().all():
-            raise ValueError("responsibilities have NaN or infinite values")
-        if bool((responsibilities < 0).any() | (responsibilities.sum(1) <= 0).any()):
-            raise ValueError(
-                f"responsibilities have values from {float(responsibilities.min()):g} to "
-                f"{float(responsibilities.max()):g}; expected numbers of at least 0, one of them "
-                "positive in each row"
-            )
+        _check_responsibilities(responsibilities, (len(x), model.num_components))
     if math.isnan(tolerance):
         raise ValueError("tolerance is nan; expected a number of nats")
     weight = x.new_ones(len(x), dtype=torch.float64)
@@ -147,6 +135,26 @@ def fit_em(
     model.bank.set_(means, covariances)
     offset = float(units.scale.log().sum())
     return [value - offset for value in curve]
+
+
+def _check_responsibilities(responsibilities: Tensor, wanted: tuple[int, int]) -> None:
+    """Refuse responsibilities that are none.
+
+    Raises:
+        ValueError: if shape or values do not fit.
+    """
+    if responsibilities.shape != wanted:
+        raise ValueError(
+            f"responsibilities have shape {tuple(responsibilities.shape)}; expected {wanted}"
+        )
+    if not responsibilities.isfinite().all():
+        raise ValueError("responsibilities have NaN or infinite values")
+    if bool((responsibilities < 0).any() | (responsibilities.sum(1) <= 0).any()):
+        raise ValueError(
+            f"responsibilities have values from {float(responsibilities.min()):g} to "
+            f"{float(responsibilities.max()):g}; expected numbers of at least 0, one of them "
+            "positive in each row"
+        )
 
 
 def _iterate(

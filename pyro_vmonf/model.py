@@ -48,7 +48,7 @@ from pyro_vmonf.program import (
     unregistered,
 )
 from pyro_vmonf.transforms import Standardize
-from pyro_vmonf.weights import ObservedWeights, Weights, as_weights
+from pyro_vmonf.weights import Weights, as_weights, observed, sites_of
 
 TRAINING_DRAWS, SCORING_DRAWS = 8, 64  # of a missing entry, for importance weights
 
@@ -307,30 +307,29 @@ class FlowMixture(Program):
         """Return the mixture with some of its random sites observed, which shares its parameters.
 
         Arguments:
-            data: values by the names of sites: ``weights``, parameters of a random bank.
+            data: values by the names of sites: those of the weights, and of a random bank.
 
         Raises:
             ValueError: if a site is none of these, or a value does not fit.
         """
-        weights, bank = self.site("weights"), self.site("bank.")
-        of_bank = {name: value for name, value in data.items() if name.startswith(bank)}
-        prior = getattr(self.weights, "prior", None)
+        bank, of_weights = self.site("bank."), sites_of(self.weights)
         observe = getattr(self.bank, "observed", None)
+        of_bank = {name: value for name, value in data.items() if name.startswith(bank)}
         for name in data:
-            known = prior is not None if name == weights else name in of_bank
-            if not known or (of_bank and observe is None):
+            if name not in of_weights and (name not in of_bank or observe is None):
                 raise ValueError(
-                    f"data has {name!r}; expected random sites of the mixture: {weights!r} where "
-                    "they have a prior, and the parameters of a RandomBank. Components of rows are "
-                    "observed by y=, and rows by x= of fit and the verbs"
+                    f"data has {name!r}; expected random sites of the mixture: those that the "
+                    f"weights draw ({', '.join(of_weights) or 'none'}) and the parameters of a "
+                    "RandomBank. Components of rows are observed by y=, and rows by x= of fit and "
+                    "the verbs"
                 )
         model = copy.copy(self)
         model.__dict__ |= {"_modules": dict(self.__dict__["_modules"]), "_frozen": None}
         share(self.bank, self, model)
         if observe is not None and of_bank:
             model.bank = observe(of_bank)
-        if prior is not None and weights in data:
-            model.weights = ObservedWeights(prior, data[weights])
+        if of_weights.keys() & data.keys():
+            model.weights = observed(self.weights, {n: data[n] for n in of_weights if n in data})
         return model
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import affine_coupling
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoGaussian,
@@ -31,6 +32,7 @@ from pyro_vmonf import (
     MarkovMixture,
     MarkovVMoNF,
     RandomBank,
+    RandomWeights,
     SoftmaxGuide,
     StickBreaking,
     VMoNF,
@@ -38,7 +40,7 @@ from pyro_vmonf import (
 )
 from pyro_vmonf.dequantization import Dequantized
 from pyro_vmonf.em import num_parameters
-from pyro_vmonf.flows import AutoregressiveNSF, GaussianMixtures, StandardNormal
+from pyro_vmonf.flows import AutoregressiveNSF, GaussianMixtures, Replicated, StandardNormal
 from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.interop.lightning import LightningMixture
 from pyro_vmonf.interop.sbc import simulation_based_calibration
@@ -47,6 +49,7 @@ from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.metrics import bits_per_dim, kl_to_truth
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import AffineCoupling, BatchNorm, Logit
+from pyro_vmonf.weights import GammaDirichlet, Weights
 
 K, D = 3, 2
 NO_EPOCHS: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
@@ -336,3 +339,114 @@ def test_a_partial_function_as_a_guide_is_saved_beside_its_program(tmp_path: Any
     vmonf.fit(rows(), **NO_EPOCHS)
     with pytest.warns(UserWarning, match="into=vmonf"):
         vmonf.save(tmp_path / "pair")
+
+
+class Softmax(Weights):
+    r"""Weights :math:`\mathrm{softmax}(z)` of a normal z."""
+
+    in_program = True
+    num_components = K
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(K))
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        z: Tensor = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+        return z.log_softmax(-1)
+
+    def guide(self) -> None:
+        pyro.sample("z", dist.Normal(self.loc, 0.1).to_event(1))
+
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        return self.loc.log_softmax(-1)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_sites_of_ones_own_weights_are_observed(auto: bool) -> None:
+    model = FlowMixture(Gaussian(D, K), Softmax())
+    vmonf = VMoNF(model, HIDING["AutoNormal"](model) if auto else None)
+    z = torch.tensor([0.0, 1.0, 2.0])
+    known = vmonf.condition({"z": z})
+    known.fit(rows(), **NO_EPOCHS)
+    torch.testing.assert_close(known.model.weights.log_mean(), z.log_softmax(-1))
+    site = poutine.trace(known.model).get_trace(rows()).nodes["z"]
+    assert site["is_observed"]
+    assert torch.equal(site["value"], z)
+    x = rows(5)
+    joint = z.log_softmax(-1) + known.component_log_prob(x)
+    torch.testing.assert_close(known.log_prob(x), joint.logsumexp(-1))
+    with pytest.raises(ValueError, match=r"weights draw \(z\)"):
+        vmonf.condition({"weights": z})
+
+
+def test_the_concentration_of_a_hierarchical_prior_is_observed(tmp_path: Any) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), RandomWeights(GammaDirichlet(K))))
+    known = vmonf.condition({"weights_concentration": torch.tensor(2.0)})
+    known.fit(rows(), **NO_EPOCHS)
+    nodes = poutine.trace(known.model).get_trace(rows()).nodes
+    assert nodes["weights"]["fn"].concentration.tolist() == [2.0] * K
+    drawn = poutine.trace(known.guide).get_trace(rows()).nodes
+    assert "weights" in drawn
+    assert "weights_concentration" not in drawn
+    known.save(tmp_path / "pair")
+    loaded = VMoNF.load(tmp_path / "pair")
+    x = rows(5)
+    assert torch.equal(loaded.predict_proba(x), known.predict_proba(x))
+    both = {"weights_concentration": torch.tensor(2.0), "weights": torch.tensor([0.2, 0.3, 0.5])}
+    exact = vmonf.condition(both).model.weights.log_mean().exp()
+    torch.testing.assert_close(exact, both["weights"])
+    with pytest.raises(ValueError, match="support of its prior"):
+        vmonf.condition({"weights_concentration": torch.tensor(-2.0)})
+
+
+def test_moments_without_a_closed_form_name_their_estimates() -> None:
+    foreign = FlowMixture(Replicated(lambda: [affine_coupling(D)], K, features=D))
+    own = FlowMixture(dist.Beta(torch.ones(K, 1), torch.ones(K, 1)).to_event(1))
+    chain = MarkovMixture(Gaussian(D, K))
+    for found in (foreign.marginal(), foreign.components()):
+        for name in ("mean", "variance", "stddev"):
+            with pytest.raises(NotImplementedError, match="mean_estimate"):
+                getattr(found, name)
+        with pytest.raises(NotImplementedError, match="entropy_estimate"):
+            found.entropy()
+    torch.testing.assert_close(own.components().entropy(), torch.zeros(K))
+    with pytest.raises(NotImplementedError, match="mean_estimate"):
+        own.marginal().cdf(torch.tensor([[0.3]]))
+    with pytest.raises(NotImplementedError, match="entropy_estimate"):
+        chain.marginal(steps=4).entropy()
+    with pytest.raises(NotImplementedError, match=r"metrics.kl_divergence\(p, q"):
+        torch.distributions.kl_divergence(foreign.marginal(), own.marginal())
+    with pytest.raises(NotImplementedError, match="use probs, mode or entropy"):
+        VMoNF(foreign).posterior(rows(3)).mean  # noqa: B018
+
+
+def test_moments_of_a_chain_are_those_of_its_draws() -> None:
+    shares = torch.tensor([0.7, 0.2, 0.1])
+    chain = MarkovMixture(Gaussian(1, K), shares, torch.eye(K).flip(0) * 0.7 + 0.1).marginal(
+        steps=3
+    )
+    for moment, of in (
+        (chain.mean, lambda x: x),
+        (chain.variance, lambda x: (x - chain.mean) ** 2),
+    ):
+        found, error = chain.mean_estimate(20_000, seed=0, of=of)
+        assert ((found - moment).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_gaussians_of_torch_have_exact_gaps(whole: bool) -> None:
+    loc, factor = (
+        torch.randn(K, D).double(),
+        torch.eye(D).double() + 0.3 * torch.ones(D, D).tril(-1),
+    )
+    normals = dist.Normal(loc, 1.0).to_event(1)
+    correlated = dist.MultivariateNormal(loc, scale_tril=factor.expand(K, D, D))
+    vmonf = VMoNF(FlowMixture(correlated if whole else normals)).double()
+    x = torch.tensor([[torch.nan, 0.4], [0.4, torch.nan]]).double()
+    found = vmonf.partial_log_prob(x)
+    scale = torch.stack((factor[1].norm() if whole else torch.tensor(1.0).double(), factor[0, 0]))
+    each = torch.distributions.Normal(loc.flip(1).T[:, None], scale[:, None, None])
+    exact = each.log_prob(torch.tensor(0.4)).squeeze(1).logsumexp(-1) - torch.tensor(K).log()
+    torch.testing.assert_close(found.log_prob, exact, rtol=1e-7, atol=0)
+    assert (found.error == 0).all()

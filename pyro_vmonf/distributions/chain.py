@@ -10,12 +10,12 @@ from pyro.distributions import Categorical, DiscreteHMM, TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.selection import grouped_draw
 
 
-class HiddenChain(ShownDistribution):
+class HiddenChain(Estimated):
     r"""Sequences :math:`p(x_{1:T}) = \sum_c p(c_1)\prod_t p(c_t|c_{t-1})\,p(x_t|c_t)`.
 
     A step that holds NaN is not observed, and the chain ends with its last observed step.
@@ -59,6 +59,30 @@ class HiddenChain(ShownDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
         return constraints.independent(self.components.support, 1)
+
+    def _shares(self) -> Tensor:
+        """Return the probabilities of the components at each step ``(T, K)``."""
+        rows = self.log_rows.exp()
+        shares = [rows[0]]
+        for _ in range(self.steps - 1):
+            shares.append(shares[-1] @ rows[1:])
+        return torch.stack(shares)
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """Return the mean over the components of values ``(K, *event_shape)`` at each step."""
+        mean = (self._shares() @ values.flatten(1)).reshape(self.event_shape)
+        return mean.expand(*self.batch_shape, *self.event_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._expected(self.components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        within, mean = self.components.variance, self.components.mean
+        centre = mean.mean(0)  # far from zero, squares have no digits left
+        square = self._expected(within + (mean - centre).square())
+        return square - (self.mean - centre).square()
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> HiddenChain:
         return HiddenChain(self.log_rows, self.components, self.steps, batch_shape)

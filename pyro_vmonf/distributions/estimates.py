@@ -7,13 +7,26 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    register_kl,
+)
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import check_positive
 
 HALVINGS = 200  # of the interval that holds a quantile; it ends where no number lies between
+
+# What has no closed form, and what stands in for it.
+MEAN = ("mean", "mean_estimate(draws=, seed=)")
+VARIANCE = ("variance", "mean_estimate(draws=, seed=, of=) with a function of the draws")
+ENTROPY = ("entropy", "entropy_estimate(draws=, seed=)")
+CDF = ("distribution function", "mean_estimate(draws=, seed=, of=lambda x: 1.0 * (x <= value))")
+QUANTILE = ("quantile", "mean_estimate of the distribution function, or quantiles of draws")
 
 
 class Estimated(ShownDistribution):
@@ -25,20 +38,29 @@ class Estimated(ShownDistribution):
 
     @property
     def mean(self) -> Tensor:
-        self._refuse("mean", "mean_estimate(draws=, seed=)")
+        self._refuse(*MEAN)
 
     @property
     def variance(self) -> Tensor:
-        self._refuse("variance", "mean_estimate(draws=, seed=, of=) with a function of the draws")
+        self._refuse(*VARIANCE)
 
     def entropy(self) -> Tensor:
-        self._refuse("entropy", "entropy_estimate(draws=, seed=)")
+        self._refuse(*ENTROPY)
 
     def cdf(self, x: Tensor) -> Tensor:
-        self._refuse("distribution function", "mean_estimate(draws=, seed=, of=lambda d: d <= x)")
+        self._refuse(*CDF)
 
     def icdf(self, share: Tensor) -> Tensor:
-        self._refuse("quantile", "sample() and torch.quantile")
+        self._refuse(*QUANTILE)
+
+    def _if_closed(self, what: str, estimate: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what another distribution says, or refuse in the words of this one."""
+        try:
+            return compute()
+        except NotImplementedError as error:
+            if str(error):
+                raise
+            self._refuse(what, estimate)
 
     def _refuse(self, what: str, estimate: str) -> NoReturn:
         raise NotImplementedError(
@@ -80,6 +102,17 @@ class Estimated(ShownDistribution):
     ) -> tuple[Tensor, Tensor]:
         r"""Estimate the entropy :math:`-E[\log p(x)]` in nats: see :meth:`mean_estimate`."""
         return self.mean_estimate(draws, seed, lambda x: -self.log_prob(x))
+
+
+def _no_divergence(p: Distribution, q: Distribution) -> NoReturn:
+    raise NotImplementedError(
+        f"the divergence of {type(p).__name__} and {type(q).__name__} has no closed form; use "
+        "metrics.kl_divergence(p, q, draws=, seed=), which returns an estimate and its error"
+    )
+
+
+for _kinds in ((Estimated, Distribution), (Distribution, Estimated), (Estimated, Estimated)):
+    register_kl(*_kinds)(_no_divergence)
 
 
 def cdf_of(distribution: Distribution, x: Tensor) -> Tensor:

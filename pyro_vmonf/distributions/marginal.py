@@ -86,10 +86,10 @@ class Marginal(Estimated):
 
     @property
     def variance(self) -> Tensor:
-        mean = self.components.mean
+        within, mean = self.components.variance, self.components.mean
         axis = -1 - len(self.event_shape)
         centred = mean - self.mean.unsqueeze(axis)
-        return self._expected(self.components.variance + centred.square())
+        return self._expected(within + centred.square())
 
     def cdf(self, x: Tensor) -> Tensor:
         r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""

@@ -12,7 +12,14 @@ from typing import ClassVar
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Categorical, Distribution, constraints
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    constraints,
+)
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.validation import check_event
@@ -77,10 +84,25 @@ def observe(components: Distribution, x: Tensor, draws: int) -> Partial:
     """
 
     def weighted(rows: Tensor, count: int) -> Partial:
+        gaussians = gaussians_of(components)
+        if gaussians is not None:
+            return gaussians.observe(rows)
         return importance(components, rows, count)
 
     found: Partial = optional(components, "observe", weighted)(x, draws)
     return found
+
+
+def gaussians_of(components: Distribution) -> Gaussians | None:
+    """Return distributions of torch that are Gaussian as such; ``None`` for others."""
+    if isinstance(components, MultivariateNormal):
+        loc, factor = components.loc, components.scale_tril
+    elif isinstance(components, Independent) and isinstance(components.base_dist, Normal):
+        loc, factor = components.mean, torch.diag_embed(components.base_dist.scale)
+    else:
+        return None
+    loc = loc.unsqueeze(-2)
+    return Gaussians(loc.new_zeros(loc.shape[:-1]), loc, factor.unsqueeze(-3))
 
 
 def importance(

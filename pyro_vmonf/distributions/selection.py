@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from pyro.distributions import Categorical
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
@@ -125,6 +126,18 @@ class Selected(ShownDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         c = self.c.expand(*sample_shape, *self.batch_shape)
         return grouped_draw(self.components, c, reparametrized=True)
+
+
+class Clusters(Categorical):
+    """The posterior of the component of each row, whose number is a name and has no mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError("a component has no mean; use probs, mode or entropy()")
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError("a component has no variance; use probs, mode or entropy()")
 
 
 def select(components: Distribution, c: Tensor) -> Selected:

@@ -20,9 +20,9 @@ from torch.distributions import (
 from torch.func import functional_call
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, training
-from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.sameness import difference
 from pyro_vmonf._utils.validation import check_event, check_positive
+from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.support import inside, is_real, possible
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import Use
@@ -108,7 +108,7 @@ class Replicated(Registered):
         return f"components={self.components}, {how}"
 
 
-class ReplicatedDistribution(ShownDistribution):
+class ReplicatedDistribution(Estimated):
     """K distributions of K modules, side by side on the last batch dimension.
 
     Arguments:

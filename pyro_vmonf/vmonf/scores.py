@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pyro.distributions import Categorical
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
@@ -19,6 +18,7 @@ from pyro_vmonf._utils.validation import (
     has_gaps,
     listed,
 )
+from pyro_vmonf.distributions.selection import Clusters
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import check_follows
@@ -109,14 +109,14 @@ class Scores(Completes):
 
     def posterior(
         self, x: Any, y: Any = None, *, given: Any = None, exact: bool = False
-    ) -> Categorical:
+    ) -> Clusters:
         """Return the posterior of the component of each row as a distribution, batch ``(N,)``.
 
         Arguments:
             x, y, given, exact: as for :meth:`predict_proba`.
         """
         proba = self.predict_proba(x, y, given=given, exact=exact)
-        return Categorical(logits=proba.log(), validate_args=False)
+        return Clusters(logits=proba.log(), validate_args=False)
 
     def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units.

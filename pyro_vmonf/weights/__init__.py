@@ -4,7 +4,7 @@ from pyro_vmonf.weights.base import Weights
 from pyro_vmonf.weights.grouped import GroupWeights
 from pyro_vmonf.weights.hierarchical import GammaDirichlet
 from pyro_vmonf.weights.markov import FixedRow
-from pyro_vmonf.weights.observed import ObservedWeights
+from pyro_vmonf.weights.observed import ConditionedWeights, ObservedWeights, observed, sites_of
 from pyro_vmonf.weights.standard import (
     FixedWeights,
     GatedWeights,
@@ -15,6 +15,7 @@ from pyro_vmonf.weights.standard import (
 )
 
 __all__ = [
+    "ConditionedWeights",
     "FixedRow",
     "FixedWeights",
     "GammaDirichlet",
@@ -26,4 +27,6 @@ __all__ = [
     "UpdatedWeights",
     "Weights",
     "as_weights",
+    "observed",
+    "sites_of",
 ]

@@ -120,15 +120,18 @@ class Weights(Registered, Program):
                 f"{kind} draws {', '.join(map(repr, drawn))} and has no guide of them; write "
                 f"{kind}.mean_log, which returns the mean of the logs of the weights"
             )
-        total: Tensor | float = 0.0
+        return self._draws(context).mean(0)
+
+    def _draws(self, context: Tensor | None) -> Tensor:
+        """Return the log-weights under draws of the guide ``(S, *, K)``."""
+        found = []
         with local_seed(0), poutine.block():
             for _ in range(DRAWS):
                 with poutine.trace() as trace:
                     self.guide()
                 with poutine.replay(trace=trace.trace):
-                    total = total + self.forward(context) / DRAWS
-        assert isinstance(total, Tensor)
-        return total
+                    found.append(self.forward(context))
+        return torch.stack(found)
 
     def _run(self, context: Tensor | None) -> tuple[Tensor, list[str]]:
         """Return the weights of a call, and the names of the sites that it draws."""

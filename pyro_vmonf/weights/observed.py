@@ -1,15 +1,20 @@
-"""Random weights whose value is observed."""
+"""Random weights whose value is observed, or a site that they draw."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
-from pyro import sample
+from pyro import poutine, sample
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.contracts import optional
-from pyro_vmonf.program import name_of
+from pyro_vmonf.counts import LogPosterior
+from pyro_vmonf.program import Transparent, drawn_sites, name_of
 from pyro_vmonf.weight_priors import as_prior
 from pyro_vmonf.weights.base import Weights
 
@@ -55,3 +60,107 @@ class ObservedWeights(Weights):
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         return self.observed.log()
+
+
+class ConditionedWeights(Transparent, Weights):
+    """Weights of which some sites are observed, and not the weights themselves.
+
+    They share the parameters of the weights that they are made of.
+
+    Arguments:
+        weights: the weights.
+        names: names of the sites.
+        values: their values.
+
+    Raises:
+        ValueError: if a value does not fit its site.
+    """
+
+    halves = ("weights",)
+    in_program = True
+    weights: Weights
+
+    def __init__(self, weights: Weights, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.num_components = weights.num_components
+        drawn = sites_of(weights)
+        self.names = list(names)
+        for number, (name, value) in enumerate(zip(names, values, strict=True)):
+            value = torch.as_tensor(value)
+            wanted = tuple(drawn[name]["value"].shape)
+            if tuple(value.shape) != wanted or not bool(
+                drawn[name]["fn"].support.check(value).all()
+            ):
+                raise ValueError(
+                    f"the observed {name!r} has shape {tuple(value.shape)} and values from "
+                    f"{float(value.min()):g} to {float(value.max()):g}; expected shape {wanted}, "
+                    f"and values in the support of its prior, {drawn[name]['fn'].support}"
+                )
+            self.register_buffer(f"value_{number}", value.detach().clone())
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The observed values."""
+        return [self.get_buffer(f"value_{i}") for i in range(len(self.names))]
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        with poutine.condition(data=dict(zip(self.names, self.values, strict=True))):
+            log_weights: Tensor = self.weights(context)
+        return log_weights
+
+    def guide(self) -> None:
+        """Draw the other sites from their posterior."""
+        with poutine.block(hide=self.names):
+            self.weights.guide()
+
+    def update_(
+        self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
+    ) -> None:
+        self.weights.update_(log_posterior, sample_weight, fraction)
+
+    def num_free(self) -> int:
+        return self.weights.num_free()
+
+    @property
+    def takes_draws(self) -> bool:
+        return self.weights.takes_draws
+
+    def take_draws_(self, draws: Tensor) -> None:
+        self.weights.take_draws_(draws)
+
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        if self._draws_themselves():
+            return self.weights.log_mean(context)
+        draws = self._draws(context)
+        return draws.logsumexp(0) - torch.tensor(len(draws)).log()
+
+    def mean_log(self, context: Tensor | None = None) -> Tensor:
+        if self._draws_themselves():
+            return self.weights.mean_log(context)
+        return self._draws(context).mean(0)
+
+    def _draws_themselves(self) -> bool:
+        """Return whether the weights have a posterior of their own, whatever its prior is."""
+        return name_of(self, "weights") in sites_of(self.weights)
+
+
+def sites_of(weights: Weights) -> dict[str, Any]:
+    """Return the sites that weights draw, as Pyro's trace has them."""
+    if not weights.in_program:
+        return {}
+    with local_seed(0), torch.no_grad():
+        return drawn_sites(weights, {})
+
+
+def observed(weights: Weights, data: Mapping[str, Tensor]) -> Weights:
+    """Return weights of which some sites are observed: see :meth:`FlowMixture.condition`.
+
+    Arguments:
+        weights: the weights.
+        data: values by the names of sites.
+    """
+    own, prior = name_of(weights, "weights"), getattr(weights, "prior", None)
+    rest = {name: value for name, value in data.items() if name != own or prior is None}
+    made = weights if prior is None or own not in data else ObservedWeights(prior, data[own])
+    return ConditionedWeights(made, list(rest), list(rest.values())) if rest else made
