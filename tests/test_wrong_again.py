@@ -16,9 +16,11 @@ from pyro.distributions.transforms import affine_coupling
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoGaussian,
+    AutoGuideList,
     AutoIAFNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalMessenger,
     AutoStructured,
 )
 from torch import Tensor, nn
@@ -450,3 +452,37 @@ def test_gaussians_of_torch_have_exact_gaps(whole: bool) -> None:
     exact = each.log_prob(torch.tensor(0.4)).squeeze(1).logsumexp(-1) - torch.tensor(K).log()
     torch.testing.assert_close(found.log_prob, exact, rtol=1e-7, atol=0)
     assert (found.error == 0).all()
+
+
+def joined(model: FlowMixture) -> AutoGuideList:
+    def of_c(x: Tensor, **_: Any) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(torch.ones(K) / K))
+
+    guides = AutoGuideList(model)
+    guides.append(HIDING["AutoNormal"](model))
+    guides.append(of_c)
+    return guides
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda model: AutoNormalMessenger(poutine.block(model, hide=["c"])), "runs the model"),
+        (joined, r"pass a guide of c beside it: guide=\[SoftmaxGuide"),
+        (lambda model: lambda data: None, "takes 'data'; expected arguments of the model: x, y"),
+    ],
+)
+def test_guides_that_cannot_serve_say_why(make: Any, said: str) -> None:
+    model = FlowMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)))
+    with pytest.raises((TypeError, ValueError), match=said):
+        VMoNF(model, make(model)).fit(rows(), **NO_EPOCHS)
+
+
+def test_a_function_may_take_what_there_is_none_of() -> None:
+    def program(x: Tensor, y: Tensor | None) -> None:
+        assert y is None
+        pyro.sample("weights", dist.Dirichlet(torch.ones(K)))
+
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K))), program)
+    vmonf.fit(rows(), **NO_EPOCHS)

@@ -22,6 +22,7 @@ from pyro_vmonf.program import (
     accepted,
     autoguides,
     check_autoguide,
+    check_member,
     declares,
     drawn_sites,
     explained,
@@ -72,8 +73,7 @@ class PyroGuide(BoundGuide):
         object.__setattr__(self, "_ready", False)
         super().__init__(model)
         for member in members:
-            if not callable(member):
-                raise TypeError(f"a guide is a {type(member).__name__}; expected a Pyro program")
+            check_member(member)
         parts = [m if isinstance(m, nn.Module) else FunctionProgram(m) for m in members]
         count = sum(isinstance(part, BoundGuide) for part in parts)
         if count > 1:

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
+from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.utils.weak import WeakIdKeyDictionary
@@ -21,12 +22,18 @@ from pyro_vmonf.program.traces import is_plate
 _owned: Any = WeakIdKeyDictionary()  # parameters that were made here, and their names
 
 
+ARGUMENTS = ("x", "y", "index", "size", "sample_weight", "given")
+
+
 def accepted(program: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return those of the arguments that a program takes.
 
     Example:
         >>> accepted(lambda x, size=None: x, {"x": 1, "size": 2, "index": 3})
         {'x': 1, 'size': 2}
+
+    Raises:
+        TypeError: if the program wants something else.
     """
     if isinstance(program, FunctionProgram):
         program = program.function
@@ -35,7 +42,15 @@ def accepted(program: Callable[..., Any], arguments: dict[str, Any]) -> dict[str
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken):
         return arguments
     names = {p.name for p in taken}
-    return {name: value for name, value in arguments.items() if name in names}
+    wanted = {p.name for p in taken if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
+    unknown = wanted - set(ARGUMENTS) - arguments.keys()
+    if unknown:
+        raise TypeError(
+            f"the guide takes {', '.join(map(repr, sorted(unknown)))}; expected arguments of the "
+            f"model: {', '.join(ARGUMENTS)}"
+        )
+    nothing = dict.fromkeys(wanted - arguments.keys())  # it is asked for, and there is none
+    return {name: value for name, value in arguments.items() if name in names} | nothing
 
 
 def drawn_sites(program: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -145,15 +160,32 @@ def explained(part: nn.Module) -> Iterator[None]:
     """Say what an autoguide needs where Pyro refuses a discrete site."""
     try:
         yield
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError, RuntimeError) as error:
         if not isinstance(part, AutoGuide):
             raise
         kind = type(part).__name__
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{kind} could not be built: {said}\nAn autoguide has no posterior for a discrete "
-            f'site. Hide c, which is summed over: {kind}(poutine.block(model, hide=["c"]))'
+            f'site. Hide c, which is summed over: {kind}(poutine.block(model, hide=["c"])), and '
+            "pass a guide of c beside it: guide=[SoftmaxGuide(...), ...]"
         ) from error
+
+
+def check_member(member: Any) -> None:
+    """Refuse a guide that is no program, or that runs the model itself.
+
+    Raises:
+        TypeError: if it is one of these.
+    """
+    kind = type(member).__name__
+    if not callable(member):
+        raise TypeError(f"a guide is a {kind}; expected a Pyro program")
+    if isinstance(member, GuideMessenger):
+        raise TypeError(
+            f"{kind} runs the model itself, which Pyro's TraceEnum_ELBO does not support; take "
+            "AutoNormal, or another autoguide without Messenger"
+        )
 
 
 def check_autoguide(part: AutoGuide, c: str, data: str) -> None:
