@@ -17,17 +17,21 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_vmonf import (
+    ExactGuide,
     FlowMixture,
     GammaDirichlet,
+    GatedWeights,
     Gaussian,
     GroupWeights,
     RandomWeights,
     SoftmaxGuide,
+    StickBreaking,
     VMoNF,
 )
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.training.objective import Objective
+from pyro_vmonf.weight_priors import SticksPosterior
 
 pytestmark = pytest.mark.usefixtures("float64")
 N, K = 7, 3
@@ -78,6 +82,21 @@ def relaxed_density(drawn: dict[str, Tensor]) -> Tensor:
     return math.lgamma(K) + (K - 1) * math.log(temperature) + score.sum() - K * power
 
 
+STICKS = torch.tensor([[1.5, 2.0], [0.7, 3.0]], dtype=torch.float64)
+
+
+def sticks_density(drawn: dict[str, Tensor]) -> Tensor:
+    """Betas of the breaks, with the Jacobian of the pieces."""
+    w = drawn["weights"]
+    left = torch.stack([1 - w[:k].sum() for k in range(K - 1)])
+    return (td.Beta(*STICKS).log_prob(w[:-1] / left) - left.log()).sum()
+
+
+def of_sticks() -> RandomWeights:
+    prior = StickBreaking(*STICKS)
+    return RandomWeights(prior, SticksPosterior(prior, update="gradient"))
+
+
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
 ZEROS = torch.zeros(2, dtype=torch.float64)
 Density = Callable[[dict[str, Tensor]], Tensor]
@@ -99,6 +118,7 @@ PRIORS: dict[str, tuple[Callable[[], Any], Density]] = {
         ),
         relaxed_density,
     ),
+    "sticks": (of_sticks, sticks_density),
     "gamma": (lambda: RandomWeights(GammaDirichlet(K, 2.0, 3.0)), gamma_density),
 }
 GUIDES: dict[str, Callable[[FlowMixture], Any]] = {
@@ -155,6 +175,50 @@ def test_elbo_and_gradient_are_those_of_the_sum(prior: str, guide: str) -> None:
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
             moved += bool(one.any())
     assert moved >= 4
+
+
+BY_CONTEXT: dict[str, Callable[[], Any]] = {
+    "group": lambda: GroupWeights(2, K),
+    "gated": lambda: GatedWeights(torch.nn.Linear(1, K), K),
+}
+WITH_CONTEXT: dict[str, Callable[[], Any]] = {
+    "softmax": lambda: SoftmaxGuide(MLP(3, K, hidden=(4,))),
+    "exact": ExactGuide,
+    "none": lambda: None,
+}
+
+
+@pytest.mark.parametrize("guide", WITH_CONTEXT)
+@pytest.mark.parametrize("weights", BY_CONTEXT)
+def test_weights_of_each_row_have_the_sum_written_out(weights: str, guide: str) -> None:
+    torch.manual_seed(0)
+    model = FlowMixture(Gaussian(2, K), BY_CONTEXT[weights](), context_features=1)
+    vmonf = VMoNF(model, WITH_CONTEXT[guide]())
+    with torch.no_grad():
+        for parameter in vmonf.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x, given = rows(), (torch.arange(N) % 2.0).unsqueeze(-1).double()
+    arguments = {"x": x, "given": given}
+    objective = Objective(model, vmonf.guide)
+    objective.prepare_(arguments)
+    value = torch.stack(list(objective(**arguments).values())).sum()
+    normals = td.MultivariateNormal(model.bank.loc, scale_tril=model.bank.scale_tril())  # type: ignore[operator, union-attr]
+    of_weights = model.weights
+    logits = of_weights.logits[given[:, 0].long()] if weights == "group" else None
+    logits = of_weights.network(given) if logits is None else logits  # type: ignore[operator]
+    joint = logits - logits.logsumexp(-1, keepdim=True) + normals.log_prob(x.unsqueeze(-2))
+    expected = joint.exp().sum(-1).log().sum()
+    if guide == "softmax":
+        scores = vmonf.guide.network(torch.cat((x, given), -1))  # type: ignore[operator, union-attr]
+        q = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        expected = (q * (joint - q.log())).sum()
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    parameters = list(vmonf.parameters())
+    mine = torch.autograd.grad(value, parameters)
+    theirs = torch.autograd.grad(expected, parameters)
+    for one, two in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+        assert one.any()
 
 
 @pytest.mark.parametrize("prior", ["mixture of Dirichlets", "gamma", "logistic normal"])
