@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure  # noqa: F401 - for the examples
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vmonf._utils.contexts import local_seed, own_store
+from pyro_vmonf._utils.contexts import local_seed, own_filters, own_store
 from pyro_vmonf._utils.progress import progress_bar
 from pyro_vmonf._utils.validation import as_tensor, check_positive
+from pyro_vmonf.interop.groups import to_arviz
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import UNLABELLED, component_colors
 from pyro_vmonf.plots.style import styled
@@ -119,6 +121,29 @@ class Calibration:
             1
         """
         return _draw(self, level, ax=ax)
+
+    def to_inference_data(self) -> Any:
+        """Return the ranks for ArviZ, as shares between 0 and 1: the group ``prior_sbc``.
+
+        ArviZ 1.0 and later draw it by ``plot_ecdf_pit``, and versions before by ``plot_ecdf``.
+
+        Raises:
+            ImportError: if ArviZ is missing.
+
+        Example:
+            >>> found = Calibration({"a": torch.arange(500) % 100}, draws=99).to_inference_data()
+            >>> dict(found["prior_sbc"]["a"].sizes)
+            {'chain': 1, 'draw': 500}
+        """
+        import arviz
+
+        shares = {
+            name: ((ranks.double() + 0.5) / (self.draws + 1)).unsqueeze(0).numpy()
+            for name, ranks in self.ranks.items()
+        }
+        with own_filters():  # ArviZ before 1.0 does not know the group
+            warnings.filterwarnings("ignore", "prior_sbc group is not defined")
+            return to_arviz(arviz, {"prior_sbc": shares}, {}, {}, {})
 
 
 def simulation_based_calibration(

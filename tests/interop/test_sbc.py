@@ -177,3 +177,16 @@ def test_a_changing_number_of_draws_and_bins_are_refused() -> None:
     for bins in (1, 11):
         with pytest.raises(ValueError, match=f"bins is {bins}; expected 2 to 10"):
             Calibration({"a": torch.zeros(40, dtype=torch.long)}, draws=9).p_values(bins)
+
+
+def test_arviz_draws_the_ranks() -> None:
+    arviz = pytest.importorskip("arviz")
+    ranks = torch.arange(500) % 100
+    found = Calibration({"a": ranks, "b": ranks[:, None].repeat(1, 2)}, draws=99)
+    group = found.to_inference_data()["prior_sbc"]
+    assert dict(group["b"].sizes) == {"chain": 1, "draw": 500, "b_dim_0": 2}
+    values = group["a"].to_numpy().ravel()
+    assert values.tolist() == ((ranks.double() + 0.5) / 100).tolist()
+    points = np.linspace(0.01, 1, 100)
+    ax = arviz.plot_ecdf(values, eval_points=points, cdf=lambda x: x, difference=True)
+    assert abs(ax.get_lines()[0].get_ydata()).max() < 0.02
