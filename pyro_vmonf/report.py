@@ -344,7 +344,7 @@ class Drawn:
         """
         from pyro_vmonf import plots
 
-        return plots.plot_fit(self._pair, x, features=features, ax=ax)
+        return plots.plot_fit(*self._drawn(x), features=features, ax=ax)
 
     def plot_report(
         self, x: Any, *, ax: matplotlib.axes.Axes | None = None
@@ -352,7 +352,7 @@ class Drawn:
         """Draw share and weight of each component: see :func:`~pyro_vmonf.plots.plot_report`."""
         from pyro_vmonf import plots
 
-        return plots.plot_report(component_report(self._pair, x), ax=ax)
+        return plots.plot_report(component_report(*self._drawn(x)), ax=ax)
 
     def plot_history(self, *, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
         """Draw the course of the last fit: see :func:`~pyro_vmonf.plots.plot_history`.
@@ -376,15 +376,16 @@ class Drawn:
         """
         from pyro_vmonf import plots
 
-        plane = tuple(self._pair.model.event_shape) == (2,)
+        pair, rows = self._drawn(x)
+        plane = tuple(pair.model.event_shape) == (2,)
         draw = plots.plot_responsibilities if plane else plots.plot_memberships
-        return draw(self._pair, x, exact=exact, ax=ax)
+        return draw(pair, rows, exact=exact, ax=ax)
 
     def plot_components(self, *, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
         """Draw the components themselves: see :func:`~pyro_vmonf.plots.plot_components`."""
         from pyro_vmonf import plots
 
-        return plots.plot_components(self._pair, ax=ax)
+        return plots.plot_components(self._drawn(None)[0], ax=ax)
 
     def plot_uncertainty(
         self, x: Any, *, ax: matplotlib.axes.Axes | None = None
@@ -392,9 +393,8 @@ class Drawn:
         """Draw how certain the clusters are: see :func:`~pyro_vmonf.plots.plot_uncertainty`."""
         from pyro_vmonf import plots
 
-        return plots.plot_uncertainty(self._pair, x, ax=ax)
+        return plots.plot_uncertainty(*self._drawn(x), ax=ax)
 
-    @property
-    def _pair(self) -> Any:
-        """The pair itself, whose verbs the figures use."""
-        return self
+    def _drawn(self, x: Any) -> tuple[Any, Any]:
+        """Return the pair whose verbs the figures use, and its rows."""
+        return self, x

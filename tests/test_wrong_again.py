@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pyro import poutine
 from pyro.distributions.transforms import affine_coupling
 from pyro.infer.autoguide import (
@@ -486,3 +487,22 @@ def test_a_function_may_take_what_there_is_none_of() -> None:
 
     vmonf = VMoNF(FlowMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K))), program)
     vmonf.fit(rows(), **NO_EPOCHS)
+
+
+def test_a_chain_has_a_report_pictures_and_observed_rows() -> None:
+    row = dist.Dirichlet(torch.ones(K))
+    chain = MarkovVMoNF(MarkovMixture(Gaussian(D, K), row, row))
+    x, lengths = torch.randn(4, 5, D), [5, 4, 3, 5]
+    chain.fit(x, lengths, **NO_EPOCHS)
+    report, steps = chain.report(x, lengths), chain.steps_of(x, lengths)
+    assert torch.equal(report.usage, chain.alone().report(steps).usage)
+    for draw in (chain.plot, chain.plot_report, chain.plot_uncertainty):
+        assert draw(x, ax=Figure().subplots()) is not None
+    values = {"weights.initial": [0.2, 0.3, 0.5], "weights.after_1": [0.1, 0.1, 0.8]}
+    known = chain.condition({name: torch.tensor(value) for name, value in values.items()})
+    known.fit(x, lengths, **NO_EPOCHS)
+    rows_of_chain = known.model.weights.mean_rows().exp()
+    torch.testing.assert_close(rows_of_chain[[0, 2]], torch.tensor([*values.values()]))
+    nodes = poutine.trace(known.model).get_trace(x).nodes
+    assert nodes["weights.initial"]["is_observed"]
+    assert not nodes["weights.after_0"]["is_observed"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from pyro_vmonf.chains import MarkovMixture
 from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Rows
-from pyro_vmonf.report import Drawn
+from pyro_vmonf.report import ComponentReport, Drawn, component_report
 from pyro_vmonf.training.endings import warn
 from pyro_vmonf.training.history import History
 from pyro_vmonf.transforms import Standardize
@@ -29,8 +30,8 @@ class MarkovVMoNF(Drawn, Halves):
 
     Sequences are ``(S, T, *event_shape)``, with ``lengths`` ``(S,)`` where some are shorter. Steps
     after the end of a sequence are never read. The verbs are exact, with any guide: its q(c|x) sees
-    single steps, and is ``guide.log_q``. The pictures are those of :meth:`alone`, and take single
-    steps ``(N, *event_shape)``: see :meth:`steps_of`.
+    single steps, and is ``guide.log_q``. Report and pictures are those of :meth:`alone`. They
+    take sequences, or single steps ``(N, *event_shape)``: see :meth:`steps_of`.
 
     Arguments:
         model: the chain.
@@ -189,9 +190,27 @@ class MarkovVMoNF(Drawn, Halves):
         rows: Tensor = self.model.each_row(self.model.padded(x, lengths))[0]
         return rows
 
-    @property
-    def _pair(self) -> VMoNF:
-        return self.alone()
+    def report(self, x: Any, lengths: Any = None) -> ComponentReport:
+        """Return the report of the single steps: see :meth:`alone` and :meth:`VMoNF.report`.
+
+        Arguments:
+            x, lengths: as for :meth:`fit`.
+        """
+        return component_report(self.alone(), self.steps_of(x, lengths))
+
+    def condition(self, data: Mapping[str, Tensor]) -> MarkovVMoNF:
+        """Return the pair with random sites observed: see :meth:`VMoNF.condition`.
+
+        Arguments:
+            data: values by the names of sites: of a random row of the chain, such as
+                ``weights.initial``, and of a random bank.
+        """
+        model = self.model.condition(data)
+        return type(self)(model, self.guide.without(data, model))
+
+    def _drawn(self, x: Any) -> tuple[VMoNF, Any]:
+        steps = x is None or np.ndim(x) == len(self.model.event_shape) + 1
+        return self.alone(), x if steps else self.steps_of(x)
 
     @torch.no_grad()
     def _over_chunks(

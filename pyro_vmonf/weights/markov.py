@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution
 
 from pyro_vmonf.weights.base import Weights
+from pyro_vmonf.weights.observed import observed, sites_of
 from pyro_vmonf.weights.standard import FixedWeights, LearnedWeights, as_weights
 
 DOUBLINGS = 10  # of the steps that a component's share is taken of
@@ -69,6 +70,13 @@ class MarkovWeights(Weights):
         for number, row in enumerate(self.rows()):
             if row.in_program:
                 row.take_draws_(draws[:, number])
+
+    def with_observed(self, data: Mapping[str, Tensor]) -> MarkovWeights:
+        """Return the rows with some of their sites observed: see :meth:`FlowMixture.condition`."""
+        rows = [
+            observed(row, {n: data[n] for n in sites_of(row) if n in data}) for row in self.rows()
+        ]
+        return MarkovWeights(rows[0], rows[1:])
 
     def mean_rows(self) -> Tensor:
         """Return the log-probabilities ``(K + 1, K)`` of the rows; random ones with their mean."""

@@ -160,6 +160,9 @@ def observed(weights: Weights, data: Mapping[str, Tensor]) -> Weights:
         weights: the weights.
         data: values by the names of sites.
     """
+    in_parts = getattr(weights, "with_observed", None)  # of a chain, which has rows
+    if in_parts is not None:
+        return in_parts(data)  # type: ignore[no-any-return]
     own, prior = name_of(weights, "weights"), getattr(weights, "prior", None)
     rest = {name: value for name, value in data.items() if name != own or prior is None}
     made = weights if prior is None or own not in data else ObservedWeights(prior, data[own])
