@@ -266,3 +266,22 @@ def test_evidence_counts_in_predict(fitted: VMoNF) -> None:
 def test_numbers_that_score_as_well_are_in_the_summary() -> None:
     choice = {"components": 2, "start": "spectral", "numbers": {"2": -1.0, "3": -1.01, "4": -2.0}}
     assert ChoiceReport(choice).summary().endswith("; 3 score as well")
+
+
+def test_an_interrupt_has_the_pair_that_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = lengths.fit
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        def stop(progress: Any) -> None:
+            raise KeyboardInterrupt
+
+        return trained(*args, **{**options, "callbacks": stop})
+
+    monkeypatch.setattr(lengths, "fit", interrupted)
+    x = moons(100)[0]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        VMoNF.from_data(x, components=2, seed=0, progress=False)
+    vmonf = vars(caught.value)["vmonf"]
+    assert vmonf.history is not None
+    assert vmonf.log_prob(x).isfinite().all()
+    assert "sys.last_value.vmonf" in caught.value.__notes__[0]

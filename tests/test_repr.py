@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import inspect
 import io
+import itertools
 import math
 import pkgutil
 import re
@@ -13,6 +14,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -470,9 +472,30 @@ def test_a_bar_has_total_rate_time_and_values(case: str, monkeypatch: pytest.Mon
     assert last.startswith(title)
     assert f"{total}/{total} [" in last, "the total is the number of steps that ran"
     assert re.search(r"\d\d:\d\d<\d\d:\d\d, .*(step/s|s/step)", last)
-    for name, values in (("objective", history.objective), ("held out", history.held_out)):
+    for name, values in (("ELBO", history.elbo), ("held out", history.held_out)):
         assert f"{name}={values[-1]:.3f}" in last
     assert re.search(r"\r +\r$", terminal.getvalue()), "the bar is taken away"
+
+
+def test_a_bar_has_the_steps_for_which_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    ticks = itertools.count(step=0.01)  # a clock that goes on at each look
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("pyro_vmonf.training.trainer.time", clock)
+    totals: list[int] = []
+
+    def watch(_: Any) -> None:
+        [bar] = tqdm.std.tqdm._instances
+        totals.append(bar.total)
+
+    history = VMoNF(mixture()).fit(
+        torch.randn(40, 2), batch_size=10, epochs=10_000, minutes=0.05, seed=0, callbacks=watch
+    )
+    assert history.stopped
+    for total in totals[2:]:
+        assert total == pytest.approx(history.step[-1], rel=0.3)
 
 
 def test_seconds_have_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:

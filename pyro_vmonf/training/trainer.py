@@ -125,8 +125,7 @@ class Trainer:
         self.scheduled_steps = 0
         self.epoch = -plan.pretrain_epochs
         self.in_callback = False
-        self.seconds = 0.0
-        self.end = math.inf  # of the time that there is
+        self.seconds, self.end = 0.0, math.inf  # behind, and of the time that there is
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
         self.anneal(0)  # pretraining stays at the start of the schedules
@@ -160,16 +159,16 @@ class Trainer:
         return [run.history for run in self.runs]
 
     def _go_through_all(self, start: float) -> None:
-        with (
-            training(self.lanes.module),
-            progress_bar(self._total(), bool(self.plan.title), self.plan.title) as self.bar,
-        ):
+        bar = progress_bar(self._total(), bool(self.plan.title), self.plan.title)
+        with training(self.lanes.module), bar as self.bar:
             self.bar.update(self.scheduled_steps if self.plan.epochs is None else self.steps)
             if self.steps == 0:
                 self._measure(START)
             while any(run.going for run in self.runs) and not self.done():
                 self._go_through_epoch()
                 self.seconds = time.perf_counter() - start
+                if self.plan.minutes is not None:  # the steps for which there is time
+                    self.bar.total = self.bar.n + max(self.steps_left(), 0)
                 self.in_callback = True
                 stops = [hook(self, self.epoch) for hook in self.after_epoch]  # all see the epoch
                 self.in_callback = False
@@ -389,12 +388,13 @@ class Trainer:
 
     def rejected(self, run: Run) -> str:
         """Say how many steps of a run were rolled back."""
-        count = f"{run.history.rejected} of {self.steps} steps"
-        return f"{count} had a loss or gradient that is not finite"
+        what = "steps had a loss or gradient that is not finite"
+        return f"{run.history.rejected} of {self.steps} {what}"
 
 
 def shown_of(history: History) -> dict[str, str]:
     """Return what a progress bar shows of the last epoch."""
-    series = {"objective": history.objective, "held out": history.held_out}
+    own = {"ELBO": history.elbo} if history.held_out else {"objective": history.objective}
+    series = own | {"held out": history.held_out}  # whose objective it is, where there are some
     shown = {name: f"{values[-1]:.3f}" for name, values in series.items() if values}
     return shown | {"T": f"{history.temperature[-1]:.3f}"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ class Lessons:
         def show(progress: Progress) -> None:
             self.stages.show(shown_of(progress.history))
 
-        with own_filters():
+        with own_filters(), reached(model, guide):
             warnings.filterwarnings("ignore", "the fit ended")
             return fit(
                 model,
@@ -143,6 +144,16 @@ class Lessons:
                 progress=False,
                 **options,
             )
+
+
+@contextmanager
+def reached(model: FlowMixture, guide: SoftmaxGuide) -> Iterator[None]:
+    """Give an interrupt of a block the pair that is trained in it, as the attribute ``pair``."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        vars(error)["pair"] = (model, guide)
+        raise
 
 
 def _falling(steps: int, cooled: int) -> Callable[[Optimizer], LambdaLR]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,8 @@ class VMoNF(Scores, Drawn, Halves):
         Returns:
             The fitted pair. ``history.choice`` and :meth:`report` say what was chosen.
 
+        An interrupt of the fit has the pair as it is then as the attribute ``vmonf``.
+
         Raises:
             TypeError: if the rows are no numbers.
             ValueError: if rows, labels, weights or options do not fit.
@@ -139,10 +141,22 @@ class VMoNF(Scores, Drawn, Halves):
                     "images take neither sample_weight nor background; leave out images that "
                     "shall not count"
                 )
-            model, guide, history = from_images(x, y, components=components, **options)
+            build: Callable[..., Any] = from_images
         else:
             options |= {"sample_weight": sample_weight, "background": background}
-            model, guide, history = from_data(x, y, components=components, **options)
+            build = from_data
+        try:
+            model, guide, history = build(x, y, components=components, **options)
+        except KeyboardInterrupt as error:
+            made = vars(error).pop("pair", None)
+            if made is not None:
+                vars(error)["vmonf"] = vmonf = cls(*made)
+                vmonf.history = vars(error).get("history")
+                error.add_note(
+                    "the pair as it is now is the attribute vmonf of this interrupt, in a notebook "
+                    "sys.last_value.vmonf; vmonf.fit trains it further"
+                )
+            raise
         vmonf = cls(model, guide)
         vmonf.history = history
         return vmonf

@@ -25,6 +25,7 @@ from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.training.trainer import shown_of
+from pyro_vmonf.vmonf.lengths import reached
 
 MOST_ROWS = 10_000  # whose graph is cut; the guide learns from them and is applied to the others
 FEATURE_STEPS = 1500
@@ -161,22 +162,23 @@ def _fit(
         return time.perf_counter() > end
 
     try:
-        return fit(
-            model,
-            guide,
-            noisy(images, seed),
-            epochs=MOST_EPOCHS,
-            batch_size=min(BATCH, len(images)),
-            lr=2e-3,
-            clip_norm=1000.0,
-            temperature=1.0,
-            standardize=False,
-            held_out=HELD_OUT if len(images) > 10 else 0.0,
-            patience=PATIENCE if len(images) > 10 else None,
-            callbacks=in_time,
-            seed=seed,
-            progress=False,
-        )
+        with reached(model, guide):
+            return fit(
+                model,
+                guide,
+                noisy(images, seed),
+                epochs=MOST_EPOCHS,
+                batch_size=min(BATCH, len(images)),
+                lr=2e-3,
+                clip_norm=1000.0,
+                temperature=1.0,
+                standardize=False,
+                held_out=HELD_OUT if len(images) > 10 else 0.0,
+                patience=PATIENCE if len(images) > 10 else None,
+                callbacks=in_time,
+                seed=seed,
+                progress=False,
+            )
     finally:
         stages.close()
 
