@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # noqa: F401 - for the examples
 
+from pyro_vmonf._utils.frames import names_of
 from pyro_vmonf.contracts import Pair
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
@@ -63,6 +64,7 @@ def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None 
         ax.scatter(*points[classes == k].T, color=colors[k], label=str(k), **style)
     ax.set_aspect("equal")
     ax.locator_params(nbins="auto")
+    window.label_axes(ax, names_of(x))
     return ax
 
 

@@ -11,6 +11,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating
+from pyro_vmonf._utils.frames import Names
 from pyro_vmonf._utils.validation import check_positive, check_unconditional, floating_buffer
 from pyro_vmonf.contracts import Pair
 from pyro_vmonf.guides import BoundGuide
@@ -19,6 +20,7 @@ from pyro_vmonf.plots.palette import component_colors, tint
 
 Array = np.ndarray[Any, Any]
 Extent = tuple[float, float, float, float]
+NUMBERED = ("feature 0", "feature 1")
 
 
 @torch.no_grad()
@@ -68,9 +70,14 @@ def check(model: FlowMixture, name: str, advice: str = "") -> None:
 
 def name_axes(ax: Axes, model: FlowMixture) -> None:
     """Write the names of two features beside axes that have none."""
-    names = model.feature_names or ("feature 0", "feature 1")
-    if not ax.get_xlabel() and not ax.get_ylabel():
-        ax.set(xlabel=names[0], ylabel=names[1])
+    label_axes(ax, model.feature_names)
+
+
+def label_axes(ax: Axes, names: Names | None) -> None:
+    """Write two names beside axes that have none, or only their numbers."""
+    if (ax.get_xlabel(), ax.get_ylabel()) in (("", ""), NUMBERED):
+        across, up = names or NUMBERED
+        ax.set(xlabel=across, ylabel=up)
 
 
 def check_extent(extent: Extent) -> Extent:

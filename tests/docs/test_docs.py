@@ -89,7 +89,7 @@ def defaults(*functions: Callable[..., Any]) -> dict[str, Any]:
 
 
 def test_the_page_of_options_has_each_option_and_its_default() -> None:
-    listed = options_of("Rows, objective") | options_of("Stopping, keeping")
+    listed = options_of("Options of `fit`")
     given = defaults(pyro_vmonf.fit, VMoNF.fit)
     assert {name: ast.literal_eval(text) for name, text in listed.items()} == given
     listed, given = options_of("Options of `from_data`"), defaults(VMoNF.from_data)
