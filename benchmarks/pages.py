@@ -235,6 +235,24 @@ def few_labels() -> str:
     )
 
 
+def thinned() -> str:
+    """Return the accuracy on thinned digits, by set."""
+    before = {"equal": ".79", "unequal": ".55", "long tail": ".57"}
+    shares = {
+        "equal": "equal",
+        "unequal": "17, 14, 10, 9, 9, 8, 9, 9, 8, 9 of 102",
+        "long tail": "long tail, 3,000 down to 380",
+    }
+    three, rows, body = "{:.3f}".format, read("thinned.jsonl"), []
+    for name, said in shares.items():
+        own = [row for row in rows if row["set"] == name]
+        seeds = ", ".join(three(row["accuracy"]) for row in own)
+        mean_of = three(mean(row["accuracy"] for row in own))
+        body.append([f"{own[0]['images']:,}", said, before[name], mean_of, seeds])
+    columns = ["images", "shares of the classes", "recipe of `mnist`", "`from_data`", "each seed"]
+    return markdown(" | ".join(columns), body)
+
+
 def sets() -> str:
     """Return the table of all sets."""
     two, rows = "{:.2f}".format, by_set()
@@ -439,6 +457,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "clustering-sets": sets,
     "seeds": by_seed,
     "few-labels": few_labels,
+    "thinned": thinned,
     "steps": steps,
     "plane": lambda: plane(PLANE),
     "thesis": lambda: plane(THESIS),
