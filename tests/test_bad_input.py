@@ -172,7 +172,7 @@ def answers_or_says_why(action: Callable[[Any], object], value: Any) -> None:
             # The answer to a step that is far too long.
             warnings.filterwarnings("ignore", "the last step led to a state whose objective")
             # Constant columns and repeated rows are named.
-            warnings.filterwarnings("ignore", "(column|[0-9]+ of [0-9]+ rows repeat).*What helps")
+            warnings.filterwarnings("ignore", "(column|[0-9]+ of [0-9]+ rows repeat).*Remedies")
             # A pair without random parts exports a point.
             warnings.filterwarnings("ignore", "Nothing in the mixture is random")
             action(value)

@@ -53,7 +53,7 @@ def told(action: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         action()
-    return [str(w.message) for w in caught if "What helps" in str(w.message)]
+    return [str(w.message) for w in caught if "Remedies" in str(w.message)]
 
 
 @pytest.mark.parametrize("n_init", [1, 2])

@@ -44,7 +44,7 @@ def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
     if said:
         warnings.warn(
             f"{'; '.join(said)}. A density of real numbers grows without bound there, and "
-            f"log-densities say little. What helps: {'; '.join(dict.fromkeys(helps))}",
+            f"log-densities say little. Remedies: {'; '.join(dict.fromkeys(helps))}",
             UserWarning,
             stacklevel=3,
         )
