@@ -164,7 +164,7 @@ def _on_tables(options: argparse.Namespace) -> int:
     try:
         run_command(options)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted before all files were written", file=sys.stderr)
         return 130
     except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
