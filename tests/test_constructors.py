@@ -21,6 +21,7 @@ from pyro_vmonf.distortions import Jitter
 from pyro_vmonf.flows import Gaussian, RandomBank, StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import FlowTransform, PReLU
+from pyro_vmonf.weights import GammaDirichlet, RandomWeights
 
 K, D = 3, 2
 IMAGE = (1, 4, 4)
@@ -64,6 +65,11 @@ OWN: dict[str, dict[str, Any]] = {
         "bank": RandomBank(Gaussian(D, K)),
         "names": ["loc"],
         "values": [torch.zeros(K, D)],
+    },
+    "ConditionedWeights": {
+        "weights": RandomWeights(GammaDirichlet(K)),
+        "names": ["weights_concentration"],
+        "values": [torch.tensor(2.0)],
     },
     "InvertibleConvolution": {"channels": 4},
     "MarkovMixture": {"initial": "learned", "transition": "learned"},

@@ -45,14 +45,25 @@ from pyro_vmonf.nn import MLP, ConvEncoder
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency, CustomTerm, Term
 from pyro_vmonf.transforms import Affine, BatchNorm, Logit, Permutation, PReLU
 from pyro_vmonf.weight_priors import PointPosterior, Posterior
-from pyro_vmonf.weights import Weights
+from pyro_vmonf.weights import ConditionedWeights, Weights
 
 K, D, N = 3, 2, 23
 # Parts that are made from the arguments of the test below; the others are bases of these.
 ALONE = [
     name
     for name, part in files.parts().items()
-    if part not in (ObservedBank, Batch, Term, CustomTerm, Weights, Posterior, Flow, Replicated)
+    if part
+    not in (
+        ConditionedWeights,
+        ObservedBank,
+        Batch,
+        Term,
+        CustomTerm,
+        Weights,
+        Posterior,
+        Flow,
+        Replicated,
+    )
     and not any(p is not part and issubclass(p, part) for p in files.parts().values())
 ]
 
