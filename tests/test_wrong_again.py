@@ -506,3 +506,15 @@ def test_a_chain_has_a_report_pictures_and_observed_rows() -> None:
     nodes = poutine.trace(known.model).get_trace(x).nodes
     assert nodes["weights.initial"]["is_observed"]
     assert not nodes["weights.after_0"]["is_observed"]
+
+
+def test_a_bounded_part_of_a_list_has_no_density_outside_where_rows_have_gaps() -> None:
+    box = dist.Uniform(torch.zeros(D), torch.ones(D), validate_args=True).to_event(1)
+    normal = dist.Normal(torch.zeros(D), 1.0).to_event(1)
+    vmonf = VMoNF(FlowMixture([normal, box]))
+    x = torch.tensor([[0.5, torch.nan], [3.0, torch.nan], [torch.nan, 0.2]])
+    found = vmonf.component_log_prob(x)
+    assert found[1, 1] == -torch.inf
+    torch.testing.assert_close(found[[0, 2], 1], torch.zeros(2), rtol=0, atol=0.2)
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(torch.tensor([0.5, 3.0, 0.2]))
+    torch.testing.assert_close(found[:, 0], exact)

@@ -95,6 +95,8 @@ def observe(components: Distribution, x: Tensor, draws: int) -> Partial:
 
 def gaussians_of(components: Distribution) -> Gaussians | None:
     """Return distributions of torch that are Gaussian as such; ``None`` for others."""
+    if getattr(components, "in_raw_units", False):  # a distribution of a user's, wrapped
+        components = components.base  # type: ignore[attr-defined]
     if isinstance(components, MultivariateNormal):
         loc, factor = components.loc, components.scale_tril
     elif isinstance(components, Independent) and isinstance(components.base_dist, Normal):

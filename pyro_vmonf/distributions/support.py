@@ -20,7 +20,6 @@ from pyro_vmonf.distributions.estimates import (
     cdf_of,
     icdf_of,
 )
-from pyro_vmonf.distributions.partial import Partial, observe
 
 
 def is_real(support: Any) -> bool:
@@ -187,10 +186,6 @@ class OwnUnits(Estimated):
     def icdf(self, share: Tensor) -> Tensor:
         """Return the quantiles ``(*, 1)`` at shares ``(*)``."""
         return self._if_closed(*QUANTILE, lambda: icdf_of(self.base, share))
-
-    def observe(self, x: Tensor, draws: int) -> Partial:
-        """Return what the distribution says of rows with missing entries."""
-        return observe(self.base, x, draws)
 
     def expand(self, batch_shape: Any, _instance: object = None) -> OwnUnits:
         return OwnUnits(self.base.expand(torch.Size(batch_shape)))
