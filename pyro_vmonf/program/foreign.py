@@ -161,7 +161,8 @@ def explained(part: nn.Module) -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        if not isinstance(part, AutoGuide):
+        by_list = isinstance(part, AutoGuideList)  # whose members may clash
+        if not isinstance(part, AutoGuide) or (type(error) is RuntimeError and not by_list):
             raise
         kind = type(part).__name__
         said = str(error).strip().partition("\n")[0]

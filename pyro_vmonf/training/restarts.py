@@ -230,9 +230,8 @@ def _best_in_turn(
         return history
 
     names = model.feature_names
-    if (
-        isinstance(guide, PyroGuide) and not guide.ready
-    ):  # the runs share the state that it begins with
+    # All runs share the state that a guide begins with.
+    if isinstance(guide, PyroGuide) and not guide.ready:
         _build_(model, guide, x, y, first, {**options, "held_out": held_out})
     try:
         objectives = best_of_([model, guide], run, n_init, first, reached=True)

@@ -20,11 +20,12 @@ class OpenInterval(constraints.interval):
         return (self.lower_bound < value) & (value < self.upper_bound)
 
 
-for _registry in (biject_to, transform_to):
-    _registry.register(
-        OpenInterval,
-        lambda c: _registry(constraints.interval(c.lower_bound, c.upper_bound)),  # noqa: B023
-    )
+def _closed(support: OpenInterval) -> constraints.interval:
+    return constraints.interval(support.lower_bound, support.upper_bound)
+
+
+biject_to.register(OpenInterval, lambda support: biject_to(_closed(support)))
+transform_to.register(OpenInterval, lambda support: transform_to(_closed(support)))
 
 
 class Logit(FlowTransform):
