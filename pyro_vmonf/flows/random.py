@@ -17,7 +17,7 @@ from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.sizes import free_numbers
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
-from pyro_vmonf.program import Program, Registered, Transparent, in_plate, name_of
+from pyro_vmonf.program import Conditioned, Program, Registered, in_plate, name_of
 
 # The name of the sum over these sites in the history.
 _TERM: Any = {"term": "parameters"}
@@ -155,7 +155,7 @@ class RandomBank(Registered, Program):
             sample(self.site_of(name), posterior, infer=_TERM)
 
 
-class ObservedBank(Transparent):
+class ObservedBank(Conditioned):
     """A random bank of which some parameters are observed: see :meth:`FlowMixture.condition`.
 
     Arguments:
@@ -174,32 +174,22 @@ class ObservedBank(Transparent):
     def __init__(self, bank: RandomBank, names: Sequence[str], values: Sequence[Tensor]) -> None:
         super().__init__()
         self.bank = bank
-        self.names = list(names)
         shapes = {name: tuple(p.shape) for name, p in bank.random_parameters()}
-        for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        for name, value in zip(names, values, strict=True):
             if shapes.get(name) != tuple(value.shape):
                 raise ValueError(
                     f"the observed parameter {name!r} has shape {tuple(value.shape)}; the bank has "
                     f"{shapes}"
                 )
-            self.register_buffer(f"value_{i}", value.detach().clone())
-
-    @property
-    def values(self) -> list[Tensor]:
-        """The observed values."""
-        return [self.get_buffer(f"value_{i}") for i in range(len(self.names))]
+        self.keep_(names, values)
 
     def _observed(self) -> dict[str, Tensor]:
-        return {
-            self.bank.site_of(name): value
-            for name, value in zip(self.names, self.values, strict=True)
-        }
+        return {self.bank.site_of(name): value for name, value in self.by_name().items()}
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """Return the bank at what is observed, and at the posterior's centre of the rest."""
         inner: nn.Module = self.bank.bank
-        values = dict(zip(self.names, self.values, strict=True))
-        return WithParameters(inner, values, context)
+        return WithParameters(inner, self.by_name(), context)
 
     def draw(self, context: Tensor | None = None) -> WithParameters:
         """Draw the parameters inside the model; those that are observed are not drawn."""

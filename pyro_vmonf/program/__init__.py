@@ -15,7 +15,7 @@ from pyro_vmonf.program.foreign import (
     models_of,
     reset_autoguide_,
 )
-from pyro_vmonf.program.modules import Program, Transparent, detached_, name_of
+from pyro_vmonf.program.modules import Conditioned, Program, Transparent, detached_, name_of
 from pyro_vmonf.program.overridden import check_follows, follows, running
 from pyro_vmonf.program.rows import (
     Rows,
@@ -43,6 +43,7 @@ from pyro_vmonf.program.traces import (
 )
 
 __all__ = [
+    "Conditioned",
     "Enumerate",
     "FunctionProgram",
     "Program",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vmonf.program.store import recording, register, rename
 
@@ -66,6 +67,27 @@ class Transparent(Program):
     def name_children_(self) -> None:
         """Give the children the name of this module."""
         self._pyro_set_supermodule(self._pyro_name, self._pyro_context)
+
+
+class Conditioned(Transparent):
+    """A part of a program of which some sites are observed, whose values are its buffers."""
+
+    names: list[str]
+
+    def keep_(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        """Keep copies of observed values by the names of what they are of."""
+        self.names = list(names)
+        for number, value in enumerate(values):
+            self.register_buffer(f"value_{number}", value.detach().clone())
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The observed values."""
+        return [self.get_buffer(f"value_{number}") for number in range(len(self.names))]
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Return the observed values by their names."""
+        return dict(zip(self.names, self.values, strict=True))
 
 
 def name_of(module: PyroModule, default: str) -> str:

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.counts import LogPosterior
-from pyro_vmonf.program import Transparent, drawn_sites, name_of
+from pyro_vmonf.program import Conditioned, drawn_sites, name_of
 from pyro_vmonf.weight_priors import as_prior
 from pyro_vmonf.weights.base import Weights
 
@@ -62,7 +62,7 @@ class ObservedWeights(Weights):
         return self.observed.log()
 
 
-class ConditionedWeights(Transparent, Weights):
+class ConditionedWeights(Conditioned, Weights):
     """Weights of which some sites are observed, and not the weights themselves.
 
     They share the parameters of the weights that they are made of.
@@ -85,9 +85,8 @@ class ConditionedWeights(Transparent, Weights):
         self.weights = weights
         self.num_components = weights.num_components
         drawn = sites_of(weights)
-        self.names = list(names)
-        for number, (name, value) in enumerate(zip(names, values, strict=True)):
-            value = torch.as_tensor(value)
+        values = [torch.as_tensor(value) for value in values]
+        for name, value in zip(names, values, strict=True):
             wanted = tuple(drawn[name]["value"].shape)
             if tuple(value.shape) != wanted or not bool(
                 drawn[name]["fn"].support.check(value).all()
@@ -97,15 +96,10 @@ class ConditionedWeights(Transparent, Weights):
                     f"{float(value.min()):g} to {float(value.max()):g}; expected shape {wanted}, "
                     f"and values in the support of its prior, {drawn[name]['fn'].support}"
                 )
-            self.register_buffer(f"value_{number}", value.detach().clone())
-
-    @property
-    def values(self) -> list[Tensor]:
-        """The observed values."""
-        return [self.get_buffer(f"value_{i}") for i in range(len(self.names))]
+        self.keep_(names, values)
 
     def forward(self, context: Tensor | None = None) -> Tensor:
-        with poutine.condition(data=dict(zip(self.names, self.values, strict=True))):
+        with poutine.condition(data=self.by_name()):
             log_weights: Tensor = self.weights(context)
         return log_weights
 
