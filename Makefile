@@ -53,7 +53,9 @@ fuzz: .venv/dev  ## the tests of faults, files and bad input, many times longer
 	EXAMPLES=300 FAULTS=40 KILLS=20 $(BIN)/python -m pytest -n 2 tests/test_bad_input.py tests/training/test_faults.py tests/test_files.py
 
 matrix: .venv/dev  ## every bank with all weights, every guide and every verb
-	WHOLE_MATRIX=1 $(BIN)/python -m pytest -n 2 tests/test_swapping.py tests/test_context.py
+	mkdir -p out
+	WHOLE_MATRIX=out/matrix.jsonl $(BIN)/python -m pytest -n 2 tests/test_swapping.py tests/test_context.py
+	$(BIN)/python -m benchmarks.matrix
 
 arviz: .venv/dev .venv-arviz/done  ## what goes to ArviZ 1.x, in an environment of ArviZ alone
 	$(BIN)/python -m pytest tests/interop/test_arviz.py -k arviz_1_0

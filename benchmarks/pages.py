@@ -447,7 +447,21 @@ def anomalies() -> str:
     return markdown(" | ".join(["table", "rows, columns", *names]), body)
 
 
+def matrix() -> str:
+    """Return the outcomes of the cells of the table of parts, counted for each verb."""
+    found = read("matrix.json")
+    outcomes, cells = found["outcomes"], found["cells"].values()
+    body = []
+    for place, verb in enumerate(found["verbs"]):
+        counts = [sum(row[place] == str(i) for row in cells) for i in range(len(outcomes))]
+        body.append([verb, *(f"{count:,}" if count else "" for count in counts)])
+    sums = ["".join(cells).count(str(i)) for i in range(len(outcomes))]
+    body.append(["**all**", *(f"{count:,}" for count in sums)])
+    return markdown(" | ".join(["verb", *outcomes]), body)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "matrix": matrix,
     "anomalies": anomalies,
     "calibration": calibration,
     "posteriors": posteriors,
