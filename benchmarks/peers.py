@@ -48,13 +48,14 @@ def library(
     objective.prepare_(arguments)
     pair.model.incomplete = False  # as fit says of rows without gaps
     trained = [p for p in objective.parameters() if p.requires_grad]
-    lanes = Compiled(objective, None, trained)
+    optimizer = adam(trained)
+    lanes = Compiled(objective, None, trained, optimizer)
     if compile:
         lanes.build_(arguments, lambda graph: True)
     run = Run(TensorSource(x, None, None, c.rows, arguments["index"]), torch.Generator())
     objective.train()
     plan = Plan(temperature=lambda step: 1.0)
-    trainer = Trainer(lanes, [run], adam(lanes.parameters), None, plan)
+    trainer = Trainer(lanes, [run], optimizer, None, plan)
 
     def step() -> None:
         with pyro.validation_enabled(False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +22,22 @@ def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
 
     # A part that torch.compile took on its own runs plainly inside of the graph.
     with torch.compiler.set_stance("force_eager"):
-        return make_fx(function)(*inputs)
+        return make_fx(function, decomposition_table=APART)(*inputs)
+
+
+def _sum_and_product(
+    bias: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """Return batches of products plus a bias.
+
+    As one operation it copies the bias to every row first. Apart, the sum is a part of the kernel
+    that follows.
+    """
+    product = torch.bmm(one, other)
+    return (bias if beta == 1 else beta * bias) + (product if alpha == 1 else alpha * product)
+
+
+APART: dict[Any, Callable[..., Tensor]] = {torch.ops.aten.baddbmm.default: _sum_and_product}
 
 
 def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
@@ -39,7 +55,11 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
 
     # The cache on disk wants the shapes of a tracing context. Processes of the compiler's own take
     # longer to start than a step to compile.
-    options = {"fallback_random": True, "size_asserts": False, "compile_threads": 1}
+    options: dict[str, str | int | bool] = {
+        "fallback_random": True, "size_asserts": False, "compile_threads": 1
+    }  # fmt: skip
+    if all(value.device.type == "cpu" for value in inputs):
+        options["cpp_wrapper"] = True  # the calls of the kernels are machine code as well
     with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))), torch.no_grad():
         found: Callable[..., list[Tensor]] = torch._inductor.compile(
             graph, list(inputs), options=options

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
 
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.graphs import NotCaptured, StepGraph
@@ -27,12 +28,29 @@ class Compiled(Single):
     """One run, whose steps on batches of one shape are a graph once there is one.
 
     Batches of another shape, such as a short last one, take the step from Python.
+
+    Arguments:
+        module: its call takes the arguments of a batch and returns terms.
+        clip_norm: the largest norm of the gradient.
+        parameters: of the optimiser.
+        optimizer: of the run.
     """
 
     graph: StepGraph | None = None
     last: Arguments | None = None  # batch that the graph took
+    undo: Callable[[], dict[Tensor, Tensor]] | None = None  # values before that step
     seconds = 0.0  # of the steps from Python
     count = 0
+
+    def __init__(
+        self,
+        module: nn.Module,
+        clip_norm: float | None,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+    ) -> None:
+        super().__init__(module, clip_norm, parameters)
+        self.optimizer = optimizer
 
     def build_(self, batch: Arguments, worth: Callable[[fx.GraphModule], bool]) -> StepGraph:
         """Compile the step for batches like this one.
@@ -45,8 +63,45 @@ class Compiled(Single):
             NotCaptured: if it is not.
         """
         objective: Any = self.module
-        self.graph = StepGraph(objective, self.parameters, batch, worth)
+        self.graph = StepGraph(
+            objective, self.parameters, batch, self.optimizer, self.clip_norm, worth
+        )
         return self.graph
+
+    def step(
+        self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
+    ) -> tuple[Terms, list[bool]]:
+        graph, [batch] = self.graph, batches
+        if graph is None or graph.adam is None or not graph.takes(batch):
+            return super().step(batches, going, move)
+        self.last = batch
+        terms, (new, mean, square, old, flags), counted = graph(batch)
+        loss_is_finite, finite = flags.tolist()
+        if loss_is_finite:
+            self.undo = graph.before(old)
+        if not finite:
+            return terms, [False]
+        try:
+            graph.adam.accept_(new, mean, square)
+            graph.count_(counted)
+            move(parameters=False)
+        except BaseException:  # an interrupt may come in the middle
+            self._take_back(self.last_finite)
+            raise
+        self._settle(accepted=True)
+        return terms, [True]
+
+    @property
+    def last_finite(self) -> list[Tensor]:
+        """The parameters before the last step whose loss was finite."""
+        if self.undo is not None:
+            values, self.undo = self.undo(), None
+            self._last_finite = [values.get(p, p).detach().clone() for p in self.kept]
+        return self._last_finite
+
+    @last_finite.setter
+    def last_finite(self, values: list[Tensor]) -> None:
+        self._last_finite, self.undo = values, None
 
     def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, bool]:
         [batch] = batches
@@ -59,9 +114,7 @@ class Compiled(Single):
         terms, gradients, counted = self.graph(batch)
         for parameter, gradient in zip(self.graph.parameters, gradients, strict=True):
             parameter.grad = gradient
-        if counted:
-            with torch.no_grad():
-                torch._foreach_copy_(self.graph.counted, counted)
+        self.graph.count_(counted)
         return terms, bool(sum(terms.values()).isfinite())  # type: ignore[union-attr]
 
     def compare_(self) -> str:

@@ -211,10 +211,10 @@ def _fit(
         objective = Objective(model, guide, loss=options.loss)
         objective.prepare_(probe, options.fast)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        lanes = Compiled(objective, options.clip_norm, parameters)
+        lanes = Compiled(objective, options.clip_norm, parameters, optimizer)
         run = run_of(sources, generator, options)
         plan = plan_of(model, guide, options, schedule)
-        trainer = Trainer(lanes, [run], optimizer, scheduler, plan)
+        trainer = Trainer(lanes, [run], optimizer, scheduler, plan, after_move=settled)
         if options.checkpoint is not None:
             writer = checkpoints.Writer(trainer, options.checkpoint, options.every, head, outside)
             trainer.at_epoch_end = writer  # type: ignore[method-assign]
@@ -228,10 +228,8 @@ def _fit(
         if options.compile is True or (past or {}).get("compiled"):
             compiling.build_(probe)
         trainer.after_epoch = [guard, compiling, _hook(model, guide, options), compiling.look_again]
-        settling = optimizer.register_step_post_hook(lambda *_: settled())
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
-        settling.remove()
         guide.settle_()
         rows = run.measured or run.train.seen(MEASURED_ROWS)
         said = [*guard.said, *endings(model, guide, history, rows)]
@@ -319,6 +317,8 @@ def quiet_scope(generator: torch.Generator) -> Iterator[None]:
         # Losses that are not finite are counted; frozen parameters are the choice of the user.
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)")
         warnings.filterwarnings("ignore", ".*requires_grad=False")
+        # A compiled step moves the parameters itself.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         yield
 
 

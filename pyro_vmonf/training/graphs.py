@@ -1,4 +1,4 @@
-"""One training step of a plain pair as one compiled graph: terms and gradients."""
+"""One training step of a plain pair as one compiled graph."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from pyro_vmonf._utils.contexts import local_seed, training
 from pyro_vmonf._utils.graphs import captured, compiled
@@ -16,6 +17,7 @@ from pyro_vmonf._utils.processes import several_processes
 from pyro_vmonf.program import unregistered
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.flat_adam import FlatAdam
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.streams import Streams, kept
 
@@ -27,16 +29,19 @@ class NotCaptured(RuntimeError):
 
 
 class StepGraph:
-    r"""The terms of the ELBO and their gradient, for batches of one shape.
+    r"""The terms of the ELBO, their gradient and the step of Adam, for batches of one shape.
 
-    State, rows, temperature and the weights of the guide's terms are inputs, so that schedules go
-    on. State that the forward pass moves, such as running means and expected counts, is an output:
-    a step that is rejected leaves no trace.
+    State, rows, temperature, rates and the weights of the guide's terms are inputs, so that
+    schedules go on. Everything that a step moves is an output: the parameters, the moments, and
+    what the forward pass counts. A step that is rejected leaves no trace. With another optimiser
+    the gradients are the outputs, and it moves the parameters.
 
     Arguments:
         objective: of the run, on its direct road.
         parameters: of the optimiser.
         batch: the first batch.
+        optimizer: of the run.
+        clip_norm: the largest norm of the gradient.
         worth: function from a graph to whether it is compiled.
 
     Raises:
@@ -49,6 +54,8 @@ class StepGraph:
         objective: Objective,
         parameters: Sequence[Tensor],
         batch: Arguments,
+        optimizer: Optimizer,
+        clip_norm: float,
         worth: Callable[[fx.GraphModule], bool] = lambda graph: True,
     ) -> None:
         _check(objective, parameters)
@@ -67,10 +74,17 @@ class StepGraph:
         self.keys: list[str] = []
         self.given: list[str] = []  # names of what has a gradient
         self.moved: list[str] = []  # names of what the forward pass changes
+        self.current: list[float] | None = None  # weights of the terms, and as a tensor
+        self.weights = torch.zeros(0)
+        self.adam: FlatAdam | None = None
         with training(objective), local_seed(0), unregistered():
-            inputs = self._inputs(batch)
             try:
-                self._find_moved(inputs)
+                self._find_moved(self._inputs(batch))
+                self.parameters = [self._of(name) for name in self.given]
+                self.counted = [self._of(name) for name in self.moved]
+                if self.parameters and not FlatAdam.refuses(optimizer, self.parameters):
+                    self.adam = FlatAdam(optimizer, self.parameters, clip_norm)
+                inputs = [value.detach() for value in self._inputs(batch)]
                 self.graph = captured(self._step, inputs)
                 if not worth(self.graph):
                     raise NotCaptured("it would take longer than the steps to come")
@@ -85,8 +99,6 @@ class StepGraph:
         if reason:
             raise NotCaptured(reason)
         self.seconds = time.perf_counter() - start
-        self.parameters = [self._of(name) for name in self.given]
-        self.counted = [self._of(name) for name in self.moved]
 
     def takes(self, batch: Arguments) -> bool:
         """Return whether a batch has the shape of the first one."""
@@ -99,14 +111,39 @@ class StepGraph:
 
     def changed(self) -> bool:
         """Return whether a part or a setting, which the graph has as it was, is another one now."""
-        return self.settings != _settings(self.objective)
+        replaced = self.adam is not None and self.adam.changed()
+        return replaced or self.settings != _settings(self.objective)
 
     @torch.no_grad()
     def __call__(self, batch: Arguments) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-        """Return the terms per row, the gradients of ``parameters``, and new ``counted``."""
+        """Return the terms per row, the step, and new ``counted``.
+
+        The step is what :meth:`FlatAdam.step` returns, with two flags in place of the norm: loss
+        and gradient are finite. With another optimiser it is the gradients of ``parameters``.
+        """
         terms, *others = self.function(*self._inputs(batch))
-        count = len(self.given)
+        count = len(others) - len(self.moved)
         return dict(zip(self.keys, terms.unbind(), strict=True)), others[:count], others[count:]
+
+    @torch.no_grad()
+    def count_(self, values: list[Tensor]) -> None:
+        """Set what the forward pass moves."""
+        if values:
+            torch._foreach_copy_(self.counted, values)
+
+    def before(self, parameters: Tensor) -> Callable[[], dict[Tensor, Tensor]]:
+        """Return a function to what a step moves, and its values before the step.
+
+        Arguments:
+            parameters: their vector before the step.
+        """
+        counts = [value.detach().clone() for value in self.counted]
+
+        def values() -> dict[Tensor, Tensor]:
+            own = [] if self.adam is None else self.adam.split(parameters)
+            return dict(zip([*self.parameters, *self.counted], [*own, *counts], strict=True))
+
+        return values
 
     def difference(self, batch: Arguments) -> str:
         """Return how the graph differs from the objective on a batch; empty if it does not."""
@@ -138,24 +175,37 @@ class StepGraph:
 
     def _inputs(self, batch: Arguments) -> list[Tensor]:
         x = self.rows["x"]
-        weights = torch.tensor(
-            [term.current_weight for term in self.terms], dtype=x.dtype, device=x.device
-        )
-        rows = (batch[name].detach() for name in self.rows)
-        return [*(value.detach() for value in self.state), weights, *rows]
+        current = [term.current_weight for term in self.terms]
+        if current != self.current:  # to make a tensor takes as long as a small kernel
+            self.current = current
+            self.weights = torch.tensor(current, dtype=x.dtype, device=x.device)
+        rows = (batch[name] for name in self.rows)
+        moments = [] if self.adam is None else self.adam.inputs()
+        return [*self.state, self.weights, *rows, *moments]
 
     def _step(self, *inputs: Tensor) -> list[Tensor]:
+        stacked, leaves, gradients = self._differentiated(inputs)
+        found = list(gradients.values())
+        if self.adam is not None:
+            before = [leaves[name].detach() for name in gradients]
+            *found, norm = self.adam.step(before, found, *inputs[-3:])
+            loss = stacked.detach().sum()
+            found.append(torch.stack([loss, loss + norm]).isfinite().to(loss.dtype))
+        return [stacked.detach(), *found, *(leaves[name].detach() for name in self.moved)]
+
+    def _differentiated(
+        self, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the terms per row ``(T,)``, the state afterwards, and the gradients that exist."""
         count = len(self.names)
         state = dict(zip(self.names, inputs[:count], strict=True))
-        rows = dict(zip(self.rows, inputs[count + 1 :], strict=True))
+        rows = dict(zip(self.rows, inputs[count + 1 :], strict=False))
         with torch.enable_grad():
             stacked, leaves = self._forward(state, inputs[count], rows)
             wanted = [leaves[name] for name in self.trained]
             found = torch.autograd.grad(-stacked.sum(), wanted, allow_unused=True)
-        pairs = [(n, g) for n, g in zip(self.trained, found, strict=True) if g is not None]
-        self.given = [name for name, _ in pairs]
-        moved = [leaves[name].detach() for name in self.moved]
-        return [stacked.detach(), *(gradient for _, gradient in pairs), *moved]
+        pairs = zip(self.trained, found, strict=True)
+        return stacked, leaves, {name: value for name, value in pairs if value is not None}
 
     def _forward(
         self, state: dict[str, Tensor], weights: Tensor, rows: dict[str, Tensor]
@@ -182,20 +232,17 @@ class StepGraph:
         return torch.stack([value / size for value in terms.values()]), leaves
 
     def _find_moved(self, inputs: list[Tensor]) -> None:
-        """Find what the forward pass changes in place."""
+        """Find what has a gradient, and what the forward pass changes in place."""
         self.moved = list(self.names)  # copies of everything
-        count = len(self.names)
-        state = dict(zip(self.names, inputs[:count], strict=True))
-        rows = {  # new ones, which the guide has not counted
-            name: value.clone() for name, value in zip(self.rows, inputs[count + 1 :], strict=True)
-        }
+        # New rows, which the guide has not counted.
+        copies = [value.clone() for value in inputs]
         streams = Streams(None, self.objective)
-        with torch.enable_grad(), kept(self.objective):
-            first = {name: value.clone() for name, value in state.items()}
-            _, leaves = self._forward(first, inputs[count], rows)
+        with kept(self.objective):
+            _, leaves, gradients = self._differentiated(copies)
             drawn = list(streams.state_dict())
         if drawn:
             raise NotCaptured(f"{drawn[0]} is a generator of its own")
+        self.given = list(gradients)
         self.moved = [name for name, value in leaves.items() if value._version]
 
     def _of(self, name: str) -> Tensor:

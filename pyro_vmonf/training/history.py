@@ -80,6 +80,13 @@ class History:
         self.objective.append(objective if means else math.nan)
         self.temperature.append(temperature)
 
+    def last_numbers(self) -> dict[str, str]:
+        """Return what a progress bar shows of the last epoch."""
+        own = {"ELBO": self.elbo} if self.held_out else {"objective": self.objective}
+        series = own | {"held out": self.held_out}  # whose objective it is, where there are some
+        shown = {name: f"{values[-1]:.3f}" for name, values in series.items() if values}
+        return shown | {"T": f"{self.temperature[-1]:.3f}"}
+
     def interrupt(self, reason: str, seconds: float, held_out: bool) -> None:
         """Close the record of a run that an error ends; an epoch recorded in part is left out.
 

@@ -32,7 +32,7 @@ class Lanes(Protocol):
         """Return the terms per row, one number a run."""
 
     def step(
-        self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
+        self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
         """Move the parameters once; return the terms, and the runs that took the step.
 
@@ -93,7 +93,7 @@ class Single:
         return {name: value / size for name, value in terms.items()}
 
     def step(
-        self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
+        self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
         start = self._start()
         try:
@@ -103,8 +103,9 @@ class Single:
             raise
 
     def _step(
-        self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[[], Any]
+        self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
+        forget_gradients(self.parameters)
         terms, finite = self._differentiate(batches)
         if finite:
             self.last_finite, self.before = self.before, self.last_finite
@@ -241,7 +242,7 @@ class Stacked:
         return found
 
     def step(
-        self, batches: Sequence[Arguments], going: list[bool], move: Callable[[], Any]
+        self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
         floating = [b for b in self.buffers.values() if b.is_floating_point()] + self.counted
         before = [value.detach().clone() for value in (*floating, *self.parameters)]
@@ -256,10 +257,11 @@ class Stacked:
         self,
         batches: Sequence[Arguments],
         going: list[bool],
-        move: Callable[[], Any],
+        move: Callable[..., Any],
         floating: list[Tensor],
         before: list[Tensor],
     ) -> tuple[Terms, list[bool]]:
+        forget_gradients(self.parameters)
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum(0)
         finite = loss.detach().isfinite()
@@ -327,6 +329,12 @@ class Stacked:
     def step_back_(self, run: int) -> None:
         for value, kept in zip(self.parameters, self.last_finite, strict=bool(self.last_finite)):
             value[run] = kept[run]
+
+
+def forget_gradients(parameters: Sequence[Tensor]) -> None:
+    """Leave the gradients of the step before."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _finite(value: Tensor) -> bool:

@@ -104,6 +104,7 @@ class Trainer:
         plan: the course.
         after_epoch: called with the trainer and the number of the epoch; returning a text stops
             the run, and the history says it.
+        after_move: called after each accepted step.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         plan: Plan = Plan(),
         after_epoch: Sequence[Callable[[Trainer, int], str | None]] = (),
+        after_move: Callable[[], object] = lambda: None,
     ) -> None:
         self.lanes = lanes
         self.runs = list(runs)
@@ -121,6 +123,7 @@ class Trainer:
         self.scheduler = scheduler
         self.plan = plan
         self.after_epoch = after_epoch
+        self.after_move = after_move
         self.steps = 0
         self.scheduled_steps = 0
         self.epoch = -plan.pretrain_epochs
@@ -261,7 +264,7 @@ class Trainer:
             objective = history.objective[-1]
             self.scheduler.step(objective if larger_is_better else -objective)
         if history.elbo:
-            shown = shown_of(history)
+            shown = history.last_numbers()
             self.bar.set_postfix(shown, refresh=False)
             logger.debug("%s, epoch %d: %s", self._name, self.epoch, shown)
 
@@ -281,7 +284,6 @@ class Trainer:
 
     def step(self, batches: Sequence[Arguments]) -> Terms:
         """Take one step of every run; return its terms."""
-        self.optimizer.zero_grad(set_to_none=True)
         self.batches = batches
         going = [run.going for run in self.runs]
         terms, taken = self.lanes.step(batches, going, self._move)
@@ -300,10 +302,13 @@ class Trainer:
                 self._reject(i, own, batches[i])
         return terms
 
-    def _move(self) -> None:
-        self.optimizer.step()
+    def _move(self, parameters: bool = True) -> None:
+        """Move the parameters, unless the graph of the step has done so, and the schedules."""
+        if parameters:
+            self.optimizer.step()
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
+        self.after_move()
 
     def _reject(self, number: int, terms: Terms, arguments: Arguments) -> None:
         run = self.runs[number]
@@ -390,11 +395,3 @@ class Trainer:
         """Say how many steps of a run were rolled back."""
         what = "steps had a loss or gradient that is not finite"
         return f"{run.history.rejected} of {self.steps} {what}"
-
-
-def shown_of(history: History) -> dict[str, str]:
-    """Return what a progress bar shows of the last epoch."""
-    own = {"ELBO": history.elbo} if history.held_out else {"objective": history.objective}
-    series = own | {"held out": history.held_out}  # whose objective it is, where there are some
-    shown = {name: f"{values[-1]:.3f}" for name, values in series.items() if values}
-    return shown | {"T": f"{history.temperature[-1]:.3f}"}

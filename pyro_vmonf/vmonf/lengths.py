@@ -19,7 +19,6 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.trainer import shown_of
 from pyro_vmonf.vmonf.table import Rows
 
 PATIENCE = 8  # epochs without a better held-out objective, at least
@@ -125,7 +124,7 @@ class Lessons:
 
     def _fit(self, model: FlowMixture, guide: SoftmaxGuide, **options: Any) -> History:
         def show(progress: Progress) -> None:
-            self.stages.show(shown_of(progress.history))
+            self.stages.show(progress.history.last_numbers())
 
         with own_filters(), reached(model, guide):
             warnings.filterwarnings("ignore", "the fit ended")

@@ -24,7 +24,6 @@ from pyro_vmonf.terms import Classification, Consistency
 from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.options import seed_of
-from pyro_vmonf.training.trainer import shown_of
 from pyro_vmonf.vmonf.lengths import reached
 
 MOST_ROWS = 10_000  # whose graph is cut; the guide learns from them and is applied to the others
@@ -158,7 +157,7 @@ def _fit(
     stages.enter("fit")
 
     def in_time(now: Progress) -> bool:
-        stages.show(shown_of(now.history))
+        stages.show(now.history.last_numbers())
         return time.perf_counter() > end
 
     try:

@@ -115,6 +115,81 @@ def test_the_captured_step_is_the_step(weights: str, dtype: torch.dtype, atol: f
         torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
+def watched(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    made = torch.optim.Adam(parameters, lr=0.01)
+    made.register_step_post_hook(lambda *_: CALLS.append(1))
+    return made
+
+
+CALLS: list[int] = []
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "decay": {"lr": 0.01, "weight_decay": 0.1},
+    "AdamW": {"optimizer": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, eps=1e-3)},
+    "in a loop": {"optimizer": lambda p: torch.optim.Adam(p, betas=(0.5, 0.7), foreach=False)},
+    "rate and betas of each step": {
+        "scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.02, total_steps=40)
+    },
+    "warm state": {"labels": torch.arange(70) % 3, "pretrain_epochs": 1},
+    "largest square": {"optimizer": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True)},
+    "two groups": {"optimizer": lambda p: torch.optim.Adam([{"params": p[:2]}, {"params": p[2:]}])},
+    "momentum": {"optimizer": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)},
+    "watched": {"optimizer": watched},
+}
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_every_optimiser_moves_as_it_does_from_python(
+    pair: VMoNF, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of the step has Adam's own, and others move by its gradients."""
+    x, _, _ = rows_of(torch.float64)
+    built = []
+
+    def build_(self: Any, *arguments: Any) -> Any:
+        built.append(compiled(self, *arguments))
+        return built[-1]
+
+    compiled = compiling.Compiled.build_
+    monkeypatch.setattr(compiling.Compiled, "build_", build_)
+    ends = []
+    for compile in (False, True):
+        one, options = copy.deepcopy(pair), dict(OPTIMISERS[name])
+        CALLS.clear()
+        history = one.fit(x, options.pop("labels", None), compile=compile, **WHOLE, **options)
+        ends.append((one, list(CALLS)))
+    assert history.road.startswith("short, compiled"), history.road
+    others = {"largest square", "two groups", "momentum", "watched"}
+    assert (built[0].adam is None) == (name in others)
+    assert ends[0][1] == ends[1][1]
+    for a, b in zip(*(end.state_dict().values() for end, _ in ends), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_an_optimiser_with_another_state_ends_the_graph(pair: VMoNF) -> None:
+    x, _, _ = rows_of(torch.float64)
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=0.01))
+        return made[-1]
+
+    def forget(progress: Progress) -> None:
+        if progress.epoch == 1:
+            made[-1].state.clear()
+
+    ends = []
+    for compile in (False, True):
+        one = copy.deepcopy(pair)
+        options: dict[str, Any] = {**WHOLE, "optimizer": optimizer, "callbacks": forget}
+        history = one.fit(x, compile=compile, **options)
+        ends.append(one)
+    assert history.road == "short, compiled until a part of the pair was changed"
+    for a, b in zip(*(end.state_dict().values() for end in ends), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 @pytest.mark.usefixtures("without_compiler")
 def test_a_rejected_step_of_a_graph_leaves_no_trace() -> None:
     x, _, _ = rows_of(torch.float64)

@@ -1,0 +1,128 @@
+"""Adam's step as a function of vectors, so that it can be a part of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+
+
+class FlatAdam:
+    r"""The state of :class:`torch.optim.Adam` in two vectors, and the step from it.
+
+    .. math::
+        m' = m + (1 - \beta_1) (g - m), \qquad v' = \beta_2 v + (1 - \beta_2) g^2, \qquad
+        p' = p - \frac{\eta}{1 - \beta_1^t} \frac{m'}{\sqrt{v' / (1 - \beta_2^t)} + \epsilon}
+
+    The optimiser's own state becomes views of the vectors. Its steps and those of a graph can
+    follow each other in any order.
+
+    Arguments:
+        optimizer: of the run, which :meth:`refuses` accepts.
+        parameters: those that have a gradient.
+        clip_norm: the largest norm of the gradient.
+
+    Source: Kingma and Ba (2015), arXiv:1412.6980.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, parameters: Sequence[Tensor], clip_norm: float
+    ) -> None:
+        self.parameters = list(parameters)
+        self.clip_norm = clip_norm
+        [self.group] = optimizer.param_groups
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        zeros = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters]
+        states = [optimizer.state[parameter] for parameter in self.parameters]
+        self.mean, self.square = (
+            torch.cat([s.get(name, zero).flatten() for s, zero in zip(states, zeros, strict=True)])
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+        self.values = torch.zeros_like(self.mean)
+        self.steps = torch.stack(
+            [state.get("step", torch.zeros((), device=self.mean.device)) for state in states]
+        )
+        self.views = self.split(self.values)
+        self.state = optimizer.state
+        self.own = list(
+            zip(self.steps.unbind(), self.split(self.mean), self.split(self.square), strict=True)
+        )
+        for state, views in zip(states, self.own, strict=True):
+            state.update(zip(("step", "exp_avg", "exp_avg_sq"), views, strict=True))
+
+    @staticmethod
+    def refuses(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
+        """Return whether the step is another one, or is watched, so that the optimiser takes it."""
+        if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
+            return True
+        [group] = optimizer.param_groups
+        kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+        steps = {
+            float(state["step"]) if (state := optimizer.state.get(parameter)) else 0.0
+            for parameter in parameters
+        }
+        watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        special = ("amsgrad", "maximize", "capturable", "differentiable")
+        return bool(
+            len(kinds) != 1
+            or not next(iter(kinds))[0].is_floating_point
+            or len(steps) > 1
+            or watched
+            or any(group[name] for name in special)
+        )
+
+    def changed(self) -> bool:
+        """Return whether somebody has given the optimiser another state."""
+        names = ("step", "exp_avg", "exp_avg_sq")
+        return any(
+            self.state[parameter].get(name) is not own
+            for parameter, views in zip(self.parameters, self.own, strict=True)
+            for name, own in zip(names, views, strict=True)
+        )
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Return the part of each parameter, in its shape."""
+        parts = vector.split(self.sizes)
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+    def inputs(self) -> list[Tensor]:
+        """Return the moments, and the numbers of the coming step ``(8,)``."""
+        group, step = self.group, float(self.steps[0]) + 1
+        lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], group["weight_decay"]
+        decoupled = group["decoupled_weight_decay"]
+        numbers = (
+            1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5,
+            group["eps"], 0.0 if decoupled else decay, lr * decay if decoupled else 0.0,
+        )  # fmt: skip
+        vector = torch.tensor(numbers, dtype=self.mean.dtype, device=self.mean.device)
+        return [self.mean, self.square, vector]
+
+    def step(
+        self,
+        before: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        mean: Tensor,
+        square: Tensor,
+        numbers: Tensor,
+    ) -> list[Tensor]:
+        """Return parameters and moments after the step, parameters before, norm of the gradient."""
+        rate1, keep2, rate2, size, root, eps, decay, decoupled = numbers.unbind()
+        old = torch.cat([value.flatten() for value in before])
+        gradient = torch.cat([value.flatten() for value in gradients])
+        norm = gradient.norm()
+        gradient = gradient * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0) + decay * old
+        mean = mean + rate1 * (gradient - mean)
+        square = keep2 * square + rate2 * gradient * gradient
+        new = old - decoupled * old - size * mean / (square.sqrt() / root + eps)
+        return [new, mean, square, old, norm]
+
+    @torch.no_grad()
+    def accept_(self, new: Tensor, mean: Tensor, square: Tensor) -> None:
+        """Put parameters and optimiser into the state after a step."""
+        self.values.copy_(new)
+        torch._foreach_copy_(self.parameters, self.views)
+        self.mean.copy_(mean)
+        self.square.copy_(square)
+        self.steps.add_(1)
