@@ -81,9 +81,11 @@ format: .venv/dev
 
 install: .venv/dev
 
-# torch comes first, at its tested version: a bare torch can pull gigabytes of CUDA packages.
+# torch comes first, at its tested version: a bare torch can pull gigabytes of CUDA packages. The pip
+# that an older Python brings takes half as long again.
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25"
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	touch $@
 

@@ -108,15 +108,20 @@ class FlatAdam:
         numbers: Tensor,
     ) -> list[Tensor]:
         """Return parameters and moments after the step, parameters before, norm of the gradient."""
-        rate1, keep2, rate2, size, root, eps, decay, decoupled = numbers.unbind()
+        rate1, keep2, rate2, *_, decay, _ = numbers.unbind()
         old = torch.cat([value.flatten() for value in before])
         gradient = torch.cat([value.flatten() for value in gradients])
         norm = gradient.norm()
         gradient = gradient * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0) + decay * old
         mean = mean + rate1 * (gradient - mean)
         square = keep2 * square + rate2 * gradient * gradient
-        new = old - decoupled * old - size * mean / (square.sqrt() / root + eps)
-        return [new, mean, square, old, norm]
+        return [self.moved(old, mean, square, numbers), mean, square, old, norm]
+
+    @staticmethod
+    def moved(old: Tensor, mean: Tensor, square: Tensor, numbers: Tensor) -> Tensor:
+        """Return the parameters after the step that the moments belong to."""
+        *_, size, root, eps, _, decoupled = numbers.unbind()
+        return old - decoupled * old - size * mean / (square.sqrt() / root + eps)
 
     @torch.no_grad()
     def accept_(self, new: Tensor, mean: Tensor, square: Tensor) -> None:
