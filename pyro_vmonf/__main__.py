@@ -20,6 +20,13 @@ MORE = """\
 begin with:
   python -m pyro_vmonf fit table.csv --out out/table
   python -m pyro_vmonf fit --help"""
+RUN_TEXT = """\
+Run an experiment of paper or thesis: print its scores, and write metrics, figures and the saved
+pair of each seed to OUT/NAME/seed-SEED."""
+RUN_MORE = """\
+examples:
+  python -m pyro_vmonf run pinwheel
+  python -m pyro_vmonf run circles --recipe thesis --seeds 0,1,2 --out out"""
 COLUMNS = (
     ("accuracy", "accuracy"),
     ("accuracy_test", "test"),
@@ -52,6 +59,45 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command that runs an experiment."""
+    command = commands.add_parser(
+        "run",
+        help="run one of these experiments",
+        description=RUN_TEXT,
+        epilog=f"{RUN_MORE}\n\n{EXIT}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "name",
+        choices=sorted(EXPERIMENTS),
+        metavar="NAME",
+        help="one of the names that `python -m pyro_vmonf list` prints",
+    )
+    command.add_argument(
+        "--recipe",
+        choices=("thesis", "best"),
+        default="best",
+        help="settings of the thesis, or those that find the clusters best (default)",
+    )
+    command.add_argument(
+        "--seeds", type=seeds, default=[0], help="a run for each, such as 0,1,2 (default: 0)"
+    )
+    command.add_argument("--per-wing", type=positive, help="points of each wing or circle")
+    command.add_argument("--labels", type=positive, help="labelled rows (-semi experiments)")
+    command.add_argument(
+        "--data", type=Path, default=Path("data/mnist"), help="MNIST's folder (default: data/mnist)"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder of the results (default: out)"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    command.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run of images"
+    )
+    command.add_argument("--quick", action="store_true", help="a short run")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     root = argparse.ArgumentParser(
@@ -64,19 +110,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
     add_commands(commands, positive)
     commands.add_parser("list", help="list the experiments of paper and thesis")
-    command = commands.add_parser("run", help="run one of these experiments")
-    command.add_argument("name", choices=sorted(EXPERIMENTS), metavar="NAME")
-    command.add_argument("--recipe", choices=("thesis", "best"), default="best")
-    command.add_argument("--seeds", type=seeds, default=[0], help="such as 0,1,2")
-    command.add_argument("--per-wing", type=positive, help="points of each wing or circle")
-    command.add_argument("--labels", type=positive, help="labelled rows (-semi experiments)")
-    command.add_argument("--data", type=Path, default=Path("data/mnist"), help="MNIST's folder")
-    command.add_argument("--out", type=Path, default=Path("out"))
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    command.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run of images"
-    )
-    command.add_argument("--quick", action="store_true", help="a short run")
+    add_run(commands)
     return root
 
 

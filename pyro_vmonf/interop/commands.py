@@ -133,7 +133,6 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     fitted_of(report)
     table_of(report)
     report.add_argument("--out", type=Path, metavar="FILE", help=f"default: {REPORT} beside FIT")
-    report.add_argument("--label", metavar="COLUMN", help=argparse.SUPPRESS)
 
 
 def _names(text: str) -> list[str]:
