@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import (
     calibration,
+    chains,
     criterion,
     density,
     plane,
@@ -34,6 +35,7 @@ MODULES = {
 }
 PROGRAMS = {
     "calibration": calibration,
+    "chains": chains,
     "density": density,
     "posteriordb": posteriordb,
 }  # with options of their own

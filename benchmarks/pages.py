@@ -391,6 +391,19 @@ def calibration() -> str:
     return markdown("parameters, inference | scalars | p-value | spread of the ranks", body)
 
 
+def chains() -> str:
+    """Return the accuracies of a chain and of the mixture of its flows."""
+    rows = read("chains.jsonl")
+    body = [
+        [said, share(mean(row[key] for row in rows)), ", ".join(share(row[key]) for row in rows)]
+        for said, key in (
+            ("mixture: each step by itself", "mixture"),
+            ("chain: the most probable path", "chain"),
+        )
+    ]
+    return markdown("flows, right states | mean | each seed", body)
+
+
 def posteriors() -> str:
     """Return the table of posteriors of posteriordb: a row for each parameter."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -464,6 +477,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "matrix": matrix,
     "anomalies": anomalies,
     "calibration": calibration,
+    "chains": chains,
     "posteriors": posteriors,
     "densities": densities,
     "front": front,

@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.chains import fitted
 from pyro_vmonf import (
     ExactGuide,
     FlowMixture,
@@ -36,7 +37,6 @@ from pyro_vmonf import (
 )
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.guides import BoundGuide
-from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Balance, Term
 from pyro_vmonf.weight_priors import PointPosterior
@@ -246,37 +246,13 @@ def test_gaussians_are_the_hidden_markov_model_of_hmmlearn() -> None:
         np.testing.assert_allclose(other.predict_proba(rows.numpy()), proba, atol=1e-6)
 
 
-def arcs(count: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Three arcs that overlap, each of which lasts."""
-    with local_seed(seed):
-        path = [torch.randint(K, (count,))]
-        for _ in range(steps - 1):
-            stays = torch.rand(count) < 0.95
-            path.append(torch.where(stays, path[-1], torch.randint(K, (count,))))
-        c = torch.stack(path, 1)
-        angle = math.pi * torch.rand(c.shape)
-        arc = torch.stack((angle.cos(), angle.sin() * (1 - 2 * (c % 2))), -1)
-        centre = torch.stack((1.0 * c, 0.4 * (c % 2)), -1)
-        return arc + centre + 0.25 * torch.randn(arc.shape), c
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_beats_the_mixture_where_states_last(seed: int) -> None:
     """The flows of a fitted mixture go on in a chain."""
     torch.set_default_dtype(torch.float32)
-    (x, _), (test, truth) = arcs(40, 40, seed), arcs(50, 40, seed + 100)
-    torch.manual_seed(seed)
-    base = Gaussian(D, K)
-    base.loc.data.copy_(torch.tensor([[-1.0, 0.5], [0.0, -0.5], [1.0, 0.5]]))
-    options: dict[str, Any] = {"progress": False, "seed": seed, "batch_size": 4000}
-    mixture = VMoNF(FlowMixture(RealNVP(D, K, blocks=2, base=base), "learned"))
-    mixture.fit(x.flatten(0, 1), epochs=80, lr=2e-2, **options)
-    plain = accuracy(truth.flatten(), mixture.predict(test.flatten(0, 1)))
-    chain = MarkovVMoNF(MarkovMixture(mixture.model.bank, "learned", "learned"))
-    chain.fit(x, epochs=40, lr=4e-2, **options)
-    found = accuracy(truth.flatten(), chain.predict(test).flatten())
-    assert found > 0.97
-    assert 0.8 < plain < 0.9
+    found = fitted(seed)
+    assert found["chain"] > 0.97
+    assert 0.8 < found["mixture"] < 0.9
 
 
 CENTRES = torch.tensor([[-20.0, 0.0], [0.0, 20.0], [20.0, 0.0]])

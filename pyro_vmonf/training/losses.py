@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, ReweightedWakeSleep, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from torch import Tensor, nn
 
@@ -117,6 +117,12 @@ def prepared(
         raise TypeError(
             f"loss is {kind}; expected an instance of an ELBO of Pyro, such as "
             "TraceEnum_ELBO(num_particles=2), and none that compiles"
+        )
+    if isinstance(loss, ReweightedWakeSleep):
+        raise TypeError(
+            f"{kind} has one loss for the model and another one for the guide, and fit minimises a "
+            "single one; take steps of pyro.infer.SVI(vmonf.model, vmonf.guide, optim, loss), or "
+            "fit with ImportanceWeightedELBO"
         )
     if not isinstance(loss, ENUMERATING):
         for name in undrawn(model, guide, arguments):

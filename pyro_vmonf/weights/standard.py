@@ -309,15 +309,16 @@ def as_weights(
         like: a tensor of the bank, whose dtype weights take that are no module yet.
 
     Raises:
-        TypeError: if it is a module that is no :class:`Weights`.
+        TypeError: if it is a module that is no :class:`Weights`, or nothing that stands for weights.
         ValueError: if the form is unknown, or the number of weights is not that of the components.
     """
+    forms = (
+        f"expected one of {', '.join(map(repr, _NAMED))}, a tensor of probabilities, a "
+        "distribution on the simplex or a Weights module"
+    )
     if isinstance(weights, str):
         if weights not in _NAMED:
-            raise ValueError(
-                f"weights is {weights!r}; expected one of {', '.join(map(repr, _NAMED))}, a tensor "
-                "of probabilities, a distribution on the simplex or a Weights module"
-            )
+            raise ValueError(f"weights is {weights!r}; {forms}")
         result = _NAMED[weights](num_components)
     elif isinstance(weights, Weights):
         result = weights
@@ -331,7 +332,10 @@ def as_weights(
     elif isinstance(weights, Distribution):
         result = RandomWeights(weights)
     else:
-        result = FixedWeights(torch.as_tensor(weights))
+        try:
+            result = FixedWeights(torch.as_tensor(weights))
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(f"weights is a {type(weights).__name__}; {forms}") from error
     if result.num_components != num_components:
         raise ValueError(
             f"there are {result.num_components} weights but the bank has {num_components} "

@@ -12,6 +12,7 @@ from pyro.infer import (
     SVI,
     JitTraceEnum_ELBO,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceMeanField_ELBO,
@@ -124,6 +125,7 @@ WRONG: dict[str, tuple[Any, Any, bool, type[Exception], str]] = {
     "no guide of c, Renyi": (RenyiELBO(), None, False, ValueError, "a guide that draws 'c'"),
     "a class": (TraceEnum_ELBO, None, True, TypeError, "expected an instance of an ELBO"),
     "a compiler": (JitTraceEnum_ELBO(), None, True, TypeError, "none that compiles"),
+    "two losses": (ReweightedWakeSleep(), "softmax", False, TypeError, "steps of pyro.infer.SVI"),
     "mean field": (TraceMeanField_ELBO(), "softmax", False, ValueError, "does not take this"),
     "weighted c": (
         ImportanceWeightedELBO(2),
