@@ -5,6 +5,8 @@ MINUTES ?= 5
 # ArviZ 1.0 and later need Python 3.12 or later.
 NEWER ?= python3.13
 BIN := .venv/bin
+# setuptools warns of every editable installation.
+PIP = PYTHONWARNINGS=ignore $(BIN)/pip install --quiet
 SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
 .PHONY: demo test docs pages linkcheck notebooks examples bench soak fuzz matrix arviz wheel lint format install clean
@@ -81,28 +83,39 @@ format: .venv/dev
 
 install: .venv/dev
 
-# torch comes first, at its tested version: a bare torch can pull gigabytes of CUDA packages. The pip
-# that an older Python brings takes half as long again.
-.venv/torch: constraints.txt
+# torch comes at its tested version: a bare torch can pull gigabytes of CUDA packages. The pip that an
+# older Python brings takes half as long again.
+TORCH = "$$(grep '^torch==' constraints.txt)"
+
+.venv/pip:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade "pip>=25"
-	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --upgrade "pip>=25"
+	touch $@
+
+.venv/torch: .venv/pip constraints.txt
+	$(PIP) $(TORCH)
 	touch $@
 
 .venv/runtime: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
-.venv/dev: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $@ .venv/runtime
+# What does not need torch is unpacked beside it, on another core.
+BESIDE = arviz hmmlearn hypothesis ipykernel matplotlib mypy nbclient nbformat pandas pre-commit \
+	pytest-xdist ruff scikit-learn
+
+.venv/dev: .venv/pip constraints.txt pyproject.toml
+	$(PIP) --no-deps $(TORCH) & first=$$!; \
+	$(PIP) --constraint constraints.txt $(BESIDE); wait $$first
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@ .venv/torch .venv/runtime
 
 .venv/bench: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(PIP) --constraint constraints.txt --editable ".[bench]"
 	touch $@ .venv/runtime
 
 .venv/docs: .venv/torch pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(PIP) --constraint constraints.txt --editable ".[docs]"
 	touch $@ .venv/runtime
 
 clean:
