@@ -16,6 +16,9 @@ import pyro
 import pytest
 import torch
 
+# Every worker imports the files that may have examples. Lightning is slow to import, and this has none.
+collect_ignore = ["pyro_vmonf/interop/lightning.py"]
+
 # torch.manual_seed writes down a traceback for each device that is not there.
 seed_ = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 

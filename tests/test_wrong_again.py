@@ -45,7 +45,6 @@ from pyro_vmonf.dequantization import Dequantized
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows import AutoregressiveNSF, GaussianMixtures, Replicated, StandardNormal
 from pyro_vmonf.interop.arviz import to_inference_data
-from pyro_vmonf.interop.lightning import LightningMixture
 from pyro_vmonf.interop.sbc import simulation_based_calibration
 from pyro_vmonf.interop.serving import export
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
@@ -116,7 +115,10 @@ def test_a_chain_counts_once_for_each_place_of_a_plate() -> None:
         vmonf.marginal(3).log_prob(x)
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, as it is imported
 def test_lightning_counts_labels_and_weights() -> None:
+    from pyro_vmonf.interop.lightning import LightningMixture
+
     x, y, weight = rows(20), torch.arange(20) % K, torch.rand(20)
     vmonf = VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K)))
     module = LightningMixture(vmonf)
