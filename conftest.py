@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-# Every worker imports the files that may have examples. Lightning is slow to import, and this has none.
+# Every worker imports what may have examples. This file has none, and Lightning is slow to import.
 collect_ignore = ["pyro_vmonf/interop/lightning.py"]
 
 # torch.manual_seed writes down a traceback for each device that is not there.

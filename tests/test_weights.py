@@ -355,7 +355,7 @@ def test_own_weights_that_draw_say_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("form", [lambda: dist.Dirichlet(torch.ones(K)), None, {"a": 1}, object()])
-def test_what_stands_for_no_weights_is_refused(form: Any) -> None:
+def test_what_stands_for_no_weights_is_refused(form: object) -> None:
     said = f"weights is a {type(form).__name__}; expected one of 'uniform'"
     with pytest.raises(TypeError, match=said):
         FlowMixture(Gaussian(D, K), form)

@@ -309,7 +309,7 @@ def as_weights(
         like: a tensor of the bank, whose dtype weights take that are no module yet.
 
     Raises:
-        TypeError: if it is a module that is no :class:`Weights`, or nothing that stands for weights.
+        TypeError: if it is a module that is no :class:`Weights`, or stands for no weights.
         ValueError: if the form is unknown, or the number of weights is not that of the components.
     """
     forms = (
