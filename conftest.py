@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -21,6 +22,16 @@ collect_ignore = ["pyro_vmonf/interop/lightning.py"]
 
 # torch.manual_seed writes down a traceback for each device that is not there.
 seed_ = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
+
+# Thousands of collected tests stay to the end: no garbage collection looks at them.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Begin with garbage collection where the tests begin."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
