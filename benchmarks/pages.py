@@ -178,6 +178,24 @@ def steps() -> str:
     return markdown(" | ".join(("ms a step", *WAYS.values())), rows)
 
 
+def ratios() -> str:
+    """Return how many times as long as its peers a step takes, over the configurations."""
+    ms = {config: step(config) for config in SIZES}
+
+    def times(own: str, peer: str) -> str:
+        known = [c for c, row in ms.items() if own in row and peer in row]
+        *most, last = (f"{ms[c][own] / ms[c][peer]:.2f} on `{c}`" for c in known)
+        return f"{', '.join(most)} and {last}"
+
+    said = {
+        "A step from Python, over the step by hand": times("library", "limit"),
+        "A compiled step, over the step of a JAX scan": times("library compiled", "jax scanned"),
+        "A compiled step, over the step of jitted JAX": times("library compiled", "jax"),
+        "A compiled step, over the step from Python": times("library compiled", "library"),
+    }
+    return "\n".join(f"- {what}: {numbers}." for what, numbers in said.items())
+
+
 def summary() -> str:
     """Return the sentences above the table of all sets."""
     s = clusters()
@@ -487,6 +505,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "few-labels": few_labels,
     "thinned": thinned,
     "steps": steps,
+    "step-ratios": ratios,
     "plane": lambda: plane(PLANE),
     "thesis": lambda: plane(THESIS),
     "images": images,

@@ -22,6 +22,7 @@ MEASURED_STEPS = 50  # that "auto" sees before it decides
 SHARE_SAVED = 0.6  # of a step, by a compiled one
 FROM_CACHE = 4.0  # seconds to capture a step and to load its code
 COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new on this machine
+MOST_NUMBERS = 2_000_000  # parameters above which products are the step, and a graph saves nothing
 
 
 class Compiled(Single):
@@ -152,6 +153,9 @@ class Compiling:
     def __call__(self, trainer: Trainer, _: int) -> None:
         lanes = self.lanes
         if self.decided or lanes.graph is not None or lanes.count < MEASURED_STEPS:
+            return
+        if sum(parameter.numel() for parameter in lanes.parameters) > MOST_NUMBERS:
+            self.decided = True
             return
         saved = SHARE_SAVED * trainer.steps_left() * lanes.seconds / lanes.count
         if saved < FROM_CACHE:

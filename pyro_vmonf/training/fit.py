@@ -136,7 +136,7 @@ def fit(
         fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
             the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
             ran.
-        compile: run the steps on whole batches as one compiled graph of loss and gradient. By
+        compile: run the steps on whole batches as one compiled graph, Adam included. By
             default a run does so where the time of the steps to come is longer than the time to
             compile, and keeps the faster of the two; ``history.road`` says what ran. Results under
             a seed are the same to the bit on one road, which ``True`` and ``False`` fix.

@@ -245,6 +245,8 @@ def test_auto_compiles_where_the_steps_to_come_are_worth_it(
     assert copy.deepcopy(pair).fit(x, **options).road.startswith("short, compiled")
     road = copy.deepcopy(pair).fit(x[:48], **options).road
     assert road.endswith("it would take longer than the steps to come")
+    monkeypatch.setattr(compiling, "MOST_NUMBERS", 1)  # parameters: products would be the step
+    assert copy.deepcopy(pair).fit(x, **options).road == "short"
 
 
 @pytest.mark.usefixtures("without_compiler")
