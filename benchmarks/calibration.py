@@ -142,7 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Go through the inferences; lines that the file has are not done again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks calibration", description=__doc__)
     parser.add_argument("--replicates", type=int, default=500)
-    parser.add_argument("--fits", type=int, default=100, help="replicates where each is a fit")
     parser.add_argument("--json", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -153,9 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in {row["run"] for row in done}:
             continue
         begun = time.perf_counter()
-        replicates = given.fits if name.endswith("fit") else given.replicates
         found = simulation_based_calibration(
-            program, infer, data=data, replicates=replicates, progress=False
+            program, infer, data=data, replicates=given.replicates, progress=False
         )
         row: Row = {
             "run": name,

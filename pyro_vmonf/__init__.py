@@ -48,6 +48,7 @@ from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import select
 from pyro_vmonf.distributions.stacked import stacked
+from pyro_vmonf.distributions.sticks import StickBreaking
 from pyro_vmonf.em import fit_em, information_criteria
 from pyro_vmonf.flows.foreign import Replicated
 from pyro_vmonf.flows.images import Glow, ImageNSF, MultiScaleRealNVP
@@ -63,7 +64,6 @@ from pyro_vmonf.schedules import constant, exponential_decay, linear_decay
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf import MarkovVMoNF, VMoNF
-from pyro_vmonf.weight_priors import StickBreaking
 from pyro_vmonf.weights import (
     FixedWeights,
     GammaDirichlet,
