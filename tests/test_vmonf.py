@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pyro.distributions import Dirichlet, Normal, StudentT
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
+import pyro_vmonf
 from pyro_vmonf import (
     MAF,
     NSF,
@@ -25,6 +27,7 @@ from pyro_vmonf import (
     Glow,
     ImageNSF,
     MAFMoG,
+    MarkovVMoNF,
     MultiScaleRealNVP,
     PixelFlow,
     RandomWeights,
@@ -43,6 +46,7 @@ from pyro_vmonf.distortions import Adversarial, AffineImages, Jitter, RandomWalk
 from pyro_vmonf.flows import ObservedBank, Replicated, StandardNormal
 from pyro_vmonf.nn import MLP, ConvEncoder
 from pyro_vmonf.terms import Balance, Batch, Confidence, Consistency, CustomTerm, Term
+from pyro_vmonf.training.keywords import FitOptions
 from pyro_vmonf.transforms import Affine, BatchNorm, Logit, Permutation, PReLU
 from pyro_vmonf.weight_priors import PointPosterior, Posterior
 from pyro_vmonf.weights import ConditionedWeights, Weights
@@ -299,8 +303,6 @@ def test_float64_comes_back_as_float64(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ALONE)
 def test_parts_keep_their_arguments(part: str) -> None:
     """Saving relies on it: each constructor argument is an attribute of the same name."""
-    import inspect
-
     signature = inspect.signature(files.parts()[part])
     examples: dict[str, Any] = {
         "features": 4,
@@ -403,3 +405,19 @@ def test_each_verb_has_a_form_with_a_gradient() -> None:
         assert not verb.requires_grad
         torch.testing.assert_close(form, verb, rtol=1e-4, atol=1e-4)
     assert select(model.components(), c).rsample().requires_grad
+
+
+def test_the_verb_shows_the_options_of_fit() -> None:
+    """Editors, type checkers and ``help`` know what ``fit`` takes."""
+    options = {
+        name: parameter
+        for name, parameter in inspect.signature(pyro_vmonf.fit).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    typed = {name: kind.__forward_arg__ for name, kind in FitOptions.__annotations__.items()}
+    assert typed == {name: parameter.annotation for name, parameter in options.items()}
+    shown = inspect.signature(VMoNF.fit).parameters
+    assert {name: shown[name] for name in options} == options
+    assert set(shown) - set(options) == {"self", "x", "y", "n_init"}
+    chain = inspect.signature(MarkovVMoNF.fit).parameters
+    assert set(options) - set(chain) == {"given"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Rows
 from pyro_vmonf.report import ComponentReport, Drawn, component_report
 from pyro_vmonf.training.endings import warn
+from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.keywords import FitOptions, shows_options_of
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pair import VMoNF
@@ -57,7 +59,10 @@ class MarkovVMoNF(Drawn, Halves):
     model: MarkovMixture
     of_sequences = True
 
-    def fit(self, x: Any, lengths: Any = None, *, n_init: int = 1, **options: Any) -> History:
+    @shows_options_of(fit, but=["given"])
+    def fit(
+        self, x: Any, lengths: Any = None, *, n_init: int = 1, **options: Unpack[FitOptions]
+    ) -> History:
         """Fit model and guide to sequences: see :func:`pyro_vmonf.training.fit.fit`.
 
         Rows, batches and the fraction ``held_out`` of that function are sequences here.
@@ -72,7 +77,8 @@ class MarkovVMoNF(Drawn, Halves):
             TypeError: if sequences or lengths are no numbers.
             ValueError: if sequences, lengths or options do not fit.
         """
-        return self._fit(self.model.padded(x, lengths), options.pop("y", None), n_init, options)
+        known: dict[str, Any] = dict(options)
+        return self._fit(self.model.padded(x, lengths), known.pop("y", None), n_init, known)
 
     def predict(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return the most probable path of components ``(S, T)``, by Viterbi's algorithm.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +16,9 @@ from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.program import check_follows
 from pyro_vmonf.report import ChoiceReport, ComponentReport, Drawn, card, component_report
+from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.keywords import FitOptions, shows_options_of
 from pyro_vmonf.vmonf.automatic import from_data
 from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pictures import from_images
@@ -62,7 +64,10 @@ class VMoNF(Scores, Drawn, Halves):
     def _repr_html_(self) -> str:
         return card(self)
 
-    def fit(self, x: Any, y: Any = None, *, n_init: int = 1, **options: Any) -> History:
+    @shows_options_of(fit)
+    def fit(
+        self, x: Any, y: Any = None, *, n_init: int = 1, **options: Unpack[FitOptions]
+    ) -> History:
         """Fit model and guide to the rows ``x``: see :func:`pyro_vmonf.training.fit.fit`.
 
         Arguments:
@@ -72,7 +77,7 @@ class VMoNF(Scores, Drawn, Halves):
 
         An interrupt or an error leaves pair and ``history`` as far as they came.
         """
-        return self._fit(x, y, n_init, options)
+        return self._fit(x, y, n_init, dict(options))
 
     @classmethod
     def from_data(

@@ -38,3 +38,5 @@ def program(x: Tensor) -> None:
     # An error that mypy no longer finds is an ignored line too many.
     vmonf.sample("three")  # type: ignore[arg-type]
     FlowMixture()  # type: ignore[call-arg]
+    vmonf.fit(x, epochs="ten")  # type: ignore[arg-type]
+    vmonf.fit(x, epoch=10)  # type: ignore[call-arg]
