@@ -36,7 +36,7 @@ linkcheck: .venv/docs  ## the site's links to other places
 notebooks: .venv/dev  ## run the notebooks in full and write their outputs into them
 	$(BIN)/python notebooks/run.py
 
-examples: .venv/dev  ## the six larger programs in full, and their numbers
+examples: .venv/dev  ## the larger programs in full, and their numbers
 	$(BIN)/python -m examples
 
 bench: .venv/bench  ## every benchmark; rows in out/benchmarks.jsonl, tables in benchmarks/RESULTS.md

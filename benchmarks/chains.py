@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables import table
+from examples.data import arcs
 from pyro_vmonf import FlowMixture, Gaussian, MarkovMixture, MarkovVMoNF, RealNVP, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.metrics import accuracy
@@ -26,7 +26,7 @@ STATES = 3
 STAYS = 0.95  # probability that a step keeps its state, before the draw of a new one
 
 
-def arcs(count: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+def sequences(count: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return sequences of three arcs that overlap ``(S, T, 2)``, and their states ``(S, T)``."""
     with local_seed(seed):
         path = [torch.randint(STATES, (count,))]
@@ -34,15 +34,12 @@ def arcs(count: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
             stays = torch.rand(count) < STAYS
             path.append(torch.where(stays, path[-1], torch.randint(STATES, (count,))))
         c = torch.stack(path, 1)
-        angle = math.pi * torch.rand(c.shape)
-        arc = torch.stack((angle.cos(), angle.sin() * (1 - 2 * (c % 2))), -1)
-        centre = torch.stack((1.0 * c, 0.4 * (c % 2)), -1)
-        return arc + centre + 0.25 * torch.randn(arc.shape), c
+        return arcs(c, 0.25), c
 
 
 def fitted(seed: int) -> dict[str, float]:
     """Return the accuracy of the states of new sequences, by the mixture and by the chain."""
-    (x, _), (test, truth) = arcs(40, 40, seed), arcs(50, 40, seed + 100)
+    (x, _), (test, truth) = sequences(40, 40, seed), sequences(50, 40, seed + 100)
     with local_seed(seed):
         base = Gaussian(2, STATES)
         base.loc.data.copy_(torch.tensor([[-1.0, 0.5], [0.0, -0.5], [1.0, 0.5]]))

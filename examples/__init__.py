@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from examples import hmm, nested, regression, topics, two, vae
+from examples import hmm, nested, regression, topics, tree, two, vae
 
 EXAMPLES: dict[str, Callable[..., dict[str, float]]] = {
     "vae": vae.run,
@@ -13,4 +13,5 @@ EXAMPLES: dict[str, Callable[..., dict[str, float]]] = {
     "two": two.run,
     "nested": nested.run,
     "topics": topics.run,
+    "tree": tree.run,
 }

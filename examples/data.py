@@ -24,10 +24,29 @@ def bananas(sequences: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
             state = torch.where(jump, torch.randint(3, (sequences,)), state)
             states.append(state)
         c = torch.stack(states, 1)
-        angle = math.pi * torch.rand(c.shape)
-        arc = torch.stack((angle.cos(), angle.sin() * (1 - 2 * (c % 2))), -1)
-        centre = torch.stack((1.0 * c, 0.4 * (c % 2)), -1)
-        return arc + centre + 0.08 * torch.randn(arc.shape), c
+        return arcs(c, 0.08), c
+
+
+def arcs(c: Tensor, noise: float) -> Tensor:
+    """Draw a point ``(*, 2)`` of the arc of each state, from the global state."""
+    angle = math.pi * torch.rand(c.shape)
+    arc = torch.stack((angle.cos(), angle.sin() * (1 - 2 * (c % 2))), -1)
+    centre = torch.stack((1.0 * c, 0.4 * (c % 2)), -1)
+    return arc + centre + noise * torch.randn(arc.shape)
+
+
+def families(trees: int, nodes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return points ``(trees, nodes, 2)`` and states: a child mostly has its parent's state.
+
+    The children of node n of a tree are 2n + 1 and 2n + 2.
+    """
+    with local_seed(seed):
+        states = [torch.randint(3, (trees,))]
+        for node in range(1, nodes):
+            kept = torch.rand(trees) < 0.85
+            states.append(torch.where(kept, states[(node - 1) // 2], torch.randint(3, (trees,))))
+        c = torch.stack(states, 1)
+        return arcs(c, 0.2), c
 
 
 def branches(count: int, seed: int) -> tuple[Tensor, Tensor]:

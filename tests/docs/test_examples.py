@@ -39,6 +39,13 @@ BETTER = {
             "two Gaussians, held-out log-likelihood",
         ),
     ],
+    "tree": [
+        ("flows, accuracy of the states", "Gaussians, accuracy of the states"),
+        (
+            "flows, held-out log-likelihood a point",
+            "Gaussians, held-out log-likelihood a point",
+        ),
+    ],
     "topics": [
         (
             "hierarchical, log-likelihood a further point",
