@@ -1,4 +1,4 @@
-"""Figures do not outlive their test, and the global state is at hand."""
+"""Each test begins and ends without figures, and the global state is at hand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from matplotlib import rcParams
 
 @pytest.fixture(autouse=True)
 def close_figures() -> Iterator[None]:
+    plt.close("all")  # of tests in other folders
     yield
     plt.close("all")
 
