@@ -5,8 +5,8 @@ MINUTES ?= 5
 # ArviZ 1.0 and later need Python 3.12 or later.
 NEWER ?= python3.13
 BIN := .venv/bin
-# setuptools warns of every editable installation.
-PIP = PYTHONWARNINGS=ignore $(BIN)/pip install --quiet
+# Errors alone are shown: pip and setuptools warn of much that nobody can mend.
+PIP = PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --quiet
 SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 
 .PHONY: demo test docs pages linkcheck notebooks examples bench soak fuzz matrix arviz wheel lint format install clean

@@ -74,7 +74,10 @@ class Compiled(Single):
     ) -> tuple[Terms, list[bool]]:
         graph, [batch] = self.graph, batches
         if graph is None or graph.adam is None or not graph.takes(batch):
-            return super().step(batches, going, move)
+            result = super().step(batches, going, move)
+            if graph is not None and graph.adam is not None:
+                graph.adam.look_()
+            return result
         self.last = batch
         terms, (new, mean, square, old, flags), counted = graph(batch)
         loss_is_finite, finite = flags.tolist()

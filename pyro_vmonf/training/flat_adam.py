@@ -41,9 +41,10 @@ class FlatAdam:
             for name in ("exp_avg", "exp_avg_sq")
         )
         self.values = torch.zeros_like(self.mean)
-        self.steps = torch.stack(
-            [state.get("step", torch.zeros((), device=self.mean.device)) for state in states]
-        )
+        # Only the fused form counts its steps beside the parameters.
+        none = torch.zeros((), device=self.mean.device if self.group["fused"] else "cpu")
+        self.steps = torch.stack([state.get("step", none) for state in states])
+        self.even = True
         self.views = self.split(self.values)
         self.state = optimizer.state
         self.own = list(
@@ -74,13 +75,17 @@ class FlatAdam:
         )
 
     def changed(self) -> bool:
-        """Return whether somebody has given the optimiser another state."""
+        """Return whether the optimiser has another state, or steps that differ by parameter."""
         names = ("step", "exp_avg", "exp_avg_sq")
-        return any(
+        return not self.even or any(
             self.state[parameter].get(name) is not own
             for parameter, views in zip(self.parameters, self.own, strict=True)
             for name, own in zip(names, views, strict=True)
         )
+
+    def look_(self) -> None:
+        """Find out whether a step from Python has left parameters behind that it did not use."""
+        self.even = bool((self.steps == self.steps[0]).all())
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Return the part of each parameter, in its shape."""
