@@ -16,6 +16,13 @@ from pyro_vmonf.metrics import accuracy
 STATES, STEPS = 3, 30
 
 
+def emissions(name: str, blocks: int) -> nn.Module:
+    """Return Gaussians, or flows over them."""
+    base = Gaussian(2, STATES)
+    base.loc.data.copy_(torch.tensor([[0.0, 0.6], [1.0, -0.2], [2.0, 0.6]]))
+    return base if name == "Gaussians" else RealNVP(2, STATES, blocks=blocks, base=base)
+
+
 def decode(logits: Tensor, bank: nn.Module, x: Tensor) -> Tensor:
     """Return the most probable states ``(sequences, steps)``, by ``infer_discrete``."""
 
@@ -39,10 +46,7 @@ def run(*, quick: bool, seed: int) -> dict[str, float]:
     numbers = {}
     for name in ("Gaussians", "flows"):
         torch.manual_seed(seed)
-        bank: nn.Module = Gaussian(2, STATES)
-        bank.loc.data.copy_(torch.tensor([[0.0, 0.6], [1.0, -0.2], [2.0, 0.6]]))
-        if name == "flows":
-            bank = RealNVP(2, STATES, blocks=6, base=bank)
+        bank = emissions(name, blocks=6)
         logits = nn.Parameter(torch.eye(STATES))  # a bank is what DiscreteHMM observes
         optimizer = torch.optim.Adam([logits, *bank.parameters()], lr=1e-2)
         for _ in range(60 if quick else 400):

@@ -10,10 +10,11 @@ from pyro.infer import TraceEnum_ELBO, infer_discrete
 from torch import Tensor, nn
 
 from examples.data import families
-from pyro_vmonf import Gaussian, RealNVP, select
+from examples.hmm import STATES, emissions
+from pyro_vmonf import select
 from pyro_vmonf.metrics import accuracy
 
-STATES, NODES = 3, 7
+NODES = 7
 
 
 def program(logits: Tensor, bank: nn.Module, x: Tensor) -> None:
@@ -38,10 +39,7 @@ def run(*, quick: bool, seed: int) -> dict[str, float]:
     numbers = {}
     for name in ("Gaussians", "flows"):
         torch.manual_seed(seed)
-        bank: nn.Module = Gaussian(2, STATES)
-        bank.loc.data.copy_(torch.tensor([[0.0, 0.6], [1.0, -0.2], [2.0, 0.6]]))
-        if name == "flows":
-            bank = RealNVP(2, STATES, blocks=4, base=bank)
+        bank = emissions(name, blocks=4)
         logits = nn.Parameter(torch.eye(STATES))
         optimizer = torch.optim.Adam([logits, *bank.parameters()], lr=2e-2)
         for _ in range(20 if quick else 200):

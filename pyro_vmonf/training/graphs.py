@@ -103,11 +103,15 @@ class StepGraph:
     def takes(self, batch: Arguments) -> bool:
         """Return whether a batch has the shape of the first one, and Adam one number of steps."""
         even = self.adam is None or self.adam.even
-        return even and batch.keys() == self.rows.keys() | self.fixed.keys() and all(
-            isinstance(value, Tensor) and self.kinds[name] == (value.shape, value.dtype)
-            if name in self.kinds
-            else value == self.fixed[name]
-            for name, value in batch.items()
+        return (
+            even
+            and batch.keys() == self.rows.keys() | self.fixed.keys()
+            and all(
+                isinstance(value, Tensor) and self.kinds[name] == (value.shape, value.dtype)
+                if name in self.kinds
+                else value == self.fixed[name]
+                for name, value in batch.items()
+            )
         )
 
     def changed(self) -> bool:
