@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Dirichlet
 
+from pyro_vmonf import Gaussian, RealNVP
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.datasets import pinwheel
 
 WINGS = 5
+STATES = 3
 
 
 def bananas(sequences: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -80,3 +82,10 @@ def documents(
             own = wheel[wing == k]
             points[c == k] = own[torch.randint(len(own), (int((c == k).sum()),))]
     return (wheel, wing), points[:, :few], points[:, few:]
+
+
+def emissions(name: str, blocks: int) -> nn.Module:
+    """Return densities of the states of arcs: Gaussians, or flows over them."""
+    base = Gaussian(2, STATES)
+    base.loc.data.copy_(torch.tensor([[0.0, 0.6], [1.0, -0.2], [2.0, 0.6]]))
+    return base if name == "Gaussians" else RealNVP(2, STATES, blocks=blocks, base=base)

@@ -9,18 +9,11 @@ from pyro import poutine
 from pyro.infer import infer_discrete
 from torch import Tensor, nn
 
-from examples.data import bananas
-from pyro_vmonf import Gaussian, RealNVP, select
+from examples.data import STATES, bananas, emissions
+from pyro_vmonf import select
 from pyro_vmonf.metrics import accuracy
 
-STATES, STEPS = 3, 30
-
-
-def emissions(name: str, blocks: int) -> nn.Module:
-    """Return Gaussians, or flows over them."""
-    base = Gaussian(2, STATES)
-    base.loc.data.copy_(torch.tensor([[0.0, 0.6], [1.0, -0.2], [2.0, 0.6]]))
-    return base if name == "Gaussians" else RealNVP(2, STATES, blocks=blocks, base=base)
+STEPS = 30
 
 
 def decode(logits: Tensor, bank: nn.Module, x: Tensor) -> Tensor:

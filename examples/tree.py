@@ -9,8 +9,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, infer_discrete
 from torch import Tensor, nn
 
-from examples.data import families
-from examples.hmm import STATES, emissions
+from examples.data import STATES, emissions, families
 from pyro_vmonf import select
 from pyro_vmonf.metrics import accuracy
 

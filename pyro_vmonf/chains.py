@@ -99,6 +99,7 @@ class MarkovMixture(FlowMixture):
 
     weights: MarkovWeights
     of_sequences = True
+    summed_out = HiddenChain
 
     def __init__(
         self,

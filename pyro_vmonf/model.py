@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -82,6 +82,7 @@ class FlowMixture(Program):
     weights: Weights
     incomplete: bool | None = None  # whether rows have gaps, where a fit knows it
     of_sequences = False
+    summed_out: ClassVar[type] = Marginal  # of log-weights and components
 
     def __init__(
         self,

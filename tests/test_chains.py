@@ -187,6 +187,48 @@ def test_the_posterior_is_that_of_all_paths() -> None:
         assert bool((path[s, end:] == -1).all() and (proba[s, end:] == 0).all())
 
 
+def test_the_posterior_of_the_paths_is_a_distribution() -> None:
+    vmonf = MarkovVMoNF(chain())
+    x = sequences()
+    posterior = vmonf.posterior(x, LENGTHS)
+    assert (posterior.batch_shape, posterior.event_shape) == ((S,), (T,))
+    for s, end in enumerate(LENGTHS):
+        every, joint = paths(vmonf.model, x[s, :end])
+        log_prob = joint.log_softmax(0).detach()
+        whole = torch.full((len(every), T), -1)
+        whole[:, :end] = every
+        found = posterior.log_prob(whole.unsqueeze(1))
+        assert found.shape == (len(every), S)
+        torch.testing.assert_close(found[:, s], log_prob, rtol=0, atol=1e-12)
+        entropy = -(log_prob.exp() * log_prob).sum()
+        torch.testing.assert_close(posterior.entropy()[s], entropy, rtol=0, atol=1e-12)
+        if end < T:  # a path goes on after the end, or ends before it
+            for t, value in ((end, 0), (end - 1, -1)):
+                other = whole[0].clone()
+                other[t] = value
+                assert posterior.log_prob(other)[s] == -torch.inf
+        assert posterior.log_prob(whole[0].masked_fill(whole[0] == 0, K))[s] == -torch.inf
+    proba, path = vmonf.predict_proba(x, LENGTHS), vmonf.predict(x, LENGTHS)
+    torch.testing.assert_close(posterior.marginals, proba, rtol=0, atol=1e-12)
+    assert torch.equal(posterior.mode, path)
+    with pytest.raises(ValueError, match="one point has shape"):
+        posterior.log_prob(path[:, :2])
+
+
+def test_draws_of_paths_have_the_posterior() -> None:
+    vmonf = MarkovVMoNF(chain())
+    posterior = vmonf.posterior(sequences(), LENGTHS).expand((2, S))
+    with local_seed(0):
+        drawn = posterior.sample((20_000,))
+    assert drawn.shape == (20_000, 2, S, T)
+    assert posterior.log_prob(drawn).isfinite().all()
+    shares = torch.stack([(drawn == k).double().mean(0) for k in range(K)], -1)
+    torch.testing.assert_close(shares, posterior.marginals, rtol=0, atol=0.02)  # 5 deviations
+    surprise = -posterior.log_prob(drawn)
+    error = surprise.std(0) / math.sqrt(len(drawn))
+    assert bool(((surprise.mean(0) - posterior.entropy()).abs() <= 5 * error + 1e-12).all())
+
+
 def test_the_path_is_that_of_pyro() -> None:
     vmonf = MarkovVMoNF(chain())
     x, rows = sequences(20, 6), log_rows(vmonf.model).detach()
@@ -644,6 +686,8 @@ def test_a_row_that_no_component_has_says_nothing() -> None:
         assert vmonf.predict_proba(x).isfinite().all()
     with pytest.warns(RuntimeWarning, match="outside the support"):
         assert vmonf.predict(x)[0, 2] == 2
+    with pytest.warns(RuntimeWarning, match="outside the support"):
+        assert vmonf.posterior(x).log_prob(torch.tensor([[2, 0, 2]])).isfinite().all()
     with pytest.raises(ValueError, match="outside the support"):
         vmonf.fit(x.expand(4, 3, D), progress=False)
 
@@ -670,6 +714,10 @@ def test_a_sequence_without_a_path_is_said() -> None:
         assert chain.predict(x).tolist() == [[-1, -1], [1, 1]]
     assert chain.log_prob(x)[0] == -torch.inf
     assert chain.predict_proba(x).tolist() == [[[0.5, 0.5]] * 2, [[0.0, 1.0]] * 2]
+    with pytest.warns(RuntimeWarning, match="sequences 0 .1 of 2."):
+        posterior = chain.posterior(x)
+    assert posterior.marginals.tolist() == [[[0.5, 0.5]] * 2, [[0.0, 1.0]] * 2]
+    assert posterior.log_prob(torch.tensor([1, 1])).exp().tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("form", ["initial", "transition"])

@@ -205,21 +205,24 @@ def test_resumed_and_saved_pairs_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 @pytest.mark.filterwarnings("ignore:.*rest on less than a twentieth")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_from_data_finds_blobs_with_gaps(seed: int) -> None:
-    x, y = blobs(90, seed)
-    pair = VMoNF.from_data(x, components=K, seed=seed, minutes=0.1, progress=False)
-    assert adjusted_rand_score(y, pair.predict(x)) > 0.95
-    gaps = x.isnan()
-    said = f"{int(gaps.sum())} entries are missing, in {int(gaps.any(1).sum())} rows"
-    assert said in str(pair.report())
-    assert not pair.impute(x).x.isnan().any()
+def test_from_data_finds_blobs_with_gaps() -> None:
+    """The start finds them, with or without the training that time leaves."""
+    scores = []
+    for seed in range(5):
+        x, y = blobs(90, seed)
+        pair = VMoNF.from_data(x, components=K, seed=seed, minutes=1e-6, progress=False)
+        scores.append(adjusted_rand_score(y, pair.predict(x)))
+        gaps = x.isnan()
+        said = f"{int(gaps.sum())} entries are missing, in {int(gaps.any(1).sum())} rows"
+        assert said in str(pair.report())
+        assert not pair.impute(x).x.isnan().any()
+    assert np.mean(scores) > 0.95, scores
 
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_the_estimator_takes_gaps() -> None:
     x, y = blobs(60)
-    by_data = FlowMixtureClustering(K, minutes=0.1, random_state=0).fit(x.numpy())
+    by_data = FlowMixtureClustering(K, minutes=1e-6, random_state=0).fit(x.numpy())
     by_hand = FlowMixtureClustering(K, flow="gaussian", max_iter=20, random_state=0).fit(x.numpy())
     for estimator in (by_data, by_hand):
         assert adjusted_rand_score(y, estimator.labels_) > 0.95

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from pyro_vmonf._utils.contexts import own_filters
 
 
 def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -60,7 +63,9 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
     }  # fmt: skip
     if all(value.device.type == "cpu" for value in inputs):
         options["cpp_wrapper"] = True  # the calls of the kernels are machine code as well
-    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))), torch.no_grad():
+    shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
+    with own_filters(), tracing(shapes), torch.no_grad():
+        warnings.simplefilter("ignore", FutureWarning)  # of the compiler, about itself
         found: Callable[..., list[Tensor]] = torch._inductor.compile(
             graph, list(inputs), options=options
         )

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated
+from pyro_vmonf.distributions.path import HiddenPath, path_given, top_of
 from pyro_vmonf.distributions.selection import grouped_draw
 
 
@@ -119,7 +120,7 @@ class HiddenChain(Estimated):
         first = self.log_rows[:1].expand(*moves.shape[:-3], 1, count, count)
         moves = torch.cat((first, moves[..., 1:, :, :]), -3)
         # What all components of a step share would take the digits of their differences.
-        top = _top(table)
+        top = top_of(table)
         known = _Known(table - top)
         hmm = DiscreteHMM(table.new_zeros(count), moves, known, validate_args=False)
         log_prob: Tensor = hmm.log_prob(table) + top.sum((-1, -2))
@@ -139,9 +140,28 @@ class HiddenChain(Estimated):
         Arguments:
             x: sequences ``(*, T, *event_shape)``.
         """
-        table, seen = self._possible(self.table(x)).detach(), self.observed(x)
+        return self._smoothed(self.table(x), self.observed(x))
+
+    def scores(
+        self, table: Tensor, x: Tensor, y: Tensor | None, *, posterior: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return log p(x) ``(*)`` and, if asked for, p(c_t|x) ``(*, T, K)``, zero after the end.
+
+        Arguments:
+            table: log p(x_t|c) of the steps: see :meth:`table`.
+            x: the sequences.
+            y: nothing, as steps have no labels.
+            posterior: compute the posterior.
+        """
+        seen = self.observed(x)
+        found = self._smoothed(table, seen).exp() * seen.unsqueeze(-1) if posterior else None
+        return self.scored(table, seen), found
+
+    def _smoothed(self, table: Tensor, seen: Tensor) -> Tensor:
+        """Return log p(c_t|x_1, ..., x_T) ``(*, T, K)``."""
+        table = self._possible(table).detach()
         with torch.inference_mode(False), torch.enable_grad():
-            table, seen = (table - _top(table)).clone(), seen.clone()
+            table, seen = (table - top_of(table)).clone(), seen.clone()
             frozen = HiddenChain(self.log_rows.detach().clone(), self.components)
             lost = frozen.scored(table, seen).detach() == -torch.inf
             table = table.masked_fill(lost[..., None, None], 0.0).requires_grad_()
@@ -152,33 +172,30 @@ class HiddenChain(Estimated):
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """Return the most probable path of components ``(S, T)``; −1 after the end of a sequence.
+        """Return the most probable path of components ``(*, T)``; −1 after the end of a sequence.
 
         A sequence that no path leads through has −1 at all steps.
 
         Arguments:
-            x: sequences ``(S, T, *event_shape)``.
-
-        References:
-            Viterbi (1967), Error bounds for convolutional codes and an asymptotically optimum
-            decoding algorithm.
+            x: sequences ``(*, T, *event_shape)``.
         """
-        table, going = self._possible(self.table(x)), _going(self.observed(x))
-        table = table - _top(table)
-        score = self.log_rows[0] + table[:, 0]
-        stay = torch.arange(table.shape[-1], device=x.device).expand_as(score)
-        back = []
-        for t in range(1, table.shape[1]):
-            best, origin = (score.unsqueeze(-1) + self.log_rows[1:]).max(-2)
-            moves = going[:, t, None]
-            score = torch.where(moves, best + table[:, t], score)
-            score = score - _top(score)
-            back.append(torch.where(moves, origin, stay))
-        path = [score.argmax(-1)]
-        for origin in reversed(back):
-            path.append(origin.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
-        possible = (score > -torch.inf).any(-1, keepdim=True)
-        return torch.stack(path[::-1], -1).masked_fill(~(going & possible), -1)
+        path, possible = self.posterior(x)
+        return path.mode.masked_fill(~possible.unsqueeze(-1), -1)
+
+    def posterior(self, x: Tensor) -> tuple[HiddenPath, Tensor]:
+        """Return the path of components given the rows, and which sequences ``(*)`` have one.
+
+        A row that no component has a density for says nothing about the path, and neither does a
+        sequence that no path leads through.
+
+        Arguments:
+            x: sequences ``(*, T, *event_shape)``.
+        """
+        table, seen = self._possible(self.table(x)), self.observed(x)
+        table = table - top_of(table)
+        possible = self.scored(table, seen) > -torch.inf
+        table = torch.where(possible[..., None, None], table, 0.0)
+        return path_given(self.log_rows, table, _going(seen)), possible
 
     def expected(self, log_q: Tensor, table: Tensor, seen: Tensor) -> dict[str, Tensor]:
         r"""Return the parts ``(*)`` of :math:`E_q[\log p(x, c) - \log q(c)]`, by name.
@@ -208,6 +225,12 @@ class HiddenChain(Estimated):
             c = torch.stack(path, -1)
             return grouped_draw(self.components, c), c
 
+    def replicate(self, x: Tensor) -> Tensor:
+        """Draw as many sequences as ``x`` has, of the same lengths."""
+        drawn = self.lasting(x.shape[1]).sample((len(x),))
+        ended = ~_going(self.observed(x))
+        return drawn.masked_fill(ended.reshape(*ended.shape, *(1,) * (x.dim() - 2)), torch.nan)
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.sample_with_component(sample_shape)[0]
 
@@ -229,12 +252,6 @@ class _Known(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.table
-
-
-def _top(values: Tensor) -> Tensor:
-    """Return the largest of the last dimension, kept as one; zero where it is not finite."""
-    top = values.detach().amax(-1, keepdim=True)
-    return torch.where(top.isfinite(), top, 0.0)
 
 
 def _going(seen: Tensor) -> Tensor:

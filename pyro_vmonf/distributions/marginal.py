@@ -13,6 +13,7 @@ from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import in_units, of_any
+from pyro_vmonf.program import posterior_of_joint
 
 
 class Marginal(Estimated):
@@ -59,10 +60,30 @@ class Marginal(Estimated):
         """Put the components behind the units of the rows."""
         return Marginal(self.log_weights, in_units(self.components, put), self.batch_shape)
 
+    def table(self, x: Tensor) -> Tensor:
+        """Return log p(x|c) ``(*, K)``."""
+        check_event(x, self.event_shape)
+        table: Tensor = self.components.log_prob(x.unsqueeze(-1 - self.event_dim))
+        return table
+
     def joint_log_prob(self, x: Tensor) -> Tensor:
         r"""Return :math:`\log\pi_c + \log p(x \mid c)` of shape ``(*, K)``."""
-        check_event(x, self.event_shape)
-        return self.log_weights + self.components.log_prob(x.unsqueeze(-1 - self.event_dim))
+        return self.log_weights + self.table(x)
+
+    def scores(
+        self, table: Tensor, x: Tensor, y: Tensor | None, *, posterior: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return log p(x) ``(*)`` and, if asked for, p(c|x, y) ``(*, K)``.
+
+        Arguments:
+            table: log p(x|c) of the rows: see :meth:`table`.
+            x: the rows.
+            y: their labels or evidence.
+            posterior: compute the posterior.
+        """
+        joint = self.log_weights + table
+        found = posterior_of_joint(joint, self.log_weights, y).exp() if posterior else None
+        return joint.logsumexp(-1), found
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_prob = self.joint_log_prob(x).logsumexp(-1)
@@ -123,6 +144,10 @@ class Marginal(Estimated):
             else:
                 c = torch.full((*shape, *self.batch_shape), component, device=log_weights.device)
             return grouped_draw(self.components, c), c
+
+    def replicate(self, x: Tensor) -> Tensor:
+        """Draw as many rows as ``x`` has."""
+        return self.sample((len(x),))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.sample_with_component(sample_shape)[0]

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
 from pyro_vmonf._utils.validation import (
-    check_alone,
     check_evidence,
     check_positive,
     check_unconditional,
     floating_buffer,
 )
 from pyro_vmonf._version import __version__
+from pyro_vmonf.contracts import optional
 from pyro_vmonf.interop.draws import Draws, draws_of_guide, draws_of_samples, is_random
 from pyro_vmonf.interop.groups import to_arviz
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import name_of, posterior_of_joint
+from pyro_vmonf.program import name_of
 from pyro_vmonf.training.endings import warn
 from pyro_vmonf.training.history import History
-from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.vmonf import MarkovVMoNF, VMoNF
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -47,7 +47,7 @@ NOTE_ON_DRAWS = (
 
 
 def to_inference_data(
-    vmonf: VMoNF,
+    vmonf: VMoNF | MarkovVMoNF,
     x: Any,
     y: Any = None,
     *,
@@ -64,15 +64,17 @@ def to_inference_data(
     Random weights and random parameters of a bank take draws from the guide (``draws``) or from an
     MCMC (``posterior``), and every group of draws holds values under each of them. A mixture
     without random parts is a point estimate: one chain with one draw. ArviZ 1.0 and later get an
-    xarray ``DataTree`` with the same groups.
+    xarray ``DataTree`` with the same groups. The rows of a chain are its sequences.
 
     ==========================  ==================================================================
     group                       variables
     ==========================  ==================================================================
-    ``posterior``               ``weights`` (chain, draw, component); the parameters of a random
-                                bank by the names of their sites
+    ``posterior``               ``weights`` (chain, draw, component), or of a chain ``initial`` and
+                                ``transition`` (chain, draw, component_before, component); the
+                                parameters of a random bank by the names of their sites
     ``responsibilities``        ``responsibilities`` (chain, draw, row, component); those of the
-                                guide are the same under all draws and stand there once
+                                guide are the same under all draws and stand there once; those of a
+                                chain are exact, (chain, draw, row, step, component)
     ``log_likelihood``          ``x``, the log-density with c summed out (chain, draw, row)
     ``point_log_likelihood``    the same of a point estimate, in place of ``log_likelihood``:
                                 ``az.loo`` and ``az.compare`` take it for no draw
@@ -92,7 +94,8 @@ def to_inference_data(
 
     Arguments:
         vmonf: the fitted pair.
-        x: rows ``(N, *event_shape)``, in raw units.
+        x: rows ``(N, *event_shape)``, in raw units; sequences of a chain ``(S, T, *event_shape)``,
+            with NaN after their ends: see :meth:`~pyro_vmonf.MarkovMixture.padded`.
         y: evidence of the rows, as in ``fit``; it enters the responsibilities.
         exact: responsibilities by Bayes' rule under each draw, in place of those of the guide.
         draws: number of draws of the random parts from the guide; 1,000 by default.
@@ -128,13 +131,11 @@ def to_inference_data(
         ((1, 50, 3), (1, 50, 7, 2))
     """
     model = vmonf.model
-    check_alone("to_inference_data", model.of_sequences)
     check_unconditional("to_inference_data", model.context_features)
-    like = floating_buffer(vmonf)
     x = model.rows(x)
-    y = None if y is None else check_evidence(y, len(x), model.num_components, like)
+    y = _evidence(model, y, len(x))
     new = None if held_out is None else model.rows(held_out)
-    by_guide = not (exact or vmonf.guide.exact)
+    by_guide = not (exact or vmonf.guide.exact or model.of_sequences)
     with own_store():  # random parts fill the store
         found = _draws(vmonf, draws, posterior, seed)
         if not found.sites and new is None:
@@ -151,7 +152,7 @@ def to_inference_data(
             "observed_data": {"x": x} if y is None else {"x": x, "y": y},
         }
         if predictive:
-            drawn = _replicate(vmonf, found, len(x), predictive, seed)
+            drawn = _replicate(vmonf, found, x, predictive, seed)
             groups["posterior_predictive"] = {"x": drawn}
         if new is not None:
             groups["held_out"] = {"log_prob": _scores(vmonf, found, new, None, chunk_size)[0]}
@@ -176,28 +177,44 @@ def to_inference_data(
     return to_arviz(arviz, arrays, *_axes(model, x, y, new), attrs, record)
 
 
+def _evidence(model: FlowMixture, y: Any, count: int) -> Tensor | None:
+    """Return labels or evidence of the rows, checked."""
+    if y is None:
+        return None
+    if model.of_sequences:
+        raise ValueError("y is given, but the steps of sequences have no labels; leave it out")
+    return check_evidence(y, count, model.num_components, floating_buffer(model))
+
+
 def _axes(
     model: FlowMixture, x: Tensor, y: Tensor | None, new: Tensor | None
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Return the dimensions of each variable, and the size of each dimension."""
     features = [f"feature_{i}" for i in range(len(model.event_shape))]
     features = ["feature"] if len(features) == 1 else features
+    steps = ["step"] if model.of_sequences else []
     dims = {
-        "responsibilities": ["row", "component"],
+        "responsibilities": ["row", *steps, "component"],
         "weights": ["component"],
+        "initial": ["component"],
+        "transition": ["component_before", "component"],
         "log_prob": ["held_out_row"],
         # The log-densities of the rows have the leading dimension alone.
-        "x": ["row", *features],
+        "x": ["row", *steps, *features],
         "y": ["row", "component"][: 1 if y is None else y.dim()],
     }
     sizes = {"row": len(x), "component": model.num_components}
+    sizes |= dict.fromkeys(steps, x.shape[1])
     if new is not None:
         sizes["held_out_row"] = len(new)
     return dims, sizes | dict(zip(features, model.event_shape, strict=True))
 
 
 def _draws(
-    vmonf: VMoNF, draws: int | None, posterior: Mapping[str, Any] | None, seed: int | None
+    vmonf: VMoNF | MarkovVMoNF,
+    draws: int | None,
+    posterior: Mapping[str, Any] | None,
+    seed: int | None,
 ) -> Draws:
     """Return the draws of the random parts."""
     if draws is not None and posterior is not None:
@@ -214,7 +231,7 @@ def _draws(
 
 @torch.no_grad()
 def _scores(
-    vmonf: VMoNF,
+    vmonf: VMoNF | MarkovVMoNF,
     draws: Draws,
     x: Tensor,
     y: Tensor | None,
@@ -223,7 +240,6 @@ def _scores(
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x) ``(chains, draws, N)`` and, if asked for, p(c|x, y) with one axis more."""
     check_positive("chunk_size", chunk_size)
-    axis = -1 - len(vmonf.model.event_shape)
     # Components that no draw changes are evaluated once.
     table = None
     if not draws.changes_components(vmonf.model):
@@ -233,32 +249,32 @@ def _scores(
         for mixture in draws.mixtures(vmonf.model):
             components = table
             if components is None:
-                rows = x.unsqueeze(axis).split(chunk_size)
-                components = torch.cat([mixture.components.log_prob(part) for part in rows])
-            joint = mixture.log_weights + components
-            log_prob.append(joint.logsumexp(-1))
-            if exact:
-                q.append(posterior_of_joint(joint, mixture.log_weights, y).exp())
-    found = draws.by_chain(log_prob)
-    return found, draws.by_chain(q) if exact else found
+                components = torch.cat([mixture.table(rows) for rows in x.split(chunk_size)])
+            found, proba = mixture.scores(components, x, y, posterior=exact)
+            log_prob.append(found)
+            q += [] if proba is None else [proba]
+    return draws.by_chain(log_prob), draws.by_chain(q or log_prob)
 
 
 def _sites(model: FlowMixture, draws: Draws) -> dict[str, Tensor]:
     """Return the weights and the other random sites ``(chains, draws, *)``."""
     sites = dict(draws.sites)
-    name = name_of(model.weights, "weights")
-    return {"weights": sites.pop(name) if name in sites else draws.weights(model), **sites}
+    named = optional(model.weights, "named", lambda values: {"weights": values})
+    rows = optional(model.weights, "rows", lambda: [model.weights])()
+    own = [sites.pop(name_of(row, "weights"), None) for row in rows]
+    drawn = draws.weights(model) if len(own) > 1 or own[0] is None else own[0]
+    return {**named(drawn), **sites}
 
 
 @torch.no_grad()
 def _replicate(
-    vmonf: VMoNF, draws: Draws, rows: int, predictive: bool | int, seed: int | None
+    vmonf: VMoNF | MarkovVMoNF, draws: Draws, x: Tensor, predictive: bool | int, seed: int | None
 ) -> Tensor:
     """Draw data sets under each draw, ``(chains, draws * sets, rows, *)``."""
     sets = check_positive("predictive", int(predictive))
     with evaluating(vmonf), local_seed(seed):
         drawn = [
-            torch.stack([mixture.sample((rows,)) for _ in range(sets)])
+            torch.stack([mixture.replicate(x) for _ in range(sets)])
             for mixture in draws.mixtures(vmonf.model)
         ]
     return draws.by_chain(drawn).flatten(1, 2)

@@ -13,10 +13,12 @@ from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import as_tensor, check_positive, check_simplex, floating_buffer
+from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import name_of, unregistered
-from pyro_vmonf.vmonf import VMoNF
+from pyro_vmonf.program import unregistered
+from pyro_vmonf.vmonf import MarkovVMoNF, VMoNF
+from pyro_vmonf.weights.observed import sites_of
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Draws:
 
     def changes_components(self, model: FlowMixture) -> bool:
         """Return ``True`` if sites other than the weights are drawn."""
-        return bool(self.sites.keys() - {name_of(model.weights, "weights")})
+        with unregistered():
+            return bool(self.sites.keys() - sites_of(model.weights).keys())
 
-    def mixtures(self, model: FlowMixture) -> Iterator[Marginal]:
+    def mixtures(self, model: FlowMixture) -> Iterator[Marginal | HiddenChain]:
         """Return the mixture under each draw, chain after chain."""
         if not self.sites:
             yield model.mixture()
@@ -47,16 +50,14 @@ class Draws:
         for values in self._each():
             with unregistered(), poutine.condition(data=values):
                 if components is None:
-                    mixture = Marginal(*model.draw_parts())
+                    mixture = model.summed_out(*model.draw_parts())
                 else:
-                    mixture = Marginal(model.weights(), components)
+                    mixture = model.summed_out(model.weights(), components)
             yield mixture
 
     @torch.no_grad()
     def weights(self, model: FlowMixture) -> Tensor:
-        """Return the weights under each draw ``(chains, draws, K)``."""
-        if not self.sites:
-            return model.weights.log_mean().exp().expand(self.chains, self.draws, -1)
+        """Return the weights under each draw ``(chains, draws, K)``; rows of a chain likewise."""
         found = []
         for values in self._each():
             with unregistered(), poutine.block(), poutine.condition(data=values):
@@ -74,7 +75,7 @@ class Draws:
         return torch.stack(values).unflatten(0, (self.chains, self.draws))
 
 
-def draws_of_guide(vmonf: VMoNF, draws: int, seed: int | None) -> Draws:
+def draws_of_guide(vmonf: VMoNF | MarkovVMoNF, draws: int, seed: int | None) -> Draws:
     """Draw the random parts of the mixture from the guide.
 
     Raises:
@@ -91,7 +92,7 @@ def draws_of_guide(vmonf: VMoNF, draws: int, seed: int | None) -> Draws:
     return Draws(sites, 1, draws)
 
 
-def draws_of_samples(vmonf: VMoNF, samples: Mapping[str, Any]) -> Draws:
+def draws_of_samples(vmonf: VMoNF | MarkovVMoNF, samples: Mapping[str, Any]) -> Draws:
     """Take samples of the random parts of the mixture from an MCMC.
 
     Arguments:

@@ -14,6 +14,7 @@ from pyro_vmonf._utils.sharing import share
 from pyro_vmonf._utils.validation import check_positive, listed
 from pyro_vmonf.chains import MarkovMixture
 from pyro_vmonf.distributions.chain import HiddenChain
+from pyro_vmonf.distributions.path import HiddenPath
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Rows
 from pyro_vmonf.report import ComponentReport, Drawn, component_report
@@ -108,6 +109,29 @@ class MarkovVMoNF(Drawn, Halves):
             return self.model.log_posterior(rows).exp() * seen
 
         return self._over_chunks(proba, x, lengths, chunk_size)
+
+    @torch.no_grad()
+    def posterior(self, x: Any, lengths: Any = None) -> HiddenPath:
+        """Return the exact posterior of the paths as a distribution, batch ``(S,)``.
+
+        It draws whole paths ``(S, T)``, and has ``log_prob``, ``entropy``, ``mode`` (the result of
+        :meth:`predict`) and ``marginals`` (that of :meth:`predict_proba`).
+
+        Arguments:
+            x, lengths: as for :meth:`fit`.
+
+        Example:
+            >>> from pyro_vmonf import Gaussian
+            >>> vmonf = MarkovVMoNF(MarkovMixture(Gaussian(2, 3), transition="learned"))
+            >>> paths = vmonf.posterior(torch.randn(7, 5, 2), [5, 5, 4, 3, 2, 1, 5])
+            >>> paths.sample((100,)).shape, paths.entropy().shape
+            (torch.Size([100, 7, 5]), torch.Size([7]))
+        """
+        whole = self._sequences(x, lengths)
+        with evaluating(self):
+            path, possible = self.model.mixture().posterior(whole)
+        _warn_of(~possible)
+        return path
 
     def log_prob(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return log p of each sequence ``(S,)``, nats in raw units.
@@ -223,22 +247,22 @@ class MarkovVMoNF(Drawn, Halves):
         self, function: Callable[[Tensor], Tensor], x: Any, lengths: Any, chunk_size: int
     ) -> Tensor:
         """Join a function's results over chunks of sequences."""
-        whole = self.model.padded(x, lengths)
-        if self.model.bounded:
-            self._warn_of_steps(whole)
+        whole = self._sequences(x, lengths)
         with evaluating(self):
             chunks = whole.split(check_positive("chunk_size", chunk_size))
             return torch.cat([function(chunk) for chunk in chunks])
 
-    def _warn_of_steps(self, x: Tensor) -> None:
-        """Warn of sequences with a step that no component has a density for."""
-        outside = self.model.is_outside(x).nonzero().squeeze(1)
+    def _sequences(self, x: Any, lengths: Any) -> Tensor:
+        """Return sequences with NaN after their ends; warn of steps that no component has."""
+        whole = self.model.padded(x, lengths)
+        outside = self.model.is_outside(whole).nonzero().squeeze(1)
         if len(outside):
             warn(
                 f"the sequences {listed(outside)} have steps outside the support of every "
                 "component: their log-density is minus infinity, and such a step says nothing "
                 "about its component"
             )
+        return whole
 
 
 def _warn_of(lost: Tensor) -> None:

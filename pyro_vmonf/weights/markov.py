@@ -52,6 +52,10 @@ class MarkovWeights(Weights):
         """Return the weights of each row, the first component's first."""
         return [self.initial, *(getattr(self, f"after_{k}") for k in range(self.num_components))]
 
+    def named(self, values: Tensor) -> dict[str, Tensor]:
+        """Return values ``(*, K + 1, K)`` of the rows by the names of the arguments."""
+        return {"initial": values[..., 0, :], "transition": values[..., 1:, :]}
+
     def forward(self, context: Tensor | None = None) -> Tensor:
         return torch.stack([row(context) for row in self.rows()])
 

@@ -54,7 +54,7 @@ def test_the_first_code_draws_the_first_picture(
     assert drawn.keys() == wanted.keys()
     assert drawn["rows"] == wanted["rows"]
     assert drawn["points a component"] == pytest.approx(wanted["points a component"], abs=10)
-    for name in ("mean of the rows", "shares of the regions"):
+    for name in ("mean of the rows", "density of the regions"):
         assert drawn[name] == pytest.approx(wanted[name], abs=0.01)
     assert drawn["density, nats"] == pytest.approx(wanted["density, nats"], abs=0.1)
     shown = [

@@ -7,16 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import arviz as az
 import numpy as np
 import pytest
 import torch
 from pyro.distributions import Dirichlet
 
-from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import (
+    FlowMixture,
+    Gaussian,
+    MarkovMixture,
+    MarkovVMoNF,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+)
 from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.nn import MLP
 
-K, D, N = 3, 2, 11
+K, D, N, SEQUENCES = 3, 2, 11, 60
 
 
 def pair(guided: bool = True) -> VMoNF:
@@ -124,3 +133,55 @@ print(sorted(to_inference_data(VMoNF(FlowMixture(RealNVP(2, 3))), x, held_out=x)
     found = run(code, XDG_CACHE_HOME=str(tmp_path))
     groups = ["held_out", "observed_data", "point_log_likelihood", "posterior", "responsibilities"]
     assert found == str(groups)
+
+
+def sequences() -> tuple[MarkovVMoNF, torch.Tensor]:
+    """A fitted chain with random rows, and sequences of two lengths."""
+    rows = Dirichlet(torch.ones(K)), Dirichlet(torch.ones(K, K))
+    vmonf = MarkovVMoNF(MarkovMixture(Gaussian(D, K), *rows))
+    x = vmonf.model.padded(torch.randn(SEQUENCES, 4, D), [4] * (SEQUENCES - 1) + [2])
+    vmonf.fit(x, epochs=2, progress=False, seed=0)
+    return vmonf, x
+
+
+def test_a_chain_has_its_rows_and_its_sequences() -> None:
+    vmonf, x = sequences()
+    data = to_inference_data(vmonf, x, draws=5, predictive=True, held_out=x[:2])
+    assert set(data.posterior.data_vars) == {"initial", "transition"}
+    assert data.posterior["transition"].dims == ("chain", "draw", "component_before", "component")
+    np.testing.assert_allclose(data.posterior["transition"].sum("component"), 1, rtol=1e-5)
+    assert float(data.posterior["transition"].std("draw").min()) > 0
+    proba = data["responsibilities"]["responsibilities"]
+    assert proba.dims == ("chain", "draw", "row", "step", "component")
+    assert proba.shape == (1, 5, SEQUENCES, 4, K)
+    assert not proba[0, :, -1, 2:].any(), "nothing after the end"
+    for draw in range(5):
+        given = {
+            f"weights.after_{k}": torch.from_numpy(data.posterior["transition"][0, draw, k].values)
+            for k in range(K)
+        }
+        given["weights.initial"] = torch.from_numpy(data.posterior["initial"][0, draw].values)
+        under = vmonf.condition(given)
+        found = data.log_likelihood["x"][0, draw]
+        assert found.dims == ("row",)
+        np.testing.assert_allclose(found, under.log_prob(x), rtol=1e-5)
+        np.testing.assert_allclose(proba[0, draw], under.predict_proba(x), atol=1e-5)
+    drawn = data.posterior_predictive["x"]
+    assert drawn.dims == ("chain", "draw", "row", "step", "feature")
+    np.testing.assert_array_equal(np.isnan(drawn[0, 0]), x.isnan())
+    np.testing.assert_array_equal(data.held_out["log_prob"], data.log_likelihood["x"][..., :2])
+    assert az.loo(to_inference_data(vmonf, x)).n_data_points == SEQUENCES
+    assert len(az.summary(data)) == K + K * K
+    with pytest.raises(ValueError, match="steps of sequences have no labels"):
+        to_inference_data(vmonf, x, y=torch.zeros(N, dtype=torch.long))
+
+
+def test_a_chain_without_random_parts_is_a_point() -> None:
+    vmonf = MarkovVMoNF(MarkovMixture(Gaussian(D, K), "learned", "learned"))
+    x = torch.randn(N, 4, D)
+    with pytest.warns(UserWarning, match="point estimate"):
+        data = to_inference_data(vmonf, x)
+    np.testing.assert_allclose(data["point_log_likelihood"]["x"][0, 0], vmonf.log_prob(x))
+    np.testing.assert_allclose(
+        data["responsibilities"]["responsibilities"][0, 0], vmonf.predict_proba(x), atol=1e-6
+    )
