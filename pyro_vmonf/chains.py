@@ -326,6 +326,12 @@ class MarkovMixture(FlowMixture):
                 f"{type(guide).__name__} is minus infinity; expected positive numbers: pass None "
                 "as the guide, or small numbers in place of the zeros"
             )
+        if bool((seen[:, 1:] & ~seen[:, :-1]).any()):
+            raise ValueError(
+                "a step between two observed ones is missing, over which the mean-field bound of "
+                f"a {type(guide).__name__} does not lead; pass None as the guide, which sums such "
+                "steps out"
+            )
         each, number, weight = self.each_row(
             x, torch.arange(len(x), device=x.device), rows.sample_weight
         )

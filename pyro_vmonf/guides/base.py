@@ -14,7 +14,36 @@ from pyro_vmonf.contracts import optional
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Program, Rows, declares, free_dim, register, with_evidence
 
-_last_rows: weakref.WeakKeyDictionary[BoundGuide, weakref.ref[Tensor]] = weakref.WeakKeyDictionary()
+
+class LastRows:
+    """The rows of the last step: which tensors they were, and what these held.
+
+    Arguments:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.kept = [(weakref.ref(tensor), _version(tensor)) for tensor in self._of(rows)]
+
+    @staticmethod
+    def _of(rows: Rows) -> list[Tensor]:
+        return [rows.x] if rows.index is None else [rows.x, rows.index]
+
+    def holds(self, rows: Rows) -> bool:
+        """Return whether rows are the same tensors, and nobody wrote into them since."""
+        given = [(tensor, _version(tensor)) for tensor in self._of(rows)]
+        return len(given) == len(self.kept) and all(
+            kept() is tensor and before == now
+            for (kept, before), (tensor, now) in zip(self.kept, given, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written into; those of ``inference_mode`` do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+_last_rows: weakref.WeakKeyDictionary[BoundGuide, LastRows] = weakref.WeakKeyDictionary()
 
 
 class BoundGuide(Program):
@@ -206,10 +235,10 @@ class BoundGuide(Program):
             return
         fraction = rows.fraction
         last = _last_rows.get(self)
-        if fraction < 1 and last is not None and last() is rows.x:
+        if fraction < 1 and last is not None and last.holds(rows):
             fraction = 0.0  # another particle of the same step, or the same batch once more
         elif torch.is_grad_enabled() and self.model.weights.training:
-            _last_rows[self] = weakref.ref(rows.x)
+            _last_rows[self] = LastRows(rows)
         self.model.weights.update_(log_posterior, rows.sample_weight, fraction)
 
     def site(self, name: str) -> str:

@@ -196,6 +196,10 @@ class GatedWeights(Weights):
         self.network = network
         self.num_components = check_positive("num_components", num_components)
 
+    def num_free(self) -> int:
+        """Return the number of the network's numbers that are learned."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def forward(self, context: Tensor | None = None) -> Tensor:
         if context is None:
             raise ValueError(
