@@ -99,7 +99,8 @@ class BoundGuide(Program):
 
     def _fraction(self, x: Tensor, size: int | None) -> float:
         """Return the share of the data set's rows that ``x`` has."""
-        dim = free_dim() - len(() if self.model is None else self.model.event_shape)
+        model = self.model
+        dim = free_dim() - (0 if model is None else len(model.event_shape) + model.of_sequences)
         rows = x.shape[dim] if -dim <= x.dim() else 1
         return rows / size if size else 1.0
 
@@ -231,15 +232,18 @@ class BoundGuide(Program):
 
     def _observe(self, log_posterior: Callable[[], Tensor], rows: Rows) -> None:
         """Let weights in closed form learn from the posterior of the rows."""
-        if self.model is None:
-            return
-        fraction = rows.fraction
+        if self.model is not None and not self.model.of_sequences:
+            weights = self.model.weights
+            weights.update_(log_posterior, rows.sample_weight, self.new_share(rows))
+
+    def new_share(self, rows: Rows) -> float:
+        """Return the share of the data set that rows are, and 0 for those of the last step."""
         last = _last_rows.get(self)
-        if fraction < 1 and last is not None and last.holds(rows):
-            fraction = 0.0  # another particle of the same step, or the same batch once more
-        elif torch.is_grad_enabled() and self.model.weights.training:
+        if rows.fraction < 1 and last is not None and last.holds(rows):
+            return 0.0  # another particle of the same step, or the same batch once more
+        if torch.is_grad_enabled() and self._bound_model().weights.training:
             _last_rows[self] = LastRows(rows)
-        self.model.weights.update_(log_posterior, rows.sample_weight, fraction)
+        return rows.fraction
 
     def site(self, name: str) -> str:
         """Return the full name of a site: that of the model, where the guide is bound to one."""
