@@ -317,7 +317,9 @@ class FlowMixture(Program):
         Raises:
             ValueError: if a site is none of these, or a value does not fit.
         """
-        bank, of_weights = self.site("bank."), sites_of(self.weights)
+        count = self.context_features
+        context = floating_buffer(self.bank).new_zeros(1, count) if count else None
+        bank, of_weights = self.site("bank."), sites_of(self.weights, context)
         observe = getattr(self.bank, "observed", None)
         of_bank = {name: value for name, value in data.items() if name.startswith(bank)}
         for name in data:
@@ -334,7 +336,8 @@ class FlowMixture(Program):
         if observe is not None and of_bank:
             model.bank = observe(of_bank)
         if of_weights.keys() & data.keys():
-            model.weights = observed(self.weights, {n: data[n] for n in of_weights if n in data})
+            values = {name: data[name] for name in of_weights if name in data}
+            model.weights = observed(self.weights, values, context)
         return model
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:

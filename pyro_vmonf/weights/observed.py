@@ -71,6 +71,7 @@ class ConditionedWeights(Conditioned, Weights):
         weights: the weights.
         names: names of the sites.
         values: their values.
+        context: of a row ``(1, H)``, where the weights depend on one.
 
     Raises:
         ValueError: if a value does not fit its site.
@@ -80,11 +81,17 @@ class ConditionedWeights(Conditioned, Weights):
     in_program = True
     weights: Weights
 
-    def __init__(self, weights: Weights, names: Sequence[str], values: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        names: Sequence[str],
+        values: Sequence[Tensor],
+        context: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.weights = weights
         self.num_components = weights.num_components
-        drawn = sites_of(weights)
+        drawn = sites_of(weights, context)
         values = [torch.as_tensor(value) for value in values]
         for name, value in zip(names, values, strict=True):
             wanted = tuple(drawn[name]["value"].shape)
@@ -124,35 +131,36 @@ class ConditionedWeights(Conditioned, Weights):
         self.weights.take_draws_(draws)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        if self._draws_themselves():
+        if self._draws_themselves(context):
             return self.weights.log_mean(context)
         draws = self._draws(context)
         return draws.logsumexp(0) - torch.tensor(len(draws)).log()
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
-        if self._draws_themselves():
+        if self._draws_themselves(context):
             return self.weights.mean_log(context)
         return self._draws(context).mean(0)
 
-    def _draws_themselves(self) -> bool:
+    def _draws_themselves(self, context: Tensor | None) -> bool:
         """Return whether the weights have a posterior of their own, whatever its prior is."""
-        return name_of(self, "weights") in sites_of(self.weights)
+        return name_of(self, "weights") in sites_of(self.weights, context)
 
 
-def sites_of(weights: Weights) -> dict[str, Any]:
-    """Return the sites that weights draw, as Pyro's trace has them."""
-    if not weights.in_program:
-        return {}
+def sites_of(weights: Weights, context: Tensor | None = None) -> dict[str, Any]:
+    """Return the sites that weights draw for a context ``(*, H)``, as Pyro's trace has them."""
     with local_seed(0), torch.no_grad():
-        return drawn_sites(weights, {})
+        return drawn_sites(lambda: weights(context), {})
 
 
-def observed(weights: Weights, data: Mapping[str, Tensor]) -> Weights:
+def observed(
+    weights: Weights, data: Mapping[str, Tensor], context: Tensor | None = None
+) -> Weights:
     """Return weights of which some sites are observed: see :meth:`FlowMixture.condition`.
 
     Arguments:
         weights: the weights.
         data: values by the names of sites.
+        context: of a row ``(1, H)``, where they depend on one.
     """
     in_parts = getattr(weights, "with_observed", None)  # of a chain, which has rows
     if in_parts is not None:
@@ -160,4 +168,4 @@ def observed(weights: Weights, data: Mapping[str, Tensor]) -> Weights:
     own, prior = name_of(weights, "weights"), getattr(weights, "prior", None)
     rest = {name: value for name, value in data.items() if name != own or prior is None}
     made = weights if prior is None or own not in data else ObservedWeights(prior, data[own])
-    return ConditionedWeights(made, list(rest), list(rest.values())) if rest else made
+    return ConditionedWeights(made, list(rest), list(rest.values()), context) if rest else made
