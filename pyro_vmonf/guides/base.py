@@ -113,14 +113,36 @@ class BoundGuide(Program):
     def log_posterior(
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
     ) -> Tensor:
-        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised."""
+        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised.
+
+        A row with missing entries has the exact posterior in place of :meth:`log_q`.
+        """
         if self.exact:
             return self._bound_model().log_posterior(x, y, given)
-        return with_evidence(self.log_q(x, given), y)
+        gaps = self._gaps(x)
+        log_q = self.log_q(x, given) if gaps is None else self._log_q_of_gaps(x, given, gaps)
+        return with_evidence(log_q, y)
+
+    def _gaps(self, x: Tensor) -> Tensor | None:
+        """Return which rows have missing entries ``(*)``; ``None`` if no row has."""
+        if self.model is None or not self.model.has_gaps(x):
+            return None
+        gaps = x.isnan().flatten(-len(self.model.event_shape)).any(-1)
+        return gaps if gaps.any() else None
+
+    def _log_q_of_gaps(self, x: Tensor, given: Tensor | None, gaps: Tensor) -> Tensor:
+        """Return log q(c|x) where rows have gaps: of the guide, and of the model."""
+        model = self._bound_model()
+        log_q = self.log_q(model.standardizer.filled(x), given)
+        if given is not None:
+            given = given.expand(*x.shape[:-1], given.shape[-1])[gaps]
+        with torch.no_grad():
+            exact = model.log_posterior(x[gaps], None, given)
+        return log_q.index_put((gaps,), exact.to(log_q))
 
     def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
         r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
-        log_q = self.log_q(x, given)
+        log_q = self.log_posterior(x, None, given)
         q = log_q.exp()
         return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
 

@@ -30,7 +30,6 @@ from pyro_vmonf.program import (
     models_of,
     name_foreign_,
     reset_autoguide_,
-    with_evidence,
 )
 
 Member = Callable[..., Any]
@@ -318,13 +317,6 @@ class PyroGuide(BoundGuide):
             return self._bound_model().log_posterior(x, None, given)
         log_q: Tensor = found.log_q(x) if given is None else found.log_q(x, given)
         return log_q
-
-    def log_posterior(
-        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        if self.exact:
-            return self._bound_model().log_posterior(x, y, given)
-        return with_evidence(self.log_q(x, given), y)
 
     def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
         if not self.draws_component or (self.exact and self._own.draws_component):
