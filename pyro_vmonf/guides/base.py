@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.model import FlowMixture
@@ -145,6 +145,10 @@ class BoundGuide(Program):
         log_q = self.log_posterior(x, None, given)
         q = log_q.exp()
         return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
+
+    def learner(self) -> nn.Module | None:
+        """Return the module whose parameters :meth:`log_q` has; ``None`` if that is the model."""
+        return None if self.exact else self
 
     @property
     def predicts_by(self) -> str:

@@ -297,6 +297,10 @@ class PyroGuide(BoundGuide):
             return own
         return next((m for m in self.members if hasattr(m, "log_q")), None)
 
+    def learner(self) -> nn.Module | None:
+        found = self._q()
+        return found if isinstance(found, nn.Module) else None
+
     @property
     def draws_component(self) -> bool:  # type: ignore[override]
         """``True`` if a member draws ``c``; assumed of members that have not run."""
