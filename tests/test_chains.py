@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, infer_discrete
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -454,6 +454,23 @@ def test_draws_have_the_shares_of_the_rows() -> None:
         total, share = total + share / 1024, share @ ROWS.double()
     mean = vmonf.model.weights.log_mean().exp()
     torch.testing.assert_close(mean, total, rtol=0, atol=1e-5)
+
+
+GENERATED: dict[str, Callable[[MarkovMixture], Any]] = {
+    "none": lambda model: None,
+    "exact": lambda model: ExactGuide(),
+    "function": lambda model: lambda x=None: None,
+    "autoguide": AutoNormal,
+}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_predictive_generates_with_the_guide(name: str) -> None:
+    model = chain(Gaussian(D, K), initial=dist.Dirichlet(torch.ones(K)))
+    vmonf = MarkovVMoNF(model, GENERATED[name](model))
+    drawn = Predictive(vmonf.model, guide=vmonf.guide, num_samples=3)(size=7, steps=5)
+    assert drawn["x"].shape == (3, 7, 5, D)
+    assert drawn["weights.initial"].squeeze(1).shape == (3, K)
 
 
 def test_inside_a_larger_model() -> None:

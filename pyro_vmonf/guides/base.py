@@ -60,8 +60,13 @@ class BoundGuide(Program):
         size: int | None = None,
         sample_weight: Tensor | None = None,
         given: Tensor | None = None,
+        steps: int | None = None,
     ) -> None:
-        """Draw the random parts of the model and the component of each row."""
+        """Draw the random parts of the model and the component of each row.
+
+        The arguments are those of the model, so that ``Predictive`` runs both. Where a model of
+        sequences generates, ``steps`` is their length, of which the guide takes no notice.
+        """
         self._begin()
         if x is not None:  # without rows c keeps its prior
             rows = Rows(x, y, index, size, sample_weight, given, self._fraction(x, size))

@@ -254,6 +254,7 @@ class PyroGuide(BoundGuide):
         size: int | None = None,
         sample_weight: Tensor | None = None,
         given: Tensor | None = None,
+        steps: int | None = None,
     ) -> None:
         """Run the members one after the other; without rows, for the sites that are no rows'."""
         arguments = {
