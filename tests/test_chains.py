@@ -456,6 +456,24 @@ def test_draws_have_the_shares_of_the_rows() -> None:
     torch.testing.assert_close(mean, total, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["plot", "plot_report", "plot_responsibilities", "plot_uncertainty"]
+)
+def test_pictures_take_lengths(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vmonf, x = MarkovVMoNF(chain(Gaussian(D, K))), sequences()
+    seen, drawn = [], MarkovVMoNF._drawn
+
+    def spy(self: MarkovVMoNF, rows: Any) -> Any:
+        seen.append(drawn(self, rows)[1])
+        return drawn(self, rows)
+
+    monkeypatch.setattr(MarkovVMoNF, "_drawn", spy)
+    for given in ((x, LENGTHS), (vmonf.model.padded(x, LENGTHS),), (vmonf.steps_of(x, LENGTHS),)):
+        assert getattr(vmonf, name)(*given) is not None
+    wanted = torch.cat([row[:end] for row, end in zip(x, LENGTHS, strict=True)])
+    assert all(torch.equal(rows, wanted) for rows in seen)
+
+
 GENERATED: dict[str, Callable[[MarkovMixture], Any]] = {
     "none": lambda model: None,
     "exact": lambda model: ExactGuide(),
