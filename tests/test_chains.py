@@ -654,7 +654,17 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "labels": (
         lambda: MarkovVMoNF(chain()).fit(GOOD, y=torch.zeros(5).long(), progress=False),
         ValueError,
-        "it has no labels",
+        "y was passed to the fit of a chain, and it has no labels",
+    ),
+    "labels of steps": (
+        lambda: MarkovVMoNF(chain()).fit(GOOD, y=torch.zeros(5, 4).long(), progress=False),
+        ValueError,
+        "y was passed to the fit of a chain",
+    ),
+    "a context": (
+        lambda: MarkovVMoNF(chain()).fit(GOOD, given=GOOD, progress=False),
+        ValueError,
+        "given was passed to the fit of a chain",
     ),
     "a pair of rows": (
         lambda: VMoNF(chain()),

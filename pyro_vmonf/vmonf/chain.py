@@ -80,10 +80,17 @@ class MarkovVMoNF(Drawn, Halves):
 
         Raises:
             TypeError: if sequences or lengths are no numbers.
-            ValueError: if sequences, lengths or options do not fit.
+            ValueError: if sequences, lengths or options do not fit, or labels or a context are
+                given.
         """
         known: dict[str, Any] = dict(options)
-        return self._fit(self.model.padded(x, lengths), known.pop("y", None), n_init, known)
+        for name in ("y", "given"):
+            if known.pop(name, None) is not None:
+                raise ValueError(
+                    f"{name} was passed to the fit of a chain, and it has no labels and no context "
+                    f"of its steps; leave {name} out"
+                )
+        return self._fit(self.model.padded(x, lengths), None, n_init, known)
 
     def predict(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return the most probable path of components ``(S, T)``, by Viterbi's algorithm.
