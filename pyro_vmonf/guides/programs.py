@@ -12,20 +12,24 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
-from pyro_vmonf.contracts import no_draws, required
 from pyro_vmonf.guides.base import BoundGuide
-from pyro_vmonf.guides.drawn import refuse_networks, rows_of, same_values, take_draws_
+from pyro_vmonf.guides.drawn import (
+    check_takes_draws,
+    refuse_networks,
+    require_log_q,
+    rows_of,
+    same_values,
+    sites_of_members,
+    take_draws_,
+)
 from pyro_vmonf.guides.exact import MarginalGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import (
     FunctionProgram,
     accepted,
-    autoguides,
-    check_autoguide,
     check_member,
     declares,
     drawn_sites,
-    explained,
     give_models_,
     models_of,
     name_foreign_,
@@ -134,28 +138,8 @@ class PyroGuide(BoundGuide):
         model = self._bound_model()
         give_models_(self.programs, self._models)
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        drawn: dict[str, str] = {}
-        found: list[tuple[set[str], set[str]]] = []
-        data = model.site("data")
         with evaluating(self), evaluating(model), local_seed(0), torch.no_grad():
-            for part in self._foreign:
-                taken = accepted(part, arguments)
-                if isinstance(part, FunctionProgram):
-                    part.prepare_(taken)
-                with explained(part), own_store():
-                    sites = drawn_sites(part, taken)
-                for auto in autoguides(part):
-                    check_autoguide(auto, model.site("c"), data)
-                for name in sites:
-                    if name in drawn:
-                        raise ValueError(
-                            f"two members of the guide, {drawn[name]} and {type(part).__name__}, "
-                            f"draw {name!r}; hide it from one of them by poutine.block"
-                        )
-                    drawn[name] = type(part).__name__
-                stacks = {name: site["cond_indep_stack"] for name, site in sites.items()}
-                local = {n for n, stack in stacks.items() if data in {f.name for f in stack}}
-                found.append((set(sites), local))
+            found, drawn = sites_of_members(self._foreign, arguments, model)
         if self._own.draws_component and model.site("c") in drawn:
             raise ValueError(
                 f"both {type(self._own).__name__} and {drawn[model.site('c')]} draw "
@@ -164,9 +148,10 @@ class PyroGuide(BoundGuide):
         self._drawn = found
         with own_store(), evaluating(model), local_seed(0), torch.no_grad():
             self._of_weights = set(drawn_sites(model.weights, {"context": arguments.get("given")}))
-        if self._draws_weights() and not model.weights.takes_draws:
-            self._drawn = []
-            raise TypeError(no_draws(model.weights))
+            if self._draws_weights():
+                self._drawn = []  # as before, where the weights refuse it
+                check_takes_draws(model, arguments.get("given"))
+        self._drawn = found
         self._first = arguments
         kind = 0 if "y" not in arguments else 1 + arguments["y"].is_floating_point()
         rows = len(arguments["x"])
@@ -327,7 +312,10 @@ class PyroGuide(BoundGuide):
         if not self.draws_component or (self.exact and self._own.draws_component):
             return joint.logsumexp(-1)
         if self.exact:
-            required(self._foreign[0], "log_q", "elbo")
+            c = self._bound_model().site("c")
+            parts = zip(self._foreign, self._drawn, strict=self.ready)
+            drawing = [part for part, (sites, _) in parts if c in sites]
+            require_log_q((drawing or self._foreign)[0])
         return super().bound(joint, x, given)
 
     def sums_directly(self) -> bool:
