@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, infer_discrete
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -561,6 +561,41 @@ def test_draws_have_the_shares_of_the_rows() -> None:
     torch.testing.assert_close(mean, total, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["plot", "plot_report", "plot_responsibilities", "plot_uncertainty"]
+)
+def test_pictures_take_lengths(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vmonf, x = MarkovVMoNF(chain(Gaussian(D, K))), sequences()
+    seen, drawn = [], MarkovVMoNF._drawn
+
+    def spy(self: MarkovVMoNF, rows: Any) -> Any:
+        seen.append(drawn(self, rows)[1])
+        return drawn(self, rows)
+
+    monkeypatch.setattr(MarkovVMoNF, "_drawn", spy)
+    for given in ((x, LENGTHS), (vmonf.model.padded(x, LENGTHS),), (vmonf.steps_of(x, LENGTHS),)):
+        assert getattr(vmonf, name)(*given) is not None
+    wanted = torch.cat([row[:end] for row, end in zip(x, LENGTHS, strict=True)])
+    assert all(torch.equal(rows, wanted) for rows in seen)
+
+
+GENERATED: dict[str, Callable[[MarkovMixture], Any]] = {
+    "none": lambda model: None,
+    "exact": lambda model: ExactGuide(),
+    "function": lambda model: lambda x=None: None,
+    "autoguide": AutoNormal,
+}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_predictive_generates_with_the_guide(name: str) -> None:
+    model = chain(Gaussian(D, K), initial=dist.Dirichlet(torch.ones(K)))
+    vmonf = MarkovVMoNF(model, GENERATED[name](model))
+    drawn = Predictive(vmonf.model, guide=vmonf.guide, num_samples=3)(size=7, steps=5)
+    assert drawn["x"].shape == (3, 7, 5, D)
+    assert drawn["weights.initial"].squeeze(1).shape == (3, K)
+
+
 def test_inside_a_larger_model() -> None:
     class Larger(pyro.nn.PyroModule):
         def __init__(self) -> None:
@@ -724,7 +759,17 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "labels": (
         lambda: MarkovVMoNF(chain()).fit(GOOD, y=torch.zeros(5).long(), progress=False),
         ValueError,
-        "it has no labels",
+        "y was passed to the fit of a chain, and it has no labels",
+    ),
+    "labels of steps": (
+        lambda: MarkovVMoNF(chain()).fit(GOOD, y=torch.zeros(5, 4).long(), progress=False),
+        ValueError,
+        "y was passed to the fit of a chain",
+    ),
+    "a context": (
+        lambda: MarkovVMoNF(chain()).fit(GOOD, given=GOOD, progress=False),
+        ValueError,
+        "given was passed to the fit of a chain",
     ),
     "a pair of rows": (
         lambda: VMoNF(chain()),

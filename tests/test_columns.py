@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.columns import warn_of_columns
@@ -69,6 +70,24 @@ def test_a_fit_names_them_once_and_stays_finite(name: str, n_init: int) -> None:
     assert vmonf.log_prob(x).isfinite().all()
     assert vmonf.component_log_prob(x).isfinite().all()
     assert all(p.isfinite().all() for p in vmonf.parameters())
+
+
+CALLS: dict[str, Any] = {
+    "fit": lambda x: pair().fit(x, epochs=1, progress=False),
+    "fit of a loader": lambda x: pair().fit(DataLoader(TensorDataset(x)), steps=1, progress=False),
+    "several starts": lambda x: pair().fit(x, n_init=2, epochs=1, progress=False),
+    "from_data": lambda x: VMoNF.from_data(x, components=2, minutes=0.01, seed=0, progress=False),
+    "standardize_": lambda x: pair().model.standardize_(x),
+    "warm_start_": lambda x: warm_start_(pair().guide, x, steps=1),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
+@pytest.mark.parametrize("call", CALLS)
+def test_the_warning_points_to_the_line_of_the_user(call: str) -> None:
+    with pytest.warns(UserWarning, match="Remedies") as caught:
+        CALLS[call](ROWS["ages"][0])
+    assert {w.filename for w in caught if "Remedies" in str(w.message)} == {__file__}
 
 
 @pytest.mark.parametrize("name", FINE)

@@ -158,6 +158,30 @@ def test_weights_that_cannot_learn_of_a_guide_are_refused_before_training() -> N
         assert torch.equal(value, before[name]), name
 
 
+class OfRows(Weights):
+    """Weights of each row, by a random slope in its context."""
+
+    num_components = 3
+    taken = 0
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        slope = pyro.sample("weights.slope", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        return slope if context is None else (context * slope).log_softmax(-1)
+
+    def take_draws_(self, draws: Tensor) -> None:
+        self.taken += 1
+
+
+def test_draws_of_weights_of_each_row_are_refused_before_training() -> None:
+    model = FlowMixture(bank(), OfRows(), context_features=1)
+    vmonf = VMoNF(model, AutoNormal(pyro.poutine.block(model, hide=["c"])))
+    x = rows(20)
+    with pytest.raises(ValueError, match=r"OfRows, whose weights have shape \(20, 3\) and depend"):
+        vmonf.fit(x, given=torch.ones(20, 1), epochs=1, progress=False)
+    vmonf.eval()
+    assert not model.weights.taken
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_first_step_of_svi_builds_an_autoguide_beside_a_network(turned: bool) -> None:
     x = rows()

@@ -23,6 +23,7 @@ from pyro_vmonf import (
     VMoNF,
 )
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts.gaps import hot_deck
@@ -81,6 +82,47 @@ def test_the_posterior_of_a_row_with_gaps_is_bayes_rule() -> None:
     torch.testing.assert_close(guided[gaps], exact[gaps], rtol=0, atol=0.15)  # draws of 64
     assert not torch.allclose(guided[~gaps], exact[~gaps], atol=0.15)
     assert torch.equal(network.predict_proba(x[~gaps]), guided[~gaps])
+
+
+class Plain(pyro.nn.PyroModule):
+    """A guide that is no part of the library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(D, K)
+
+    def log_q(self, x: Tensor) -> Tensor:
+        assert not x.isnan().any()
+        return self.network(x).log_softmax(-1)
+
+    def forward(self, x: Tensor, index: Tensor | None = None, size: int | None = None) -> None:
+        with pyro.plate("data", size or len(x), subsample=index):
+            q = pyro.distributions.Categorical(logits=self.log_q(x))
+            pyro.sample("c", q, infer={"enumerate": "parallel"})
+
+
+class Bound(BoundGuide):
+    """A guide on the base of the library, with a posterior of its own."""
+
+    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        return Plain.log_q(self, x)  # type: ignore[arg-type]
+
+    def network(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("guide", [Plain, Bound])
+def test_a_guide_of_ones_own_is_asked_about_no_gap(guide: Any) -> None:
+    x, y = blobs()
+    pair = VMoNF(gaussians().model, guide()).double()
+    gaps = x.isnan().any(1)
+    found, exact = pair.predict_proba(x), pair.predict_proba(x, exact=True)
+    torch.testing.assert_close(found[gaps], exact[gaps], rtol=0, atol=0)
+    torch.testing.assert_close(found[~gaps], pair.predict_proba(x[~gaps]), rtol=0, atol=1e-12)
+    assert not torch.allclose(found[~gaps], exact[~gaps], atol=0.1)
+    torch.testing.assert_close(pair.elbo(x)[gaps], pair.log_prob(x)[gaps], rtol=0, atol=1e-12)
+    assert (pair.elbo(x) <= pair.log_prob(x) + 1e-12).all()
+    assert torch.equal(pair.predict(x, y), y)
 
 
 def test_the_mean_of_imputed_rows_is_that_of_the_mixture_conditional() -> None:

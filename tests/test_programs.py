@@ -175,6 +175,12 @@ def test_two_instances_in_one_process() -> None:
             torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
+def lookup(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        logits = pyro.param("table", torch.zeros(len(x), K))
+        pyro.sample("c", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+
 def test_predict_says_which_posterior_it_uses() -> None:
     x, model = rows(), mixture()
     own = VMoNF(model, [OfComponent(), AutoNormal(hidden(model))])
@@ -188,8 +194,12 @@ def test_predict_says_which_posterior_it_uses() -> None:
     assert VMoNF(model).guide.predicts_by == "Bayes' rule"
     softmax = VMoNF(model, [SoftmaxGuide(MLP(2, K)), AutoNormal(hidden(model))])
     assert "predicts by the log_q of SoftmaxGuide" in repr(softmax.guide)
-    with pytest.raises(TypeError, match="elbo needs log_q"):
+    with pytest.raises(TypeError, match="elbo needs log_q, which OfComponent does not have"):
         VMoNF(model, OfComponent()).elbo(x)
+    table = VMoNF(model, [AutoNormal(hidden(model)), lookup])
+    table.guide.build_(model, {"x": x})
+    with pytest.raises(TypeError, match="log_q, which the function lookup does not have; write"):
+        table.elbo(x)
 
 
 def _elbo(vmonf: VMoNF, x: Tensor, q: Tensor) -> Tensor:
@@ -295,7 +305,7 @@ WRONG: dict[str, tuple[Make, str]] = {
     "a batch as the whole": (lambda model: without_plate_size, "'c' counts otherwise"),
     "two of one site": (
         lambda model: [one_too_many, AutoNormal(hidden(model))],
-        "two members of the guide, FunctionProgram and AutoNormal, draw 'weights'",
+        "two members of the guide, the function one_too_many and AutoNormal, draw 'weights'",
     ),
     "two of c": (lambda model: [SoftmaxGuide(MLP(2, K)), OfComponent()], "both SoftmaxGuide and"),
     "a guide of labels that are ruled out": (

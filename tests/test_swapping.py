@@ -592,6 +592,7 @@ PROGRAMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "An autoguide beside a softmax network": lambda names: (
         {"weights", "bank.loc"} < names["auto"].median().keys()
         and accuracy(names["truth"], names["vmonf"].predict(names["x"])) > 0.95
+        and bool((names["low"] < names["high"]).all())  # of each weight
     ),
     "A hidden Markov model": lambda names: accuracies(names)[0] > accuracies(names)[1] + 0.05,
     "Weights for each group": lambda names: names["found"].allclose(names["shares"], atol=0.1),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.frames import Names
 from pyro_vmonf._utils.validation import has_gaps
+from pyro_vmonf._utils.warned import warn
 
 FEWEST = 10  # rows below which nothing is said
 REPEATED = 0.05  # share of rows that repeat another one, above which they are named
@@ -42,11 +41,10 @@ def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
         said.append(f"{repeated} of {len(x)} rows repeat another one")
         helps.append("pass each row once, or jitter the rows by a little noise")
     if said:
-        warnings.warn(
+        warn(
             f"{'; '.join(said)}. A density of real numbers grows without bound there, and "
             f"log-densities say little. Remedies: {'; '.join(dict.fromkeys(helps))}",
-            UserWarning,
-            stacklevel=3,
+            category=UserWarning,
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.model import FlowMixture
@@ -89,8 +89,13 @@ class BoundGuide(Program):
         size: int | None = None,
         sample_weight: Tensor | None = None,
         given: Tensor | None = None,
+        steps: int | None = None,
     ) -> None:
-        """Draw the random parts of the model and the component of each row."""
+        """Draw the random parts of the model and the component of each row.
+
+        The arguments are those of the model, so that ``Predictive`` runs both. Where a model of
+        sequences generates, ``steps`` is their length, of which the guide takes no notice.
+        """
         self._begin()
         if x is not None:  # without rows c keeps its prior
             rows = Rows(x, y, index, size, sample_weight, given, self._fraction(x, size))
@@ -143,16 +148,42 @@ class BoundGuide(Program):
     def log_posterior(
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
     ) -> Tensor:
-        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised."""
+        """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised.
+
+        A row with missing entries has the exact posterior in place of :meth:`log_q`.
+        """
         if self.exact:
             return self._bound_model().log_posterior(x, y, given)
-        return with_evidence(self.log_q(x, given), y)
+        gaps = self._gaps(x)
+        log_q = self.log_q(x, given) if gaps is None else self._log_q_of_gaps(x, given, gaps)
+        return with_evidence(log_q, y)
+
+    def _gaps(self, x: Tensor) -> Tensor | None:
+        """Return which rows have missing entries ``(*)``; ``None`` if no row has."""
+        if self.model is None or not self.model.has_gaps(x):
+            return None
+        gaps = x.isnan().flatten(-len(self.model.event_shape)).any(-1)
+        return gaps if gaps.any() else None
+
+    def _log_q_of_gaps(self, x: Tensor, given: Tensor | None, gaps: Tensor) -> Tensor:
+        """Return log q(c|x) where rows have gaps: of the guide, and of the model."""
+        model = self._bound_model()
+        log_q = self.log_q(model.standardizer.filled(x), given)
+        if given is not None:
+            given = given.expand(*x.shape[:-1], given.shape[-1])[gaps]
+        with torch.no_grad():
+            exact = model.log_posterior(x[gaps], None, given)
+        return log_q.index_put((gaps,), exact.to(log_q))
 
     def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
         r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
-        log_q = self.log_q(x, given)
+        log_q = self.log_posterior(x, None, given)
         q = log_q.exp()
         return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)
+
+    def learner(self) -> nn.Module | None:
+        """Return the module whose parameters :meth:`log_q` has; ``None`` if that is the model."""
+        return None if self.exact else self
 
     @property
     def predicts_by(self) -> str:

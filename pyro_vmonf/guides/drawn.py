@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.validation import floating_buffer
-from pyro_vmonf.contracts import required
+from pyro_vmonf.contracts import no_draws, required
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import FunctionProgram, accepted, drawn_sites
+from pyro_vmonf.program import (
+    FunctionProgram,
+    accepted,
+    autoguides,
+    check_autoguide,
+    drawn_sites,
+    explained,
+    name_in_words,
+)
 
 ROWS = 2  # where nobody says how many
 DRAWS = 256  # of the random parts, for the moments that the verbs use
@@ -83,6 +91,86 @@ def same_values(state: Sequence[Tensor], kept: Sequence[Tensor] | None) -> bool:
         and [value.shape for value in state] == [value.shape for value in kept]
         and all(torch.equal(a.to(b), b) for a, b in zip(state, kept, strict=True))
     )
+
+
+def sites_of_members(
+    parts: Sequence[nn.Module], arguments: dict[str, Any], model: FlowMixture
+) -> tuple[list[tuple[set[str], set[str]]], dict[str, str]]:
+    """Run each member of a guide once.
+
+    Arguments:
+        parts: the members.
+        arguments: of a call of the model.
+        model: the mixture.
+
+    Returns:
+        The sites of each member, all and those of rows; and the member of each site, in words.
+
+    Raises:
+        ValueError: if two members draw the same site, or an autoguide draws ``c``.
+    """
+    by: dict[str, str] = {}
+    found: list[tuple[set[str], set[str]]] = []
+    data = model.site("data")
+    for part in parts:
+        name, taken = name_in_words(part), accepted(part, arguments)
+        if isinstance(part, FunctionProgram):
+            part.prepare_(taken)
+        with explained(part), own_store():
+            sites = drawn_sites(part, taken)
+        for auto in autoguides(part):
+            check_autoguide(auto, model.site("c"), data)
+        for site in sites:
+            if site in by:
+                raise ValueError(
+                    f"two members of the guide, {by[site]} and {name}, draw {site!r}; hide it "
+                    "from one of them by poutine.block"
+                )
+            by[site] = name
+        stacks = {key: value["cond_indep_stack"] for key, value in sites.items()}
+        local = {key for key, stack in stacks.items() if data in {f.name for f in stack}}
+        found.append((set(sites), local))
+    return found, by
+
+
+def require_log_q(part: nn.Module) -> None:
+    """Refuse a member of a guide that draws ``c`` and has no ``log_q``.
+
+    Raises:
+        TypeError: always but for a member that has one.
+    """
+    if isinstance(part, FunctionProgram):
+        raise TypeError(
+            f"elbo needs log_q, which {name_in_words(part)} does not have; write the guide as a "
+            "module, pyro.nn.PyroModule, with log_q(x) beside forward"
+        )
+    required(part, "log_q", "elbo")
+
+
+def check_takes_draws(model: FlowMixture, given: Tensor | None) -> None:
+    """Refuse weights that cannot take draws of another guide.
+
+    Arguments:
+        model: the mixture.
+        given: context of some rows ``(N, H)``, if there is one.
+
+    Raises:
+        TypeError: if they have no ``take_draws_``.
+        ValueError: if each row has weights of its own: draws of them would score no other row.
+    """
+    weights, kind = model.weights, type(model.weights).__name__
+    if given is not None:
+        with poutine.block():
+            shape = tuple(weights(given).shape)
+        if len(shape) > 1:
+            raise ValueError(
+                f"a guide of your own draws the sites of {kind}, whose weights have shape {shape} "
+                f"and depend on the rows; expected ({model.num_components},), since draws of them "
+                f"score no other row: write {kind}.guide and {kind}.log_mean, and hide the sites "
+                "from your guide"
+            )
+    if not weights.takes_draws:
+        raise TypeError(no_draws(weights))
 
 
 def take_draws_(

@@ -12,13 +12,15 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
-from pyro_vmonf.contracts import no_draws, required
 from pyro_vmonf.guides.base import BoundGuide
 from pyro_vmonf.guides.drawn import (
+    check_takes_draws,
     hidden_with,
     refuse_networks,
+    require_log_q,
     rows_of,
     same_values,
+    sites_of_members,
     take_draws_,
 )
 from pyro_vmonf.guides.exact import MarginalGuide
@@ -26,17 +28,13 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import (
     FunctionProgram,
     accepted,
-    autoguides,
-    check_autoguide,
     check_member,
     declares,
     drawn_sites,
-    explained,
     give_models_,
     models_of,
     name_foreign_,
     reset_autoguide_,
-    with_evidence,
 )
 
 Member = Callable[..., Any]
@@ -141,28 +139,8 @@ class PyroGuide(BoundGuide):
         model = self._bound_model()
         give_models_(self.programs, self._models)
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        drawn: dict[str, str] = {}
-        found: list[tuple[set[str], set[str]]] = []
-        data = model.site("data")
         with evaluating(self), evaluating(model), local_seed(0), torch.no_grad():
-            for part in self._foreign:
-                taken = accepted(part, arguments)
-                if isinstance(part, FunctionProgram):
-                    part.prepare_(taken)
-                with explained(part), own_store():
-                    sites = drawn_sites(part, taken)
-                for auto in autoguides(part):
-                    check_autoguide(auto, model.site("c"), data)
-                for name in sites:
-                    if name in drawn:
-                        raise ValueError(
-                            f"two members of the guide, {drawn[name]} and {type(part).__name__}, "
-                            f"draw {name!r}; hide it from one of them by poutine.block"
-                        )
-                    drawn[name] = type(part).__name__
-                stacks = {name: site["cond_indep_stack"] for name, site in sites.items()}
-                local = {n for n, stack in stacks.items() if data in {f.name for f in stack}}
-                found.append((set(sites), local))
+            found, drawn = sites_of_members(self._foreign, arguments, model)
         if self._own.draws_component and model.site("c") in drawn:
             raise ValueError(
                 f"both {type(self._own).__name__} and {drawn[model.site('c')]} draw "
@@ -171,9 +149,10 @@ class PyroGuide(BoundGuide):
         self._drawn = found
         with own_store(), evaluating(model), local_seed(0), torch.no_grad():
             self._of_weights = set(drawn_sites(model.weights, {"context": arguments.get("given")}))
-        if self._draws_weights() and not model.weights.takes_draws:
-            self._drawn = []
-            raise TypeError(no_draws(model.weights))
+            if self._draws_weights():
+                self._drawn = []  # as before, where the weights refuse it
+                check_takes_draws(model, arguments.get("given"))
+        self._drawn = found
         self._first = arguments
         kind = 0 if "y" not in arguments else 1 + arguments["y"].is_floating_point()
         rows = len(arguments["x"])
@@ -268,6 +247,7 @@ class PyroGuide(BoundGuide):
         size: int | None = None,
         sample_weight: Tensor | None = None,
         given: Tensor | None = None,
+        steps: int | None = None,
     ) -> None:
         """Run the members one after the other; without rows, for the sites that are no rows'."""
         arguments = {
@@ -312,6 +292,10 @@ class PyroGuide(BoundGuide):
             return own
         return next((m for m in self.members if hasattr(m, "log_q")), None)
 
+    def learner(self) -> nn.Module | None:
+        found = self._q()
+        return found if isinstance(found, nn.Module) else None
+
     @property
     def draws_component(self) -> bool:  # type: ignore[override]
         """``True`` if a member draws ``c``; assumed of members that have not run."""
@@ -333,18 +317,14 @@ class PyroGuide(BoundGuide):
         log_q: Tensor = found.log_q(x) if given is None else found.log_q(x, given)
         return log_q
 
-    def log_posterior(
-        self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        if self.exact:
-            return self._bound_model().log_posterior(x, y, given)
-        return with_evidence(self.log_q(x, given), y)
-
     def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
         if not self.draws_component or (self.exact and self._own.draws_component):
             return joint.logsumexp(-1)
         if self.exact:
-            required(self._foreign[0], "log_q", "elbo")
+            c = self._bound_model().site("c")
+            parts = zip(self._foreign, self._drawn, strict=self.ready)
+            drawing = [part for part, (sites, _) in parts if c in sites]
+            require_log_q((drawing or self._foreign)[0])
         return super().bound(joint, x, given)
 
     def sums_directly(self) -> bool:

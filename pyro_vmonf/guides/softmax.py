@@ -126,23 +126,6 @@ class SoftmaxGuide(BoundGuide):
             x = torch.cat((x, given.expand(*x.shape[:-1], given.shape[-1])), -1)
         return (self.network(x) / self.temperature).log_softmax(-1)
 
-    def _gaps(self, x: Tensor) -> Tensor | None:
-        """Return which rows have missing entries ``(*)``; ``None`` if no row has."""
-        if self.model is None or not self.model.has_gaps(x):
-            return None
-        gaps = x.isnan().flatten(-self._event_dim()).any(-1)
-        return gaps if gaps.any() else None
-
-    def _log_q_of_gaps(self, x: Tensor, given: Tensor | None, gaps: Tensor) -> Tensor:
-        """Return log q(c|x) where rows have gaps: of the network, and of the model."""
-        model = self._bound_model()
-        log_q = self.log_q(model.standardizer.filled(x), given)
-        if given is not None:
-            given = given.expand(*x.shape[:-1], given.shape[-1])[gaps]
-        with torch.no_grad():
-            exact = model.log_posterior(x[gaps], None, given)
-        return log_q.index_put((gaps,), exact.to(log_q))
-
     def objective(self, terms: dict[str, float]) -> float:
         """Return the share ``elbo_gradient`` of the ELBO, and the penalties of the terms."""
         penalties = sum(terms.get(name, 0.0) for name, _ in self.named_terms())

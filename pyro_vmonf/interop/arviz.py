@@ -18,6 +18,7 @@ from pyro_vmonf._utils.validation import (
     floating_buffer,
 )
 from pyro_vmonf._version import __version__
+from pyro_vmonf.chains import MarkovMixture
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.interop.draws import Draws, draws_of_guide, draws_of_samples, is_random
 from pyro_vmonf.interop.groups import to_arviz
@@ -51,6 +52,7 @@ def to_inference_data(
     x: Any,
     y: Any = None,
     *,
+    lengths: Any = None,
     exact: bool = False,
     draws: int | None = None,
     posterior: Mapping[str, Any] | None = None,
@@ -97,12 +99,14 @@ def to_inference_data(
         x: rows ``(N, *event_shape)``, in raw units; sequences of a chain ``(S, T, *event_shape)``,
             with NaN after their ends: see :meth:`~pyro_vmonf.MarkovMixture.padded`.
         y: evidence of the rows, as in ``fit``; it enters the responsibilities.
+        lengths: steps ``(S,)`` of the sequences of a chain, in place of the NaN.
         exact: responsibilities by Bayes' rule under each draw, in place of those of the guide.
         draws: number of draws of the random parts from the guide; 1,000 by default.
         posterior: samples of an MCMC ``(draws, *)`` or ``(chains, draws, *)`` by the names of the
             sites, as ``mcmc.get_samples(group_by_chain=True)`` returns them.
         predictive: number of data sets of N rows under each draw; ``True`` is 1.
-        held_out: rows ``(M, *event_shape)`` outside the fit.
+        held_out: rows ``(M, *event_shape)`` outside the fit; of a chain, sequences with NaN after
+            their ends.
         seed: seed of the draws; the global state stays.
         chunk_size: rows evaluated at once.
 
@@ -132,7 +136,7 @@ def to_inference_data(
     """
     model = vmonf.model
     check_unconditional("to_inference_data", model.context_features)
-    x = model.rows(x)
+    x = _rows(model, x, lengths)
     y = _evidence(model, y, len(x))
     new = None if held_out is None else model.rows(held_out)
     by_guide = not (exact or vmonf.guide.exact or model.of_sequences)
@@ -177,12 +181,27 @@ def to_inference_data(
     return to_arviz(arviz, arrays, *_axes(model, x, y, new), attrs, record)
 
 
+def _rows(model: FlowMixture, x: Any, lengths: Any) -> Tensor:
+    """Return the rows, which are sequences of some lengths where the model is a chain."""
+    if lengths is None:
+        return model.rows(x)
+    if not isinstance(model, MarkovMixture):
+        raise ValueError(
+            f"lengths is given, and the rows of a {type(model).__name__} are no sequences; leave "
+            "it out"
+        )
+    return model.padded(x, lengths)
+
+
 def _evidence(model: FlowMixture, y: Any, count: int) -> Tensor | None:
     """Return labels or evidence of the rows, checked."""
     if y is None:
         return None
     if model.of_sequences:
-        raise ValueError("y is given, but the steps of sequences have no labels; leave it out")
+        raise ValueError(
+            "y is given, but the steps of sequences have no labels; leave it out, and "
+            "pass the lengths of the sequences by name, lengths=..."
+        )
     return check_evidence(y, count, model.num_components, floating_buffer(model))
 
 

@@ -13,6 +13,7 @@ from pyro_vmonf.program.foreign import (
     explained,
     give_models_,
     models_of,
+    name_in_words,
     reset_autoguide_,
 )
 from pyro_vmonf.program.modules import Conditioned, Program, Transparent, detached_, name_of
@@ -71,6 +72,7 @@ __all__ = [
     "log_evidence",
     "models_of",
     "name_foreign_",
+    "name_in_words",
     "name_of",
     "posterior_of_joint",
     "register",

@@ -155,6 +155,12 @@ class FunctionProgram(nn.Module):
         return self.function(**arguments)
 
 
+def name_in_words(part: nn.Module) -> str:
+    """Return the class of a program, or the name of the function that it runs."""
+    of_function = isinstance(part, FunctionProgram)
+    return f"the function {part.extra_repr()}" if of_function else type(part).__name__
+
+
 @contextmanager
 def explained(part: nn.Module) -> Iterator[None]:
     """Say what an autoguide needs where Pyro refuses a discrete site."""

@@ -22,8 +22,8 @@ from pyro_vmonf._utils.validation import (
     check_sample_weight,
     floating_buffer,
 )
-from pyro_vmonf.contracts import Start
-from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.contracts import Start, required
+from pyro_vmonf.guides import BoundGuide, SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import log_evidence
@@ -40,7 +40,7 @@ class Lesson(nn.Module):
     """A loss of a guide alone, or of another network, as the objective of a trainer.
 
     Arguments:
-        module: the guide, whose network learns, or the network.
+        module: the guide, or the network.
         loss: function from positions of rows to the loss.
         terms: those whose weights follow schedules.
     """
@@ -55,11 +55,6 @@ class Lesson(nn.Module):
         self.module = module
         self.loss = loss
         self.terms = list(terms)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network that learns."""
-        return self.module.network if isinstance(self.module, SoftmaxGuide) else self.module
 
     def set_step_(self, step: int) -> None:
         """Move the terms along their schedules."""
@@ -107,12 +102,13 @@ def teach(
     steps: int,
     title: str,
 ) -> None:
-    """Take the steps of a lesson.
+    """Take the steps of a lesson, which moves the parameters of the optimiser.
 
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    parameters = [p for p in lesson.network.parameters() if p.requires_grad]
+    every = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = [p for p in every if p.requires_grad]
     run = Run(rows, torch.Generator())  # type: ignore[arg-type]
     plan = Plan(steps=steps, max_rejected=1, title=title)
     Trainer(Single(lesson, parameters=parameters), [run], optimizer, scheduler, plan).run()
@@ -238,16 +234,40 @@ def _check_numbers(labelled: int, **positive: int) -> None:
     check_positive("labelled", labelled, minimum=0)
 
 
-def _model_of(guide: SoftmaxGuide) -> FlowMixture:
+def _model_of(guide: BoundGuide) -> FlowMixture:
+    if not isinstance(guide, BoundGuide):
+        kind = type(guide).__name__
+        raise TypeError(f"guide is a {kind}; expected the guide of a pair: pass vmonf.guide")
     if guide.model is None:
         raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
     return guide.model
+
+
+def learning_parameters(guide: BoundGuide, verb: str) -> list[nn.Parameter]:
+    """Return the parameters of a guide's ``log_q``, without those of its model.
+
+    Raises:
+        TypeError: if the guide is none of a pair, or has nothing to train.
+        ValueError: if it is bound to no model.
+    """
+    of_model = set(_model_of(guide).parameters())
+    learner = guide.learner()
+    every = () if learner is None else learner.parameters()
+    found = [p for p in every if p.requires_grad and p not in of_model]
+    if not found:
+        raise TypeError(
+            f"{verb} trains the log_q of a guide, and the {type(guide).__name__} has none with "
+            "parameters to train; take a SoftmaxGuide(network), or a module with log_q(x), alone "
+            "or in a list of guides"
+        )
+    return found
 
 
 def _terms_of(
     guide: SoftmaxGuide, terms: Sequence[Term | Callable[[Batch], Tensor]] | None
 ) -> list[Term]:
     """Return what is to be minimised: the guide's own terms by default."""
+    required(guide, "network", "pretrain_")
     wanted: list[Term] = [
         term if isinstance(term, Term) else CustomTerm(term)  # type: ignore[arg-type]
         for term in (guide.terms if terms is None else terms)
@@ -258,7 +278,7 @@ def _terms_of(
 
 
 def warm_start_(
-    guide: SoftmaxGuide,
+    guide: BoundGuide,
     x: Any,
     clusters: Tensor | Start | None = None,
     y: Any = None,
@@ -269,10 +289,11 @@ def warm_start_(
     lr: float = 3e-3,
     seed: int | None = None,
 ) -> None:
-    """Teach the guide's network a first clustering, before any flow is trained.
+    """Teach the ``log_q`` of a guide a first clustering, before any flow is trained.
 
     Arguments:
-        guide: a guide that is bound to its model.
+        guide: a guide that is bound to its model, as ``vmonf.guide`` is. Of a list of guides the
+            one with a ``log_q`` learns.
         x: rows ``(N, *event_shape)``.
         clusters: cluster ``(N,)`` of each row, or a :class:`~pyro_vmonf.contracts.Start` that finds
             them; by default :func:`spectral_clusters`.
@@ -283,11 +304,12 @@ def warm_start_(
         seed: seed of the order of the rows.
 
     Raises:
+        TypeError: if no ``log_q`` of the guide has parameters to train.
         ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
             nothing has then changed.
     """
-    model = _model_of(guide)
-    like = floating_buffer(guide)
+    model, parameters = _model_of(guide), learning_parameters(guide, "warm_start_")
+    like = floating_buffer(model)
     names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)
     check_positive("steps", steps)
@@ -319,7 +341,7 @@ def warm_start_(
         return loss.mean() if weight is None else (loss * weight[index]).mean() / weight.mean()
 
     with in_units(model, x, weight, names), local_seed(seed):
-        optimizer = torch.optim.Adam(guide.network.parameters(), lr=lr, fused=True)
+        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
         teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.components import per_component
-from pyro_vmonf.contracts import required
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.starts.lessons import warm_start_
+from pyro_vmonf.starts.lessons import learning_parameters, warm_start_
 from pyro_vmonf.training.fit import Progress
 
 
@@ -53,7 +52,7 @@ class Reseed:
         reseeded: epoch, dead component and component that was split, of each act.
 
     Raises:
-        TypeError: in ``fit``, if the guide has no network.
+        TypeError: in ``fit``, if no ``log_q`` of the guide has parameters to train.
         ValueError: in ``fit``, if the bank does not say which parameters
             belong to which component.
 
@@ -91,7 +90,7 @@ class Reseed:
             return
         guide: Any = progress.guide
         model = progress.model
-        required(guide, "network", "Reseed")
+        learning_parameters(guide, "Reseed")
         x = model.rows(self.x)
         with torch.no_grad(), evaluating(guide):
             q = torch.cat([guide.log_q(rows).exp() for rows in x.split(8192)])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.validation import listed
+from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import follows, unregistered
@@ -24,11 +22,12 @@ from pyro_vmonf.training.loaders import is_streamed
 from pyro_vmonf.training.rows import Arguments, TensorSource
 from pyro_vmonf.training.selection import MEASURED_ROWS
 
+__all__ = ["culprit", "endings", "endings_of_data", "warn"]
+
 LEAST_STEPS = 100  # shorter runs have not had the time to end anywhere
 FEW_WHOLE = 0.1  # share of rows without missing entries, below which a network learns little
 LEAST_ROWS = 10  # for each component; fewer say nothing about its share
 LEAST_LOSS = 0.01  # nats a row; less is the noise of the last steps
-PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 
 def endings(
@@ -154,15 +153,6 @@ def endings_of_data(
         rows = TensorSource(x, y, weight, MEASURED_ROWS, positions, given)
         rows = rows.counting().sample(MEASURED_ROWS)
     return endings(model, guide, history, rows)
-
-
-def warn(*sentences: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Warn at the line outside of the package that led here."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE + os.sep):
-        level, frame = level + 1, frame.f_back
-    for sentence in sentences:
-        warnings.warn(sentence, category, stacklevel=level)
 
 
 def culprit(model: FlowMixture, terms: Terms, arguments: Arguments) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import alone, local_seed, own_filters
 from pyro_vmonf._utils.validation import as_tensor
+from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import BoundGuide, PyroGuide
 from pyro_vmonf.model import FlowMixture
@@ -292,11 +293,9 @@ def _best_together(
         )
     history = _take_best_(model, guide, pairs, histories)
     if history.rejected:
-        warnings.warn(
+        warn(
             f"{history.rejected} of {history.step[-1]} steps had a loss or gradient that is not "
-            "finite and were rolled back",
-            RuntimeWarning,
-            stacklevel=4,
+            "finite and were rolled back"
         )
     return history
 

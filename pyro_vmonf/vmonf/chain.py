@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from pyro_vmonf.vmonf.halves import Halves
 from pyro_vmonf.vmonf.pair import VMoNF
 from pyro_vmonf.weights import FixedRow
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 class MarkovVMoNF(Drawn, Halves):
     """A mixture whose components follow a Markov chain, its guide, and the verbs of both.
@@ -34,7 +37,8 @@ class MarkovVMoNF(Drawn, Halves):
     Sequences are ``(S, T, *event_shape)``, with ``lengths`` ``(S,)`` where some are shorter. Steps
     after the end of a sequence are never read. The verbs are exact, with any guide: its q(c|x) sees
     single steps, and is ``guide.log_q``. Report and pictures are those of :meth:`alone`. They
-    take sequences, or single steps ``(N, *event_shape)``: see :meth:`steps_of`.
+    take sequences with their ``lengths``, or single steps ``(N, *event_shape)``: see
+    :meth:`steps_of`.
 
     Arguments:
         model: the chain.
@@ -76,10 +80,17 @@ class MarkovVMoNF(Drawn, Halves):
 
         Raises:
             TypeError: if sequences or lengths are no numbers.
-            ValueError: if sequences, lengths or options do not fit.
+            ValueError: if sequences, lengths or options do not fit, or labels or a context are
+                given.
         """
         known: dict[str, Any] = dict(options)
-        return self._fit(self.model.padded(x, lengths), known.pop("y", None), n_init, known)
+        for name in ("y", "given"):
+            if known.pop(name, None) is not None:
+                raise ValueError(
+                    f"{name} was passed to the fit of a chain, and it has no labels and no context "
+                    f"of its steps; leave {name} out"
+                )
+        return self._fit(self.model.padded(x, lengths), None, n_init, known)
 
     def predict(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return the most probable path of components ``(S, T)``, by Viterbi's algorithm.
@@ -239,6 +250,53 @@ class MarkovVMoNF(Drawn, Halves):
         """
         model = self.model.condition(data)
         return type(self)(model, self.guide.without(data, model))
+
+    def plot(
+        self,
+        x: Any = None,
+        lengths: Any = None,
+        *,
+        features: Sequence[int] | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw steps and their clusters: see :meth:`VMoNF.plot`.
+
+        Arguments:
+            x, lengths: as for :meth:`fit`, or single steps ``(N, *event_shape)`` alone.
+            features, ax: as there.
+        """
+        return super().plot(self._single(x, lengths), features=features, ax=ax)
+
+    def plot_report(self, x: Any, lengths: Any = None, *, ax: Axes | None = None) -> Axes:
+        """Draw share and weight of each component: see :meth:`VMoNF.plot_report`.
+
+        Arguments:
+            x, lengths, ax: as for :meth:`plot`.
+        """
+        return super().plot_report(self._single(x, lengths), ax=ax)
+
+    def plot_responsibilities(
+        self, x: Any, lengths: Any = None, *, exact: bool = False, ax: Axes | None = None
+    ) -> Axes:
+        """Draw the probabilities of the clusters of each step by itself.
+
+        Arguments:
+            x, lengths, ax: as for :meth:`plot`.
+            exact: as for :meth:`VMoNF.plot_responsibilities`; of single steps both are the same.
+        """
+        return super().plot_responsibilities(self._single(x, lengths), exact=exact, ax=ax)
+
+    def plot_uncertainty(self, x: Any, lengths: Any = None, *, ax: Axes | None = None) -> Axes:
+        """Draw how certain the clusters are: see :meth:`VMoNF.plot_uncertainty`.
+
+        Arguments:
+            x, lengths, ax: as for :meth:`plot`.
+        """
+        return super().plot_uncertainty(self._single(x, lengths), ax=ax)
+
+    def _single(self, x: Any, lengths: Any) -> Any:
+        """Return the rows of sequences whose lengths are given, and other ones as they are."""
+        return x if lengths is None else self.steps_of(x, lengths)
 
     def _drawn(self, x: Any) -> tuple[VMoNF, Any]:
         steps = x is None or np.ndim(x) == len(self.model.event_shape) + 1

@@ -158,7 +158,7 @@ class Scores(Completes):
             components = self._component_log_prob(rows, given)
             joint = self.model.weights.mean_log(given) + components
             if not self.guide.exact:
-                self._checked(self.guide.log_q(rows, given).exp())
+                self._checked(self.guide.log_posterior(rows, None, given).exp())
             return self.guide.bound(joint, rows, given)
 
         return self._over_chunks(elbo, x, given, chunk_size)

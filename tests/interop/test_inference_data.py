@@ -172,8 +172,22 @@ def test_a_chain_has_its_rows_and_its_sequences() -> None:
     np.testing.assert_array_equal(data.held_out["log_prob"], data.log_likelihood["x"][..., :2])
     assert az.loo(to_inference_data(vmonf, x)).n_data_points == SEQUENCES
     assert len(az.summary(data)) == K + K * K
-    with pytest.raises(ValueError, match="steps of sequences have no labels"):
+    with pytest.raises(ValueError, match=r"steps of sequences have no labels.* lengths=\.\.\."):
         to_inference_data(vmonf, x, y=torch.zeros(N, dtype=torch.long))
+
+
+def test_lengths_say_where_the_sequences_end() -> None:
+    vmonf, x = sequences()
+    lengths = [4] * (SEQUENCES - 1) + [2]
+    padded, said = (
+        to_inference_data(vmonf, rows, draws=5, predictive=True, lengths=given)
+        for rows, given in ((x, None), (x.nan_to_num(7.0), lengths))
+    )
+    for group in ("responsibilities", "log_likelihood", "posterior_predictive", "observed_data"):
+        assert said[group].equals(padded[group]), group
+    pair = VMoNF(FlowMixture(Gaussian(D, K)))
+    with pytest.raises(ValueError, match="rows of a FlowMixture are no sequences"):
+        to_inference_data(pair, torch.randn(N, D), lengths=lengths)
 
 
 def test_a_chain_without_random_parts_is_a_point() -> None:

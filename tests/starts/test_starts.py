@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
+import pyro
 import pytest
 import torch
 
-from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import ExactGuide, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf.datasets import pinwheel, two_circles
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.starts import pretrain_, spectral_clusters, warm_start_
 from pyro_vmonf.starts.reseeding import split_in_two
 
 
@@ -94,6 +97,56 @@ def test_a_warm_guide_knows_the_clusters_and_no_flow_moved() -> None:
     assert accuracy(circle, vmonf.predict(x)) > 0.98
     assert all(torch.equal(v, flows[k]) for k, v in vmonf.model.bank.state_dict().items())
     torch.testing.assert_close(vmonf.model.standardizer.loc, x.mean(0))
+
+
+class Lines(pyro.nn.PyroModule):
+    """A guide that is no part of the library."""
+
+    def __init__(self, model: FlowMixture | None = None) -> None:
+        super().__init__()
+        self.network, self.within = torch.nn.Linear(1, 2), model
+
+    def log_q(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x).log_softmax(-1)
+
+    def forward(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            q = pyro.distributions.Categorical(logits=self.log_q(x))
+            pyro.sample("c", q, infer={"enumerate": "parallel"})
+
+
+WARM: dict[str, Callable[[FlowMixture], Any]] = {
+    "own module": lambda model: Lines(),
+    "own module that holds the model": Lines,
+    "list with an own module": lambda model: [lambda: None, Lines()],
+    "list with a network": lambda model: [SoftmaxGuide(torch.nn.Linear(1, 2)), lambda: None],
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", WARM)
+def test_the_member_with_a_log_q_is_taught(name: str) -> None:
+    model = FlowMixture(Gaussian(1, 2))
+    vmonf = VMoNF(model, WARM[name](model))
+    x = torch.linspace(0.0, 1.0, 40).unsqueeze(-1)
+    clusters = torch.arange(40) // 20
+    before = {k: v.clone() for k, v in model.bank.state_dict().items()}
+    warm_start_(vmonf.guide, x, 1 - clusters, steps=300, lr=0.5, seed=0)
+    assert torch.equal(vmonf.predict(x), 1 - clusters)
+    assert all(torch.equal(v, before[k]) for k, v in model.bank.state_dict().items())
+
+
+@pytest.mark.parametrize("guide", [None, ExactGuide(), lambda: None, Lines().requires_grad_(False)])
+def test_a_guide_that_has_nothing_to_learn_is_refused(guide: Any) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(1, 2)), guide)
+    state = copy.deepcopy(vmonf.state_dict())
+    with pytest.raises(TypeError, match="warm_start_ trains the log_q of a guide"):
+        warm_start_(vmonf.guide, torch.randn(40, 1))
+    with pytest.raises(TypeError, match="pretrain_ needs network"):
+        pretrain_(vmonf.guide, torch.randn(40, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"guide is a Lines; .* pass vmonf.guide"):
+        warm_start_(Lines(), torch.randn(40, 1))  # type: ignore[arg-type]
+    assert all(torch.equal(v, state[k]) for k, v in vmonf.state_dict().items())
 
 
 def test_labels_number_the_clusters() -> None:
