@@ -318,8 +318,7 @@ class FlowMixture(Program):
             ValueError: if a site is none of these, or a value does not fit.
         """
         count = self.context_features
-        context = floating_buffer(self.bank).new_zeros(1, count) if count else None
-        bank, of_weights = self.site("bank."), sites_of(self.weights, context)
+        bank, of_weights = self.site("bank."), sites_of(self.weights, count)
         observe = getattr(self.bank, "observed", None)
         of_bank = {name: value for name, value in data.items() if name.startswith(bank)}
         for name in data:
@@ -337,7 +336,7 @@ class FlowMixture(Program):
             model.bank = observe(of_bank)
         if of_weights.keys() & data.keys():
             values = {name: data[name] for name in of_weights if name in data}
-            model.weights = observed(self.weights, values, context)
+            model.weights = observed(self.weights, values, count)
         return model
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:

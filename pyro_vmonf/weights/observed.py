@@ -71,7 +71,7 @@ class ConditionedWeights(Conditioned, Weights):
         weights: the weights.
         names: names of the sites.
         values: their values.
-        context: of a row ``(1, H)``, where the weights depend on one.
+        context_features: features *H* of the context, where the weights depend on one.
 
     Raises:
         ValueError: if a value does not fit its site.
@@ -86,12 +86,13 @@ class ConditionedWeights(Conditioned, Weights):
         weights: Weights,
         names: Sequence[str],
         values: Sequence[Tensor],
-        context: Tensor | None = None,
+        context_features: int = 0,
     ) -> None:
         super().__init__()
         self.weights = weights
         self.num_components = weights.num_components
-        drawn = sites_of(weights, context)
+        self.context_features = context_features
+        drawn = sites_of(weights, context_features)
         values = [torch.as_tensor(value) for value in values]
         for name, value in zip(names, values, strict=True):
             wanted = tuple(drawn[name]["value"].shape)
@@ -131,36 +132,36 @@ class ConditionedWeights(Conditioned, Weights):
         self.weights.take_draws_(draws)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        if self._draws_themselves(context):
+        if self._draws_themselves():
             return self.weights.log_mean(context)
         draws = self._draws(context)
         return draws.logsumexp(0) - torch.tensor(len(draws)).log()
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
-        if self._draws_themselves(context):
+        if self._draws_themselves():
             return self.weights.mean_log(context)
         return self._draws(context).mean(0)
 
-    def _draws_themselves(self, context: Tensor | None) -> bool:
+    def _draws_themselves(self) -> bool:
         """Return whether the weights have a posterior of their own, whatever its prior is."""
-        return name_of(self, "weights") in sites_of(self.weights, context)
+        return name_of(self, "weights") in sites_of(self.weights, self.context_features)
 
 
-def sites_of(weights: Weights, context: Tensor | None = None) -> dict[str, Any]:
-    """Return the sites that weights draw for a context ``(*, H)``, as Pyro's trace has them."""
+def sites_of(weights: Weights, context_features: int = 0) -> dict[str, Any]:
+    """Return the sites that weights draw for one row, as Pyro's trace has them."""
+    like = next((v for v in (*weights.parameters(), *weights.buffers())), torch.empty(0))
+    context = torch.zeros(1, context_features, dtype=like.dtype, device=like.device)
     with local_seed(0), torch.no_grad():
-        return drawn_sites(lambda: weights(context), {})
+        return drawn_sites(lambda: weights(context if context_features else None), {})
 
 
-def observed(
-    weights: Weights, data: Mapping[str, Tensor], context: Tensor | None = None
-) -> Weights:
+def observed(weights: Weights, data: Mapping[str, Tensor], context_features: int = 0) -> Weights:
     """Return weights of which some sites are observed: see :meth:`FlowMixture.condition`.
 
     Arguments:
         weights: the weights.
         data: values by the names of sites.
-        context: of a row ``(1, H)``, where they depend on one.
+        context_features: features *H* of the context, where they depend on one.
     """
     in_parts = getattr(weights, "with_observed", None)  # of a chain, which has rows
     if in_parts is not None:
@@ -168,4 +169,6 @@ def observed(
     own, prior = name_of(weights, "weights"), getattr(weights, "prior", None)
     rest = {name: value for name, value in data.items() if name != own or prior is None}
     made = weights if prior is None or own not in data else ObservedWeights(prior, data[own])
-    return ConditionedWeights(made, list(rest), list(rest.values()), context) if rest else made
+    if not rest:
+        return made
+    return ConditionedWeights(made, list(rest), list(rest.values()), context_features)
