@@ -462,6 +462,12 @@ def test_rows_with_a_dirichlet_prior() -> None:
     torch.testing.assert_close(found[1:], expected, rtol=0, atol=2e-3)
 
 
+def test_the_road_of_random_rows_says_that_nothing_is_left_to_enumerate() -> None:
+    vmonf = MarkovVMoNF(chain(transition=dist.Dirichlet(torch.ones(K, K))))
+    road = vmonf.fit(sequences(), LENGTHS, epochs=1, progress=False).road
+    assert road.startswith("TraceEnum_ELBO: nothing is left to enumerate, ")
+
+
 def test_random_rows_are_sites() -> None:
     model = MarkovMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)), dist.Dirichlet(2 * ROWS))
     vmonf, x = MarkovVMoNF(model), sequences()
@@ -750,6 +756,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: chain(initial=torch.ones(4)),
         ValueError,
         "initial does not fit: there are 4 weights but the bank has 3 components",
+    ),
+    "a batch of priors": (
+        lambda: chain(transition=dist.LogisticNormal(torch.zeros(K, K - 1), torch.ones(K, K - 1))),
+        ValueError,
+        r"LogisticNormal of batch_shape \(3,\).*; expected a list of 3 distributions",
     ),
     "one module": (
         lambda: chain(transition=LearnedWeights(K)),
