@@ -129,6 +129,8 @@ class Guide(Protocol):
     :class:`~pyro_vmonf.PyroGuide`). Inherit from :class:`~pyro_vmonf.guides.BoundGuide` to have the
     names of the model's sites.
 
+    Rows are in raw units: ``self.model.standardizer.inv(x)`` are the standardised ones.
+
     Optional:
         ``log_q(x, given)``: log q(c|x) ``(*, K)``; by default the model's exact posterior.
         ``set_step_(step)``: follow schedules; by default nothing.

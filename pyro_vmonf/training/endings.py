@@ -126,7 +126,8 @@ def _clusters(proba: Tensor, sample_weight: Tensor | None) -> list[str]:
     if len(clusters) == 1:
         return [
             f"the fit ended with all of {number} rows in one cluster, component {int(clusters)} of "
-            f"{count}; try n_init, or a start of pyro_vmonf.starts"
+            f"{count}; try n_init, or a start of pyro_vmonf.starts; a guide of your own reads raw "
+            "rows, and standardised ones are model.standardizer.inv(x)"
         ]
     weight = proba.new_ones(number) if sample_weight is None else sample_weight
     share = (weight / weight.sum()).to(proba) @ proba
