@@ -93,6 +93,13 @@ class Counts(ShownModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def forget_(module: nn.Module) -> None:
+    """Forget the rows that weights in closed form have counted; the weights stay."""
+    for part in module.modules():
+        if isinstance(part, Counts):
+            part.reset_parameters()
+
+
 def counts_of(log_posterior: Tensor, sample_weight: Tensor | None) -> Tensor:
     """Return the counts ``(K,)`` of rows with log q ``(*, K)`` and weights."""
     q = log_posterior.exp()

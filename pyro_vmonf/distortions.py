@@ -103,6 +103,27 @@ class RandomWalk(ShownModule):
             self._ends = self._walk()
         return self._ends
 
+    def check_rows(self, x: Tensor, index: Tensor | None) -> None:
+        """Refuse rows of a run that are others than those of the graph.
+
+        Arguments:
+            x: some rows of the run.
+            index: their positions in the whole.
+
+        Raises:
+            ValueError: if the graph has other rows at these positions.
+        """
+        if index is None:
+            return
+        inside = index < len(self.x)
+        here = self.x[index[inside]].to(x.dtype)
+        alike = torch.isclose(here, x[inside], rtol=1e-5, atol=1e-6, equal_nan=True)
+        if not (inside.all() and alike.all()):
+            raise ValueError(
+                f"the RandomWalk was built of {len(self.x)} other rows, or of these in another "
+                "order; build it of the rows of the fit: RandomWalk(x)"
+            )
+
     def train(self, mode: bool = True) -> RandomWalk:
         """Set the mode; the walks of an opened file are drawn before it trains."""
         if mode:

@@ -20,6 +20,7 @@ from pyro_vmonf._utils.validation import (
     check_positive,
     check_sample_weight,
 )
+from pyro_vmonf.counts import forget_
 from pyro_vmonf.flows.gaussian import Gaussian, moments
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.transforms import Standardize
@@ -132,6 +133,7 @@ def fit_em(
     model.standardizer.load_state_dict(units.state_dict())
     model.standardizer.fitted.fill_(True)
     model.weights.logits.copy_(weights.log())
+    forget_(model.weights)
     model.bank.set_(means, covariances)
     offset = float(units.scale.log().sum())
     return [value - offset for value in curve]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,25 @@ from pyro_vmonf import (
     Gaussian,
     MAFMoG,
     MarkovMixture,
+    MarkovVMoNF,
+    RandomWeights,
+    RealNVP,
     SoftmaxGuide,
     VMoNF,
+    fit_em,
 )
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.distortions import RandomWalk
+from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows import GaussianMixtures
+from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.interop.tables import read_table
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.starts import warm_start_
+from pyro_vmonf.terms import Consistency
+from pyro_vmonf.weights import GammaDirichlet
 
 UNTRAINED: dict[str, Any] = {"seed": 0, "minutes": 1e-6, "progress": False}
 
@@ -228,3 +240,148 @@ def test_far_away_is_minus_infinity_for_mixtures_of_gaussians() -> None:
         finite = found.isfinite()
         torch.testing.assert_close(found[finite], exact[finite], rtol=1e-4, atol=0)
         assert bool((exact[~finite] < -1e30).all())
+
+
+def two_sets() -> tuple[Tensor, Tensor]:
+    """10,000 rows of which a tenth is in the second cluster, and 400 of which nine tenths are."""
+    many = torch.cat((torch.randn(9000, 2), torch.randn(1000, 2) + 9))
+    few = torch.cat((torch.randn(40, 2), torch.randn(360, 2) + 9))
+    return many[torch.randperm(10_000)], few[torch.randperm(400)]
+
+
+def test_a_fit_does_not_count_the_rows_of_the_last_one() -> None:
+    many, few = two_sets()
+    model = FlowMixture(Gaussian(2, 2), "learned")
+    model.bank.set_(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), torch.eye(2).expand(2, 2, 2))
+    vmonf = VMoNF(model)
+    options: dict[str, Any] = {"progress": False, "seed": 0, "standardize": False, "lr": 1e-9}
+    vmonf.fit(many, steps=15, batch_size=500, **options)
+    vmonf.fit(few, epochs=1, batch_size=100, **options)
+    torch.testing.assert_close(model.weights.log_mean().exp(), torch.tensor([0.1, 0.9]))
+
+
+def test_em_is_not_undone_by_counts_of_other_rows() -> None:
+    many, few = two_sets()
+    model = FlowMixture(Gaussian(2, 2), "learned")
+    fit_em(model, many, seed=0)
+    VMoNF(model).fit(many, epochs=1, progress=False, seed=0)
+    fit_em(model, few, seed=0)
+    before = model.weights.log_mean().exp()
+    VMoNF(model).fit(few, steps=3, batch_size=100, progress=False, seed=0, lr=1e-9)
+    torch.testing.assert_close(model.weights.log_mean().exp(), before, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("options", [{"compile": True}, {"n_init": 2}], ids=["compiled", "starts"])
+def test_hooks_on_gradients_are_heard(options: dict[str, Any]) -> None:
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 2, blocks=1), "learned"), SoftmaxGuide(MLP(2, 2)))
+    heard = []
+    parameter = next(vmonf.guide.parameters())
+    parameter.register_hook(lambda gradient: heard.append(1))
+    vmonf.fit(torch.randn(64, 2), epochs=4, batch_size=32, progress=False, seed=0, **options)
+    assert len(heard) >= 8
+    assert "compiled in" not in vmonf.history.road
+
+
+CHANGES: dict[str, Any] = {
+    "forward hook": lambda vmonf, _: vmonf.guide.network.register_forward_hook(
+        lambda module, given, found: 2 * found
+    ),
+    "step hook": lambda _, optimizer: optimizer.register_step_post_hook(
+        lambda *_: [p.data.mul_(0.9) for p in optimizer.param_groups[0]["params"]]
+    ),
+    "maximize": lambda _, optimizer: optimizer.param_groups[0].update(maximize=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_callback_changes_ends_the_graph(change: str, float64: None) -> None:
+    states = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        vmonf = VMoNF(FlowMixture(RealNVP(2, 2, blocks=1)), SoftmaxGuide(MLP(2, 2, hidden=(4,))))
+        made: list[Any] = []
+
+        def adam(parameters: Any, made: list[Any] = made) -> torch.optim.Adam:
+            made.append(torch.optim.Adam(parameters, lr=1e-3))
+            return made[0]
+
+        def watch(progress: Any, vmonf: VMoNF = vmonf, made: list[Any] = made) -> None:
+            if progress.epoch == 2:
+                CHANGES[change](vmonf, made[0])
+
+        data: dict[str, Any] = {"epochs": 5, "batch_size": 32, "progress": False, "seed": 0}
+        x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+        vmonf.fit(x, optimizer=adam, callbacks=[watch], compile=compiled, keep="last", **data)
+        states.append(torch.cat([p.detach().flatten() for p in vmonf.parameters()]))
+    torch.testing.assert_close(*states, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_the_support_of_a_chain_is_that_of_any_component(steps: int) -> None:
+    lows = [torch.tensor([[low]]) for low in (0.0, 1.0)]
+    uniforms = [torch.distributions.Uniform(low, low + 2) for low in lows]
+    bank = [torch.distributions.Independent(each, 1) for each in uniforms]
+    vmonf = MarkovVMoNF(MarkovMixture(bank, "uniform", "learned"))
+    chain = vmonf.marginal(steps)
+    x = chain.sample((500,))
+    assert chain.support.check(x).all()
+    assert chain.log_prob(x).isfinite().all()
+    assert not chain.support.check(x + 5).any()
+    assert vmonf.fit(x, epochs=1, progress=False, seed=0).elbo
+
+
+def test_a_warm_start_that_fails_leaves_the_guide_as_it_was() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2)))
+    before = copy.deepcopy(vmonf.state_dict())
+    x = torch.as_tensor(two_blobs()).float()
+    calls = []
+
+    def later(module: nn.Module, given: Any, found: Tensor) -> Tensor:
+        calls.append(1)
+        return found * (torch.nan if len(calls) > 20 else 1.0)
+
+    hook = vmonf.guide.network.register_forward_hook(later)
+    with pytest.raises(FloatingPointError, match="as it was before"):
+        warm_start_(vmonf.guide, x, torch.arange(200) // 100, seed=0)
+    hook.remove()
+    assert all(torch.equal(value, before[name]) for name, value in vmonf.state_dict().items())
+
+
+def test_a_walk_on_other_rows_is_refused() -> None:
+    x = torch.randn(100, 2)
+    for rows in (x.flip(0), x[:50] + 1, torch.cat((x, x + 1))):
+        terms = [Consistency(RandomWalk(x, neighbors=5))]
+        vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2), terms))
+        before = copy.deepcopy(vmonf.state_dict())
+        with pytest.raises(ValueError, match="built of 100 other rows"):
+            vmonf.fit(rows, epochs=1, progress=False)
+        after = vmonf.state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
+        vmonf.fit(x, epochs=1, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:Nothing in the mixture is random")
+def test_a_conditioned_pair_goes_to_arviz() -> None:
+    known, x = torch.tensor([0.3, 0.7]), torch.randn(20, 2)
+    prior = RandomWeights(GammaDirichlet(2, shape=2.0, rate=1.0))
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2), prior)).condition({"weights": known})
+    data = to_inference_data(vmonf, x, draws=5)
+    assert set(data.posterior.data_vars) == {"weights", "weights_concentration"}
+    np.testing.assert_allclose(data.posterior["weights"], known.expand(1, 5, 2), rtol=1e-5)
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2), Dirichlet(torch.ones(2))))
+    data = to_inference_data(vmonf.condition({"weights": known}), x)
+    np.testing.assert_allclose(data.posterior["weights"][0, 0], known, rtol=1e-5)
+    chain = MarkovVMoNF(MarkovMixture(Gaussian(2, 2), Dirichlet(torch.ones(2)), "learned"))
+    data = to_inference_data(chain.condition({"weights.initial": known}), x.reshape(5, 4, 2))
+    np.testing.assert_allclose(data.posterior["initial"][0, 0], known, rtol=1e-5)
+
+
+def test_a_sequence_without_a_path_leaves_the_moves_of_others() -> None:
+    never = -math.inf
+    rows = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]).log()
+    components = torch.distributions.Normal(torch.zeros(2, 1), 1.0)
+    chain = HiddenChain(rows, torch.distributions.Independent(components, 1), 2)
+    table = torch.tensor([[[0.0, never], [never, 0.0]], [[never, 0.0], [never, 0.0]]])
+    for weight in (None, torch.tensor([1.0, 0.0])):
+        found = chain.moves(table, torch.ones(2, 2, dtype=torch.bool), weight)
+        assert found.tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]

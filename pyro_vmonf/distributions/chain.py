@@ -14,6 +14,7 @@ from pyro_vmonf._utils.validation import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.path import HiddenPath, path_given, top_of
 from pyro_vmonf.distributions.selection import grouped_draw
+from pyro_vmonf.distributions.support import of_any
 
 
 class HiddenChain(Estimated):
@@ -59,7 +60,8 @@ class HiddenChain(Estimated):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
-        return constraints.independent(self.components.support, 1)
+        row = of_any(self.components.support, len(self.components.event_shape))
+        return constraints.independent(row, 1)
 
     def _shares(self) -> Tensor:
         """Return the probabilities of the components at each step ``(T, K)``."""
@@ -208,11 +210,12 @@ class HiddenChain(Estimated):
         with torch.inference_mode(False), torch.enable_grad():
             rows = self.log_rows.detach().clone().requires_grad_()
             table = (table - top_of(table)).clone().requires_grad_()
-            log_prob = HiddenChain(rows, self.components).scored(table, seen)
-            log_prob = log_prob if weight is None else weight * log_prob
-            possible = torch.where(log_prob > -torch.inf, log_prob, 0.0)
-            slope, proba = torch.autograd.grad(possible.sum(), (rows, table))
-        proba, slope = proba.nan_to_num(0.0), slope.nan_to_num(0.0)
+            frozen = HiddenChain(rows, self.components)
+            # A sequence that no path leads through would have no gradient, nor would the others.
+            lost = frozen.scored(table, seen).detach() == -torch.inf
+            weight = (~lost).to(table) if weight is None else weight.masked_fill(lost, 0.0)
+            log_prob = frozen.scored(table.masked_fill(lost[..., None, None], 0.0), seen)
+            slope, proba = torch.autograd.grad((weight * log_prob).sum(), (rows, table))
         first = proba[..., 0, :].flatten(0, -2).sum(0)
         leaves = _going(seen)[..., 1:, None] * proba[..., :-1, :]  # the numbers of moves from each
         total = torch.cat((first.sum()[None], leaves.flatten(0, -2).sum(0)))

@@ -164,7 +164,11 @@ def _random_sites(model: FlowMixture) -> dict[str, Any]:
     """Return the random sites, as Pyro's trace has them."""
     with local_seed(0):
         nodes: dict[str, Any] = poutine.trace(model.draw_parts).get_trace().nodes
-    return {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    return {
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
 
 
 def _shapes(model: FlowMixture, given: str) -> dict[str, torch.Size]:

@@ -342,7 +342,12 @@ def warm_start_(
 
     with in_units(model, x, weight, names), local_seed(seed):
         optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-        teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
+        before = copy.deepcopy(guide.state_dict())
+        try:
+            teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
+        except FloatingPointError:
+            guide.load_state_dict(before)
+            raise
 
 
 def _checked(clusters: Any, rows: int, model: FlowMixture) -> Tensor:

@@ -33,7 +33,7 @@ from pyro_vmonf.training.data import (
 from pyro_vmonf.training.endings import culprit, endings, warn
 from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.knowledge import knows_clusters
+from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
@@ -365,17 +365,6 @@ def plan_of(
         draws=1 if model.sums_directly() else MEASURED_DRAWS,
         check_last=True,
     )
-
-
-def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
-    """Start the parts of the bank that start from data, by the guide's clusters of some rows."""
-    x = model.standardizer.filled(probe["x"]) if model.has_gaps(probe["x"]) else probe["x"]
-    x, weight, counts = model.each_row(x, guide.first_clusters(x), probe.get("sample_weight"))
-    weight = weight if weight is not None and knows_clusters(weight) else None
-    if counts is not None:
-        each = counts.unsqueeze(-1).expand(-1, model.num_components)
-        weight = each if weight is None else weight * each
-    model.start_(x, weight)
 
 
 def _hook(

@@ -30,6 +30,7 @@ class FlatAdam:
     def __init__(
         self, optimizer: Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> None:
+        self.optimizer = optimizer
         self.parameters = list(parameters)
         self.clip_norm = clip_norm
         [self.group] = optimizer.param_groups
@@ -58,29 +59,29 @@ class FlatAdam:
         """Return whether the step is another one, or is watched, so that the optimiser takes it."""
         if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) > 1:
             return True
-        [group] = optimizer.param_groups
         kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
         steps = {
             float(state["step"]) if (state := optimizer.state.get(parameter)) else 0.0
             for parameter in parameters
         }
-        watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        special = ("amsgrad", "maximize", "capturable", "differentiable")
         return bool(
             len(kinds) != 1
             or not next(iter(kinds))[0].is_floating_point
             or len(steps) > 1
-            or watched
-            or any(group[name] for name in special)
+            or special(optimizer)
         )
 
     def changed(self) -> bool:
-        """Return whether the optimiser has another state, or steps that differ by parameter."""
+        """Return whether the optimiser takes another step, or has another state."""
         names = ("step", "exp_avg", "exp_avg_sq")
-        return not self.even or any(
-            self.state[parameter].get(name) is not own
-            for parameter, views in zip(self.parameters, self.own, strict=True)
-            for name, own in zip(names, views, strict=True)
+        return (
+            not self.even
+            or special(self.optimizer)
+            or any(
+                self.state[parameter].get(name) is not own
+                for parameter, views in zip(self.parameters, self.own, strict=True)
+                for name, own in zip(names, views, strict=True)
+            )
         )
 
     def look_(self) -> None:
@@ -136,3 +137,11 @@ class FlatAdam:
         self.mean.copy_(mean)
         self.square.copy_(square)
         self.steps.add_(1)
+
+
+def special(optimizer: Optimizer) -> bool:
+    """Return whether a step of Adam is watched, or goes another way than the usual one."""
+    watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    names = ("amsgrad", "maximize", "capturable", "differentiable")
+    several = len(optimizer.param_groups) > 1
+    return bool(watched) or several or any(optimizer.param_groups[0][name] for name in names)

@@ -18,6 +18,7 @@ from pyro_vmonf.program import unregistered
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.flat_adam import FlatAdam
+from pyro_vmonf.training.lanes import is_watched
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.streams import Streams, kept
 
@@ -281,6 +282,8 @@ def _values(own: dict[str, Any], names: list[str]) -> Values:
     return (
         *map(own.get, names),
         *map(id, own["_modules"].values()),
+        *own["_forward_hooks"],
+        *own["_forward_pre_hooks"],
         *map(id, parameters),
         *(parameter.requires_grad for parameter in parameters),
     )
@@ -301,6 +304,8 @@ def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:
         raise NotCaptured("the sum over c goes through the sites of the program")
     if several_processes():
         raise NotCaptured("several processes share the step")
+    if any(is_watched(parameter) for parameter in objective.parameters()):
+        raise NotCaptured("a parameter has hooks on its gradient")
     own = {id(parameter) for parameter in objective.parameters()}
     if any(id(parameter) not in own for parameter in parameters):
         raise NotCaptured("the optimizer moves a parameter that is not the pair's")

@@ -1,4 +1,4 @@
-"""A guide's knowledge of clusters, before a run."""
+"""Before a run: the guide's knowledge of clusters, and parts that start from data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.validation import has_gaps
+from pyro_vmonf.counts import forget_
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.endings import warn
+from pyro_vmonf.training.rows import Arguments
 
 KNOWN_SHARE = 0.1  # of log K: what a guide that knows clusters tells about c, at least
 JUDGED_ROWS = 1000  # by which a guide is asked
@@ -38,3 +40,18 @@ def warn_of_lost_clusters(model: FlowMixture, guide: BoundGuide, x: Any, n_init:
             f"the guide knows clusters, and n_init={n_init} draws the guides of runs 2 to {n_init} "
             "anew, without them; pass start=, a function that teaches them to each run"
         )
+
+
+def start_parts(model: FlowMixture, guide: BoundGuide, probe: Arguments) -> None:
+    """Start the parts of the bank that start from data, by the guide's clusters of some rows.
+
+    Weights in closed form forget the rows of a former run.
+    """
+    forget_(model)
+    x = model.standardizer.filled(probe["x"]) if model.has_gaps(probe["x"]) else probe["x"]
+    x, weight, counts = model.each_row(x, guide.first_clusters(x), probe.get("sample_weight"))
+    weight = weight if weight is not None and knows_clusters(weight) else None
+    if counts is not None:
+        each = counts.unsqueeze(-1).expand(-1, model.num_components)
+        weight = each if weight is None else weight * each
+    model.start_(x, weight)

@@ -17,6 +17,13 @@ from pyro_vmonf.training.data import Arguments
 Terms = dict[str, Tensor]
 
 
+def is_watched(parameter: Tensor) -> bool:
+    """Return whether a user's function looks at the gradient of a parameter, or changes it."""
+    return bool(
+        parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    )
+
+
 class Lanes(Protocol):
     """One or R states of one module, whose call returns terms; their sum is maximised.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import floating_buffer
+from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import PyroGuide
 from pyro_vmonf.program import (
     Enumerate,
@@ -113,8 +114,12 @@ class Objective(nn.Module):
             fast: take the short road where it is the same.
 
         Raises:
-            ValueError: if the program has no bound, or Pyro refuses it.
+            ValueError: if the program has no bound, Pyro refuses it, or a part of the guide knows
+                other rows.
         """
+        for part in self.guide.modules():
+            check = optional(part, "check_rows", lambda x, index: None)
+            check(arguments["x"], arguments.get("index"))
         with evaluating(self.model), evaluating(self.guide):
             nesting = max_plate_nesting(self.model, self.guide, **arguments)
         reason, direct = "asked for by fast=False", False

@@ -24,6 +24,7 @@ from pyro_vmonf.training.data import in_memory, make_sources
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import warn_of_lost_clusters
+from pyro_vmonf.training.lanes import is_watched
 from pyro_vmonf.training.loaders import is_streamed
 from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.together import TOGETHER, NotTogether, Pair, fit_together
@@ -184,7 +185,8 @@ def fit_best(
     held_out = _common_rows(x, held_out, options["sample_weight"], first)
     if start is None and not is_streamed(x):
         warn_of_lost_clusters(model, guide, x, n_init)
-    alike = not isinstance(guide, PyroGuide) and options.get("compile") is not True
+    watched = any(is_watched(p) for part in (model, guide) for p in part.parameters())
+    alike = not (watched or isinstance(guide, PyroGuide) or options.get("compile") is True)
     if options.keys() <= TOGETHER and not is_streamed(x) and alike:
         with contextlib.suppress(NotTogether):
             return _best_together(model, guide, x, y, n_init, first, held_out, start, options)

@@ -19,8 +19,9 @@ from pyro_vmonf._utils.validation import has_gaps
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.data import Sources, TensorSource, check_data
-from pyro_vmonf.training.fit import fit, in_units, plan_of, quiet_scope, run_of, start_parts
+from pyro_vmonf.training.fit import fit, in_units, plan_of, quiet_scope, run_of
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.lanes import Stacked
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Options
