@@ -224,7 +224,17 @@ class Options:
         return steps + (self.pretrain_epochs + self.interleave * (epochs or 0)) * labelled
 
     def optimizer_of(self, parameters: list[Any]) -> Optimizer:
-        """Return the optimiser of parameters: Adam by default."""
+        """Return the optimiser of parameters: Adam by default.
+
+        Raises:
+            ValueError: if there are none, or a function of the user's makes no such optimiser.
+        """
+        if not parameters:
+            raise ValueError(
+                "there is nothing to train: no parameter of bank, weights and guide requires a "
+                "gradient; expected one at least. Free a part by part.requires_grad_(), or ask the "
+                "verbs, which need no fit"
+            )
         if self.optimizer is not None:
             return make_optimizer(self.optimizer, parameters)
         return Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)

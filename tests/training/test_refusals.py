@@ -337,3 +337,17 @@ def test_restarts_with_a_plateau_have_a_rate_each() -> None:
 def test_parts_refuse_what_they_cannot_be(make: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"scale|hidden|epsilon|probe|shear"):
         make()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"n_init": 2}, {"optimizer": lambda p: SGD(p, lr=0.1)}], ids=str
+)
+def test_a_pair_with_nothing_to_train_is_refused_in_words(options: dict[str, Any]) -> None:
+    frozen = Gaussian(2, K).requires_grad_(False)
+    for guide in (None, lambda: None, SoftmaxGuide(MLP(2, K)).requires_grad_(False)):
+        vmonf = VMoNF(FlowMixture(frozen), guide)
+        with pytest.raises(
+            ValueError, match=r"nothing to train: .*; expected one at least\. Free a"
+        ):
+            vmonf.fit(X, epochs=1, progress=False, **options)
+        assert not vmonf.model.standardizer.fitted
