@@ -357,6 +357,12 @@ def test_rows_with_a_dirichlet_prior() -> None:
     torch.testing.assert_close(found[1:], expected, rtol=0, atol=2e-3)
 
 
+def test_the_road_of_random_rows_says_that_nothing_is_left_to_enumerate() -> None:
+    vmonf = MarkovVMoNF(chain(transition=dist.Dirichlet(torch.ones(K, K))))
+    road = vmonf.fit(sequences(), LENGTHS, epochs=1, progress=False).road
+    assert road.startswith("TraceEnum_ELBO: nothing is left to enumerate, ")
+
+
 def test_random_rows_are_sites() -> None:
     model = MarkovMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)), dist.Dirichlet(2 * ROWS))
     vmonf, x = MarkovVMoNF(model), sequences()

@@ -232,7 +232,9 @@ def check_structure(model_trace: Trace, guide_trace: Trace) -> None:
         for name, site, sign in sites
         if enumerated_dim(site) is not None and not (sign > 0 and name in drawn)
     ]
-    if len(enumerated) != 1:
+    if not enumerated:
+        raise OtherProgram("nothing is left to enumerate, the density of the rows has summed c out")
+    if len(enumerated) > 1:
         raise OtherProgram(f"{len(enumerated)} sites are enumerated: one is expected")
     [(_, c, sign)] = enumerated
     if sign > 0:  # a sum inside of the logarithm
