@@ -652,6 +652,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "initial does not fit: there are 4 weights but the bank has 3 components",
     ),
+    "a batch of priors": (
+        lambda: chain(transition=dist.LogisticNormal(torch.zeros(K, K - 1), torch.ones(K, K - 1))),
+        ValueError,
+        r"LogisticNormal of batch_shape \(3,\).*; expected a list of 3 distributions",
+    ),
     "one module": (
         lambda: chain(transition=LearnedWeights(K)),
         TypeError,

@@ -138,6 +138,12 @@ def as_rows(form: Row | Sequence[Row], count: int, like: Tensor | None = None) -
         )
     if isinstance(form, Dirichlet) and form.batch_shape:
         form = [Dirichlet(row) for row in form.concentration]
+    if isinstance(form, Distribution) and form.batch_shape:
+        raise ValueError(
+            f"transition is a {type(form).__name__} of batch_shape {tuple(form.batch_shape)}; "
+            f"expected a list of {count} distributions of batch_shape (), one after each component "
+            "(a Dirichlet alone may have a batch)"
+        )
     if isinstance(form, str | Distribution):
         form = [form] * count
     elif form is None:
