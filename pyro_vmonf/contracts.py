@@ -127,7 +127,8 @@ class Guide(Protocol):
     Required: the call draws the sites that it covers. Any Pyro program will do, with those of the
     model's arguments that it needs: a function, a module, an autoguide, or a list of them (see
     :class:`~pyro_vmonf.PyroGuide`). Inherit from :class:`~pyro_vmonf.guides.BoundGuide` to have the
-    names of the model's sites.
+    names of the model's sites. Rows are in raw units; ``self.model.standardizer.inv(x)`` has them
+    in those of the fit.
 
     Optional:
         ``log_q(x, given)``: log q(c|x) ``(*, K)``; by default the model's exact posterior.
@@ -138,17 +139,17 @@ class Guide(Protocol):
         >>> import pyro, torch
         >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> from pyro_vmonf.guides import BoundGuide
-        >>> class FlatGuide(BoundGuide):
+        >>> class SignGuide(BoundGuide):
         ...     def log_q(self, x, given=None):
-        ...         count = self.model.num_components
-        ...         return x.new_zeros(*x.shape[:-1], count).log_softmax(-1)
+        ...         z = self.model.standardizer.inv(x)
+        ...         return torch.stack((z[..., 0], -z[..., 0]), -1).log_softmax(-1)
         ...     def infer(self, rows):
         ...         with rows.plate(self.site("data"), self.model.event_shape):
         ...             q = pyro.distributions.Categorical(logits=self.log_q(rows.x))
         ...             pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
-        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 5)), FlatGuide())
+        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 2)), SignGuide())
         >>> vmonf.predict_proba(torch.zeros(1, 2))
-        tensor([[0.2000, 0.2000, 0.2000, 0.2000, 0.2000]])
+        tensor([[0.5000, 0.5000]])
     """
 
     def __call__(self, x: Tensor | None = None, y: Tensor | None = None, **arguments: Any) -> Any:

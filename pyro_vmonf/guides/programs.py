@@ -49,7 +49,8 @@ class PyroGuide(BoundGuide):
 
     Parts that build themselves at their first run (autoguides, ``pyro.param`` in a function) do so
     on the first rows: of ``fit``, or drawn from the model. ``predict`` uses the ``log_q`` of a
-    member, and Bayes' rule where none has it: see :attr:`predicts_by`.
+    member, and Bayes' rule where none has it: see :attr:`predicts_by`. Members are given rows in
+    raw units, which ``model.standardizer.inv(x)`` takes off.
 
     Arguments:
         members: guides: modules, autoguides, functions, guides of this library.
