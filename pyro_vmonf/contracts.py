@@ -132,6 +132,8 @@ class Guide(Protocol):
 
     Optional:
         ``log_q(x, given)``: log q(c|x) ``(*, K)``; by default the model's exact posterior.
+        ``take_(index)``: make component *i* what component ``index[i]`` was, as ``prune_`` and
+        ``align_`` need it; by default they refuse.
         ``set_step_(step)``: follow schedules; by default nothing.
         ``reset_parameters()``: draw the parameters anew, as restarts need it.
 

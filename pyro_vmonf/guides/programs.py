@@ -33,6 +33,7 @@ from pyro_vmonf.program import (
     give_models_,
     models_of,
     name_foreign_,
+    name_in_words,
     reset_autoguide_,
 )
 
@@ -356,9 +357,15 @@ class PyroGuide(BoundGuide):
         self._own.compile()
 
     def take_(self, index: Tensor) -> None:
-        if self._foreign:
-            raise ValueError("the guide is a Pyro program; no part of it is known to belong to c")
-        self._own.take_(index)
+        for part in self._foreign:
+            if not hasattr(part, "take_"):
+                raise ValueError(
+                    f"the guide has {name_in_words(part)}, whose components cannot be taken out or "
+                    "change places; write take_(index) in a module of your own, after which "
+                    "component i is what index[i] was"
+                )
+        for part in (self._own, *self._foreign):
+            part.take_(index)  # type: ignore[operator]
 
     @torch.no_grad()
     def settle_(self) -> None:
