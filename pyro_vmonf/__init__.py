@@ -17,7 +17,7 @@ above::
                     callbacks of fit
     files           saved pairs
     em              expectation-maximisation of Gaussian mixtures
-    components      pruning, aligning, doubling components
+    components      mixtures as components; pruning, aligning, doubling components
     guides          q(c|x): softmax network, exact posterior, none
     terms           penalties of the guide beside the ELBO
     distortions     copies of rows that belong to the same cluster
@@ -44,6 +44,7 @@ import sys
 from pyro_vmonf import _moved
 from pyro_vmonf._version import __version__
 from pyro_vmonf.chains import MarkovMixture
+from pyro_vmonf.components import MixtureComponent
 from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.selection import select
@@ -59,7 +60,7 @@ from pyro_vmonf.flows.rotated import RotatedRealNVP
 from pyro_vmonf.flows.stack import Stack
 from pyro_vmonf.guides import ExactGuide, MarginalGuide, PyroGuide, SoftmaxGuide
 from pyro_vmonf.interop.ddp import TrainingLoss
-from pyro_vmonf.model import FlowMixture, MixtureComponent
+from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import constant, exponential_decay, linear_decay
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History

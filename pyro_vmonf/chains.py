@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -275,9 +276,17 @@ class MarkovMixture(FlowMixture):
             ValueError: if it sums over a part of the components, or bank or weights are random.
         """
         if guide.exact:
+            chain = HiddenChain(self.weights.mean_rows(), self.components())
+
+            def counts() -> Tensor:
+                with torch.no_grad():
+                    table, seen = chain.table(rows.x), chain.observed(rows.x)
+                return chain.moves(table, seen, rows.sample_weight).log()
+
+            self.weights.update_(counts, None, guide.new_share(rows))
             return
         with rows.plate(self.site("data"), rows.x.shape[-1 - len(self.event_shape) :]):
-            _, penalties = self.scores(guide, rows)
+            _, penalties = self.scores(guide, rows, self.weights.next_call)
             for name, penalty in penalties.items():
                 # A guide's factor is subtracted from the ELBO.
                 pyro.factor(self.site(name), penalty, has_rsample=True)
@@ -289,7 +298,7 @@ class MarkovMixture(FlowMixture):
             guide: the guide.
             rows: the sequences.
         """
-        log_prob, penalties = self.scores(guide, rows)
+        log_prob, penalties = self.scores(guide, rows, self.weights)
         scale = 1.0 if rows.size is None else rows.size / len(rows.x)
         parts = {"log_likelihood": log_prob, **{k: -value for k, value in penalties.items()}}
         if rows.sample_weight is not None:
@@ -297,11 +306,16 @@ class MarkovMixture(FlowMixture):
             parts = {k: torch.where(weight > 0, weight * v, 0.0) for k, v in parts.items()}
         return {name: scale * value.sum() for name, value in parts.items()}
 
-    def scores(self, guide: Any, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+    def scores(
+        self, guide: Any, rows: Rows, log_rows: Callable[[], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return log p of sequences ``(S,)``, and what a guide pays for each, by name.
+
+        Rows of the chain in closed form have then learnt from the sequences, in ``train()``.
 
         Arguments:
             guide, rows: as for :meth:`terms`.
+            log_rows: function to the log-probabilities ``(K + 1, K)`` of the rows.
 
         Raises:
             TypeError: if the guide has neither the exact posterior nor ``parts``.
@@ -314,25 +328,34 @@ class MarkovMixture(FlowMixture):
                 "of the chain are random; expected all components and learned or fixed parts: "
                 "leave out top=, or pass None as the guide"
             )
-        x = rows.x
-        chain = HiddenChain(self.weights(), self.components())
+        x, weight = rows.x, rows.sample_weight
+        chain = HiddenChain(self.weights.mean_rows(), self.components())
         table, seen = chain.table(x), chain.observed(x)
-        log_prob = chain.scored(table, seen)
         if guide.exact:
-            return log_prob, {}
+            counts = partial(chain.moves, table, seen, weight)
+            self.weights.update_(lambda: counts().log(), None, guide.new_share(rows))
+            return HiddenChain(log_rows(), chain.components).scored(table, seen), {}
         if bool((chain.log_rows == -torch.inf).any()):
             raise ValueError(
                 f"initial or transition has zeros, where the mean-field bound of a "
                 f"{type(guide).__name__} is minus infinity; expected positive numbers: pass None "
                 "as the guide, or small numbers in place of the zeros"
             )
-        each, number, weight = self.each_row(
-            x, torch.arange(len(x), device=x.device), rows.sample_weight
-        )
+        if bool((seen[:, 1:] & ~seen[:, :-1]).any()):
+            raise ValueError(
+                "a step between two observed ones is missing, over which the mean-field bound of "
+                f"a {type(guide).__name__} does not lead; pass None as the guide, which sums such "
+                "steps out"
+            )
+        number = torch.arange(len(x), device=x.device)
+        each, number, weights = self.each_row(x, number, weight)
         size = (len(x) if rows.size is None else rows.size) * x.shape[1]
-        flat = Rows(each, None, None, size, weight, None)
-        logits, penalties = self._network(guide, flat)
+        logits, penalties = self._network(guide, Rows(each, None, None, size, weights, None))
         log_q = torch.zeros_like(table).index_put((seen,), logits.log_softmax(-1))
+        counts = partial(chain.moves_of, log_q.detach(), seen, weight)
+        self.weights.update_(lambda: counts().log(), None, guide.new_share(rows))
+        chain = HiddenChain(log_rows(), chain.components)
+        log_prob = chain.scored(table, seen)
         paid = {"gap": log_prob - sum(chain.expected(log_q, table, seen).values())}
         for name, penalty in penalties.items():
             paid[name] = torch.zeros_like(log_prob).index_add(0, number, penalty.expand(len(each)))

@@ -1,4 +1,4 @@
-"""Components taken out of a pair, put in another order, or doubled."""
+"""Mixtures as components; components taken out of a pair, put in another order, or doubled."""
 
 from __future__ import annotations
 
@@ -9,8 +9,34 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.sharing import is_shared
 from pyro_vmonf.contracts import Pair
+from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.stack import Stack
+from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import Registered, check_follows
+
+
+class MixtureComponent(Registered):
+    """A mixture as one component of another: the bank whose call returns its marginal.
+
+    Arguments:
+        model: the inner mixture, which trains with the outer one.
+
+    Example:
+        >>> from pyro_vmonf import FlowMixture, Gaussian, RealNVP
+        >>> inner = FlowMixture(Gaussian(2, 3), "learned")
+        >>> outer = FlowMixture([MixtureComponent(inner), RealNVP(2, 4)])
+        >>> outer.num_components
+        5
+    """
+
+    def __init__(self, model: FlowMixture) -> None:
+        super().__init__()
+        check_follows(model, "MixtureComponent", "mixture")
+        self.model = model
+
+    def forward(self, context: Tensor | None = None) -> Marginal:
+        return self.model.mixture(context)
 
 
 class _Place(NamedTuple):

@@ -127,8 +127,9 @@ class Guide(Protocol):
     Required: the call draws the sites that it covers. Any Pyro program will do, with those of the
     model's arguments that it needs: a function, a module, an autoguide, or a list of them (see
     :class:`~pyro_vmonf.PyroGuide`). Inherit from :class:`~pyro_vmonf.guides.BoundGuide` to have the
-    names of the model's sites. Rows are in raw units; ``self.model.standardizer.inv(x)`` has them
-    in those of the fit.
+    names of the model's sites.
+
+    Rows are in raw units: ``self.model.standardizer.inv(x)`` are the standardised ones.
 
     Optional:
         ``log_q(x, given)``: log q(c|x) ``(*, K)``; by default the model's exact posterior.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vmonf._utils.contexts import from_file
 from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_number, check_positive
@@ -60,9 +61,6 @@ class RandomWalk(ShownModule):
         length: largest number of steps. The number of each walk is uniform from 1 to this.
         walks: walks from each row, drawn once. A step of training picks one of them.
 
-    Attributes:
-        ends: positions ``(N, walks)`` where the walks from each row end.
-
     Raises:
         ValueError: if there are not more rows than neighbours, or, in the call, if the positions of
             the rows are unknown.
@@ -77,7 +75,7 @@ class RandomWalk(ShownModule):
     """
 
     x: Tensor
-    ends: Tensor
+    _ends: Tensor | None
 
     def __init__(
         self,
@@ -93,8 +91,29 @@ class RandomWalk(ShownModule):
         self.neighbors = neighbors
         self.length = length
         self.walks = walks
-        nearest = nearest_neighbors(x, neighbors)
-        start = torch.arange(len(x), device=x.device).repeat_interleave(neighbors)
+        # The graph belongs to the data, not to the model: it is not saved with it. A file that is
+        # opened does not need its walks.
+        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("_ends", None if from_file.get() else self._walk(), persistent=False)
+
+    @property
+    def ends(self) -> Tensor:
+        """Positions ``(N, walks)`` where the walks from each row end."""
+        if self._ends is None:
+            self._ends = self._walk()
+        return self._ends
+
+    def train(self, mode: bool = True) -> RandomWalk:
+        """Set the mode; the walks of an opened file are drawn before it trains."""
+        if mode:
+            self.ends  # noqa: B018
+        return super().train(mode)
+
+    def _walk(self) -> Tensor:
+        """Draw the walks."""
+        x, walks, length = self.x, self.walks, self.length
+        nearest = nearest_neighbors(x, self.neighbors)
+        start = torch.arange(len(x), device=x.device).repeat_interleave(self.neighbors)
         pairs = torch.stack((start, nearest.flatten()))
         pairs = torch.unique(torch.cat((pairs, pairs.flip(0)), 1), dim=1)  # sorted by start
         degree = torch.bincount(pairs[0], minlength=len(x))
@@ -104,9 +123,7 @@ class RandomWalk(ShownModule):
         for step in range(length):
             choice = (torch.rand(at.shape, device=x.device) * degree[at]).long()
             at = torch.where(step < lengths, pairs[1][first[at] + choice], at)
-        # The graph belongs to the data, not to the model: it is not saved with it.
-        self.register_buffer("x", x, persistent=False)
-        self.register_buffer("ends", at, persistent=False)
+        return at
 
     def forward(self, batch: Batch) -> Tensor:
         if batch.index is None:

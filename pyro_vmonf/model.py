@@ -34,7 +34,6 @@ from pyro_vmonf.distributions.support import in_units, is_bounded, is_in
 from pyro_vmonf.flows.stack import Bank, as_bank, component_of
 from pyro_vmonf.program import (
     Program,
-    Registered,
     Rows,
     check_follows,
     data_plate,
@@ -50,7 +49,7 @@ from pyro_vmonf.program import (
 from pyro_vmonf.transforms import Standardize
 from pyro_vmonf.weights import Weights, as_weights, observed, sites_of
 
-TRAINING_DRAWS, SCORING_DRAWS = 8, 64  # of a missing entry, for importance weights
+TRAINING_DRAWS, SCORING_DRAWS = 8, 256  # of a missing entry, for importance weights
 
 
 class FlowMixture(Program):
@@ -112,9 +111,14 @@ class FlowMixture(Program):
             )
         self.num_components = components.batch_shape[-1]
         self.event_shape = components.event_shape
-        self.weights = as_weights(weights, self.num_components, like)
+        self.weights = weights  # type: ignore[assignment]
         self.standardizer = Standardize(self.event_shape).to(like.dtype)
         self.bounded = is_bounded(components)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weights":
+            value = as_weights(value, self.num_components, floating_buffer(self.bank))
+        super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with running(self):
@@ -313,7 +317,8 @@ class FlowMixture(Program):
         Raises:
             ValueError: if a site is none of these, or a value does not fit.
         """
-        bank, of_weights = self.site("bank."), sites_of(self.weights)
+        count = self.context_features
+        bank, of_weights = self.site("bank."), sites_of(self.weights, count)
         observe = getattr(self.bank, "observed", None)
         of_bank = {name: value for name, value in data.items() if name.startswith(bank)}
         for name in data:
@@ -330,7 +335,8 @@ class FlowMixture(Program):
         if observe is not None and of_bank:
             model.bank = observe(of_bank)
         if of_weights.keys() & data.keys():
-            model.weights = observed(self.weights, {n: data[n] for n in of_weights if n in data})
+            values = {name: data[name] for name in of_weights if name in data}
+            model.weights = observed(self.weights, values, count)
         return model
 
     def marginal(self, *, given: Tensor | None = None, frozen: bool = False) -> Marginal:
@@ -375,26 +381,3 @@ class FlowMixture(Program):
         if self.has_gaps(x):
             mixture = Marginal(mixture.log_weights, self.observed(mixture.components, x))
         return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
-
-
-class MixtureComponent(Registered):
-    """A mixture as one component of another: the bank whose call returns its marginal.
-
-    Arguments:
-        model: the inner mixture, which trains with the outer one.
-
-    Example:
-        >>> from pyro_vmonf import Gaussian, RealNVP
-        >>> inner = FlowMixture(Gaussian(2, 3), "learned")
-        >>> outer = FlowMixture([MixtureComponent(inner), RealNVP(2, 4)])
-        >>> outer.num_components
-        5
-    """
-
-    def __init__(self, model: FlowMixture) -> None:
-        super().__init__()
-        check_follows(model, "MixtureComponent", "mixture")
-        self.model = model
-
-    def forward(self, context: Tensor | None = None) -> Marginal:
-        return self.model.mixture(context)

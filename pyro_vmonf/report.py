@@ -188,18 +188,18 @@ class ChoiceReport:
     __repr__ = __str__
 
 
-def touching(q: Tensor, components: int | None = None) -> dict[str, Any]:
+def touching(q: Tensor, weight: Tensor, components: int | None = None) -> dict[str, Any]:
     """Return the pairs of clusters that touch, and how many rows are unsure.
 
     Arguments:
-        q: probabilities ``(N, K)`` of the clusters of each row.
+        q, weight: probabilities ``(N, K)`` of each row's clusters, and how much it counts ``(N,)``.
         components: number of clusters that are compared; all by default.
 
     References:
         Hennig (2010), Methods for merging Gaussian mixture components.
     """
-    owned = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]).to(q.dtype)
-    share = (q.mT @ owned) / q.sum(0).clamp_min(1e-12)[:, None]
+    owned = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]) * weight[:, None]
+    share = (q.mT @ owned) / (weight @ q).clamp_min(1e-12)[:, None]
     share = torch.maximum(share, share.mT)[:components, :components].triu(1)
     pairs = sorted((-float(share[i, j]), i, j) for i, j in (share > TOUCHING).nonzero().tolist())
     return {

@@ -51,9 +51,13 @@ def _float64(float64: None) -> None:
     """Compare in float64."""
 
 
-def chain(bank: Any = None, initial: Any = "learned", transition: Any = "learned") -> MarkovMixture:
-    """A chain with random parameters."""
-    model = MarkovMixture(RealNVP(D, K, blocks=2) if bank is None else bank, initial, transition)
+def chain(bank: Any = None, initial: Any = None, transition: Any = None) -> MarkovMixture:
+    """A chain with random parameters, which the gradient moves unless others are given."""
+    bank = RealNVP(D, K, blocks=2) if bank is None else bank
+    count = bank().batch_shape[-1]
+    rows = [LearnedWeights(count, "gradient") for _ in range(count + 1)]
+    initial = rows[0] if initial is None else initial
+    model = MarkovMixture(bank, initial, rows[1:] if transition is None else transition)
     return randomised(model)
 
 
@@ -308,6 +312,107 @@ def known_states() -> tuple[Gaussian, Tensor, Tensor, Tensor]:
     x, c = truth.sample(60, 20, seed=0)
     moves = torch.zeros(K, K).index_put((c[:, :-1], c[:, 1:]), torch.ones(()), accumulate=True)
     return bank.requires_grad_(False), x, c[:, 0].bincount(minlength=K).double(), moves
+
+
+def expected_moves(model: MarkovMixture, x: Tensor, lengths: list[int], weight: Tensor) -> Tensor:
+    """Return the expected first components and moves ``(K + 1, K)`` by sums over all paths."""
+    counts = torch.zeros(K + 1, K)
+    for row, end, each in zip(x, lengths, weight, strict=True):
+        every, joint = paths(model, row[:end])
+        share = each * joint.softmax(0).detach()
+        counts[0].index_add_(0, every[:, 0], share)
+        for t in range(1, end):
+            places = (every[:, t - 1] + 1, every[:, t])
+            counts.index_put_(places, share, accumulate=True)
+    return counts
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moves_are_those_of_all_paths(weighted: bool) -> None:
+    model = chain()
+    x = sequences()
+    weight = torch.tensor([0.0, 2.0, 0.5, 1.0, 3.0]) if weighted else None
+    expected = expected_moves(model, x, LENGTHS, torch.ones(S) if weight is None else weight)
+    mixture, padded = model.mixture(), model.padded(x, LENGTHS)
+    table, seen = mixture.table(padded), mixture.observed(padded)
+    torch.testing.assert_close(mixture.moves(table, seen, weight), expected, rtol=0, atol=1e-12)
+    # of independent steps
+    log_q = torch.randn(S, T, K).log_softmax(-1)
+    found = mixture.moves_of(log_q, seen, weight)
+    apart = torch.where(seen.unsqueeze(-1), log_q.exp(), 0.0)
+    each = apart if weight is None else apart * weight[:, None, None]
+    torch.testing.assert_close(found[0], each[:, 0].sum(0), rtol=0, atol=1e-12)
+    pairs = torch.einsum("stk,stj->kj", each[:, :-1], apart[:, 1:])
+    torch.testing.assert_close(found[1:], pairs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_learned_rows_are_those_of_baum_and_welch(plain: bool, weighted: bool) -> None:
+    """A step without a rate, with all sequences in it, is a step of EM; nothing is lost in it."""
+    model = chain(initial="learned", transition="learned")
+    x = model.padded(sequences(), LENGTHS)
+    weight = torch.tensor([0.5, 2.0, 0.5, 1.0, 3.0]) if weighted else None
+    for _ in range(3):
+        each = torch.ones(S) if weight is None else weight
+        counts = expected_moves(model, sequences(), LENGTHS, each)
+        if plain:
+            svi = SVI(model, ExactGuide(model), pyro.optim.Adam({"lr": 0.0}), Trace_ELBO())
+            svi.step(x, sample_weight=weight)
+        else:
+            options: dict[str, Any] = {"steps": 1, "lr": 1e-12, "standardize": False, "seed": 0}
+            vmonf = MarkovVMoNF(model, ExactGuide())
+            vmonf.fit(x, sample_weight=weight, progress=False, keep="last", **options)
+            assert vmonf.history is not None
+            assert vmonf.history.road == "short"
+        shares = counts / counts.sum(-1, keepdim=True)
+        torch.testing.assert_close(log_rows(model).exp().detach(), shares, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("prior", ["learned", "random"])
+@pytest.mark.parametrize("network", [False, True])
+def test_rows_move_at_the_defaults(network: bool, prior: str) -> None:
+    """Where the states are known, a fit with no options ends at the shares of the counts."""
+    if network and prior == "random":
+        pytest.skip("the mean-field bound takes no random rows")
+    bank, x, first, moves = known_states()
+    added = 0.0 if prior == "learned" else 1.0
+    rows = (
+        (prior, prior) if not added else (dist.Dirichlet(torch.ones(K)), dist.Dirichlet(ROWS * 3))
+    )
+    model = MarkovMixture(bank, *rows)
+    guide = SoftmaxGuide(Known(), model=model) if network else None
+    vmonf = MarkovVMoNF(model, guide)
+    options = {"temperature": 1.0} if network else {}
+    vmonf.fit(x, batch_size=20, standardize=False, progress=False, seed=0, **options)
+    wanted = torch.cat((first[None] + added, moves + added * 3 * ROWS))
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    torch.testing.assert_close(vmonf.model.weights.mean_rows().exp(), wanted, rtol=0, atol=1e-6)
+
+
+class Known(nn.Module):
+    """The logits of the components of :func:`known_states`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(x.unsqueeze(-2) - CENTRES).square().sum(-1) * self.scale
+
+
+def test_particles_and_batches_in_one_buffer_count_once() -> None:
+    bank, x, first, _ = known_states()
+    model = MarkovMixture(bank, "learned", "learned")
+    loss = Trace_ELBO(num_particles=2)
+    svi = SVI(model, MarginalGuide(model), pyro.optim.Adam({"lr": 0.0}), loss)
+    buffer = torch.empty(20, *x.shape[1:])
+    for _ in range(4):
+        for index in torch.arange(60).split(20):
+            buffer.copy_(x[index])
+            svi.step(buffer, index=index, size=60)
+    found = model.initial().exp().detach()
+    torch.testing.assert_close(found, first / first.sum(), rtol=0, atol=1e-6)
 
 
 def test_rows_are_learned() -> None:

@@ -9,6 +9,8 @@ import pickle
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -32,8 +34,9 @@ from pyro_vmonf import (
     files,
 )
 from pyro_vmonf.datasets import read_idx
+from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.nn import MLP
-from pyro_vmonf.terms import Balance
+from pyro_vmonf.terms import Balance, Consistency
 from tests.processes import start
 
 K, D = 3, 2
@@ -441,3 +444,25 @@ def test_write_and_read_are_inverse(tmp_path: Path) -> None:
     found = files.read(tmp_path / "x", "x")
     assert torch.equal(found.pop("a"), content.pop("a"))  # type: ignore[arg-type]
     assert found == content
+
+
+def test_opening_a_file_draws_no_walks_and_imports_no_compiler(tmp_path: Path) -> None:
+    """The walks of a graph are drawn when they are used: the next fit does."""
+    x = torch.randn(60, 2)
+    guide = SoftmaxGuide(MLP(2, 3), [Consistency(RandomWalk(x, neighbors=5))])
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), guide)
+    vmonf.fit(x, epochs=1, progress=False)
+    vmonf.save(tmp_path / "pair")
+    code = (
+        "import sys; from pyro_vmonf import VMoNF\n"
+        "before = {'torch._dynamo', 'sklearn.neighbors'} & set(sys.modules)\n"
+        f"vmonf = VMoNF.load({str(tmp_path / 'pair')!r})\n"
+        "after = {'torch._dynamo', 'sklearn.neighbors'} & set(sys.modules)\n"
+        "assert after == before, after"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    loaded = VMoNF.load(tmp_path / "pair")
+    walk = loaded.guide.terms[0].distort
+    assert walk.get_buffer("_ends") is None
+    loaded.fit(x, epochs=1, progress=False)
+    assert walk.get_buffer("_ends").shape == walk.ends.shape == (60, 64)

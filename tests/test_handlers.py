@@ -11,11 +11,12 @@ import torch
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import Predictive, infer_discrete
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
-from pyro_vmonf import FlowMixture, Gaussian, RandomBank, SoftmaxGuide, VMoNF
+from pyro_vmonf import FlowMixture, Gaussian, RandomBank, RandomWeights, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.weights import GammaDirichlet, Weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 N, K = 8, 3
@@ -114,6 +115,82 @@ def test_a_conditioned_pair_is_fitted_and_queried(guide: Any, tmp_path: Any) -> 
     if guide != "auto":
         known.save(tmp_path / "pair")
         assert torch.equal(VMoNF.load(tmp_path / "pair").log_prob(x), known.log_prob(x))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["fitted", "fresh"])
+def test_the_bound_of_a_conditioned_autoguide_is_the_evidence(first: bool) -> None:
+    """Nothing of the posterior of an observed site is left in the bound, and it stays as it was."""
+    x, vmonf = rows(), pair(None)
+    vmonf.model.bank.requires_grad_(False)
+    guide = AutoNormal(poutine.block(vmonf.model, hide=["c"]))
+    vmonf.guide = guide
+    if first:
+        vmonf.fit(x, epochs=5, lr=0.03, standardize=False, progress=False, seed=0)
+    known = vmonf.condition({"weights": WEIGHTS})
+    if first:
+        before = {name: value.clone() for name, value in guide.state_dict().items()}
+    known.model.bank.requires_grad_(True)
+    history = known.fit(x, epochs=5, lr=1e-9, standardize=False, progress=False, seed=0)
+    assert "weights_unconstrained" not in history.terms
+    joint = WEIGHTS.log() + known.component_log_prob(x)
+    prior = dist.Dirichlet(2 * torch.ones(K)).log_prob(WEIGHTS)
+    evidence = float(joint.logsumexp(-1).sum() + prior) / N
+    assert history.elbo[-1] == pytest.approx(evidence, abs=1e-6)
+    if first:
+        assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [AutoMultivariateNormal, AutoDiagonalNormal])
+def test_sites_that_are_drawn_together_are_not_observed_apart(kind: Any) -> None:
+    x = rows()
+    model = FlowMixture(Gaussian(2, K), RandomWeights(GammaDirichlet(K, shape=2.0, rate=1.0)))
+    vmonf = VMoNF(model, kind(poutine.block(model, hide=["c"])))
+    vmonf.fit(x, epochs=1, progress=False, seed=0)
+    with pytest.raises(ValueError, match=r"draws weights together with .*concentration"):
+        vmonf.condition({"weights": WEIGHTS})
+    both = {"weights": WEIGHTS, "weights_concentration": torch.tensor(1.0)}
+    history = vmonf.condition(both).fit(x, epochs=1, progress=False, seed=0)
+    assert not [name for name in history.terms if "latent" in name]
+
+
+class Scaled(Weights):
+    """Weights of one's own, whose scale is a site."""
+
+    def __init__(self, features: int = 0) -> None:
+        super().__init__()
+        self.num_components = K
+        self.features = features
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        shape = (self.features, K) if self.features else (K,)
+        prior = dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape))
+        slope = pyro.sample("slope", prior)
+        return (slope if context is None else context @ slope).log_softmax(-1)
+
+
+@pytest.mark.parametrize("features", [0, 2])
+def test_sites_of_weights_of_ones_own_are_observed(features: int) -> None:
+    model = FlowMixture(Gaussian(2, K), Scaled(features), context_features=features)
+    slope = torch.randn(features, K) if features else torch.randn(K)
+    given = torch.randn(N, features) if features else None
+    known = model.condition({"slope": slope})
+    wanted = (slope if given is None else given @ slope).log_softmax(-1)
+    torch.testing.assert_close(known.weights.log_mean(given), wanted)
+    with pytest.raises(ValueError, match="observed 'slope' has shape"):
+        model.condition({"slope": torch.zeros(7)})
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, None])
+def test_a_bank_with_observed_parameters_is_fitted_by_each_guide(kind: Any) -> None:
+    x, loc = rows(), torch.ones(K, 2)
+    model = FlowMixture(RandomBank(Gaussian(2, K)), dist.Dirichlet(torch.ones(K)))
+    vmonf = VMoNF(model, None if kind is None else kind(poutine.block(model, hide=["c"])))
+    vmonf.fit(x, epochs=1, progress=False, seed=0)
+    known = vmonf.condition({"bank.loc": loc})
+    history = known.fit(x, epochs=2, standardize=False, progress=False, seed=0)
+    assert not [name for name in history.terms if name.startswith("bank.loc")]
+    assert torch.equal(poutine.trace(known.model).get_trace(x).nodes["bank.loc"]["value"], loc)
+    assert known.predict(x).shape == (N,)
 
 
 def test_parameters_of_a_bank_are_observed() -> None:

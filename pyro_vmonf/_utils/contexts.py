@@ -11,12 +11,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 import pyro
 import torch
 from torch import nn
 
 _lock = threading.RLock()
+from_file: ContextVar[bool] = ContextVar("from_file", default=False)  # a part is built anew
 
 
 def _renew() -> None:

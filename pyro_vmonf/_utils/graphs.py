@@ -63,6 +63,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
     }  # fmt: skip
     if all(value.device.type == "cpu" for value in inputs):
         options["cpp_wrapper"] = True  # the calls of the kernels are machine code as well
+        options["cpp.vec_isa_ok"] = True  # the processor says it; ten small programs would ask
     shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
     with own_filters(), tracing(shapes), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # of the compiler, about itself

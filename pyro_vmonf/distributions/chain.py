@@ -197,6 +197,42 @@ class HiddenChain(Estimated):
         table = torch.where(possible[..., None, None], table, 0.0)
         return path_given(self.log_rows, table, _going(seen)), possible
 
+    def moves(self, table: Tensor, seen: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the expected numbers ``(K + 1, K)`` of first components, and of moves from each.
+
+        Arguments:
+            table, seen: of the sequences, as in :meth:`scored`.
+            weight: how much each sequence counts ``(*)``.
+        """
+        table = self._possible(table).detach()
+        with torch.inference_mode(False), torch.enable_grad():
+            rows = self.log_rows.detach().clone().requires_grad_()
+            table = (table - top_of(table)).clone().requires_grad_()
+            log_prob = HiddenChain(rows, self.components).scored(table, seen)
+            log_prob = log_prob if weight is None else weight * log_prob
+            possible = torch.where(log_prob > -torch.inf, log_prob, 0.0)
+            slope, proba = torch.autograd.grad(possible.sum(), (rows, table))
+        proba, slope = proba.nan_to_num(0.0), slope.nan_to_num(0.0)
+        first = proba[..., 0, :].flatten(0, -2).sum(0)
+        leaves = _going(seen)[..., 1:, None] * proba[..., :-1, :]  # the numbers of moves from each
+        total = torch.cat((first.sum()[None], leaves.flatten(0, -2).sum(0)))
+        # Pyro's chain takes logits, so that the slope lacks what all components of a row share.
+        return (slope + total.unsqueeze(-1) * self.log_rows.detach().exp()).clamp_min(0)
+
+    @staticmethod
+    def moves_of(log_q: Tensor, seen: Tensor, weight: Tensor | None) -> Tensor:
+        r"""Return the same numbers under :math:`q(c) = \prod_t q_t(c_t)`.
+
+        Arguments:
+            log_q: its logarithm ``(*, T, K)``.
+            seen, weight: as for :meth:`moves`.
+        """
+        q = log_q.exp() * seen.unsqueeze(-1)
+        weighted = q if weight is None else weight[..., None, None] * q
+        first = weighted[..., 0, :].flatten(0, -2).sum(0)
+        pairs = weighted[..., :-1, :, None] * q[..., 1:, None, :]
+        return torch.cat((first[None], pairs.flatten(0, -3).sum(0)))
+
     def expected(self, log_q: Tensor, table: Tensor, seen: Tensor) -> dict[str, Tensor]:
         r"""Return the parts ``(*)`` of :math:`E_q[\log p(x, c) - \log q(c)]`, by name.
 

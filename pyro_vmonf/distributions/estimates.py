@@ -124,7 +124,10 @@ def cdf_of(distribution: Distribution, x: Tensor) -> Tensor:
     check_single(distribution)
     if isinstance(distribution, Estimated):
         return distribution.cdf(x)
-    return _normal(distribution).cdf(x).squeeze(-1)
+    one = _normal(distribution)
+    if isinstance(one, Normal):  # torch's own has no digits in the lower tail
+        return torch.special.log_ndtr((x - one.loc) / one.scale).exp().squeeze(-1)
+    return one.cdf(x).squeeze(-1)
 
 
 def icdf_of(distribution: Distribution, share: Tensor) -> Tensor:
@@ -132,7 +135,10 @@ def icdf_of(distribution: Distribution, share: Tensor) -> Tensor:
     check_single(distribution)
     if isinstance(distribution, Estimated):
         return distribution.icdf(share)
-    return _normal(distribution).icdf(share.unsqueeze(-1))
+    one, share = _normal(distribution), share.unsqueeze(-1)
+    if isinstance(one, Normal):
+        return one.loc + one.scale * torch.special.ndtri(share)
+    return one.icdf(share)
 
 
 def _normal(distribution: Distribution) -> Distribution:
@@ -166,4 +172,4 @@ def quantile(cdf: Callable[[Tensor], Tensor], value: Tensor, low: Tensor, high: 
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         if bool(((middle == low) & (low + (high - low) / 2 == low)).all()):
             break
-    return low + (high - low) / 2
+    return torch.where(low == high, low, low + (high - low) / 2)  # infinite ends

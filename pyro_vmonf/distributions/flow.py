@@ -213,6 +213,7 @@ class FlowDistribution(Estimated):
     def cdf(self, x: Tensor) -> Tensor:
         r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
         check_single(self)
+        check_event(x, self.event_shape)
         z, _, good = self._pull(x)
         share = cdf_of(self.base, z)
         share = torch.where(self._rises(), share, 1 - share)

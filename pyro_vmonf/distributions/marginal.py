@@ -115,11 +115,14 @@ class Marginal(Estimated):
     def cdf(self, x: Tensor) -> Tensor:
         r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
         check_single(self)
-        return (self.log_weights.exp() * cdf_of(self.components, x.unsqueeze(-2))).sum(-1)
+        check_event(x, self.event_shape)
+        share = (self.log_weights.exp() * cdf_of(self.components, x.unsqueeze(-2))).sum(-1)
+        return share.expand(broadcast(share.shape, self.batch_shape))
 
     def icdf(self, share: Tensor) -> Tensor:
         """Return the quantiles ``(*, 1)`` at shares ``(*)``, between those of the components."""
         check_single(self)
+        share = share.expand(broadcast(share.shape, self.batch_shape))
         each = icdf_of(self.components, share.unsqueeze(-1))
         with torch.no_grad():
             low, high, share = each.amin(-2), each.amax(-2), share.unsqueeze(-1)

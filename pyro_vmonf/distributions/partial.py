@@ -6,7 +6,9 @@ NaN marks a missing entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +31,7 @@ PROBED = 256  # draws of a component, whose mean and covariance make its proposa
 # Covariances of the two Gaussians of a proposal, by that of the component, and the share of the
 # second: the tails of a proposal have to be the longer ones.
 WIDER, WIDEST, SHARE = 1.2, 6.0, 0.2
+PLAUSIBLE = math.log(1e-3)  # posterior of a component, above which its density matters
 RIDGE = 1e-6  # of that covariance, by its mean variance
 MOST_NUMBERS = 2**22  # that a chunk of rows may need at once
 
@@ -51,6 +54,36 @@ class Partial:
     effective: Tensor
     mean: Callable[[], Tensor]
     draw: Callable[[int], Tensor]
+
+    def draws_that_count(self, log_posterior: Tensor, draws: int) -> Tensor:
+        """Return the least number of effective draws of the components that a row may be from.
+
+        Arguments:
+            log_posterior: log p(c|x_obs) ``(*, K)``.
+            draws: number of draws of each row.
+
+        Returns:
+            Numbers ``(*)``, infinite for rows whose density is exact.
+        """
+        count = torch.where(self.error == 0, torch.inf, draws * self.effective)
+        return count.masked_fill(log_posterior < PLAUSIBLE, torch.inf).amin(-1)
+
+
+_watched: ContextVar[list[Tensor] | None] = ContextVar("_watched", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[list[Tensor]]:
+    """Collect how many draws count for each row with gaps that is scored in the block.
+
+    Weights of the components are not known here: all count alike.
+    """
+    found: list[Tensor] = []
+    token = _watched.set(found)
+    try:
+        yield found
+    finally:
+        _watched.reset(token)
 
 
 def exactly(log_prob: Tensor, mean: Callable[[], Tensor], draw: Callable[[int], Tensor]) -> Partial:
@@ -144,6 +177,7 @@ def importance(
     squares = share.square().sum(0)
     lost = squares == 0  # no draw has a density
     relative = ((squares - 1 / draws) * draws / max(draws - 1, 1)).clamp_min(0.0).sqrt()
+    unknown = lost if draws > 1 else torch.ones_like(lost)  # one draw has no spread
     effective = torch.where(lost, 0.0, 1 / (draws * squares.clamp_min(1e-30)))
 
     def draw(number: int) -> Tensor:
@@ -153,7 +187,7 @@ def importance(
 
     return Partial(
         log_prob,
-        torch.where(lost, torch.inf, relative),
+        torch.where(unknown, torch.inf, relative),
         effective,
         lambda: torch.where(
             lost.unsqueeze(-1), completed.mean(0), (share.unsqueeze(-1) * completed).sum(0)
@@ -294,7 +328,7 @@ class Observed(ShownDistribution):
     def log_prob(self, x: Tensor) -> Tensor:
         check_event(x, self.event_shape)
         if len(self.batch_shape) > 1:  # each row has components of its own
-            return observe(self.components, x, self.draws).log_prob
+            return self._observed(x)
         rows = x.reshape(-1, *x.shape[-2:])
         gaps = rows.isnan().flatten(1).any(1)
         parts = []  # torch's own distributions do not take zero rows
@@ -310,8 +344,14 @@ class Observed(ShownDistribution):
 
     def _of_gaps(self, rows: Tensor) -> Tensor:
         size = len(rows) if torch.is_grad_enabled() else rows_at_once(self.components, self.draws)
-        parts = rows.split(size)
-        return torch.cat([observe(self.components, part, self.draws).log_prob for part in parts])
+        return torch.cat([self._observed(part) for part in rows.split(size)])
+
+    def _observed(self, rows: Tensor) -> Tensor:
+        found, watched = observe(self.components, rows, self.draws), _watched.get()
+        if watched is not None:
+            posterior = found.log_prob.detach().log_softmax(-1)
+            watched.append(found.draws_that_count(posterior, self.draws).flatten())
+        return found.log_prob
 
 
 def rows_at_once(components: Distribution, draws: int) -> int:

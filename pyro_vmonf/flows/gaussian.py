@@ -19,6 +19,27 @@ from pyro_vmonf.program import Registered
 START_RIDGE = 1e-3  # added to the variances of a start, in the units of the bank
 
 
+def factor_of(loc: Tensor, covariance: Tensor) -> Tensor:
+    """Return the Cholesky factors ``(*, D, D)`` of covariances, in float64.
+
+    Raises:
+        ValueError: if means or covariances are not finite, or a covariance is not symmetric or not
+            positive definite.
+    """
+    covariance = covariance.double()
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    slack = 1e-4 * covariance.detach().abs().amax((-2, -1), keepdim=True)  # rounding in float32
+    symmetric = ((covariance - covariance.mT).abs() <= slack).all()
+    if not (loc.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError("means or covariances hold numbers that are not finite")
+    if not symmetric or failed.any():
+        raise ValueError(
+            "a covariance is not symmetric or not positive definite; for a factor L of one, pass "
+            "L @ L.mT"
+        )
+    return factor
+
+
 def moments(x: Tensor, responsibilities: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)`` of clusters.
 
@@ -165,8 +186,13 @@ class Gaussian(Registered, ShownModule):
 
     @torch.no_grad()
     def set_(self, loc: Tensor, covariance: Tensor) -> None:
-        """Take means ``(K, D)`` and covariances ``(K, D, D)``."""
-        factor = torch.linalg.cholesky(covariance.double())
+        """Take means ``(K, D)`` and covariances ``(K, D, D)``.
+
+        Raises:
+            ValueError: if they are not finite, or a covariance is not symmetric or not positive
+                definite.
+        """
+        factor = factor_of(loc, covariance)
         self.loc.copy_(loc)
         self.lower.copy_(factor.tril(-1))
         self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())

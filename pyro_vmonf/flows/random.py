@@ -196,6 +196,11 @@ class ObservedBank(Conditioned):
         with poutine.condition(data=self._observed()):
             return self.bank.draw(context)
 
+    def take_draws_(self, draws: dict[str, Tensor]) -> None:
+        """Take draws of the other parameters: see :meth:`RandomBank.take_draws_`."""
+        observed = self._observed()
+        self.bank.take_draws_({n: value for n, value in draws.items() if n not in observed})
+
     def guide(self) -> None:
         """Draw the other parameters from their posterior."""
         with poutine.block(hide=sorted(self._observed())):

@@ -11,8 +11,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Categorical, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution, ShownModule
-from pyro_vmonf._utils.validation import check_event, check_positive
+from pyro_vmonf._utils.validation import check_event, check_positive, check_simplex
 from pyro_vmonf.distributions.partial import Gaussians, Partial
+from pyro_vmonf.flows.gaussian import factor_of
 from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.nn.mlp import linear, linear_of_columns
 from pyro_vmonf.program import Registered
@@ -150,17 +151,21 @@ class GaussianMixtures(Registered, ShownModule):
 
         Arguments:
             component: its number.
-            weights: ``(m,)``, positive.
+            weights: ``(m,)``, positive, with sum one.
             means: ``(m, D)``.
             covariances: ``(m, D, D)``.
 
         Raises:
-            ValueError: if there are more than M.
+            ValueError: if there are more than M, the weights are not on the simplex, there is no
+                such component, or a mean or covariance is none.
         """
         count = len(weights)
         if count > self.mixtures:
             raise ValueError(f"{count} Gaussians were given; a component has {self.mixtures}")
-        whitening = torch.linalg.inv(torch.linalg.cholesky(covariances.double()))
+        if not 0 <= component < self.components:
+            raise ValueError(f"component is {component}; expected 0 to {self.components - 1}")
+        check_simplex("weights", weights)
+        whitening = torch.linalg.inv(factor_of(means, covariances))
         self.used[component] = torch.arange(self.mixtures, device=self.used.device) < count
         self.logits[component, :count] = weights.log().to(self.logits)
         self.loc[component, :count] = means.to(self.loc)

@@ -14,7 +14,36 @@ from pyro_vmonf.contracts import optional
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Program, Rows, declares, free_dim, register, with_evidence
 
-_last_rows: weakref.WeakKeyDictionary[BoundGuide, weakref.ref[Tensor]] = weakref.WeakKeyDictionary()
+
+class LastRows:
+    """The rows of the last step: which tensors they were, and what these held.
+
+    Arguments:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.kept = [(weakref.ref(tensor), _version(tensor)) for tensor in self._of(rows)]
+
+    @staticmethod
+    def _of(rows: Rows) -> list[Tensor]:
+        return [rows.x] if rows.index is None else [rows.x, rows.index]
+
+    def holds(self, rows: Rows) -> bool:
+        """Return whether rows are the same tensors, and nobody wrote into them since."""
+        given = [(tensor, _version(tensor)) for tensor in self._of(rows)]
+        return len(given) == len(self.kept) and all(
+            kept() is tensor and before == now
+            for (kept, before), (tensor, now) in zip(self.kept, given, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written into; those of ``inference_mode`` do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+_last_rows: weakref.WeakKeyDictionary[BoundGuide, LastRows] = weakref.WeakKeyDictionary()
 
 
 class BoundGuide(Program):
@@ -76,7 +105,8 @@ class BoundGuide(Program):
 
     def _fraction(self, x: Tensor, size: int | None) -> float:
         """Return the share of the data set's rows that ``x`` has."""
-        dim = free_dim() - len(() if self.model is None else self.model.event_shape)
+        model = self.model
+        dim = free_dim() - (0 if model is None else len(model.event_shape) + model.of_sequences)
         rows = x.shape[dim] if -dim <= x.dim() else 1
         return rows / size if size else 1.0
 
@@ -234,15 +264,18 @@ class BoundGuide(Program):
 
     def _observe(self, log_posterior: Callable[[], Tensor], rows: Rows) -> None:
         """Let weights in closed form learn from the posterior of the rows."""
-        if self.model is None:
-            return
-        fraction = rows.fraction
+        if self.model is not None and not self.model.of_sequences:
+            weights = self.model.weights
+            weights.update_(log_posterior, rows.sample_weight, self.new_share(rows))
+
+    def new_share(self, rows: Rows) -> float:
+        """Return the share of the data set that rows are, and 0 for those of the last step."""
         last = _last_rows.get(self)
-        if fraction < 1 and last is not None and last() is rows.x:
-            fraction = 0.0  # another particle of the same step, or the same batch once more
-        elif torch.is_grad_enabled() and self.model.weights.training:
-            _last_rows[self] = weakref.ref(rows.x)
-        self.model.weights.update_(log_posterior, rows.sample_weight, fraction)
+        if rows.fraction < 1 and last is not None and last.holds(rows):
+            return 0.0  # another particle of the same step, or the same batch once more
+        if torch.is_grad_enabled() and self._bound_model().weights.training:
+            _last_rows[self] = LastRows(rows)
+        return rows.fraction
 
     def site(self, name: str) -> str:
         """Return the full name of a site: that of the model, where the guide is bound to one."""

@@ -147,6 +147,21 @@ def require_log_q(part: nn.Module) -> None:
     required(part, "log_q", "elbo")
 
 
+def require_take(parts: Sequence[nn.Module]) -> None:
+    """Refuse members of a guide that do not say how components lie in them.
+
+    Raises:
+        ValueError: if one has no ``take_``.
+    """
+    for part in parts:
+        if not hasattr(part, "take_"):
+            raise ValueError(
+                f"the guide has {name_in_words(part)}, whose components cannot be taken out or "
+                "change places; write take_(index) in a module of your own, after which component "
+                "i is what index[i] was"
+            )
+
+
 def check_takes_draws(model: FlowMixture, given: Tensor | None) -> None:
     """Refuse weights that cannot take draws of another guide.
 
@@ -209,3 +224,39 @@ def take_draws_(
     if values:
         found = {name: torch.stack(draws) for name, draws in values.items()}
         required(model.bank, "take_draws_", "a guide of the bank's parameters")(found)
+
+
+def hidden_with(
+    parts: Sequence[nn.Module], arguments: dict[str, Any], observed: Collection[str]
+) -> set[str]:
+    """Return the sites that members leave out where some are observed: these and their stand-ins.
+
+    An autoguide draws a value without bounds for each site, whose entropy would stay in the ELBO.
+
+    Arguments:
+        parts: the members.
+        arguments: of a call of the model.
+        observed: the observed sites.
+
+    Raises:
+        ValueError: if a member draws one together with sites that are not observed.
+    """
+    hidden = set(observed)
+    for part in parts:
+        with own_store(), local_seed(0), torch.no_grad():
+            sites = drawn_sites(part, accepted(part, arguments))
+        stands_in = {n for n, site in sites.items() if site["infer"].get("is_auxiliary")}
+        gone, left = hidden & sites.keys(), sites.keys() - hidden - stands_in
+        own = {f"{name}_unconstrained" for name in gone}  # of AutoNormal
+        others = stands_in - own - {f"{name}_unconstrained" for name in left}
+        if gone and left and others:
+            raise ValueError(
+                f"{type(part).__name__} draws {', '.join(sorted(gone))} together with "
+                f"{', '.join(sorted(left))}, by {', '.join(sorted(others))}, and what it says of "
+                "the latter would be wrong where the former are observed; expected a guide that "
+                "draws each by itself, such as AutoNormal: put the conditioned model into a new "
+                "VMoNF with a guide of its own"
+            )
+        if gone:
+            hidden |= (stands_in & own) | (set() if left else others)
+    return hidden

@@ -15,8 +15,10 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf.guides.base import BoundGuide
 from pyro_vmonf.guides.drawn import (
     check_takes_draws,
+    hidden_with,
     refuse_networks,
     require_log_q,
+    require_take,
     rows_of,
     same_values,
     sites_of_members,
@@ -33,7 +35,6 @@ from pyro_vmonf.program import (
     give_models_,
     models_of,
     name_foreign_,
-    name_in_words,
     reset_autoguide_,
 )
 
@@ -160,6 +161,13 @@ class PyroGuide(BoundGuide):
         numbers = [rows, arguments.get("size") or rows, int(kind), int("given" in arguments)]
         self.prototype.copy_(torch.tensor(numbers))
         object.__setattr__(self, "_ready", True)
+        self.__dict__["_observed"] = self._hidden_with(self._observed)
+
+    def _hidden_with(self, observed: set[str]) -> set[str]:
+        """Return the sites that members leave out where some are observed."""
+        if not (observed and self.ready):
+            return observed
+        return hidden_with(self._foreign, self.drawn_rows(), observed)
 
     def build_(self, model: FlowMixture, batch: dict[str, Any] | None) -> None:
         before = self.model
@@ -252,7 +260,8 @@ class PyroGuide(BoundGuide):
         if not self.ready:
             self.prepare_(rows)
         rows = {name: value for name, value in rows.items() if value is not None}
-        parts = list(zip(self._foreign, self._drawn, strict=True))
+        each = zip(self._foreign, self._drawn, strict=True)
+        parts = [(part, drawn) for part, drawn in each if drawn[0] - self._observed]
         with poutine.block(hide=sorted(self._observed)):
             for part, (_, local) in parts:  # Pyro wants what is global first
                 if not local:
@@ -327,7 +336,7 @@ class PyroGuide(BoundGuide):
         twin = super().without(sites, model)
         own = self._own.without(sites, model)
         programs = [own if part is self._own else part for part in self.programs]
-        object.__setattr__(twin, "_observed", self._observed | set(sites))
+        twin.__dict__["_observed"] = self._hidden_with(self._observed | set(sites))
         twin.__dict__["_modules"].update(rest=own if self.rest else None)
         twin.__dict__["_modules"]["programs"] = nn.ModuleList(programs)
         return twin
@@ -357,13 +366,7 @@ class PyroGuide(BoundGuide):
         self._own.compile()
 
     def take_(self, index: Tensor) -> None:
-        for part in self._foreign:
-            if not hasattr(part, "take_"):
-                raise ValueError(
-                    f"the guide has {name_in_words(part)}, whose components cannot be taken out or "
-                    "change places; write take_(index) in a module of your own, after which "
-                    "component i is what index[i] was"
-                )
+        require_take(self._foreign)
         for part in (self._own, *self._foreign):
             part.take_(index)  # type: ignore[operator]
 

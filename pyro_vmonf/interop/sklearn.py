@@ -165,7 +165,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
         else:
             self._fit_by_data(X, labels, sample_weight, seed)
         self.weights_ = self.vmonf_.model.weights.log_mean().exp().detach().numpy()
-        self.lower_bound_ = float(self.vmonf_.elbo(X).double().mean())
+        elbo = self.vmonf_.elbo(X).double().numpy()
+        self.lower_bound_ = float(np.average(elbo, weights=sample_weight))
         self.labels_ = self._clustered(X)
         return self
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import own_filters
+from pyro_vmonf._utils.labels import MARKS, is_mark
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
@@ -45,7 +46,7 @@ class Table:
 def read_table(
     path: str | os.PathLike[str],
     *,
-    columns: Sequence[str] = (),
+    columns: list[str] | tuple[str, ...] = (),
     drop: Sequence[str] = (),
     label: str | None = None,
     separator: str | None = None,
@@ -70,6 +71,9 @@ def read_table(
     if missing:
         there = ", ".join(map(str, whole.columns))
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {there}")
+    again = sorted({name for name in columns if columns.count(name) > 1})
+    if again:
+        raise ValueError(f"--columns names {', '.join(again)} twice; name each column once")
     numbers = [c for c in whole.columns if whole[c].dtype.kind in "iufb"]
     chosen = [c for c in (columns or numbers) if c not in drop and c != label]
     text = [c for c in columns if c not in numbers]
@@ -81,7 +85,7 @@ def read_table(
     if not chosen:
         raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
     said = []
-    if _are_numbers(whole.columns):
+    if _are_numbers(chosen):
         said.append(
             f"the first line, {', '.join(map(str, whole.columns))}, is taken as the names of the "
             "columns; if it is a row, add a line with names before it"
@@ -106,11 +110,19 @@ def read_table(
     rows = np.flatnonzero(kept)
     table = Table(frame[kept].reset_index(drop=True), len(whole), rows, said=said)
     if label is not None:
-        known = whole[label][kept].astype("string")
-        table.names = sorted(known.dropna().unique().tolist())
-        numbers_of = {name: i for i, name in enumerate(table.names)}
-        table.y = torch.tensor([numbers_of.get(name, -1) for name in known.fillna("").tolist()])
+        table.y, table.names = _labels(whole[label][kept])
     return table
+
+
+def _labels(column: Any) -> tuple[Tensor, list[str]]:
+    """Return the numbers of the classes ``(N,)``, −1 for rows without one, and their names."""
+    known = column.astype("string").str.strip()
+    classes = column[~known.isin(MARKS)].dropna().unique()
+    if is_mark(np.asarray(classes), "auto"):
+        known = known.where(~known.isin(MARKS))
+    names = sorted(name for name in known.dropna().unique().tolist() if name)
+    numbers = {name: i for i, name in enumerate(names)}
+    return torch.tensor([numbers.get(name, -1) for name in known.fillna("").tolist()]), names
 
 
 def _read(path: Path, separator: str | None) -> Any:

@@ -117,7 +117,7 @@ class StepGraph:
     def changed(self) -> bool:
         """Return whether a part or a setting, which the graph has as it was, is another one now."""
         replaced = self.adam is not None and self.adam.changed()
-        return replaced or self.settings != _settings(self.objective)
+        return replaced or any(_values(own, names) != kept for own, names, kept in self.settings)
 
     @torch.no_grad()
     def __call__(self, batch: Arguments) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
@@ -256,20 +256,34 @@ class StepGraph:
         return self.state[self.names.index(name)]
 
 
-def _settings(objective: Objective) -> list[tuple[object, ...]]:
-    """Return parts, their modes and numbers, and which parameters are trained."""
-    found: list[tuple[object, ...]] = [
-        (id(parameter), parameter.requires_grad) for parameter in objective.parameters()
-    ]
+Values = tuple[object, ...]
+
+
+def _settings(objective: Objective) -> list[tuple[dict[str, Any], list[str], Values]]:
+    """Return the attributes of each part, names of those that are numbers, and their values."""
+    found = []
     for part in objective.modules():
-        numbers = [
-            (name, value)
-            for name, value in vars(part).items()
+        own = vars(part)
+        names = [
+            name
+            for name, value in own.items()
             if isinstance(value, bool | int | float | str) and name[0] != "_"
         ]
         # Schedules of terms are inputs of the graph.
-        found.append((id(part), *(item for item in numbers if item[0] != "current_weight")))
+        names = [name for name in names if name != "current_weight"]
+        found.append((own, names, _values(own, names)))
     return found
+
+
+def _values(own: dict[str, Any], names: list[str]) -> Values:
+    """Return the numbers of a part, its children, and which of its parameters are trained."""
+    parameters = [p for p in own["_parameters"].values() if p is not None]
+    return (
+        *map(own.get, names),
+        *map(id, own["_modules"].values()),
+        *map(id, parameters),
+        *(parameter.requires_grad for parameter in parameters),
+    )
 
 
 def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:

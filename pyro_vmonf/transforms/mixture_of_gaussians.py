@@ -68,9 +68,13 @@ class MixtureOfGaussians:
         log_density = torch.logsumexp(log_weight - log_scale - 0.5 * u.square(), -2)
         below, above = _log_tails(log_weight, u)
         left = below < above
-        quantile = _quantile(torch.where(left, below, above))
+        log_mass = torch.where(left, below, above)
+        # Far away squares overflow: the density is zero there, and the value the largest with one.
+        lost = log_mass.detach() < torch.finfo(log_mass.dtype).min / 4
+        quantile = _quantile(log_mass.masked_fill(lost, torch.finfo(log_mass.dtype).min / 4))
         z = torch.where(left, quantile, -quantile)
-        return z, log_density + 0.5 * z.square()  # the normalising constants cancel
+        slope = log_density + 0.5 * z.square()  # the normalising constants cancel
+        return z, torch.where(lost, -torch.inf, slope)
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

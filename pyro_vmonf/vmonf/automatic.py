@@ -273,11 +273,11 @@ def _with_background(
 @torch.no_grad()
 def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
     """Return what the report says of clusters that touch, of unsure rows and of columns."""
-    drawn = torch.as_tensor(rows.drawn(rows.counted(), MOST_ROWS))
     with evaluating(guide), evaluating(guide._bound_model()), local_seed(0):
-        q = torch.cat([guide.log_q(part).exp() for part in rows.x[drawn].split(CHUNK)])
+        q = torch.cat([guide.log_q(part).exp() for part in rows.x.split(CHUNK)])
+    weight = q.new_ones(len(q)) if rows.weight is None else rows.weight.to(q)
     kinds: dict[str, list[str]] = {}
     for number, kind in enumerate(kinds_of(rows.filled)):
         if kind is not None:
             kinds.setdefault(kind, []).append(str(rows.names[number] if rows.names else number))
-    return {**touching(q, components), "missing": rows.missing(), "columns": kinds}
+    return {**touching(q, weight, components), "missing": rows.missing(), "columns": kinds}

@@ -175,7 +175,9 @@ class MarkovVMoNF(Drawn, Halves):
         """
 
         def bound(rows: Tensor) -> Tensor:
-            log_prob, paid = self.model.scores(self.guide, Rows(rows, None, None, None, None, None))
+            log_prob, paid = self.model.scores(
+                self.guide, Rows(rows, None, None, None, None, None), self.model.weights.mean_rows
+            )
             return log_prob - paid.get("gap", 0.0)
 
         return self._over_chunks(bound, x, lengths, chunk_size)

@@ -17,7 +17,7 @@ from pyro_vmonf.program import check_follows, posterior_of_joint
 from pyro_vmonf.training.endings import warn
 
 DRAWS = 256  # of a missing entry, where importance weights are needed
-FEW = 0.05  # effective share of the draws, below which an estimate is named
+FEW = 13  # effective draws, below which an estimate is named
 
 
 class PartialLogProb(NamedTuple):
@@ -82,7 +82,7 @@ class Completes(nn.Module):
             chunk_size: rows evaluated at once, at most.
 
         Warns:
-            RuntimeWarning: where less than a twentieth of the draws of a row count.
+            RuntimeWarning: where fewer than 13 effective draws count for a row.
 
         Raises:
             ValueError: if the rows do not fit, or a number is below one.
@@ -103,6 +103,7 @@ class Completes(nn.Module):
         whole = (~rows.flatten(1).isnan().any(1)).nonzero().squeeze(1)
         log_prob = rows.new_zeros(len(rows))
         error, effective = torch.zeros_like(log_prob), torch.ones_like(log_prob)
+        counts = [log_prob[:0]]
         if len(whole):
             beside = None if given is None else given[whole]
             found = self.log_prob(rows[whole], given=beside, chunk_size=chunk_size)
@@ -112,7 +113,8 @@ class Completes(nn.Module):
             log_prob[index] = joint.logsumexp(-1).to(log_prob)
             error[index] = (r * partial.error).square().sum(-1).sqrt().to(error)
             effective[index] = (r * partial.effective).sum(-1).to(effective)
-        _warn_of_few(effective, draws)
+            counts.append(partial.draws_that_count(log_r, draws))
+        warn_of_few(torch.cat(counts), draws)
         return PartialLogProb(log_prob, error, effective)
 
     @torch.no_grad()
@@ -139,7 +141,7 @@ class Completes(nn.Module):
             chunk_size: rows evaluated at once, at most.
 
         Warns:
-            RuntimeWarning: where less than a twentieth of the draws of a row count.
+            RuntimeWarning: where fewer than 13 effective draws count for a row.
 
         Raises:
             ValueError: if the rows do not fit, or a number is below one.
@@ -159,6 +161,7 @@ class Completes(nn.Module):
         rows, given = self._rows(x, given)
         filled = rows.clone() if count is None else rows.repeat(count, 1, 1)
         effective = rows.new_ones(len(rows))
+        counts = [effective[:0]]
         for index, _, log_r, partial in self._partial(rows, given, DRAWS, seed, chunk_size):
             r = log_r.exp()
             if count is None:
@@ -168,8 +171,9 @@ class Completes(nn.Module):
                 draw = partial.draw(count).take_along_dim(c[..., None, None], -2)
                 filled[:, index] = draw.squeeze(-2).to(filled)
             effective[index] = (r * partial.effective).sum(-1).to(effective)
+            counts.append(partial.draws_that_count(log_r, DRAWS))
         filled = torch.where(rows.isnan(), filled, rows)
-        _warn_of_few(effective, DRAWS)
+        warn_of_few(torch.cat(counts), DRAWS)
         return Completed(filled, effective)
 
     def _rows(self, x: Any, given: Any) -> tuple[Tensor, Tensor | None]:
@@ -196,13 +200,19 @@ class Completes(nn.Module):
                 yield index, joint, posterior_of_joint(joint, mixture.log_weights, None), partial
 
 
-def _warn_of_few(effective: Tensor, draws: int) -> None:
-    """Warn of rows whose importance weights rest on few draws."""
-    few = effective < FEW
+def warn_of_few(counts: Tensor, draws: int) -> None:
+    """Warn of rows whose importance weights rest on few draws.
+
+    Arguments:
+        counts: numbers of effective draws of the rows with gaps, infinite where a row is exact.
+        draws: of each row.
+    """
+    few = counts < FEW
     if few.any():
         warn(
-            f"{int(few.sum())} of {len(few)} rows with missing entries rest on less than a "
-            f"twentieth of {draws} importance-weighted draws (the least: "
-            f"{float(effective.min()) * draws:.1f} effective draws); pass more draws, and take "
-            "the standard error of these rows for too small"
+            f"{int(few.sum())} of {len(few)} rows with missing entries rest on less than {FEW} "
+            f"effective draws of {draws} importance-weighted ones (the least: "
+            f"{float(counts.min()):.1f}): their densities and clusters are rough; "
+            "partial_log_prob(draws=...) takes more, and gives a standard error, which is too "
+            "small for these rows"
         )

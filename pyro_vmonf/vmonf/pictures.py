@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.progress import Stages
-from pyro_vmonf._utils.validation import as_tensor, check_evidence, check_number, check_positive
+from pyro_vmonf._utils.validation import as_tensor, check_number, check_positive
 from pyro_vmonf.datasets import dequantize
 from pyro_vmonf.distortions import AffineImages
 from pyro_vmonf.flows.pixels import PixelFlow, behind_pixels
@@ -25,6 +25,7 @@ from pyro_vmonf.training.fit import Progress, fit
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.vmonf.lengths import reached
+from pyro_vmonf.vmonf.table import labels_of
 
 MOST_ROWS = 10_000  # whose graph is cut; the guide learns from them and is applied to the others
 FEATURE_STEPS = 1500
@@ -53,10 +54,7 @@ def from_images(
     seed = seed_of(seed)
     labels = None
     if y is not None:
-        known = components or int(as_tensor("y", y).max()) + 1
-        labels = check_evidence(y, len(images), known, torch.empty(0))
-        if labels.dim() > 1:
-            raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
+        labels = labels_of(y, len(images), components, torch.empty(0))
     distort = AffineImages(images.shape[1:], shift=SHIFT)
     with local_seed(seed):
         drawn = torch.randperm(len(images))[:MOST_ROWS]
@@ -88,7 +86,7 @@ def from_images(
         "components": count,
         "start": "neighbours of features",
         "normalised_cut": cut,
-        **touching(q),
+        **touching(q, torch.ones(len(q))),
         "epochs": len(history.epoch),
         "seconds": time.perf_counter() - begun,
     }

@@ -18,12 +18,13 @@ from pyro_vmonf._utils.validation import (
     has_gaps,
     listed,
 )
+from pyro_vmonf.distributions.partial import watching
 from pyro_vmonf.distributions.selection import Clusters
 from pyro_vmonf.guides import BoundGuide
-from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.model import SCORING_DRAWS, FlowMixture
 from pyro_vmonf.program import check_follows
 from pyro_vmonf.training.endings import warn
-from pyro_vmonf.vmonf.gaps import Completes
+from pyro_vmonf.vmonf.gaps import Completes, warn_of_few
 
 SUM_TOLERANCE = 1e-3  # of probabilities, beyond rounding
 # Of rows, their context and their evidence.
@@ -227,6 +228,13 @@ class Scores(Completes):
                 "posterior is the weights, and their cluster is -1"
             )
         # A missing entry may be drawn: the same call gives the same answer.
+        parts, counts = [], []
         with evaluating(self), local_seed(0 if has_gaps(rows) else None):
-            parts = map(function, rows.split(chunk_size), chunks(given), chunks(y))
-            return torch.cat(list(parts))
+            for chunk in zip(rows.split(chunk_size), chunks(given), chunks(y), strict=False):
+                with watching() as watched:
+                    parts.append(function(*chunk))
+                if watched:  # a verb may score the same rows several times
+                    counts.append(torch.stack(watched).amin(0))
+        if counts:
+            warn_of_few(torch.cat(counts), SCORING_DRAWS)
+        return torch.cat(parts)

@@ -20,6 +20,7 @@ from pyro_vmonf._utils.validation import (
     check_rows,
     check_sample_weight,
     has_gaps,
+    listed,
 )
 from pyro_vmonf.starts.background import far_rows
 from pyro_vmonf.starts.gaps import hot_deck
@@ -121,17 +122,7 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
         if not weight.any():
             raise ValueError("sample_weight is zero for every row; some have to count")
     check_gaps(rows, names, weight)
-    labels = None if y is None else check_evidence(y, len(rows), _classes(y, components), like)
-    if labels is not None and labels.dim() > 1:
-        raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
-    classes = [] if labels is None else labels[labels >= 0].unique().tolist()
-    if len(classes) > 1 and classes == list(range(1, len(classes) + 1)):
-        warnings.warn(
-            f"the labels go from 1 to {len(classes)}, and no row has label 0, which names a "
-            "component too; number the classes from 0",
-            UserWarning,
-            stacklevel=4,
-        )
+    labels = None if y is None else labels_of(y, len(rows), components, like)
     warn_of_columns(rows if weight is None else rows[weight > 0], names)
     seed, units = seed_of(seed) % SEEDS, _units(rows, weight)
     return Rows(rows, filled(rows, units, seed), labels, weight, names, units, seed)
@@ -153,9 +144,42 @@ def _units(x: Tensor, weight: Tensor | None) -> Standardize:
     return units
 
 
-def _classes(y: Any, components: int | None) -> int:
-    """Return the number of components that labels need."""
-    return components or int(as_tensor("y", y).max()) + 1
+def labels_of(y: Any, count: int, components: int | None, like: Tensor) -> Tensor:
+    """Return the labels ``(N,)`` of rows, which are numbers of components, and −1 for none.
+
+    Arguments:
+        y: the labels.
+        count: number of rows.
+        components: number of components; ``None`` if it is not given.
+        like: tensor of the device of the labels.
+
+    Raises:
+        ValueError: if they are no labels of so many rows, or nobody says how many components there
+            are and the labels leave numbers out.
+
+    Warns:
+        UserWarning: if they leave out 0 alone.
+    """
+    labels = check_evidence(y, count, components or int(as_tensor("y", y).max()) + 1, like)
+    if labels.dim() > 1:
+        raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
+    classes = labels[labels >= 0].unique().tolist()
+    holes = sorted({*range(max(classes, default=-1) + 1)} - {*classes})
+    if holes and components is None:
+        raise ValueError(
+            f"y has the labels {listed(labels[labels >= 0].unique())}, which are numbers of "
+            f"components, and leaves out {listed(torch.tensor(holes))}; number the classes from 0 "
+            "(np.unique(labels, return_inverse=True)[1]), or pass components= where these have no "
+            "labelled row"
+        )
+    if len(classes) > 1 and holes == [0]:
+        warnings.warn(
+            f"the labels go from 1 to {len(classes)}, and no row has label 0, which names a "
+            "component too; number the classes from 0",
+            UserWarning,
+            stacklevel=5,
+        )
+    return labels
 
 
 def without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution
 
+from pyro_vmonf.contracts import optional
+from pyro_vmonf.counts import LogPosterior
 from pyro_vmonf.weights.base import Weights
 from pyro_vmonf.weights.observed import observed, sites_of
 from pyro_vmonf.weights.standard import FixedWeights, LearnedWeights, as_weights
@@ -21,7 +24,7 @@ class MarkovWeights(Weights):
 
     The first row is :math:`\log p(c_1)`, and row 1 + k is :math:`\log p(c_t|c_{t-1}=k)`. Each is a
     :class:`~pyro_vmonf.weights.Weights` module of its own, ``initial`` and ``after_0`` to
-    ``after_{K-1}``. Gradients move them, not counts.
+    ``after_{K-1}``. Those in closed form learn from the expected numbers of moves.
 
     Arguments:
         initial: weights of the first component.
@@ -63,6 +66,25 @@ class MarkovWeights(Weights):
         for row in self.rows():
             row.guide()
 
+    def update_(
+        self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
+    ) -> None:
+        """Let each row learn from its expected moves.
+
+        Arguments:
+            log_posterior: function to the logarithms ``(K + 1, K)`` of the expected numbers of
+                first components and of moves in a batch; see :meth:`HiddenChain.moves`.
+            sample_weight: nothing, as the numbers have it.
+            fraction: as for :meth:`Weights.update_`.
+        """
+        counts = cache(log_posterior)  # of several rows
+        for number, row in enumerate(self.rows()):
+            row.update_(partial(_row_of, counts, number), None, fraction)
+
+    def next_call(self) -> Tensor:
+        """Return what the next call returns, and leave that one as it is; no row may be random."""
+        return torch.stack([optional(row, "next_call", row)() for row in self.rows()])
+
     def num_free(self) -> int:
         return sum(row.num_free() for row in self.rows())
 
@@ -95,6 +117,11 @@ class MarkovWeights(Weights):
         return (rows[0] @ total).log().log_softmax(-1).to(self.mean_rows())
 
 
+def _row_of(counts: Callable[[], Tensor], number: int) -> Tensor:
+    """Return one row of the counts ``(1, K)``."""
+    return counts()[number : number + 1]
+
+
 class FixedRow(FixedWeights):
     """Fixed probabilities of a row of a chain, some of which may be zero.
 
@@ -118,7 +145,7 @@ class FixedRow(FixedWeights):
 def as_row(name: str, form: Row, count: int, like: Tensor | None = None) -> Weights:
     """Return the weights that a short form of one row stands for."""
     if isinstance(form, str) and form == "learned":
-        return LearnedWeights(count, "gradient")
+        return LearnedWeights(count)
     try:
         if isinstance(form, str | Distribution | nn.Module):
             return as_weights(form, count, like)

@@ -71,6 +71,7 @@ class ConditionedWeights(Conditioned, Weights):
         weights: the weights.
         names: names of the sites.
         values: their values.
+        context_features: features *H* of the context, where the weights depend on one.
 
     Raises:
         ValueError: if a value does not fit its site.
@@ -80,11 +81,18 @@ class ConditionedWeights(Conditioned, Weights):
     in_program = True
     weights: Weights
 
-    def __init__(self, weights: Weights, names: Sequence[str], values: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        names: Sequence[str],
+        values: Sequence[Tensor],
+        context_features: int = 0,
+    ) -> None:
         super().__init__()
         self.weights = weights
         self.num_components = weights.num_components
-        drawn = sites_of(weights)
+        self.context_features = context_features
+        drawn = sites_of(weights, context_features)
         values = [torch.as_tensor(value) for value in values]
         for name, value in zip(names, values, strict=True):
             wanted = tuple(drawn[name]["value"].shape)
@@ -136,23 +144,24 @@ class ConditionedWeights(Conditioned, Weights):
 
     def _draws_themselves(self) -> bool:
         """Return whether the weights have a posterior of their own, whatever its prior is."""
-        return name_of(self, "weights") in sites_of(self.weights)
+        return name_of(self, "weights") in sites_of(self.weights, self.context_features)
 
 
-def sites_of(weights: Weights) -> dict[str, Any]:
-    """Return the sites that weights draw, as Pyro's trace has them."""
-    if not weights.in_program:
-        return {}
+def sites_of(weights: Weights, context_features: int = 0) -> dict[str, Any]:
+    """Return the sites that weights draw for one row, as Pyro's trace has them."""
+    like = next((v for v in (*weights.parameters(), *weights.buffers())), torch.empty(0))
+    context = torch.zeros(1, context_features, dtype=like.dtype, device=like.device)
     with local_seed(0), torch.no_grad():
-        return drawn_sites(weights, {})
+        return drawn_sites(lambda: weights(context if context_features else None), {})
 
 
-def observed(weights: Weights, data: Mapping[str, Tensor]) -> Weights:
+def observed(weights: Weights, data: Mapping[str, Tensor], context_features: int = 0) -> Weights:
     """Return weights of which some sites are observed: see :meth:`FlowMixture.condition`.
 
     Arguments:
         weights: the weights.
         data: values by the names of sites.
+        context_features: features *H* of the context, where they depend on one.
     """
     in_parts = getattr(weights, "with_observed", None)  # of a chain, which has rows
     if in_parts is not None:
@@ -160,4 +169,6 @@ def observed(weights: Weights, data: Mapping[str, Tensor]) -> Weights:
     own, prior = name_of(weights, "weights"), getattr(weights, "prior", None)
     rest = {name: value for name, value in data.items() if name != own or prior is None}
     made = weights if prior is None or own not in data else ObservedWeights(prior, data[own])
-    return ConditionedWeights(made, list(rest), list(rest.values())) if rest else made
+    if not rest:
+        return made
+    return ConditionedWeights(made, list(rest), list(rest.values()), context_features)

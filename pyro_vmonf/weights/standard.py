@@ -120,9 +120,14 @@ class LearnedWeights(Weights):
         self._parameter("logits").zero_()
 
     def forward(self, context: Tensor | None = None) -> Tensor:
-        counted, self._counted = self._counted, False
+        log_weights = self.next_call()
+        self._counted = False
+        return log_weights
+
+    def next_call(self) -> Tensor:
+        """Return what the next call returns, which leaves that one as it is."""
         logits: Tensor = self._parameter("logits")
-        return (logits.detach() if counted else logits).log_softmax(-1)
+        return (logits.detach() if self._counted else logits).log_softmax(-1)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         return self._parameter("logits").log_softmax(-1)
@@ -195,6 +200,10 @@ class GatedWeights(Weights):
         super().__init__()
         self.network = network
         self.num_components = check_positive("num_components", num_components)
+
+    def num_free(self) -> int:
+        """Return the number of the network's numbers that are learned."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         if context is None:

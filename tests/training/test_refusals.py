@@ -340,7 +340,9 @@ def test_parts_refuse_what_they_cannot_be(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"n_init": 2}, {"optimizer": lambda p: SGD(p, lr=0.1)}], ids=str
+    "options",
+    [{}, {"n_init": 2}, {"optimizer": lambda p: SGD(p, lr=0.1)}],
+    ids=["one run", "two runs", "own optimiser"],
 )
 def test_a_pair_with_nothing_to_train_is_refused_in_words(options: dict[str, Any]) -> None:
     frozen = Gaussian(2, K).requires_grad_(False)
