@@ -133,6 +133,8 @@ class Guide(Protocol):
 
     Optional:
         ``log_q(x, given)``: log q(c|x) ``(*, K)``; by default the model's exact posterior.
+        ``take_(index)``: make component *i* what component ``index[i]`` was, as ``prune_`` and
+        ``align_`` need it; by default they refuse.
         ``set_step_(step)``: follow schedules; by default nothing.
         ``reset_parameters()``: draw the parameters anew, as restarts need it.
 
@@ -140,17 +142,17 @@ class Guide(Protocol):
         >>> import pyro, torch
         >>> from pyro_vmonf import FlowMixture, RealNVP, VMoNF
         >>> from pyro_vmonf.guides import BoundGuide
-        >>> class FlatGuide(BoundGuide):
+        >>> class SignGuide(BoundGuide):
         ...     def log_q(self, x, given=None):
-        ...         count = self.model.num_components
-        ...         return x.new_zeros(*x.shape[:-1], count).log_softmax(-1)
+        ...         z = self.model.standardizer.inv(x)
+        ...         return torch.stack((z[..., 0], -z[..., 0]), -1).log_softmax(-1)
         ...     def infer(self, rows):
         ...         with rows.plate(self.site("data"), self.model.event_shape):
         ...             q = pyro.distributions.Categorical(logits=self.log_q(rows.x))
         ...             pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
-        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 5)), FlatGuide())
+        >>> vmonf = VMoNF(FlowMixture(RealNVP(2, 2)), SignGuide())
         >>> vmonf.predict_proba(torch.zeros(1, 2))
-        tensor([[0.2000, 0.2000, 0.2000, 0.2000, 0.2000]])
+        tensor([[0.5000, 0.5000]])
     """
 
     def __call__(self, x: Tensor | None = None, y: Tensor | None = None, **arguments: Any) -> Any:

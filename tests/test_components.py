@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from pyro.distributions import Dirichlet, Normal
@@ -79,6 +81,35 @@ def test_components_that_are_taken_stay_what_they_were(
     assert vmonf.model.components().batch_shape == (len(index),)
     assert vmonf.sample(5)[1].max() < len(index)
     vmonf.fit(torch.randn(40, D), epochs=1, progress=False)  # and goes on training
+
+
+class Linear(pyro.nn.PyroModule):
+    """A guide that is no part of the library, and says how its components lie in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(D, 4))
+
+    def log_q(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight).log_softmax(-1)
+
+    def take_(self, index: torch.Tensor) -> None:
+        self.weight = torch.nn.Parameter(self.weight.detach()[:, index])
+
+    def forward(self, x: torch.Tensor, index: Any = None, size: int | None = None) -> None:
+        with pyro.plate("data", size or len(x), subsample=index):
+            q = pyro.distributions.Categorical(logits=self.log_q(x))
+            pyro.sample("c", q, infer={"enumerate": "parallel"})
+
+
+def test_a_guide_of_ones_own_is_turned_by_its_take() -> None:
+    vmonf, x, index = VMoNF(pair().model, Linear()), torch.randn(9, D), [3, 0]
+    density, q = vmonf.component_log_prob(x), vmonf.predict_proba(x)
+    take_components_(vmonf, torch.tensor(index))
+    torch.testing.assert_close(vmonf.component_log_prob(x), density[:, index])
+    expected = q[:, index] / q[:, index].sum(-1, keepdim=True)
+    torch.testing.assert_close(vmonf.predict_proba(x), expected)
+    vmonf.fit(torch.randn(40, D), epochs=1, progress=False)
 
 
 def test_a_pruned_pair_is_saved_and_loaded(tmp_path: object) -> None:

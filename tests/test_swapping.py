@@ -587,7 +587,10 @@ def slopes(names: dict[str, Any]) -> Tensor:
 # The programs of the page, in their order, and what their text says of the result.
 PROGRAMS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "A guide of your own": lambda names: (
-        names["vmonf"].guide.predicts_by == "the log_q of Guide" and bool(names["gap"] < 0.1)
+        names["vmonf"].guide.predicts_by == "the log_q of Guide"
+        and bool(names["gap"] < 0.1)
+        and names["vmonf"].guide.members[0].units is names["model"].standardizer
+        and bool(names["model"].standardizer.loc.abs().min() > 1)
     ),
     "An autoguide beside a softmax network": lambda names: (
         {"weights", "bank.loc"} < names["auto"].median().keys()

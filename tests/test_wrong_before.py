@@ -99,7 +99,7 @@ REFUSED: dict[str, Callable[[], VMoNF]] = {
 def test_a_pair_that_cannot_be_turned_is_as_it_was(kind: str, index: list[int]) -> None:
     vmonf = REFUSED[kind]()
     before = {name: value.clone() for name, value in vmonf.state_dict().items()}
-    with pytest.raises(ValueError, match=r"taken out or change places|no part of it is known"):
+    with pytest.raises(ValueError, match="taken out or change places"):
         take_components_(vmonf, torch.tensor(index))
     after = vmonf.state_dict()
     assert before.keys() == after.keys()

@@ -50,7 +50,8 @@ class BoundGuide(Program):
     """The base of guides: a reference to the model whose sites they name.
 
     The reference is not registered, so the parameters of the model stay its own. A subclass writes
-    :meth:`infer`, and :meth:`log_q` where its posterior is not the exact one.
+    :meth:`infer`, and :meth:`log_q` where its posterior is not the exact one. Both are given rows
+    in raw units, which ``self.model.standardizer.inv(x)`` takes off.
 
     Arguments:
         model: the mixture; :class:`~pyro_vmonf.VMoNF` passes it where it is missing.

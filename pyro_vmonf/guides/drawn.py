@@ -147,6 +147,21 @@ def require_log_q(part: nn.Module) -> None:
     required(part, "log_q", "elbo")
 
 
+def require_take(parts: Sequence[nn.Module]) -> None:
+    """Refuse members of a guide that do not say how components lie in them.
+
+    Raises:
+        ValueError: if one has no ``take_``.
+    """
+    for part in parts:
+        if not hasattr(part, "take_"):
+            raise ValueError(
+                f"the guide has {name_in_words(part)}, whose components cannot be taken out or "
+                "change places; write take_(index) in a module of your own, after which component "
+                "i is what index[i] was"
+            )
+
+
 def check_takes_draws(model: FlowMixture, given: Tensor | None) -> None:
     """Refuse weights that cannot take draws of another guide.
 

@@ -18,6 +18,7 @@ from pyro_vmonf.guides.drawn import (
     hidden_with,
     refuse_networks,
     require_log_q,
+    require_take,
     rows_of,
     same_values,
     sites_of_members,
@@ -50,7 +51,8 @@ class PyroGuide(BoundGuide):
 
     Parts that build themselves at their first run (autoguides, ``pyro.param`` in a function) do so
     on the first rows: of ``fit``, or drawn from the model. ``predict`` uses the ``log_q`` of a
-    member, and Bayes' rule where none has it: see :attr:`predicts_by`.
+    member, and Bayes' rule where none has it: see :attr:`predicts_by`. Members are given rows in
+    raw units, which ``model.standardizer.inv(x)`` takes off.
 
     Arguments:
         members: guides: modules, autoguides, functions, guides of this library.
@@ -364,9 +366,9 @@ class PyroGuide(BoundGuide):
         self._own.compile()
 
     def take_(self, index: Tensor) -> None:
-        if self._foreign:
-            raise ValueError("the guide is a Pyro program; no part of it is known to belong to c")
-        self._own.take_(index)
+        require_take(self._foreign)
+        for part in (self._own, *self._foreign):
+            part.take_(index)  # type: ignore[operator]
 
     @torch.no_grad()
     def settle_(self) -> None:

@@ -65,7 +65,7 @@ def endings(
         x, weight = model.each_row(rows.x, rows.sample_weight)
         if len(x) >= LEAST_ROWS * count:
             [_, proba] = model.each_row(rows.x, _proba(guide, rows))
-            said += _clusters(proba, weight)
+            said += [text + _units(model, guide) for text in _clusters(proba, weight)]
     return said
 
 
@@ -126,8 +126,7 @@ def _clusters(proba: Tensor, sample_weight: Tensor | None) -> list[str]:
     if len(clusters) == 1:
         return [
             f"the fit ended with all of {number} rows in one cluster, component {int(clusters)} of "
-            f"{count}; try n_init, or a start of pyro_vmonf.starts; a guide of your own reads raw "
-            "rows, and standardised ones are model.standardizer.inv(x)"
+            f"{count}; try n_init, or a start of pyro_vmonf.starts"
         ]
     weight = proba.new_ones(number) if sample_weight is None else sample_weight
     share = (weight / weight.sum()).to(proba) @ proba
@@ -140,6 +139,20 @@ def _clusters(proba: Tensor, sample_weight: Tensor | None) -> list[str]:
         f"are {shares} (below 1/(10 K) = {1 / (10 * count):.2g}); vmonf.prune_(x) leaves them out, "
         "and n_init or a start of pyro_vmonf.starts may avoid them"
     ]
+
+
+def _units(model: FlowMixture, guide: BoundGuide) -> str:
+    """Return the words for a ``log_q`` of the user's own, which is given rows in raw units."""
+    own, units = guide.learner(), model.standardizer
+    of = getattr(getattr(type(own), "log_q", None), "__module__", __name__)
+    if of.startswith(f"{__name__.partition('.')[0]}."):
+        return ""
+    if bool((units.loc == 0).all() and (units.scale == 1).all()):
+        return ""
+    return (
+        f". The log_q of {type(own).__name__} is given rows in raw units, which may be the reason: "
+        "model.standardizer.inv(x) standardises them"
+    )
 
 
 def endings_of_data(

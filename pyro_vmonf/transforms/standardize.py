@@ -39,7 +39,7 @@ class Standardize(FlowTransform):
 
     Rows may have more digits than the module has: times since 1970 in float64, before a module in
     float32. Their units are taken off in float64, and ``loc`` is then kept in float64. ``scale``
-    has the dtype of the module.
+    has the dtype of the module. ``inv(x)`` has rows in units of one standard deviation.
 
     Arguments:
         event_shape: shape of one row, ``(D,)`` or ``(C, H, W)``.

@@ -361,6 +361,34 @@ def test_dead_fit_warns_at_the_call(dead: list[int], options: dict[str, Any]) ->
     assert vmonf.history is not None
 
 
+class Raw(pyro.nn.PyroModule):
+    """A guide that is no part of the library, and puts all rows into one cluster."""
+
+    def log_q(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([9.0, 0.0, 0.0]).expand(len(x), 3).log_softmax(-1)
+
+    def forward(self, x: torch.Tensor, index: Any = None, size: int | None = None) -> None:
+        with pyro.plate("data", size or len(x), subsample=index):
+            q = pyro.distributions.Categorical(logits=self.log_q(x))
+            pyro.sample("c", q, infer={"enumerate": "parallel"})
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_raw_units_are_named_where_the_log_q_is_of_the_user(several: bool) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), [lambda: None, Raw()] if several else Raw())
+    options = {**LONG, "epochs": 40}
+    [raw] = said_by(lambda: vmonf.fit(X, standardize=False, **options))
+    assert "units" not in str(raw.message)
+    vmonf.model.standardize_(X)
+    [caught] = said_by(lambda: vmonf.fit(X, **options))
+    assert str(caught.message).startswith(str(raw.message))
+    assert "The log_q of Raw is given rows in raw units" in str(caught.message)
+    library = pair()
+    weights_of(library, 9.0, 0.0, 0.0)
+    [caught] = said_by(lambda: library.fit(X, **options))
+    assert "units" not in str(caught.message)
+
+
 def test_short_fit_and_healthy_fit_do_not_warn() -> None:
     healthy = VMoNF(FlowMixture(Gaussian(2, 3), "learned"))
     fit_em(healthy.model, X, seed=0)
