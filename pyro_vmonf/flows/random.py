@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine, sample
-from pyro.distributions import Delta, Normal
+from pyro.distributions import Delta, Independent, Normal
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -119,7 +119,7 @@ class RandomBank(Registered, Program):
         drawn = {}
         for name, value in self.random_parameters():
             prior = self.prior() if isinstance(self.prior, nn.Module) else self.prior(name, value)
-            prior = prior.expand(value.shape).to_event(value.dim())
+            prior = Independent(prior.expand(value.shape), value.dim())  # also of torch
             drawn[name] = sample(self.site_of(name), prior, infer=_TERM)
         return WithParameters(self.bank, drawn, context)
 

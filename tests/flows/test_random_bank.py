@@ -22,6 +22,8 @@ from pyro_vmonf import (
     SoftmaxGuide,
     VMoNF,
 )
+from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.flows import Gaussian
 from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.nn import MLP
 
@@ -185,3 +187,12 @@ def test_restarts(scale: float | None) -> None:
 def test_a_random_bank_among_others_is_refused() -> None:
     with pytest.raises(ValueError, match=r"RandomBank inside .* left out"):
         FlowMixture([RandomBank(Means()), Means()])
+
+
+def test_a_prior_of_torch_is_one_of_pyro() -> None:
+    x, losses = torch.randn(20, 2), []
+    for normal in (torch.distributions.Normal, dist.Normal):
+        with local_seed(0):
+            vmonf = VMoNF(FlowMixture(RandomBank(Gaussian(2, 2), normal(0.0, 3.0))))
+            losses.append(vmonf.fit(x, epochs=2, progress=False, seed=0).elbo)
+    assert losses[0] == losses[1]
