@@ -40,6 +40,7 @@ class Counts(ShownModule):
     passes: Tensor
     seen: Tensor
     recent: Tensor
+    stale: Tensor
     batched_buffers = ("passes", "recent")
 
     def __init__(self, num_components: int) -> None:
@@ -48,11 +49,13 @@ class Counts(ShownModule):
         self.register_buffer("passes", torch.zeros(num_components, 2))  # this one, the last one
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("recent", torch.zeros(num_components), persistent=False)
+        self.register_buffer("stale", torch.zeros(()), persistent=False)  # 1: begin anew
 
     def reset_parameters(self) -> None:
         """Forget every row."""
         self.passes.zero_()
         self.seen.zero_()
+        self.stale.zero_()
 
     @torch.no_grad()
     def add_(self, batch: Tensor, fraction: float, present: Tensor) -> None:
@@ -71,16 +74,18 @@ class Counts(ShownModule):
             self.passes.copy_(torch.where(fine, passes, self.passes))
             self.recent.copy_(torch.where(fine, batch, self.recent))
             return
-        now, last = self.passes.unbind(-1)
+        kept = 1 - self.stale
+        (now, last), before = (self.passes * kept).unbind(-1), self.seen * kept
         # A pass that is over becomes the last one. Sums of fractions are not exact.
-        over = self.seen > 1 - share / 2
+        over = before > 1 - share / 2
         now, last = torch.where(over, 0.0, now), torch.where(over, now, last)
         last = torch.where(last.sum() > 0, last, present * batch.sum() / share)
         passes = torch.stack((now + batch, last), -1)
         fine = passes.isfinite().all()
         self.passes.copy_(torch.where(fine, passes, self.passes))
-        seen = torch.where(over, 0.0, self.seen) + share
+        seen = torch.where(over, 0.0, before) + share
         self.seen.copy_(torch.where(fine, seen, self.seen))
+        self.stale.copy_(torch.where(fine, 0.0, self.stale))
         self.recent.copy_(torch.where(fine, batch, self.recent))
 
     def over_the_data(self) -> Tensor:
@@ -90,14 +95,15 @@ class Counts(ShownModule):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in ("passes", "seen"):  # files of earlier versions have none
             state_dict.setdefault(prefix + name, torch.zeros_like(self.get_buffer(name)))
+        self.stale.zero_()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def forget_(module: nn.Module) -> None:
-    """Forget the rows that weights in closed form have counted; the weights stay."""
+    """Let weights in closed form begin anew with the next rows; the weights stay."""
     for part in module.modules():
         if isinstance(part, Counts):
-            part.reset_parameters()
+            part.stale.fill_(1.0)
 
 
 def counts_of(log_posterior: Tensor, sample_weight: Tensor | None) -> Tensor:
