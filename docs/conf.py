@@ -67,6 +67,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|matplotlib|numpy|os|pathlib|pyro|sklearn|torch)\..*"),
     (r"py:.*", r"Tensor|Distribution|Transform|DataTree|InferenceData|nn\.Module|dict\[str|rows"),
     (r"py:class", r"Activation|End|Precision|Way"),
+    # Of the signature of fit, whose options stand in a table of their own.
+    (r"py:class", r"Callback|Compile|ELBO|Keep|LRScheduler|Optimizer|Schedule|nn\.Parameter|Axes"),
     (r"py:.*", r"pyro_vmonf\.(\w+\.)+(Box|Columns|Selected|WithParameters|Rows|TensorSource)"),
 ]
 
