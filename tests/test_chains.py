@@ -36,6 +36,7 @@ from pyro_vmonf import (
     select,
 )
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Balance, Term
@@ -885,3 +886,16 @@ def test_a_sequence_without_a_path_is_said() -> None:
 def test_rows_of_none_are_refused(form: str) -> None:
     with pytest.raises(TypeError, match=form):
         MarkovMixture(Gaussian(1, 2), **{"initial": "learned", "transition": "learned", form: None})
+
+
+def test_the_bound_of_random_rows_is_a_mean_over_their_draws() -> None:
+    vmonf = MarkovVMoNF(chain(transition=dist.Dirichlet(3 * ROWS)))
+    x = vmonf.model.padded(sequences(), LENGTHS)
+    with torch.no_grad():
+        draws = vmonf.model.weights.row_draws()
+        chains = [HiddenChain(rows, vmonf.model.components(), T) for rows in draws]
+        expected = torch.stack([one.log_prob(x) for one in chains]).mean(0)
+    assert draws.shape == (256, K + 1, K)
+    assert float(draws[:, 1].std(0).min()) > 0.1
+    torch.testing.assert_close(vmonf.elbo(x), expected, rtol=0, atol=1e-9)
+    assert bool(vmonf.elbo(x).mean() < vmonf.log_prob(x).mean())

@@ -170,9 +170,21 @@ class MarkovVMoNF(Drawn, Halves):
     def elbo(self, x: Any, lengths: Any = None, *, chunk_size: int = 1024) -> Tensor:
         """Return the guide's bound of each log p ``(S,)``, without its terms.
 
+        Random rows of the chain count with the mean over draws of their posterior; their divergence
+        from the prior belongs to the data as a whole and is left out.
+
         Arguments:
             x, lengths, chunk_size: as for :meth:`predict`.
         """
+
+        random = self.model.weights.in_program
+        drawn = self.model.weights.row_draws() if random else ()
+
+        def mean(rows: Tensor) -> Tensor:
+            chain = self.model.mixture()
+            table, seen = chain.table(rows), chain.observed(rows)
+            each = [HiddenChain(one, chain.components).scored(table, seen) for one in drawn]
+            return torch.stack(each).mean(0)
 
         def bound(rows: Tensor) -> Tensor:
             log_prob, paid = self.model.scores(
@@ -180,7 +192,7 @@ class MarkovVMoNF(Drawn, Halves):
             )
             return log_prob - paid.get("gap", 0.0)
 
-        return self._over_chunks(bound, x, lengths, chunk_size)
+        return self._over_chunks(mean if random else bound, x, lengths, chunk_size)
 
     def sample(
         self, num_sequences: int, steps: int, *, seed: int | None = None

@@ -85,6 +85,10 @@ class MarkovWeights(Weights):
         """Return what the next call returns, and leave that one as it is; no row may be random."""
         return torch.stack([optional(row, "next_call", row)() for row in self.rows()])
 
+    def row_draws(self) -> Tensor:
+        """Return log-probabilities of the rows ``(S, K + 1, K)``, drawn from their posterior."""
+        return self._draws(None)
+
     def num_free(self) -> int:
         return sum(row.num_free() for row in self.rows())
 
