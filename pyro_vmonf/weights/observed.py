@@ -149,7 +149,8 @@ class ConditionedWeights(Conditioned, Weights):
 
 def sites_of(weights: Weights, context_features: int = 0) -> dict[str, Any]:
     """Return the sites that weights draw for one row, as Pyro's trace has them."""
-    like = next((v for v in (*weights.parameters(), *weights.buffers())), torch.empty(0))
+    own = (*weights.parameters(), *weights.buffers())
+    like = next((value for value in own if value.is_floating_point()), torch.empty(0))
     context = torch.zeros(1, context_features, dtype=like.dtype, device=like.device)
     with local_seed(0), torch.no_grad():
         return drawn_sites(lambda: weights(context if context_features else None), {})
