@@ -7,11 +7,12 @@ import itertools
 import pytest
 import torch
 from pyro import poutine
-from pyro.distributions import Beta, HalfNormal, Normal
+from pyro.distributions import Beta, Dirichlet, HalfNormal, Normal
 from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 
 from benchmarks.posteriordb import REFERENCE, by_importance, data, gaussians, log_evidence, problem
+from pyro_vmonf import Gaussian, MarkovMixture, MarkovVMoNF, RandomBank
 from pyro_vmonf._utils.contexts import local_seed, own_store
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -57,3 +58,25 @@ def test_means_are_those_of_the_reference(name: str) -> None:
         assert error < spread / 4
         assert abs(value - mean) < 4 * (error**2 + own_error**2) ** 0.5
         assert deviation == pytest.approx(spread, rel=0.3)
+
+
+def test_a_chain_of_the_library_has_the_posterior_of_hmm_example() -> None:
+    """Rows in closed form, means by a normal, against the reference draws."""
+    y = data("hmm_example")
+    bank = Gaussian(1, 2)
+    bank.loc.data.copy_(torch.tensor([[3.0], [9.0]]))
+    for frozen in (bank.log_scale, bank.lower):
+        frozen.requires_grad_(False)
+    prior = Normal(torch.tensor([[3.0], [10.0]]), 1.0)
+    model = MarkovMixture(
+        RandomBank(bank, lambda name, value: prior, scale=0.1),
+        "uniform",
+        Dirichlet(torch.ones(2, 2)),
+    )
+    MarkovVMoNF(model).fit(
+        y[None, :, None], steps=400, lr=0.01, standardize=False, progress=False, seed=0
+    )
+    rows = model.weights.mean_rows().exp()[1:, 0].detach()
+    torch.testing.assert_close(rows, torch.tensor([0.6666, 0.0731]), rtol=0, atol=2e-3)
+    loc = bank.loc.detach().flatten()
+    torch.testing.assert_close(loc, torch.tensor([3.0215, 8.8273]), rtol=0, atol=0.1)
