@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 SECONDS = "{desc}{percentage:3.0f}%|{bar}| {n:.0f} of at most {total:.0f} s{postfix}"
@@ -47,6 +48,39 @@ def progress_bar(total: float | None, enabled: bool, title: str, unit: str = "st
         dynamic_ncols=True,
         **more,
     )
+
+
+@contextmanager
+def parts(
+    names: Sequence[str], title: str, enabled: bool = True
+) -> Iterator[Callable[[], None]]:
+    """Show the parts of a piece of work that has no clock, by their names and their number.
+
+    Arguments:
+        names: of the parts, in their order.
+        title: of the work.
+        enabled: show it, in a terminal or a notebook.
+
+    Yields:
+        A function to call at the end of each part.
+
+    Example:
+        >>> with parts(["clusters", "densities"], "score") as done:
+        ...     done()
+        ...     done()
+    """
+    bar = progress_bar(len(names), enabled, title, "part")
+    waiting = iter((*names[1:], ""))
+    bar.set_description(f"{title}, {names[0]}")
+
+    def done() -> None:
+        bar.update()
+        bar.set_description(f"{title}, {next(waiting)}")
+
+    try:
+        yield done
+    finally:
+        bar.close()
 
 
 class Stages:

@@ -178,6 +178,7 @@ def _fit(options: argparse.Namespace) -> None:
     for line in table.said:
         say(f"note: {line}")
     say(f"fitting, {options.minutes:g} minutes at most")
+    shown = not options.quiet
     with noted() as notes:
         vmonf = VMoNF.from_data(
             table.frame,
@@ -185,14 +186,14 @@ def _fit(options: argparse.Namespace) -> None:
             components=options.components,
             seed=options.seed,
             minutes=options.minutes,
-            progress=not options.quiet,
+            progress=shown,
         )
         for line in notes:
             say(f"note: {line}")
         out.mkdir(parents=True, exist_ok=True)
         vmonf.save(out / MODEL)
-        write_table(scores(vmonf, table), out / CLUSTERS)
-        _write_page(vmonf, table, options.table.name, out / REPORT, notes)
+        write_table(scores(vmonf, table, shown), out / CLUSTERS)
+        _write_page(vmonf, table, options.table.name, out / REPORT, notes, shown)
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     kept = {
         "arguments": arguments,
@@ -242,11 +243,18 @@ RUN: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def _write_page(vmonf: VMoNF, table: Table, title: str, path: Path, notes: Sequence[str]) -> None:
+def _write_page(
+    vmonf: VMoNF,
+    table: Table,
+    title: str,
+    path: Path,
+    notes: Sequence[str],
+    progress: bool = True,
+) -> None:
     from pyro_vmonf.interop.page import page  # imports matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(vmonf, table, title, notes), encoding="utf-8")
+    path.write_text(page(vmonf, table, title, notes, progress), encoding="utf-8")
 
 
 def _load(path: Path) -> VMoNF:

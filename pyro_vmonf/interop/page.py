@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import own_filters
+from pyro_vmonf._utils.progress import parts
 from pyro_vmonf._version import __version__
 from pyro_vmonf.interop.tables import Table
 from pyro_vmonf.plots import plot_history
@@ -66,7 +67,9 @@ ul { padding-left: 1.2rem; } li { overflow-wrap: anywhere; }
 """
 
 
-def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> str:
+def page(
+    vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = (), progress: bool = True
+) -> str:
     """Return the page of a pair and the rows that it was fitted on, or other rows.
 
     Arguments:
@@ -74,19 +77,26 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         table: the rows.
         title: the name of the table. It and all names of columns are escaped.
         notes: sentences of the fit, such as its warnings.
+        progress: show a bar in a terminal.
     """
-    whole = _whole(vmonf, table)
-    q = vmonf.predict_proba(table.frame)
-    clusters = vmonf.predict(table.frame)
-    log_prob = vmonf.log_prob(table.frame)
-    parts = [
+    with parts(["numbers", "the fit", "certainty"], "report", progress) as done:
+        whole = _whole(vmonf, table)
+        q = vmonf.predict_proba(table.frame)
+        clusters = vmonf.predict(table.frame)
+        log_prob = vmonf.log_prob(table.frame)
+        done()
+        fitted = _picture(lambda ax: plot_fit(vmonf, whole, ax=ax), _height(vmonf), "the fit")
+        done()
+        sure = _picture(lambda ax: plot_uncertainty(vmonf, whole, ax=ax), 0.5, "probabilities")
+        done()
+    pieces = [
         f"<h1>Clusters of {escape(title)}</h1>",
         f'<p class="soft">A variational mixture of normalizing flows, pyro_vmonf {__version__}</p>',
         _numbers(vmonf, table, q, log_prob),
         _notes([*table.said, *notes]),
         "<h2>The fit</h2>",
         f"<p>{_words(vmonf)}</p>",
-        _picture(lambda ax: plot_fit(vmonf, whole, ax=ax), _height(vmonf), "the fit"),
+        fitted,
         "<h2>The clusters</h2>",
         "<p>Means of the rows of each cluster. The probability is the mean of the guide's "
         "probability that a row belongs to its cluster.</p>",
@@ -94,11 +104,11 @@ def page(vmonf: VMoNF, table: Table, title: str, notes: Sequence[str] = ()) -> s
         "<h2>Certainty</h2>",
         "<p>The curve is the share of the rows whose cluster has at most a probability. "
         "A curve along the floor that rises at 1 means that no row is in doubt.</p>",
-        _picture(lambda ax: plot_uncertainty(vmonf, whole, ax=ax), 0.5, "probabilities"),
+        sure,
         _choice(vmonf),
         _use(vmonf),
     ]
-    body = "\n".join(part for part in parts if part)
+    body = "\n".join(piece for piece in pieces if piece)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

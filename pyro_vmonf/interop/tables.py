@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.labels import MARKS, is_mark
+from pyro_vmonf._utils.progress import parts
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
@@ -240,20 +241,26 @@ def columns_of(vmonf: VMoNF, path: str | os.PathLike[str], separator: str | None
     return table
 
 
-def scores(vmonf: VMoNF, table: Table) -> Any:
+def scores(vmonf: VMoNF, table: Table, progress: bool = True) -> Any:
     """Return a frame with one line for each row of the file.
 
     Its columns are ``row``, the position in the file from 0; ``cluster``; ``probability`` of the
     cluster under the guide; ``log_density`` in nats; and ``p_0``, ``p_1`` and so on. Rows that were
-    left out have empty cells.
+    left out have empty cells. A bar shows in a terminal, unless ``progress`` is off.
     """
     import pandas
 
-    q = vmonf.predict_proba(table.frame)
+    with parts(["probabilities", "densities", "clusters"], "score", progress) as done:
+        q = vmonf.predict_proba(table.frame)
+        done()
+        log_prob = vmonf.log_prob(table.frame)
+        done()
+        clusters = vmonf.predict(table.frame)
+        done()
     found = pandas.DataFrame(q.cpu().numpy(), columns=[f"p_{c}" for c in range(q.shape[1])])
-    found.insert(0, "log_density", vmonf.log_prob(table.frame).cpu().numpy())
+    found.insert(0, "log_density", log_prob.cpu().numpy())
     found.insert(0, "probability", q.amax(-1).cpu().numpy())
-    found.insert(0, "cluster", pandas.array(vmonf.predict(table.frame).tolist(), dtype="Int64"))
+    found.insert(0, "cluster", pandas.array(clusters.tolist(), dtype="Int64"))
     found.index = pandas.Index(table.rows)
     found = found.reindex(range(table.whole))
     return found.rename_axis("row").reset_index()

@@ -213,3 +213,22 @@ def test_digits_stay_in_the_file(tmp_path: Path) -> None:
     drawn = pandas.read_csv(tmp_path / "drawn.csv")["t"]
     np.testing.assert_array_equal(drawn, vmonf.sample(30, seed=0)[0][:, 0])
     assert drawn.nunique() == 30
+
+
+class Terminal(io.StringIO):
+    """What a person sees."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_score_and_report_show_their_parts_in_a_terminal(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    rows = str(folder / "<b>table.csv")
+    for command, name in (("score", "densities"), ("report", "certainty")):
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stderr", terminal)
+        assert main([command, str(folder), rows, "--out", str(tmp_path / "out.csv")]) == 0
+        assert f"{command}, {name}" in terminal.getvalue()
