@@ -51,9 +51,7 @@ def progress_bar(total: float | None, enabled: bool, title: str, unit: str = "st
 
 
 @contextmanager
-def parts(
-    names: Sequence[str], title: str, enabled: bool = True
-) -> Iterator[Callable[[], None]]:
+def parts(names: Sequence[str], title: str, enabled: bool = True) -> Iterator[Callable[[], None]]:
     """Show the parts of a piece of work that has no clock, by their names and their number.
 
     Arguments:
