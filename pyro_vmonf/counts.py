@@ -25,6 +25,7 @@ class Counts(ShownModule):
 
     Arguments:
         num_components: number of components *K*.
+        num_groups: count each of so many groups of rows *G*: all counts are ``(K, G)``.
 
     References:
         Neal, Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and
@@ -43,12 +44,15 @@ class Counts(ShownModule):
     stale: Tensor
     batched_buffers = ("passes", "recent")
 
-    def __init__(self, num_components: int) -> None:
+    def __init__(self, num_components: int, num_groups: int | None = None) -> None:
         super().__init__()
-        self.num_components = num_components
-        self.register_buffer("passes", torch.zeros(num_components, 2))  # this one, the last one
+        self.num_components, self.num_groups = num_components, num_groups
+        groups = () if num_groups is None else (num_groups,)
+        passes = torch.zeros(num_components, 2, *groups)  # this one, the last one
+        self.register_buffer("passes", passes)
         self.register_buffer("seen", torch.zeros(()))
-        self.register_buffer("recent", torch.zeros(num_components), persistent=False)
+        recent = torch.zeros(num_components, *groups)
+        self.register_buffer("recent", recent, persistent=False)
         self.register_buffer("stale", torch.zeros(()), persistent=False)  # 1: begin anew
 
     def reset_parameters(self) -> None:
@@ -65,22 +69,22 @@ class Counts(ShownModule):
             batch: its counts ``(K,)``.
             fraction: the share of the data set's rows that it has; 0 for the rows of the last
                 batch, which count anew in place of themselves.
-            present: weights ``(K,)`` by which unseen rows count in the first pass.
+            present: shares ``(K,)`` by which unseen rows count in the first pass.
         """
         batch, share = sum_over_processes(batch), sum_over_processes(batch.new_tensor(fraction))
         if not fraction:
-            passes = torch.stack((self.passes[:, 0] - self.recent + batch, self.passes[:, 1]), -1)
+            passes = torch.stack((self.passes[:, 0] - self.recent + batch, self.passes[:, 1]), 1)
             fine = passes.isfinite().all()
             self.passes.copy_(torch.where(fine, passes, self.passes))
             self.recent.copy_(torch.where(fine, batch, self.recent))
             return
         kept = 1 - self.stale
-        (now, last), before = (self.passes * kept).unbind(-1), self.seen * kept
+        (now, last), before = (self.passes * kept).unbind(1), self.seen * kept
         # A pass that is over becomes the last one. Sums of fractions are not exact.
         over = before > 1 - share / 2
         now, last = torch.where(over, 0.0, now), torch.where(over, now, last)
         last = torch.where(last.sum() > 0, last, present * batch.sum() / share)
-        passes = torch.stack((now + batch, last), -1)
+        passes = torch.stack((now + batch, last), 1)
         fine = passes.isfinite().all()
         self.passes.copy_(torch.where(fine, passes, self.passes))
         seen = torch.where(over, 0.0, before) + share

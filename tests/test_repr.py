@@ -113,7 +113,7 @@ PUBLIC: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "GroupWeights": (
         lambda: pyro_vmonf.GroupWeights(4, K),
-        "GroupWeights(num_groups=4, num_components=3)",
+        "GroupWeights(\n  num_groups=4, num_components=3\n",
     ),
     "Gaussian": (lambda: Gaussian(2, K), "Gaussian(features=2, components=3)"),
     "History": (lambda: History([0], [1], [-2.0], seconds=3.0), "History(1 epochs, 3.0 s, elbo=-2"),

@@ -178,7 +178,7 @@ def test_elbo_and_gradient_are_those_of_the_sum(prior: str, guide: str) -> None:
 
 
 BY_CONTEXT: dict[str, Callable[[], Any]] = {
-    "group": lambda: GroupWeights(2, K),
+    "group": lambda: GroupWeights(2, K, "gradient"),
     "gated": lambda: GatedWeights(torch.nn.Linear(1, K), K),
 }
 WITH_CONTEXT: dict[str, Callable[[], Any]] = {
@@ -246,6 +246,39 @@ def test_priors_without_a_density_on_the_simplex_are_refused() -> None:
     for wrong in (dist.OneHotCategorical(torch.ones(K)), dist.Normal(torch.zeros(K), 1.0)):
         with pytest.raises(ValueError, match="expected a distribution on the simplex"):
             FlowMixture(Gaussian(2, K), wrong)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}, {"fast": False}, {"n_init": 2}])
+def test_weights_of_groups_end_at_the_frequencies_of_their_rows(options: dict[str, Any]) -> None:
+    """At the defaults, however far the frequencies are from equal ones; a group may have no row."""
+    draw = torch.Generator().manual_seed(0)
+    probs = torch.tensor([[0.9, 0.09, 0.01], [0.1, 0.2, 0.7], [1.0, 1.0, 1.0]])
+    group = torch.randint(2, (1200, 1), generator=draw)
+    c = torch.multinomial(probs[group[:, 0]], 1, generator=draw)[:, 0]
+    x = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])[c]
+    x = x + torch.randn(x.shape, generator=draw)
+    model = FlowMixture(Gaussian(2, K), GroupWeights(3, K), context_features=1)
+    vmonf = VMoNF(model)
+    size = 1200 if options.get("compile") else 256
+    vmonf.fit(x, c, given=group.float(), epochs=4, batch_size=size, progress=False, seed=0, **options)
+    found = model.weights(torch.arange(3.0).unsqueeze(-1)).exp().detach()
+    rows = torch.stack([torch.bincount(c[group[:, 0] == g], minlength=K) for g in range(2)])
+    exact = rows / rows.sum(-1, keepdim=True)
+    torch.testing.assert_close(found[:2], exact, rtol=0, atol=0.02)
+    torch.testing.assert_close(found[2], torch.full((K,), 1 / K))
+
+
+def test_a_step_of_em_for_weights_of_groups_is_exact() -> None:
+    weights = GroupWeights(2, K, pseudo_count=0.5).double()
+    q = torch.rand(7, K, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q = q / q.sum(-1, keepdim=True)
+    weight = torch.arange(1.0, 8.0, dtype=torch.float64)
+    group = torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    weights.update_given_(group.unsqueeze(-1).double(), q.log, weight, 1.0)
+    for g in range(2):
+        total = (weight.unsqueeze(-1) * q)[group == g].sum(0) + 0.5
+        found = weights(torch.tensor([[float(g)]], dtype=torch.float64)).exp()[0]
+        torch.testing.assert_close(found.detach(), total / total.sum(), rtol=1e-12, atol=0)
 
 
 def test_groups_share_components_and_have_weights_of_their_own() -> None:

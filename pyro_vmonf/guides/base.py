@@ -266,7 +266,8 @@ class BoundGuide(Program):
         """Let weights in closed form learn from the posterior of the rows."""
         if self.model is not None and not self.model.of_sequences:
             weights = self.model.weights
-            weights.update_(log_posterior, rows.sample_weight, self.new_share(rows))
+            share = self.new_share(rows)
+            weights.update_given_(rows.given, log_posterior, rows.sample_weight, share)
 
     def new_share(self, rows: Rows) -> float:
         """Return the share of the data set that rows are, and 0 for those of the last step."""

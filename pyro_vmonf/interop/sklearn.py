@@ -167,7 +167,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         self.weights_ = self.vmonf_.model.weights.log_mean().exp().detach().numpy()
         elbo = self.vmonf_.elbo(X).double().numpy()
         self.lower_bound_ = float(np.average(elbo, weights=sample_weight))
-        self.labels_ = self._clustered(X)
+        self.labels_ = self._numbered(self.vmonf_.predict(X).numpy())
         return self
 
     def _by_hand(self) -> bool:
@@ -340,14 +340,12 @@ class FlowMixtureClustering(  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """Return the cluster of each row ``(n_samples,)``, by the guide; −1 for the background."""
-        return self._clustered(self._rows(X))
+        return self._numbered(self.vmonf_.predict(self._rows(X)).numpy())
 
-    def _clustered(self, rows: Array) -> Array:
-        """Return the cluster of each row, −1 for the background."""
-        found: Array = self.vmonf_.predict(rows).numpy()
-        if "background" in self.history_.choice:
-            return np.where(found == self.vmonf_.model.num_components - 1, -1, found)
-        return found
+    def _numbered(self, components: Array) -> Array:
+        """Return numbers of components, with −1 for the background."""
+        last = self.vmonf_.model.num_components - 1 if "background" in self.history_.choice else -1
+        return np.where(components == last, -1, components)
 
     def predict_proba(self, X: Any) -> Array:
         """Return the guide's posterior ``(n_samples, n_components)``."""
@@ -378,11 +376,11 @@ class FlowMixtureClustering(  # type: ignore[misc]
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1) -> tuple[Array, Array]:
-        """Draw rows ``(n_samples, n_features)`` and the component of each ``(n_samples,)``."""
+        """Draw rows ``(n_samples, n_features)`` and the cluster of each ``(n_samples,)``."""
         check_is_fitted(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         x, c = self.vmonf_.sample(n_samples, seed=seed)
-        return x.numpy(), c.numpy()
+        return x.numpy(), self._numbered(c.numpy())
 
     def bic(self, X: Any) -> float:
         """Return the Bayesian information criterion on the rows; smaller is better.

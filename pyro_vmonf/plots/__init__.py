@@ -3,7 +3,8 @@
 Each function draws on ``ax`` and returns it; without ``ax`` it opens a figure. No function shows a
 figure or changes the settings of matplotlib. A component has the same colour in all figures. Text
 has 10 points in a figure of the width of a page (6.4 inches), and more in a wider one.
-:func:`style` opens figures of your own in the same style.
+:func:`style` opens figures of your own in the same style; :func:`settings` has it for a whole
+notebook.
 """
 
 from pyro_vmonf.plots.components import plot_components
@@ -20,7 +21,7 @@ from pyro_vmonf.plots.plane import (
 from pyro_vmonf.plots.plate import plot_plate
 from pyro_vmonf.plots.report import plot_overlap, plot_report
 from pyro_vmonf.plots.scores import plot_contingency, plot_roc
-from pyro_vmonf.plots.style import style
+from pyro_vmonf.plots.style import settings, style
 from pyro_vmonf.plots.training import plot_history, plot_terms
 from pyro_vmonf.plots.transforms import plot_transform_grid, plot_transform_samples
 from pyro_vmonf.plots.uncertainty import plot_memberships, plot_uncertainty
@@ -47,5 +48,6 @@ __all__ = [
     "plot_transform_grid",
     "plot_transform_samples",
     "plot_uncertainty",
+    "settings",
     "style",
 ]

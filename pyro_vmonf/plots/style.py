@@ -49,7 +49,16 @@ def style(width: float = PAGE) -> Iterator[None]:
 
 
 def settings(width: float = PAGE) -> dict[str, Any]:
-    """Return the settings of matplotlib for figures of a width in inches."""
+    """Return the settings of matplotlib in the style of the library, for a notebook or a script.
+
+    Arguments:
+        width: of the figures, in inches; text has 10 points at the width of a page, 6.4 inches.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> plt.rcParams.update(settings())  # for the whole notebook; `style` is for a block
+        >>> plt.rcdefaults()
+    """
     share = width / PAGE
     points, line = POINTS * share, 0.8 * share
     sizes = ("axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize")

@@ -46,12 +46,12 @@ class Run:
     going: bool = True
     failure: str = ""  # the reason why the run was given up
     totals: Terms = field(default_factory=dict)
-    taken: int = 0
+    taken: int = 0  # rows of the accepted steps of the epoch
 
     def close_epoch(
         self, number: int, step: int, temperature: float, objective: Callable[..., float]
     ) -> None:
-        """Record the means of the terms over the steps of the epoch."""
+        """Record the means of the terms over the rows of the epoch."""
         count = max(self.taken, 1)
         means = {name: float(value) / count for name, value in self.totals.items()}
         self.history.record(number, step, means, temperature, objective(means))
@@ -295,9 +295,10 @@ class Trainer:
             own = terms if alone else {name: value[i] for name, value in terms.items()}
             if ok:
                 run.rejected_in_a_row = 0
-                run.taken += 1
+                rows = len(batches[i]["x"])
+                run.taken += rows
                 for name, value in own.items():
-                    run.totals[name] = run.totals.get(name, 0.0) + value
+                    run.totals[name] = run.totals.get(name, 0.0) + rows * value
             else:
                 self._reject(i, own, batches[i])
         return terms

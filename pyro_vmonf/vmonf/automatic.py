@@ -43,7 +43,7 @@ from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf.lengths import Length, Lessons
-from pyro_vmonf.vmonf.table import Background, Rows, rows_of, without_far
+from pyro_vmonf.vmonf.table import Background, Rows, rows_of, warn_of_few, without_far
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def from_data(
     if (parts := len(best.densities)) < components:
         said = f"{components} components were asked for, and the best start has {parts} clusters"
         warnings.warn(f"{said}: the pair has as many", RuntimeWarning, stacklevel=3)
+    warn_of_few(len(rows.counted()), parts)
     whole = rows.weight is None and len(searched) == len(z)
     clusters = best.clusters if whole else best.responsibilities(z).argmax(1)
     choice: dict[str, Any] = {

@@ -29,6 +29,7 @@ from pyro_vmonf.transforms import Standardize
 
 Array = np.ndarray[Any, Any]
 SEEDS = 2**32  # scikit-learn takes seeds below it
+LEAST_ROWS = 10  # for each component; fewer say little about a density
 Background = bool | Literal["auto"]
 
 
@@ -180,6 +181,15 @@ def labels_of(y: Any, count: int, components: int | None, like: Tensor) -> Tenso
             stacklevel=5,
         )
     return labels
+
+
+def warn_of_few(count: int, components: int) -> None:
+    """Warn of fewer than ten rows a component, which say little about a density."""
+    if count < LEAST_ROWS * components:
+        said = f"x has {count} rows for {components} component{'s' * (components > 1)}: with fewer "
+        said += f"than {LEAST_ROWS} rows for each, densities and clusters are guesses; take fewer "
+        said += "components, or more rows"
+        warnings.warn(said, UserWarning, stacklevel=4)
 
 
 def without_far(rows: Rows, background: Background) -> tuple[Rows, Array | None]:

@@ -23,8 +23,8 @@ class Weights(Registered, Program):
     To implement one, write :meth:`forward`; if it draws from a prior, also :meth:`guide`, which
     draws the same sites from the approximate posterior, and :meth:`log_mean`. If a guide of other
     programs is to draw the sites, write :meth:`take_draws_`. Weights that learn from
-    responsibilities write :meth:`update_`. Those that depend on the rows' context take it;
-    the others leave it alone.
+    responsibilities write :meth:`update_`, or :meth:`update_given_` where they need the context of
+    the rows. Those that depend on the rows' context take it; the others leave it alone.
     """
 
     num_components: int
@@ -57,6 +57,16 @@ class Weights(Registered, Program):
             fraction: the share of the data set's rows that the batch has; 0 for the rows of the
                 last call, which count anew in place of themselves.
         """
+
+    def update_given_(
+        self,
+        context: Tensor | None,
+        log_posterior: LogPosterior,
+        sample_weight: Tensor | None,
+        fraction: float = 1.0,
+    ) -> None:
+        """Learn from a batch of rows with a context: by default :meth:`update_`."""
+        self.update_(log_posterior, sample_weight, fraction)
 
     def num_free(self) -> int:
         """Return the number of free weights: K - 1 if something is learned."""

@@ -121,6 +121,15 @@ class ConditionedWeights(Conditioned, Weights):
     ) -> None:
         self.weights.update_(log_posterior, sample_weight, fraction)
 
+    def update_given_(
+        self,
+        context: Tensor | None,
+        log_posterior: LogPosterior,
+        sample_weight: Tensor | None,
+        fraction: float = 1.0,
+    ) -> None:
+        self.weights.update_given_(context, log_posterior, sample_weight, fraction)
+
     def num_free(self) -> int:
         return self.weights.num_free()
 

@@ -57,7 +57,83 @@ class FixedWeights(Weights):
         return self.probs.log().log_softmax(-1)
 
 
-class LearnedWeights(Weights):
+class CountedWeights(Weights):
+    r"""The base of weights that follow the responsibilities: see :class:`LearnedWeights`.
+
+    Arguments:
+        num_components, update, rate, pseudo_count: as there.
+        num_groups: number of groups of rows, each with weights of its own.
+    """
+
+    def __init__(
+        self,
+        num_components: int,
+        update: Update,
+        rate: float | None,
+        pseudo_count: float,
+        num_groups: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_components = check_positive("num_components", num_components)
+        groups = () if num_groups is None else (check_positive("num_groups", num_groups),)
+        if update not in ("counts", "gradient"):
+            raise ValueError(f"update is {update!r}; expected 'counts' or 'gradient'")
+        if not (rate is None or 0 < rate <= 1) or not pseudo_count >= 0:
+            raise ValueError(
+                f"rate is {rate} and pseudo_count is {pseudo_count}; expected a rate above 0 and "
+                "at most 1, or None, and a count of at least 0"
+            )
+        self.update = update
+        self.rate = rate
+        self.pseudo_count = pseudo_count
+        self.logits = nn.Parameter(torch.zeros(*groups, num_components))
+        self.counts = Counts(num_components, *groups)
+        self._counted = False  # in the guide of the run
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start at equal weights."""
+        self._parameter("logits").zero_()
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        log_weights = self.next_call(context)
+        self._counted = False
+        return log_weights
+
+    def next_call(self, context: Tensor | None = None) -> Tensor:
+        """Return what the next call returns, which leaves that one as it is."""
+        logits: Tensor = self._parameter("logits")
+        return (logits.detach() if self._counted else logits).log_softmax(-1)
+
+    def _learn(self, count: Callable[[], Tensor], fraction: float) -> None:
+        """Learn from the counts ``(*, K)`` of a batch, one row for each group."""
+        logits = self._parameter("logits")
+        if self.update == "gradient" or not is_learning(self, logits):
+            return
+        self._counted = True
+        if fraction == 0 and self.rate is not None:  # the step has been taken
+            return
+        with torch.no_grad():
+            batch, present = count(), logits.softmax(-1)
+            if self.rate is None:
+                unseen = self._unseen(batch, present)
+                self.counts.add_(batch.movedim(-1, 0), fraction, unseen.movedim(-1, 0))
+                total = self.counts.over_the_data().movedim(0, -1) + self.pseudo_count
+                share = total / total.sum(-1, keepdim=True)
+            else:
+                total = sum_over_processes(batch) + self.pseudo_count
+                share = (1 - self.rate) * present + self.rate * total / total.sum(-1, keepdim=True)
+            # Rows that do not count, or a posterior that is no number, say nothing of the weights.
+            # A component that has no row at all keeps a density to come back by.
+            moved = share.clamp_min(torch.finfo(share.dtype).tiny).log()
+            logits.copy_(torch.where(share.isfinite().all(-1, keepdim=True), moved, logits))
+
+    def _unseen(self, batch: Tensor, present: Tensor) -> Tensor:
+        """Return the shares ``(*, K)`` by which unseen rows count in the first pass."""
+        return present
+
+
+class LearnedWeights(CountedWeights):
     r"""Weights that follow the responsibilities: their mean over the data, as EM has it.
 
     .. math::
@@ -98,36 +174,7 @@ class LearnedWeights(Weights):
         rate: float | None = None,
         pseudo_count: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.num_components = check_positive("num_components", num_components)
-        if update not in ("counts", "gradient"):
-            raise ValueError(f"update is {update!r}; expected 'counts' or 'gradient'")
-        if not (rate is None or 0 < rate <= 1) or not pseudo_count >= 0:
-            raise ValueError(
-                f"rate is {rate} and pseudo_count is {pseudo_count}; expected a rate above 0 and "
-                "at most 1, or None, and a count of at least 0"
-            )
-        self.update = update
-        self.rate = rate
-        self.pseudo_count = pseudo_count
-        self.logits = nn.Parameter(torch.zeros(num_components))
-        self.counts = Counts(num_components)
-        self._counted = False  # in the guide of the run
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Start at equal weights."""
-        self._parameter("logits").zero_()
-
-    def forward(self, context: Tensor | None = None) -> Tensor:
-        log_weights = self.next_call()
-        self._counted = False
-        return log_weights
-
-    def next_call(self) -> Tensor:
-        """Return what the next call returns, which leaves that one as it is."""
-        logits: Tensor = self._parameter("logits")
-        return (logits.detach() if self._counted else logits).log_softmax(-1)
+        super().__init__(num_components, update, rate, pseudo_count)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         return self._parameter("logits").log_softmax(-1)
@@ -135,26 +182,7 @@ class LearnedWeights(Weights):
     def update_(
         self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
     ) -> None:
-        logits = self._parameter("logits")
-        if self.update == "gradient" or not is_learning(self, logits):
-            return
-        self._counted = True
-        if fraction == 0 and self.rate is not None:  # the step has been taken
-            return
-        with torch.no_grad():
-            batch = counts_of(log_posterior(), sample_weight)
-            present = logits.softmax(-1)
-            if self.rate is None:
-                self.counts.add_(batch, fraction, present)
-                total = self.counts.over_the_data() + self.pseudo_count
-                share = total / total.sum()
-            else:
-                total = sum_over_processes(batch) + self.pseudo_count
-                share = (1 - self.rate) * present + self.rate * total / total.sum()
-            # Rows that do not count, or a posterior that is no number, say nothing of the weights.
-            # A component that has no row at all keeps a density to come back by.
-            moved = share.clamp_min(torch.finfo(share.dtype).tiny).log()
-            logits.copy_(torch.where(share.isfinite().all(), moved, logits))
+        self._learn(lambda: counts_of(log_posterior(), sample_weight), fraction)
 
 
 class UpdatedWeights(LearnedWeights):
