@@ -260,7 +260,9 @@ def test_weights_of_groups_end_at_the_frequencies_of_their_rows(options: dict[st
     model = FlowMixture(Gaussian(2, K), GroupWeights(3, K), context_features=1)
     vmonf = VMoNF(model)
     size = 1200 if options.get("compile") else 256
-    vmonf.fit(x, c, given=group.float(), epochs=4, batch_size=size, progress=False, seed=0, **options)
+    vmonf.fit(
+        x, c, given=group.float(), epochs=4, batch_size=size, progress=False, seed=0, **options
+    )
     found = model.weights(torch.arange(3.0).unsqueeze(-1)).exp().detach()
     rows = torch.stack([torch.bincount(c[group[:, 0] == g], minlength=K) for g in range(2)])
     exact = rows / rows.sum(-1, keepdim=True)
