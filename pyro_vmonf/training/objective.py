@@ -25,7 +25,7 @@ from pyro_vmonf.program import (
     unregistered,
 )
 from pyro_vmonf.training.bounds import Site, max_plate_nesting, sample_sites
-from pyro_vmonf.training.direct import direct_terms, is_plain
+from pyro_vmonf.training.direct import direct_terms, is_plain, takes_part
 from pyro_vmonf.training.losses import is_plain_loss, prepared, value_of
 from pyro_vmonf.training.streams import kept
 
@@ -275,7 +275,8 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
         parts = [s["unscaled_log_prob"] for _, s, _ in sites if depends(s)]
         log_q = torch.stack(torch.broadcast_tensors(*parts)).sum(0).log_softmax(dim)
     q = log_q.exp()
-    possible = q > 0
+    joint = [s["unscaled_log_prob"] for _, s, _ in sites if s is not c and depends(s)]
+    possible = takes_part(q, joint)
 
     def expected(value: Tensor) -> Tensor:
         # A component that is impossible counts nothing and gives no gradient.

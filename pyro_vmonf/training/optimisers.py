@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -109,3 +110,17 @@ def _rehearse(scheduler: LRScheduler, optimizer: Optimizer, moves: int) -> None:
                     group[name].copy_(value)
                 else:
                     group[name] = value
+
+
+@torch.no_grad()
+def flush_(optimizer: Optimizer) -> None:
+    """Set the denormal numbers of an optimiser's state to zero.
+
+    The moments of a parameter without a gradient fall to the smallest numbers and stay there, and
+    a processor takes ten times as long for a step with them.
+    """
+    for state in optimizer.state.values():
+        for value in state.values():
+            plain = isinstance(value, Tensor) and value.layout is torch.strided and value.dim()
+            if plain and value.is_floating_point():
+                value.masked_fill_(value.abs() < torch.finfo(value.dtype).tiny, 0.0)

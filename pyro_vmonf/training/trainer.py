@@ -18,6 +18,7 @@ from pyro_vmonf.schedules import Schedule
 from pyro_vmonf.training.data import Arguments, Source, TensorSource
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Lanes, Terms
+from pyro_vmonf.training.optimisers import flush_
 from pyro_vmonf.training.selection import START, Keeper
 
 logger = logging.getLogger(__name__)
@@ -245,6 +246,7 @@ class Trainer:
 
     def _go_through_epoch(self) -> None:
         plan = self.plan
+        flush_(self.optimizer)
         if plan.epochs is not None:
             where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
             self.bar.set_description(f"{plan.title}, {where}", refresh=False)

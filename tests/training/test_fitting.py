@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.distributions import Dirichlet
 from pyro.infer import TraceEnum_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vmonf import (
@@ -30,7 +30,9 @@ from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Batch
+from pyro_vmonf.training.direct import takes_part
 from pyro_vmonf.training.fit import Progress
+from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.transforms import Affine, BatchNorm
 
 K, D = 3, 2
@@ -520,3 +522,53 @@ def test_a_run_that_is_refused_late_leaves_the_units_alone() -> None:
         vmonf.fit(100 * torch.randn(40, 2), epochs=1, progress=False)
     for name, value in vmonf.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_gradients_of_flows_have_no_denormal_numbers(direct: bool) -> None:
+    """With them a step on a processor takes ten times as long."""
+    torch.manual_seed(0)
+    network = nn.Linear(D, K)
+    network.bias.data = torch.tensor([0.0, -60.0, -95.0])
+    model = FlowMixture(RealNVP(D, K))
+    objective = Objective(model, VMoNF(model, SoftmaxGuide(network)).guide, direct=direct)
+    (-sum(objective(x=torch.randn(50, D)).values())).backward()  # type: ignore[operator, union-attr]
+    gradients = [p.grad for p in model.bank.parameters() if p.grad is not None]
+    sizes = torch.cat([gradient.abs().flatten() for gradient in gradients])
+    assert (sizes > 0).any()
+    assert not ((sizes > 0) & (sizes < torch.finfo(sizes.dtype).tiny)).any()
+
+
+def test_what_is_unlikely_counts_by_what_it_costs() -> None:
+    q = torch.tensor([1.0, 1e-20, 1e-25, 1e-30, 1e-30, 0.0, 0.0])
+    cost = torch.tensor([1.0, 0.0, 1e9, 1e9, torch.nan, 9e9, torch.inf])
+    assert takes_part(q, [cost]).tolist() == [True, False, True, False, True, False, False]
+    q = torch.tensor([1.0, 1e-20], dtype=torch.float64)
+    assert takes_part(q, [torch.full((2,), -torch.inf), q]).tolist() == [True, True]
+    assert takes_part(q, [q]).tolist() == [True, True]
+
+
+def test_denormal_moments_of_an_optimiser_become_zero() -> None:
+    """Those of a component that no row reaches would stay the smallest numbers that there are."""
+    torch.manual_seed(0)
+    network = nn.Linear(D, K)
+    network.bias.data = torch.tensor([0.0, -200.0, -200.0])
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(network))
+    made: list[torch.optim.Optimizer] = []
+    seen: list[list[float]] = []
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=1e-3))
+        return made[-1]
+
+    def spoil(_: Any) -> None:
+        state = made[-1].state
+        moments = [state[p]["exp_avg"] for p in vmonf.model.bank.parameters()]
+        seen.append([float(m[1].abs().max()) for m in moments])
+        for moment in moments:
+            moment[1] = 1e-42
+
+    options: dict[str, Any] = {"optimizer": optimizer, "callbacks": spoil, "temperature": 1.0}
+    vmonf.fit(data()[0], epochs=2, progress=False, seed=0, **options)
+    assert seen[0]
+    assert seen == [[0.0] * len(seen[0])] * 2
