@@ -36,7 +36,9 @@ class MixtureComponent(Registered):
         self.model = model
 
     def forward(self, context: Tensor | None = None) -> Marginal:
-        return self.model.mixture(context)
+        if context is None or not self.model.context_features:
+            return self.model.mixture(None)
+        return self.model.mixture(context.unsqueeze(-2))  # one component of each row
 
 
 class _Place(NamedTuple):

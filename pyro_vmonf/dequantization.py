@@ -259,7 +259,7 @@ class Dequantized(Program):
             raise ValueError(
                 "uniform noise has no parameters; pass a VariationalDequantization, or flows=True"
             )
-        batch = min(batch_size, len(rows))
+        batch = min(check_positive("batch_size", batch_size), len(rows))
         loss = DequantizationLoss(self, flows)
         optimizer = torch.optim.Adam(trained, lr=lr)
         run = Run(RandomRows(rows, batch), torch.Generator())  # type: ignore[arg-type]

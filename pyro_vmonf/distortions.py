@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from pyro_vmonf._utils.contexts import from_file
 from pyro_vmonf._utils.neighbors import nearest_neighbors
 from pyro_vmonf._utils.repr import ShownModule
-from pyro_vmonf._utils.validation import check_number, check_positive
+from pyro_vmonf._utils.validation import as_tensor, check_number, check_positive
 from pyro_vmonf.contracts import Batch
 
 __all__ = ["Adversarial", "AffineImages", "Jitter", "RandomWalk"]
@@ -79,7 +80,7 @@ class RandomWalk(ShownModule):
 
     def __init__(
         self,
-        x: Tensor,
+        x: Any,
         *,
         neighbors: int = 10,
         length: int = 64,
@@ -93,7 +94,10 @@ class RandomWalk(ShownModule):
         self.walks = walks
         # The graph belongs to the data, not to the model: it is not saved with it. A file that is
         # opened does not need its walks.
-        self.register_buffer("x", x, persistent=False)
+        rows = as_tensor("x", x)
+        if not rows.isfinite().all():
+            raise ValueError("x has rows that are not finite; a walk needs rows without gaps")
+        self.register_buffer("x", rows, persistent=False)
         self.register_buffer("_ends", None if from_file.get() else self._walk(), persistent=False)
 
     @property

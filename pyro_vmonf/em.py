@@ -17,6 +17,8 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.frames import names_of
 from pyro_vmonf._utils.sizes import free_numbers
 from pyro_vmonf._utils.validation import (
+    as_tensor,
+    check_number,
     check_positive,
     check_sample_weight,
 )
@@ -44,7 +46,7 @@ def fit_em(
     model: FlowMixture,
     x: Any,
     *,
-    responsibilities: Tensor | None = None,
+    responsibilities: Any = None,
     sample_weight: Any = None,
     n_init: int = 10,
     max_iter: int = 200,
@@ -104,7 +106,9 @@ def fit_em(
             f"x has {len(x)} rows but the mixture has {model.num_components} components"
         )
     if responsibilities is not None:
+        responsibilities = as_tensor("responsibilities", responsibilities)
         _check_responsibilities(responsibilities, (len(x), model.num_components))
+    check_number("ridge", ridge, zero=True)
     if math.isnan(tolerance):
         raise ValueError("tolerance is nan; expected a number of nats")
     weight = x.new_ones(len(x), dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.frames import Names, names_of, ordered
-from pyro_vmonf._utils.sameness import same_state
+from pyro_vmonf._utils.sameness import same_now
 from pyro_vmonf._utils.sharing import share
 from pyro_vmonf._utils.validation import (
     as_tensor,
@@ -31,7 +31,7 @@ from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.partial import Observed
 from pyro_vmonf.distributions.selection import pick, select
 from pyro_vmonf.distributions.support import in_units, is_bounded, is_in
-from pyro_vmonf.flows.stack import Bank, as_bank, component_of
+from pyro_vmonf.flows.stack import Bank, as_bank, component_of, probed
 from pyro_vmonf.program import (
     Program,
     Rows,
@@ -102,13 +102,7 @@ class FlowMixture(Program):
         self.feature_names: Names | None = None  # of the frame that it was fitted on
         self.context_features = check_positive("context_features", context_features, minimum=0)
         like = floating_buffer(self.bank)
-        probe = like.new_zeros(1, context_features) if context_features else None
-        components = self.components_of(probe)
-        if not components.batch_shape:
-            raise ValueError(
-                f"the bank's distribution has batch_shape () and event_shape "
-                f"{tuple(components.event_shape)}; expected batch_shape (*, K)"
-            )
+        components = probed(self.bank, self.context_features, like)
         self.num_components = components.batch_shape[-1]
         self.event_shape = components.event_shape
         self.weights = weights  # type: ignore[assignment]
@@ -118,7 +112,25 @@ class FlowMixture(Program):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weights":
             value = as_weights(value, self.num_components, floating_buffer(self.bank))
-        super().__setattr__(name, value)
+        if name != "bank" or "num_components" not in self.__dict__:
+            super().__setattr__(name, value)
+            return
+        former = self.bank
+        super().__setattr__(name, as_bank(value))
+        try:
+            like = floating_buffer(self.bank)
+            with unregistered():
+                found = probed(self.bank, self.context_features, like)
+            own, new = (self.num_components, self.event_shape), found.batch_shape[-1]
+            if own != (new, found.event_shape):
+                raise ValueError(
+                    f"the mixture has {own[0]} components of event_shape {tuple(own[1])}, and the "
+                    f"new bank {new} of {tuple(found.event_shape)}; build a new FlowMixture"
+                )
+        except BaseException:
+            super().__setattr__(name, former)
+            raise
+        self.bounded = is_bounded(found)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with running(self):
@@ -360,7 +372,7 @@ class FlowMixture(Program):
     def frozen(self) -> FlowMixture:
         """Return a copy of the mixture as it is now; the same one until the state changes."""
         kept = self.__dict__.pop("_frozen", None)
-        if kept is None or not same_state(kept, self):
+        if kept is None or not same_now(kept, self):
             kept = copy.deepcopy(self).requires_grad_(False).eval()
             detached_(kept)
         self.__dict__["_frozen"] = kept

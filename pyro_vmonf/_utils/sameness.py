@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
 
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type, type(...),
@@ -82,6 +84,10 @@ def _parts(value: Any) -> dict[str, Any] | None:
     if isinstance(value, nn.Module):
         hooks = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
         return {k: v for k, v in vars(value).items() if not k.endswith(hooks)}
+    if isinstance(value, Distribution):  # without what it has computed
+        kind = type(value)
+        own = vars(value).items()
+        return {k: v for k, v in own if not isinstance(getattr(kind, k, None), lazy_property)}
     if isinstance(value, (set, frozenset)):
         return {"entries": sorted(value, key=repr)}
     if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
@@ -89,12 +95,34 @@ def _parts(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def same_state(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two modules have the same state: names, kinds and numbers."""
+def same_now(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules compute the same: state, parts and public attributes."""
     mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(
-        value.dtype == theirs[name].dtype
-        and value.device == theirs[name].device
-        and torch.equal(value, theirs[name])
-        for name, value in mine.items()
+    return (
+        mine.keys() == theirs.keys()
+        and all(
+            value.dtype == theirs[name].dtype
+            and value.device == theirs[name].device
+            and torch.equal(value, theirs[name])
+            for name, value in mine.items()
+        )
+        and all(map(alike, one.modules(), other.modules()))
     )
+
+
+def alike(a: nn.Module, b: nn.Module, numbers: bool = True) -> bool:
+    """Return whether modules are of one class and have the same public attributes.
+
+    Parameters, buffers and modules in them do not count; without ``numbers``, neither do tensors
+    and distributions.
+    """
+    left_out = (nn.Module,) if numbers else (nn.Module, Tensor, Distribution)
+    theirs = vars(b)
+    for name, value in vars(a).items():
+        if name[0] == "_" or name == "training" or isinstance(value, left_out):
+            continue
+        other = theirs.get(name)
+        plain = isinstance(value, _PLAIN) and isinstance(other, _PLAIN)
+        if value is not other and (value != other if plain else difference(value, other)):
+            return False
+    return type(a) is type(b)

@@ -16,6 +16,8 @@ from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.frames import is_frame, numeric
 from pyro_vmonf._utils.plain import plain
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch cannot compare
+
 
 def floating_buffer(module: nn.Module) -> Tensor:
     """Return a floating tensor of the module, whose dtype and device the data are to have."""
@@ -92,6 +94,10 @@ def as_tensor(name: str, values: Any, *, missing: bool = False) -> Tensor:
         ) from error
     if values.is_complex():
         raise TypeError(f"{name} has dtype {values.dtype}; expected real numbers")
+    if values.dtype in UNSIGNED:
+        values = values.to(torch.int64)
+        if bool((values < 0).any()):
+            raise ValueError(f"{name} has whole numbers beyond the largest of torch.int64")
     return values
 
 
@@ -375,26 +381,3 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> float:
         wanted = "at least" if zero else "above"
         raise ValueError(f"{name} is {value!r}; it must be a finite number {wanted} zero")
     return float(value)
-
-
-def broadcast(*shapes: Sequence[int]) -> torch.Size:
-    """Return the broadcast shape; equal shapes, the usual case, take a short path."""
-    # No set: sizes that torch.export leaves open have no hash.
-    longer = [tuple(shape) for shape in shapes if len(shape)]
-    if any(shape != longer[0] for shape in longer):
-        return torch.broadcast_shapes(*longer)
-    return torch.Size(longer[0] if longer else ())
-
-
-def check_event(x: Tensor, event_shape: Sequence[int]) -> None:
-    """Refuse points that would broadcast to the shape of one event.
-
-    Raises:
-        ValueError: if the last dimensions of ``x`` are not the event shape.
-    """
-    count = len(event_shape)
-    if x.dim() < count or x.shape[x.dim() - count :] != tuple(event_shape):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} but one point has shape {tuple(event_shape)}; pass x of "
-            f"shape (*, {', '.join(map(str, event_shape))})"
-        )

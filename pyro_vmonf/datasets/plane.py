@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import check_number, check_positive
 
 
 class Pinwheel:
@@ -53,6 +54,7 @@ class Pinwheel:
 
     def sample(self, per_wing: int) -> tuple[Tensor, Tensor]:
         """Draw ``per_wing`` points of each wing: points ``(N, 2)`` and wings ``(N,)``."""
+        per_wing = check_positive("per_wing", per_wing, minimum=0)
         wing = torch.arange(self.wings).repeat_interleave(per_wing)
         r = self.radius + self.radial_std * torch.randn(len(wing))
         t = self.tangential_std * torch.randn(len(wing))
@@ -155,20 +157,26 @@ class TwoCircles:
         radii: the two radii, outer first.
         noise: standard deviation ε of the radius.
 
+    Raises:
+        ValueError: if they are not two positive radii and a positive noise.
+
     Example:
         >>> TwoCircles().log_prob(torch.ones(7, 2)).shape
         torch.Size([7])
     """
 
     def __init__(self, radii: tuple[float, float] = (0.8, 0.4), noise: float = 0.05) -> None:
-        self.radii = radii
-        self.noise = noise
+        if len(radii) != 2:
+            raise ValueError(f"radii are {radii}; expected two, the outer one first")
+        self.radii = (check_number("a radius", radii[0]), check_number("a radius", radii[1]))
+        self.noise = check_number("noise", noise)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({arguments_of(self)})"
 
     def sample(self, per_circle: int) -> tuple[Tensor, Tensor]:
         """Draw ``per_circle`` points of each circle: points ``(N, 2)`` and circles ``(N,)``."""
+        per_circle = check_positive("per_circle", per_circle, minimum=0)
         circle = torch.arange(2).repeat_interleave(per_circle)
         radius = torch.tensor(self.radii)[circle] + self.noise * torch.randn(len(circle))
         angle = 2 * math.pi * torch.rand(len(circle))

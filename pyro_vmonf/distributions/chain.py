@@ -10,7 +10,7 @@ from pyro.distributions import Categorical, DiscreteHMM, TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.path import HiddenPath, path_given, top_of
 from pyro_vmonf.distributions.selection import grouped_draw

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
 from pyro_vmonf.distributions.partial import PROBED, Partial, importance, joined, observe

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import in_units, of_any

@@ -24,7 +24,7 @@ from torch.distributions import (
 )
 
 from pyro_vmonf._utils.repr import ShownDistribution
-from pyro_vmonf._utils.validation import check_event
+from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf.contracts import optional
 
 PROBED = 256  # draws of a component, whose mean and covariance make its proposal

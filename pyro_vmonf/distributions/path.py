@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution, constraints
 
-from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 
 
 class HiddenPath(Distribution):

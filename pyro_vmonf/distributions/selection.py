@@ -12,7 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution
-from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.distributions.support import of_any
 from pyro_vmonf.program import is_enumerated
 

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vmonf._utils.validation import broadcast, check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, icdf_of
 from pyro_vmonf.distributions.partial import Partial, observe
 from pyro_vmonf.distributions.support import Several, in_units, is_real

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints, transform_to
 
-from pyro_vmonf._utils.validation import check_event
+from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf.distributions.estimates import (
     CDF,
     ENTROPY,

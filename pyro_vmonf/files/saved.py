@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import alone
+from pyro_vmonf._utils.sameness import alike
 from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf._version import __version__
 from pyro_vmonf.files.archive import read, write
@@ -49,7 +50,24 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
         "columns": vmonf.model.feature_names,
         "history": None if vmonf.history is None else dataclasses.asdict(vmonf.history),
     }
+    changed = description and _changed(vmonf, Saved(content))
+    if changed:
+        content["description"] = None
+        warnings.warn(
+            f"{changed} of the pair was changed after it was built, which a file does not hold; "
+            "change a pair in the same way and load the file with VMoNF.load(path, into=vmonf)",
+            stacklevel=3,
+        )
     write(content, path)
+
+
+def _changed(vmonf: nn.Module, saved: Saved) -> str:
+    """Return the part of a pair that is another one than a file would give back; empty if none."""
+    built = saved.build(type(vmonf))
+    made, mine = (dict(pair.named_modules(remove_duplicate=False)) for pair in (built, vmonf))
+    if made.keys() != mine.keys():
+        return min(made.keys() ^ mine.keys())
+    return next((name for name, part in mine.items() if not alike(part, made[name], False)), "")
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:

@@ -21,7 +21,8 @@ from torch.func import functional_call
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, training
 from pyro_vmonf._utils.sameness import difference
-from pyro_vmonf._utils.validation import check_event, check_positive
+from pyro_vmonf._utils.shapes import check_event
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.support import inside, is_real, possible
 from pyro_vmonf.flows.constant import ConstantDistribution

@@ -139,7 +139,7 @@ class Gaussian(Registered, ShownModule):
         self.loc = nn.Parameter(torch.randn(components, features))
         self.log_scale = nn.Parameter(torch.zeros(components, features))
         self.lower = nn.Parameter(torch.zeros(components, features, features))
-        self.drawn = self.loc.detach().clone()  # the means of a bank that nobody has moved
+        self._drawn = self.loc.detach().clone()  # the means of a bank that nobody has moved
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -147,7 +147,7 @@ class Gaussian(Registered, ShownModule):
         self.loc.normal_()
         self.log_scale.zero_()
         self.lower.zero_()
-        self.drawn = self.loc.detach().clone()
+        self._drawn = self.loc.detach().clone()
 
     def num_free(self) -> int:
         """Return the number of free parameters, of which a covariance has D (D + 1) / 2."""
@@ -172,7 +172,7 @@ class Gaussian(Registered, ShownModule):
                 bank stays as it is. One component takes all rows.
         """
         frozen = not all(parameter.requires_grad for parameter in self.parameters())
-        moved = not torch.equal(self.loc, self.drawn.to(self.loc))
+        moved = not torch.equal(self.loc, self._drawn.to(self.loc))
         shaped = bool(self.log_scale.any()) or bool(self.lower.any())
         if weight is None and self.components == 1:
             weight = x.new_ones(len(x), 1)

@@ -48,6 +48,29 @@ def component_of(bank: nn.Module, context: Tensor | None = None) -> Distribution
     return make() if context is None else make(context)  # type: ignore[no-any-return]
 
 
+def probed(bank: nn.Module, features: int, like: Tensor) -> Distribution:
+    """Return what a bank returns for one row, and check that its K is no number of rows.
+
+    Arguments:
+        bank: the bank.
+        features: features of the context of a row; 0 without one.
+        like: a tensor of the kind of the context.
+
+    Raises:
+        ValueError: if it has no batch dimension for K.
+    """
+    counts = (1, 3) if features else (1,)
+    found = [component_of(bank, like.new_zeros(n, features) if features else None) for n in counts]
+    shapes = [tuple(part.batch_shape) for part in found]
+    if shapes[0] and len({shape[-1] for shape in shapes}) == 1:
+        return found[0]
+    rows = f" for {counts[-1]} rows of context" if features else ""
+    raise ValueError(
+        f"the bank's distribution has batch_shape {shapes[-1]} and event_shape "
+        f"{tuple(found[0].event_shape)}{rows}; expected batch_shape (*, K)"
+    )
+
+
 class Stack(Registered):
     """A bank of different components: other banks side by side (thesis 4.2, footnote 1).
 

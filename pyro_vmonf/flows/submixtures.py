@@ -11,7 +11,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import Categorical, constraints
 
 from pyro_vmonf._utils.repr import ShownDistribution, ShownModule
-from pyro_vmonf._utils.validation import check_event, check_positive, check_simplex
+from pyro_vmonf._utils.shapes import check_event
+from pyro_vmonf._utils.validation import check_positive, check_simplex
 from pyro_vmonf.distributions.partial import Gaussians, Partial
 from pyro_vmonf.flows.gaussian import factor_of
 from pyro_vmonf.nn.columns import Columns

@@ -10,7 +10,8 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import evaluating
-from pyro_vmonf._utils.validation import check_event, check_positive, floating_buffer
+from pyro_vmonf._utils.shapes import check_event
+from pyro_vmonf._utils.validation import check_positive, floating_buffer
 from pyro_vmonf.contracts import Batch
 from pyro_vmonf.distributions.truncated import TopCategorical
 from pyro_vmonf.guides.base import BoundGuide

@@ -40,7 +40,7 @@ class Scores(nn.Module):
         self.model, self.guide = vmonf.model, vmonf.guide
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with unregistered():
+        with unregistered(), evaluating(self):  # as the verbs are, also after a fit
             mixture = self.model.mixture()
             log_prob, q = mixture.log_prob(x), self.guide.log_posterior(x).exp()
             if self.model.bounded:  # as the verbs say of rows outside the support

@@ -107,6 +107,8 @@ class Options:
         for name in ("clip_norm", "minutes"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
+        if isinstance(self.held_out, list | tuple | range):
+            self.held_out = torch.as_tensor(list(self.held_out))
         if isinstance(self.held_out, Tensor):
             return
         if check_number("held_out", self.held_out, zero=True) >= 1:

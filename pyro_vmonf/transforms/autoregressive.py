@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import reduce
 from typing import cast
 
@@ -76,8 +76,12 @@ class Autoregressive(Conditional):
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
         # A subclass with its own inverse has no common layout.
         self.in_columns = type(self).inverse_and_log_det is Autoregressive.inverse_and_log_det
+
+    @property
+    def layout(self) -> Hashable | None:  # type: ignore[override]
+        """What transforms of one run have in common; ``None`` stands alone."""
         layout = (Autoregressive, self.batch_shape, self.context_features)
-        self.layout = layout if self.in_columns else None
+        return layout if self.in_columns else None
 
     def _through(
         self, run: Sequence[FlowTransform], rows: Tensor, *, inverse: bool

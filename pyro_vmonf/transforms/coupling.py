@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import reduce
 from typing import cast
 
@@ -75,6 +75,7 @@ class Coupling(Conditional):
     order: Tensor
     first_passes: bool
     alternates: bool
+    halves: tuple[bool, ...]  # of each feature: whether it passes as the first one does
 
     def __init__(
         self,
@@ -123,6 +124,12 @@ class Coupling(Conditional):
             batch_shape=(*self.batch_shape, count),
         )
         start_near_zero(self.network.layers[-1])  # type: ignore[arg-type]
+
+    @property
+    def layout(self) -> Hashable | None:  # type: ignore[override]
+        """What transforms of one run have in common; ``None`` stands alone."""
+        layout = (Coupling, self.batch_shape, self.context_features, self.halves)
+        return layout if self.in_columns else None
 
     def _through(
         self, run: Sequence[FlowTransform], rows: Tensor, *, inverse: bool
@@ -194,7 +201,5 @@ def _see_mask(coupling: Coupling, _: object = None) -> None:
     halves = tuple(passes == mask[0] for passes in mask)
     coupling.alternates = len(mask) % 2 == 0 and halves == (True, False) * (len(mask) // 2)
     # A subclass with its own inverse has no common layout.
-    own = type(coupling).inverse_and_log_det is not Coupling.inverse_and_log_det
-    layout = (Coupling, coupling.batch_shape, coupling.context_features, halves)
-    coupling.layout = None if own else layout
-    coupling.in_columns = not own
+    coupling.in_columns = type(coupling).inverse_and_log_det is Coupling.inverse_and_log_det
+    coupling.halves = halves

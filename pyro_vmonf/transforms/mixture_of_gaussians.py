@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.validation import check_positive
+
+NEWTON_STEPS = 2  # towards data: one has first derivatives, two have those up to the third
 
 
 class MixtureOfGaussians:
@@ -19,8 +22,8 @@ class MixtureOfGaussians:
         \frac{dz}{dx} = \frac{\sum_m w_m N(x; \mu_m, \sigma_m)}{N(z; 0, 1)}
 
     The map computes both tails as logarithms, so *z* is exact far from the centre. Bisection
-    between bounds inverts the map towards data, and one Newton step carries the gradients. At zero
-    parameters the mixture has mean zero and variance one.
+    between bounds inverts the map towards data, and Newton steps carry its derivatives, up to the
+    third. At zero parameters the mixture has mean zero and variance one.
 
     Arguments:
         mixtures: number of Gaussians *M*.
@@ -71,7 +74,8 @@ class MixtureOfGaussians:
         log_mass = torch.where(left, below, above)
         # Far away squares overflow: the density is zero there, and the value the largest with one.
         lost = log_mass.detach() < torch.finfo(log_mass.dtype).min / 4
-        quantile = _quantile(log_mass.masked_fill(lost, torch.finfo(log_mass.dtype).min / 4))
+        mass = log_mass.masked_fill(lost, torch.finfo(log_mass.dtype).min / 4)
+        quantile: Tensor = _Quantile.apply(mass)  # type: ignore[no-untyped-call]
         z = torch.where(left, quantile, -quantile)
         slope = log_density + 0.5 * z.square()  # the normalising constants cancel
         return z, torch.where(lost, -torch.inf, slope)
@@ -90,8 +94,10 @@ class MixtureOfGaussians:
                 short = torch.where(left, below < wanted, above > wanted)
                 low, high = torch.where(short, middle, low), torch.where(short, high, middle)
             start = (low + high) / 2
-        near, log_slope = self.inverse(start, theta)
-        x = start - (near - z) * torch.exp(-log_slope.detach())
+        x = start
+        for _ in range(NEWTON_STEPS):
+            near, log_slope = self.inverse(x, theta)
+            x = x - (near - z) * torch.exp(-log_slope)
         return x, -self.inverse(x, theta)[1]
 
 
@@ -102,19 +108,37 @@ def _log_tails(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return below, above
 
 
-def _quantile(log_mass: Tensor) -> Tensor:
-    """Return the quantile of a standard normal for the logarithm of a mass of at most a half.
+class _Quantile(torch.autograd.Function):
+    """The quantile of a standard normal for the logarithm of a mass of at most a half.
 
-    The logarithm of the mass is concave and the start lies at the left, so Newton steps converge;
-    the last one carries the gradient.
+    The logarithm of the mass is concave and the start lies at the left, so Newton steps converge.
     """
 
-    def step(z: Tensor, log_mass: Tensor) -> Tensor:
-        ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(-z / math.sqrt(2))  # mass / density
-        return z - (torch.special.log_ndtr(z) - log_mass) * ratio
+    generate_vmap_rule = True
 
-    with torch.no_grad():
+    @staticmethod
+    def forward(log_mass: Tensor) -> Tensor:
         z = -torch.sqrt(-2 * log_mass)
-        for _ in range(6):
-            z = step(z, log_mass)
-    return step(z, log_mass)
+        for _ in range(7):
+            z = z - (torch.special.log_ndtr(z) - log_mass) * _ratio(z)
+        return z
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (z,) = ctx.saved_tensors
+        return grad * _ratio(z)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
+        (z,) = ctx.saved_tensors
+        return tangent * _ratio(z)
+
+
+def _ratio(z: Tensor) -> Tensor:
+    """Return mass below over density of a standard normal."""
+    return math.sqrt(math.pi / 2) * torch.special.erfcx(-z / math.sqrt(2))

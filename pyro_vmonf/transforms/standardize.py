@@ -30,8 +30,17 @@ def _moments_of_gaps(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tenso
         counts = counts * weight.double().reshape(-1, *(1,) * (rows.dim() - 1))
     share = counts / counts.sum(0)
     filled = rows.double().nan_to_num(0.0)
+    unit = _unit(filled)
+    filled = filled / unit
     mean = (share * filled).sum(0)
-    return mean, (share * (filled - mean).square()).sum(0).sqrt()
+    return mean * unit, (share * (filled - mean).square()).sum(0).sqrt() * unit
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return a power of two near the size of each feature; squares in it do not vanish."""
+    largest = torch.maximum(rows.amax(0).abs(), rows.amin(0).abs())
+    known = torch.where(largest.isfinite(), largest, 0.0)
+    return torch.ldexp(torch.ones_like(largest), known.frexp().exponent)
 
 
 class Standardize(FlowTransform):
@@ -98,7 +107,12 @@ class Standardize(FlowTransform):
             self.fit_batches_([(rows, weight)])
             return
         largest = torch.maximum(rows.amax(0).abs(), rows.amin(0).abs())
-        self._take(rows.mean(0), rows.std(0, unbiased=False), largest, rows.dtype)
+        spread = rows.std(0, unbiased=False)
+        small = largest < torch.finfo(rows.dtype).tiny ** 0.25  # their squares may vanish
+        if bool((small & (largest > 0)).any()):
+            unit = _unit(rows)
+            spread = torch.where(small, (rows / unit).std(0, unbiased=False) * unit, spread)
+        self._take(rows.mean(0), spread, largest, rows.dtype)
 
     @torch.no_grad()
     def fit_batches_(self, batches: Iterable[Tensor | tuple[Tensor, Tensor | None]]) -> int:
@@ -110,11 +124,15 @@ class Standardize(FlowTransform):
         References:
             Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance.
         """
-        count, total, dtype = 0, 0.0, self.scale.dtype
+        count, total, dtype, unit = 0, 0.0, self.scale.dtype, None
         mean, squares, largest = (torch.zeros_like(self.loc, dtype=torch.float64) for _ in range(3))
         for batch in batches:
             x, weight = (batch, None) if isinstance(batch, Tensor) else batch
             rows, dtype = x.reshape(-1, *self.event_shape).double(), x.dtype
+            if not len(rows):
+                continue
+            unit = _unit(rows) if unit is None else unit
+            rows = rows / unit
             count += len(rows)
             if weight is None:
                 share, own = float(len(rows)), rows.mean(0)
@@ -133,8 +151,8 @@ class Standardize(FlowTransform):
             largest = torch.maximum(largest, rows.abs().amax(0))
         if count and not total:
             raise ValueError("sample_weight is zero for every row; some have to count")
-        if count:
-            self._take(mean, (squares / total).sqrt(), largest, dtype)
+        if unit is not None:
+            self._take(mean * unit, (squares / total).sqrt() * unit, largest * unit, dtype)
         return count
 
     def _take(self, mean: Tensor, scale: Tensor, largest: Tensor, dtype: torch.dtype) -> None:
@@ -145,6 +163,12 @@ class Standardize(FlowTransform):
             )
         # A column whose spread is within rounding keeps its scale.
         floor = torch.finfo(dtype).eps * largest * 10
+        least = torch.finfo(self.scale.dtype).tiny
+        if bool(((scale > floor) & (scale < least)).any()):
+            raise ValueError(
+                f"a column has a spread of {float(scale[scale > floor].min()):.3g}, which is below "
+                f"{self.scale.dtype}; rescale it, or use model.double()"
+            )
         self.scale.copy_(torch.where(scale > floor, scale, torch.ones_like(scale)))
         self._set_loc(mean)
         self.fitted.fill_(True)

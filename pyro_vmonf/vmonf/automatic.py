@@ -112,7 +112,7 @@ def from_data(
     model, guide, history = _trained(lessons, z, clusters, best, seconds, choice)
     stages.close()
     if far is not None:
-        model, guide = _with_background(rows, model, guide, best, every.filled[far])
+        model, guide = _with_background(rows, model, guide, best, every, far)
         choice["background"] = int(far.sum())
     choice |= _seen(guide, every, components=parts)
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
@@ -254,11 +254,14 @@ def _pair(
 
 @torch.no_grad()
 def _with_background(
-    rows: Rows, model: FlowMixture, guide: SoftmaxGuide, start: Scored, far: Tensor
+    rows: Rows, model: FlowMixture, guide: SoftmaxGuide, start: Scored, every: Rows, far: Array
 ) -> tuple[FlowMixture, SoftmaxGuide]:
     """Return the pair with one more component, a broad Gaussian for rows that are far."""
-    broad = broad_gaussian(rows.units.inv(far).double().numpy(), rows.x.shape[1])
-    share = max(len(far), 1) / (len(rows.x) + len(far))
+    z = rows.units.inv(every.filled[far]).double().numpy()
+    broad = broad_gaussian(z, rows.x.shape[1])
+    counts = np.ones(len(every.x)) if every.weight is None else every.weight.double().numpy()
+    # One row, if none is far.
+    share = float(counts[far].sum() / counts.sum()) or 1 / len(every.counted())
     log_weights = model.weights.log_mean().double().numpy() + math.log1p(-share)
     log_shares = np.append(start.log_shares() + math.log1p(-share), math.log(share))
     larger = _pair(rows, [*start.densities, broad], log_shares)
