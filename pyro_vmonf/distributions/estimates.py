@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     register_kl,
+    transform_to,
 )
 
 from pyro_vmonf._utils.contexts import local_seed
@@ -127,7 +128,14 @@ def cdf_of(distribution: Distribution, x: Tensor) -> Tensor:
     one = _normal(distribution)
     if isinstance(one, Normal):  # torch's own has no digits in the lower tail
         return torch.special.log_ndtr((x - one.loc) / one.scale).exp().squeeze(-1)
-    return one.cdf(x).squeeze(-1)
+    try:
+        support: Any = one.support
+        good, some = support.check(x), transform_to(support)(torch.zeros_like(x))
+    except NotImplementedError:  # of a support without coordinates
+        return one.cdf(x).squeeze(-1)
+    # An interval has all of the mass above what lies below it, and none of it below.
+    outside = (x > some).to(x)
+    return torch.where(good, one.cdf(torch.where(good, x, some)), outside).squeeze(-1)
 
 
 def icdf_of(distribution: Distribution, share: Tensor) -> Tensor:

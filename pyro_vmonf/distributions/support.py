@@ -22,8 +22,17 @@ from pyro_vmonf.distributions.estimates import (
 )
 
 
+def whole_of(support: Any) -> Any:
+    """Return the support of a mixture of torch as that of any of its components."""
+    if not isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return support
+    base = support.base_constraint
+    return base if is_real(base) else AnyOf(base, support.event_dim)
+
+
 def is_real(support: Any) -> bool:
     """Return whether a support is the whole space."""
+    support = whole_of(support)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector
@@ -63,6 +72,7 @@ def inside(support: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor | No
     Returns:
         The points, and which are inside ``(*)``; ``None`` if the support is the whole space.
     """
+    support = whole_of(support)
     if is_real(support):
         return x, None
     good = is_in(support, x, event_dim)
@@ -166,7 +176,7 @@ class OwnUnits(Estimated):
 
     @property
     def support(self) -> Any:
-        return self.base.support
+        return whole_of(self.base.support)
 
     @property
     def mean(self) -> Tensor:

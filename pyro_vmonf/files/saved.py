@@ -61,9 +61,10 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
     write(content, path)
 
 
-def _changed(vmonf: nn.Module, saved: Saved) -> str:
+def _changed(vmonf: Any, saved: Saved) -> str:
     """Return the part of a pair that is another one than a file would give back; empty if none."""
     built = saved.build(type(vmonf))
+    built.model.feature_names = vmonf.model.feature_names  # which a file holds beside the parts
     made, mine = (dict(pair.named_modules(remove_duplicate=False)) for pair in (built, vmonf))
     if made.keys() != mine.keys():
         return min(made.keys() ^ mine.keys())

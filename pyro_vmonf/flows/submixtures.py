@@ -10,9 +10,10 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Categorical, constraints
 
-from pyro_vmonf._utils.repr import ShownDistribution, ShownModule
+from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf._utils.validation import check_positive, check_simplex
+from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.partial import Gaussians, Partial
 from pyro_vmonf.flows.gaussian import factor_of
 from pyro_vmonf.nn.columns import Columns
@@ -20,7 +21,7 @@ from pyro_vmonf.nn.mlp import linear, linear_of_columns
 from pyro_vmonf.program import Registered
 
 
-class WhitenedMixtures(ShownDistribution):
+class WhitenedMixtures(Estimated):
     r"""K mixtures of M Gaussians, each given by the matrix that whitens it.
 
     .. math::
@@ -41,6 +42,17 @@ class WhitenedMixtures(ShownDistribution):
         self.loc = loc
         self.whitening = whitening
         super().__init__(loc.shape[:1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.log_weights.exp().unsqueeze(-1) * self.loc).sum(1)
+
+    @property
+    def variance(self) -> Tensor:
+        unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
+        factor = torch.linalg.solve_triangular(self.whitening, unit, upper=False)
+        own = factor.square().sum(-1) + (self.loc - self.mean.unsqueeze(1)).square()
+        return (self.log_weights.exp().unsqueeze(-1) * own).sum(1)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WhitenedMixtures:
         raise NotImplementedError("the K mixtures of Gaussians have one batch shape, (K,)")

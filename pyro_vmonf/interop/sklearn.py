@@ -7,12 +7,12 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin, TransformerMixin
-from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn import MLP, Remembered
 from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.starts.means import k_means
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.vmonf import VMoNF
@@ -138,11 +139,21 @@ class FlowMixtureClustering(  # type: ignore[misc]
             sample_weight: weights of the rows ``(n_samples,)``, at least zero.
 
         Raises:
-            ValueError: if the rows, the labels or the parameters do not fit.
+            ValueError: if the rows, the labels or the parameters do not fit; what an earlier fit
+                has found then stays.
         """
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X, y, sample_weight)
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> FlowMixtureClustering:
         self._columns = names_of(X)
         X = numeric(ordered(X, self._columns), missing=True)
         X = validate_data(self, X, dtype=KINDS, ensure_min_samples=2, ensure_all_finite=FINITE)
+        X = np.ascontiguousarray(X)
         for name in ("n_init", "max_iter", "batch_size"):
             check_positive(name, getattr(self, name))
         if self.n_components != "auto":
@@ -150,7 +161,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         if self.init not in ("auto", "kmeans", "spectral", "random"):
             raise ValueError(f"init is {self.init!r}; expected 'kmeans', 'spectral' or 'random'")
         labels = self._labels(y, len(X))
-        if isinstance(self.n_components, int) and len(X) < self.n_components:
+        if self.n_components != "auto" and len(X) < self.n_components:
             raise ValueError(
                 f"n_samples={len(X)} is below n_components={self.n_components}; pass fewer "
                 "components or more rows"
@@ -260,18 +271,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
 
             return cut
         weight = None if sample_weight is None else sample_weight[sample_weight > 0]
-
-        def means(x: Tensor, num_clusters: int) -> Tensor:
-            rows = x.numpy()
-            centre, spread = rows.mean(0), rows.std(0)
-            if weight is not None and (weight != weight[0]).any():
-                centre = np.average(rows, 0, weight)
-                spread = np.sqrt(np.average((rows - centre) ** 2, 0, weight))
-            found = KMeans(num_clusters, n_init=1 if number else 4, random_state=seed)
-            rows = (rows - centre) / (spread + 1e-12)
-            return torch.as_tensor(found.fit_predict(rows, sample_weight=weight).astype(np.int64))
-
-        return means
+        return partial(k_means, sample_weight=weight, n_init=1 if number else 4, seed=seed)
 
     def _bank(self, features: int, components: int) -> nn.Module:
         if callable(self.flow):
@@ -340,7 +340,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """Return the cluster of each row ``(n_samples,)``, by the guide; −1 for the background."""
-        return self._numbered(self.vmonf_.predict(self._rows(X)).numpy())
+        rows = self._rows(X)
+        return self._numbered(self.vmonf_.predict(rows).numpy())
 
     def _numbered(self, components: Array) -> Array:
         """Return numbers of components, with −1 for the background."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import re
 import warnings
@@ -20,7 +23,7 @@ from pyro_vmonf._utils.progress import parts
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
-COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
+LIKE_NONE = ("na", "n/a", "nan", "none", "null", "unknown", "?")  # names that may mean no class
 
 
 @dataclass
@@ -66,7 +69,7 @@ def read_table(
         ImportError: if pandas, or pyarrow for Parquet, is missing.
         ValueError: if columns are missing or hold no numbers, or no row has one.
     """
-    whole = _read(Path(path), separator)
+    whole = _read(Path(path), separator, label)
     asked = [*columns, *drop, *([label] if label else [])]
     missing = [name for name in asked if name not in whole.columns]
     if missing:
@@ -102,8 +105,8 @@ def read_table(
     if not kept.any():
         raise ValueError(f"no row of {path} has a finite number in {', '.join(map(str, chosen))}")
     if not kept.all():
-        count = int((~kept).sum())
-        said.append(f"{count} of {len(frame)} rows have no finite number and are left out")
+        what = f"{int((~kept).sum())} of {len(frame)} rows have no number or an infinite one"
+        said.append(f"{what}, and are left out")
     if gaps[kept].any():
         count = int(gaps[kept].any(1).sum())
         said.append(f"{count} of {len(frame)} rows lack a number, and the fit sums it out")
@@ -112,6 +115,11 @@ def read_table(
     table = Table(frame[kept].reset_index(drop=True), len(whole), rows, said=said)
     if label is not None:
         table.y, table.names = _labels(whole[label][kept])
+        table.said += [
+            f"column {label!r} has a class named {name}; leave cells without a class empty"
+            for name in table.names
+            if name.lower() in LIKE_NONE
+        ]
     return table
 
 
@@ -126,8 +134,8 @@ def _labels(column: Any) -> tuple[Tensor, list[str]]:
     return torch.tensor([numbers.get(name, -1) for name in known.fillna("").tolist()]), names
 
 
-def _read(path: Path, separator: str | None) -> Any:
-    """Return the whole file as a frame of pandas."""
+def _read(path: Path, separator: str | None, label: str | None) -> Any:
+    """Return the whole file as a frame of pandas, with the labels as they stand there."""
     import pandas
 
     if not path.exists():
@@ -146,13 +154,10 @@ def _read(path: Path, separator: str | None) -> Any:
     if len(options["sep"]) > 1:  # a regular expression
         options["engine"] = "python"
     try:
-        with own_filters():
-            more = "Length of header"  # fields of the lines than names
-            warnings.filterwarnings("error", more, pandas.errors.ParserWarning)
-            try:
-                frame = pandas.read_csv(path, index_col=False, **options)
-            except pandas.errors.ParserWarning:  # the lines have more fields than the header
-                frame = _without_names_of_rows(path, pandas.read_csv(path, **options))
+        frame = _parsed(path, options)
+        if label in frame:  # a class may be named NA, and 01 is another one than 1
+            whole = _parsed(path, {**options, "dtype": str, "keep_default_na": False})
+            frame[label] = whole[label]
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} is no CSV with a header: {str(error).strip()}") from error
     if len(frame.columns) == 1 and separator is None:
@@ -164,12 +169,27 @@ def _read(path: Path, separator: str | None) -> Any:
     return frame
 
 
+def _parsed(path: Path, options: dict[str, Any]) -> Any:
+    """Return the frame that pandas reads, without names of rows."""
+    import pandas
+
+    with own_filters():
+        more = "Length of header"  # fields of the lines than names
+        warnings.filterwarnings("error", more, pandas.errors.ParserWarning)
+        try:
+            return pandas.read_csv(path, index_col=False, **options)
+        except pandas.errors.ParserWarning:  # the lines have more fields than the header
+            return _without_names_of_rows(path, pandas.read_csv(path, **options))
+
+
 def _lines(path: Path) -> dict[str, Any]:
     """Return the options that leave out blank lines before the header and after the last row."""
-    if path.suffix.lower() in COMPRESSED:
+    suffix = path.suffix.lower()
+    if suffix in (".zip", ".zst"):
         return {}
+    opened: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)
     first, last = None, 0
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file):
             if line.strip():
                 first, last = number if first is None else first, number

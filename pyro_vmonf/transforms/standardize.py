@@ -19,8 +19,23 @@ def loses_digits(loc: Tensor, scale: Tensor) -> bool:
     """Return whether values around ``loc`` lose digits of their spread in float32."""
     if loc.is_meta:
         return False
-    rounding = torch.finfo(torch.float32).eps * loc.abs()
-    return bool((rounding > LOST * scale.abs()).any())
+    kind = torch.finfo(torch.float32)
+    small = (scale != 0) & (scale.abs() < kind.tiny)  # which fit_ refuses
+    return bool(((kind.eps * loc.abs() > LOST * scale.abs()) | small).any())
+
+
+def check_spread(scale: Tensor, dtype: torch.dtype) -> None:
+    """Refuse standard deviations that are below the numbers of a dtype.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    small = scale[scale < torch.finfo(dtype).tiny]
+    if len(small):
+        raise ValueError(
+            f"a column has a spread of {float(small.min()):.3g}, which is below the numbers of "
+            f"{dtype}; rescale it, or use model.double()"
+        )
 
 
 def _moments_of_gaps(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -163,12 +178,7 @@ class Standardize(FlowTransform):
             )
         # A column whose spread is within rounding keeps its scale.
         floor = torch.finfo(dtype).eps * largest * 10
-        least = torch.finfo(self.scale.dtype).tiny
-        if bool(((scale > floor) & (scale < least)).any()):
-            raise ValueError(
-                f"a column has a spread of {float(scale[scale > floor].min()):.3g}, which is below "
-                f"{self.scale.dtype}; rescale it, or use model.double()"
-            )
+        check_spread(scale[scale > floor], self.scale.dtype)
         self.scale.copy_(torch.where(scale > floor, scale, torch.ones_like(scale)))
         self._set_loc(mean)
         self.fitted.fill_(True)

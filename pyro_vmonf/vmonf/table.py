@@ -26,6 +26,7 @@ from pyro_vmonf.starts.background import far_rows
 from pyro_vmonf.starts.gaps import hot_deck
 from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.transforms import Standardize
+from pyro_vmonf.transforms.standardize import check_spread
 
 Array = np.ndarray[Any, Any]
 SEEDS = 2**32  # scikit-learn takes seeds below it
@@ -142,6 +143,7 @@ def _units(x: Tensor, weight: Tensor | None) -> Standardize:
     units = Standardize(x.shape[1:]).to(x.dtype)
     counted = slice(None) if weight is None else weight > 0
     units.fit_(x[counted], None if weight is None else weight[counted])
+    check_spread(units.scale, torch.get_default_dtype())  # of the pair
     return units
 
 
