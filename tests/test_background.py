@@ -59,7 +59,9 @@ def test_trained_components_stay_what_they_are() -> None:
         for parameter in (*model.parameters(), *guide.network.parameters()):
             parameter += 0.1 * torch.randn_like(parameter)
     far = torch.tensor([[1e3, 0.0], [0.0, -1e4]], dtype=torch.float64)
-    larger = VMoNF(*automatic._with_background(rows, model, guide, best, far))
+    every = table.rows_of(np.concatenate((x, far.numpy())), None, None, 3, 0)
+    mask = np.arange(50) >= 48
+    larger = VMoNF(*automatic._with_background(rows, model, guide, best, every, mask))
     some, smaller = torch.as_tensor(x), VMoNF(model, guide)
     torch.testing.assert_close(
         larger.component_log_prob(some)[:, :3], smaller.component_log_prob(some)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,9 +67,21 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
         options["cpp_wrapper"] = True  # the calls of the kernels are machine code as well
         options["cpp.vec_isa_ok"] = True  # the processor says it; ten small programs would ask
     shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with own_filters(), tracing(shapes), torch.no_grad():
+    with own_filters(), _quiet("torch._inductor"), tracing(shapes), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # of the compiler, about itself
         found: Callable[..., list[Tensor]] = torch._inductor.compile(
             graph, list(inputs), options=options
         )
     return found
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger pass errors alone in a block: the compiler warns of its own parts."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -125,16 +125,19 @@ def read_table(
 
 def _labels(column: Any) -> tuple[Tensor, list[str]]:
     """Return the numbers of the classes ``(N,)``, −1 for rows without one, and their names."""
+    import pandas
+
     known = column.astype("string").str.strip()
-    classes = column[~known.isin(MARKS)].dropna().unique()
-    if is_mark(np.asarray(classes), "auto"):
+    classes = known[~known.isin((*MARKS, ""))].dropna().unique().astype(object)
+    values = np.asarray(pandas.to_numeric(classes, errors="coerce"), dtype=float)
+    if is_mark(np.asarray(classes) if np.isnan(values).any() else values, "auto"):
         known = known.where(~known.isin(MARKS))
     names = sorted(name for name in known.dropna().unique().tolist() if name)
     numbers = {name: i for i, name in enumerate(names)}
     return torch.tensor([numbers.get(name, -1) for name in known.fillna("").tolist()]), names
 
 
-def _read(path: Path, separator: str | None, label: str | None) -> Any:
+def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
     """Return the whole file as a frame of pandas, with the labels as they stand there."""
     import pandas
 

@@ -137,6 +137,7 @@ class Recorder:
         left, right, bottom, top = self._view()
         height = size * min(max((top - bottom) / (right - left), 0.5), 2.0) + 0.3
         figure = Figure(figsize=(size, height), dpi=dpi)
+        figure.set_layout_engine("none")
         # The axes have a fixed place, so they do not move between frames.
         ax = figure.add_axes((0.02, 0.02, 0.96, 0.96 - 0.3 / height))
         colors = np.array(component_colors(self.num_components))

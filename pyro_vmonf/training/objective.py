@@ -275,12 +275,10 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
         parts = [s["unscaled_log_prob"] for _, s, _ in sites if depends(s)]
         log_q = torch.stack(torch.broadcast_tensors(*parts)).sum(0).log_softmax(dim)
     q = log_q.exp()
-    joint = [s["unscaled_log_prob"] for _, s, _ in sites if s is not c and depends(s)]
-    possible = takes_part(q, joint)
 
     def expected(value: Tensor) -> Tensor:
         # A component that is impossible counts nothing and gives no gradient.
-        return (q * torch.where(possible, value, torch.zeros_like(q))).sum()
+        return (q * torch.where(takes_part(q, [value]), value, torch.zeros_like(q))).sum()
 
     terms: dict[str, Tensor] = {}
     for name, site, sign in sites:

@@ -79,7 +79,7 @@ class Autoregressive(Conditional):
 
     @property
     def layout(self) -> Hashable | None:  # type: ignore[override]
-        """What transforms of one run have in common; ``None`` stands alone."""
+        """The kind that transforms of one run have in common; ``None`` stands alone."""
         layout = (Autoregressive, self.batch_shape, self.context_features)
         return layout if self.in_columns else None
 

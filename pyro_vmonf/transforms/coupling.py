@@ -127,7 +127,7 @@ class Coupling(Conditional):
 
     @property
     def layout(self) -> Hashable | None:  # type: ignore[override]
-        """What transforms of one run have in common; ``None`` stands alone."""
+        """The kind that transforms of one run have in common; ``None`` stands alone."""
         layout = (Coupling, self.batch_shape, self.context_features, self.halves)
         return layout if self.in_columns else None
 
