@@ -13,7 +13,6 @@ Array = np.ndarray[Any, Any]
 MISTAKEN = 0.05  # Gaussians that are mistaken for each other more often are one cluster
 SMALLEST = 0.03  # share of the rows that a cluster of high density has at least
 NEIGHBORS = 5
-ALIKE = 0.05  # nats a row within which clusterings are as good
 
 
 def by_density(x: Array) -> Array:
