@@ -19,6 +19,9 @@ from pyro_vmonf.program import Registered, check_follows
 class MixtureComponent(Registered):
     """A mixture as one component of another: the bank whose call returns its marginal.
 
+    Its weights are moved by the gradient, with the other parameters of the component, and need a
+    learning rate that suits them; only the weights of the outer mixture follow responsibilities.
+
     Arguments:
         model: the inner mixture, which trains with the outer one.
 
