@@ -112,25 +112,18 @@ class FlowMixture(Program):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weights":
             value = as_weights(value, self.num_components, floating_buffer(self.bank))
-        if name != "bank" or "num_components" not in self.__dict__:
-            super().__setattr__(name, value)
-            return
-        former = self.bank
-        super().__setattr__(name, as_bank(value))
-        try:
-            like = floating_buffer(self.bank)
+        if name == "bank" and "num_components" in self.__dict__:
+            value = as_bank(value)
             with unregistered():
-                found = probed(self.bank, self.context_features, like)
+                found = probed(value, self.context_features, floating_buffer(value))
             own, new = (self.num_components, self.event_shape), found.batch_shape[-1]
             if own != (new, found.event_shape):
                 raise ValueError(
                     f"the mixture has {own[0]} components of event_shape {tuple(own[1])}, and the "
                     f"new bank {new} of {tuple(found.event_shape)}; build a new FlowMixture"
                 )
-        except BaseException:
-            super().__setattr__(name, former)
-            raise
-        self.bounded = is_bounded(found)
+            self.bounded = is_bounded(found)
+        super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with running(self):

@@ -20,6 +20,7 @@ from torch.distributions import (
     LogNormal,
     MixtureSameFamily,
     Normal,
+    Poisson,
     Uniform,
 )
 
@@ -122,6 +123,10 @@ def test_a_bank_of_another_number_of_components_is_refused() -> None:
         with pytest.raises(ValueError, match="build a new FlowMixture"):
             model.bank = bank
         assert model.bank is former
+    counts = Independent(Poisson(torch.ones(1, 2)), 1)
+    with pytest.raises(ValueError, match="components are discrete"):
+        model.bank = counts  # type: ignore[assignment]
+    assert model.bank is former
     model.bank = Independent(Uniform(torch.zeros(1, 2), 1.0), 1)  # type: ignore[assignment]
     assert model.bounded
     assert model.marginal().log_prob(torch.full((1, 2), 0.5)).item() == 0

@@ -105,6 +105,36 @@ class Estimated(ShownDistribution):
         return self.mean_estimate(draws, seed, lambda x: -self.log_prob(x))
 
 
+class Asking(Estimated):
+    """A distribution that asks another one for closed forms, and refuses in its own words.
+
+    To implement one, write :meth:`_ask`.
+    """
+
+    def _ask(self, function: Callable[[Distribution], Any]) -> Any:
+        """Return what a function says of the other distribution."""
+        raise NotImplementedError
+
+    @property
+    def mean(self) -> Tensor:
+        return self._if_closed(*MEAN, lambda: self._ask(lambda other: other.mean))
+
+    @property
+    def variance(self) -> Tensor:
+        return self._if_closed(*VARIANCE, lambda: self._ask(lambda other: other.variance))
+
+    def entropy(self) -> Tensor:
+        return self._if_closed(*ENTROPY, lambda: self._ask(lambda other: other.entropy()))
+
+    def cdf(self, x: Tensor) -> Tensor:
+        r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
+        return self._if_closed(*CDF, lambda: self._ask(lambda other: cdf_of(other, x)))
+
+    def icdf(self, share: Tensor) -> Tensor:
+        """Return the quantiles ``(*, 1)`` at shares ``(*)``."""
+        return self._if_closed(*QUANTILE, lambda: self._ask(lambda other: icdf_of(other, share)))
+
+
 def _no_divergence(p: Distribution, q: Distribution) -> NoReturn:
     raise NotImplementedError(
         f"the divergence of {type(p).__name__} and {type(q).__name__} has no closed form; use "

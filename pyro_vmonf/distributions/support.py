@@ -10,16 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints, transform_to
 
 from pyro_vmonf._utils.shapes import check_event
-from pyro_vmonf.distributions.estimates import (
-    CDF,
-    ENTROPY,
-    MEAN,
-    QUANTILE,
-    VARIANCE,
-    Estimated,
-    cdf_of,
-    icdf_of,
-)
+from pyro_vmonf.distributions.estimates import Asking
 
 
 def whole_of(support: Any) -> Any:
@@ -157,7 +148,7 @@ def of_any(support: Any, event_dim: int) -> Any:
     return AnyOf(support, event_dim) if batched or isinstance(base, Several) else support
 
 
-class OwnUnits(Estimated):
+class OwnUnits(Asking):
     """A distribution that a user gave in raw units, whose density is zero outside its support.
 
     Arguments:
@@ -178,24 +169,8 @@ class OwnUnits(Estimated):
     def support(self) -> Any:
         return whole_of(self.base.support)
 
-    @property
-    def mean(self) -> Tensor:
-        return self._if_closed(*MEAN, lambda: self.base.mean)
-
-    @property
-    def variance(self) -> Tensor:
-        return self._if_closed(*VARIANCE, lambda: self.base.variance)
-
-    def entropy(self) -> Tensor:
-        return self._if_closed(*ENTROPY, self.base.entropy)
-
-    def cdf(self, x: Tensor) -> Tensor:
-        r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
-        return self._if_closed(*CDF, lambda: cdf_of(self.base, x))
-
-    def icdf(self, share: Tensor) -> Tensor:
-        """Return the quantiles ``(*, 1)`` at shares ``(*)``."""
-        return self._if_closed(*QUANTILE, lambda: icdf_of(self.base, share))
+    def _ask(self, function: Callable[[Distribution], Any]) -> Any:
+        return function(self.base)
 
     def expand(self, batch_shape: Any, _instance: object = None) -> OwnUnits:
         return OwnUnits(self.base.expand(torch.Size(batch_shape)))

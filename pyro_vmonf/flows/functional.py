@@ -11,16 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.func import functional_call
 
-from pyro_vmonf.distributions.estimates import (
-    CDF,
-    ENTROPY,
-    MEAN,
-    QUANTILE,
-    VARIANCE,
-    Estimated,
-    cdf_of,
-    icdf_of,
-)
+from pyro_vmonf.distributions.estimates import Asking
 from pyro_vmonf.distributions.partial import Partial, observe
 
 
@@ -42,7 +33,7 @@ class Use(nn.Module):
         return function(self.bank() if context is None else self.bank(context))
 
 
-class WithParameters(Estimated):
+class WithParameters(Asking):
     """The distribution of a bank whose parameters have other values.
 
     Arguments:
@@ -88,7 +79,7 @@ class WithParameters(Estimated):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WithParameters:
         return WithParameters(self.bank, self.parameters, self.context, batch_shape)
 
-    def _use(self, function: Callable[[Distribution], Any]) -> Any:
+    def _ask(self, function: Callable[[Distribution], Any]) -> Any:
         def expanded(found: Distribution) -> Any:
             same = found.batch_shape == self.batch_shape
             return function(found if same else found.expand(self.batch_shape))
@@ -96,39 +87,22 @@ class WithParameters(Estimated):
         values = {f"bank.{name}": value for name, value in self.parameters.items()}
         return functional_call(Use(self.bank), values, (expanded, self.context))
 
-    @property
-    def mean(self) -> Tensor:
-        return self._if_closed(*MEAN, lambda: self._use(lambda found: found.mean))
-
-    @property
-    def variance(self) -> Tensor:
-        return self._if_closed(*VARIANCE, lambda: self._use(lambda found: found.variance))
-
-    def entropy(self) -> Tensor:
-        return self._if_closed(*ENTROPY, lambda: self._use(lambda found: found.entropy()))
-
-    def cdf(self, x: Tensor) -> Tensor:
-        return self._if_closed(*CDF, lambda: self._use(lambda found: cdf_of(found, x)))
-
-    def icdf(self, share: Tensor) -> Tensor:
-        return self._if_closed(*QUANTILE, lambda: self._use(lambda found: icdf_of(found, share)))
-
     def observe(self, x: Tensor, draws: int) -> Partial:
         """Return marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
-        found = self._use(lambda found: observe(found, x, draws))
+        found = self._ask(lambda found: observe(found, x, draws))
         mean, draw = found.mean, found.draw
         return replace(
             found,
-            mean=lambda: self._use(lambda _: mean()),
-            draw=lambda count: self._use(lambda _: draw(count)),
+            mean=lambda: self._ask(lambda _: mean()),
+            draw=lambda count: self._ask(lambda _: draw(count)),
         )
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self._use(lambda found: found.log_prob(x))  # type: ignore[no-any-return]
+        return self._ask(lambda found: found.log_prob(x))  # type: ignore[no-any-return]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
-            return self._use(lambda found: found.sample(Size(sample_shape)))  # type: ignore[no-any-return]
+            return self._ask(lambda found: found.sample(Size(sample_shape)))  # type: ignore[no-any-return]
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._use(lambda found: found.rsample(Size(sample_shape)))  # type: ignore[no-any-return]
+        return self._ask(lambda found: found.rsample(Size(sample_shape)))  # type: ignore[no-any-return]
