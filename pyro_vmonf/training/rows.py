@@ -100,9 +100,9 @@ class TensorSource:
     def arguments(self, chosen: Tensor) -> Arguments:
         """Return one step's arguments for the rows at ``chosen``."""
         return {
-            "x": self.x[chosen],
+            "x": self.x.index_select(0, chosen),
             "y": _at(self.y, chosen),
-            "index": self.positions[chosen],
+            "index": self.positions.index_select(0, chosen),
             "size": self.size if self.whole is None else self.whole,
             "sample_weight": _at(self.sample_weight, chosen),
             "given": _at(self.given, chosen),
@@ -195,7 +195,7 @@ class TensorSource:
 
 
 def _at(rows: Tensor | None, chosen: Tensor) -> Tensor | None:
-    return None if rows is None else rows[chosen]
+    return None if rows is None else rows.index_select(0, chosen)
 
 
 def check_inside(
