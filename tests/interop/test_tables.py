@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 
 from pyro_vmonf import FlowMixture, Gaussian, VMoNF
 from pyro_vmonf.__main__ import main
-from pyro_vmonf.interop.tables import read_table
+from pyro_vmonf.interop.tables import read_table, write_table
 
 BAD = "<script>alert(1)</script>"  # a column's name
 N = 40
@@ -232,3 +233,20 @@ def test_score_and_report_show_their_parts_in_a_terminal(
         monkeypatch.setattr("sys.stderr", terminal)
         assert main([command, str(folder), rows, "--out", str(tmp_path / "out.csv")]) == 0
         assert f"{command}, {name}" in terminal.getvalue()
+
+
+def test_a_parquet_file_is_read_and_written_as_a_csv_file_is(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is an extra")
+    table().to_parquet(tmp_path / "table.parquet", index=False)
+    table().to_csv(tmp_path / "table.csv", index=False)
+    read, expected = (
+        read_table(tmp_path / f"table.{kind}", label="kind") for kind in ("parquet", "csv")
+    )
+    pandas.testing.assert_frame_equal(read.frame, expected.frame)
+    assert read.y is not None
+    assert expected.y is not None
+    assert torch.equal(read.y, expected.y)
+    assert read.names == expected.names
+    write_table(read.frame, tmp_path / "again.parquet")
+    again = pandas.read_parquet(tmp_path / "again.parquet")
+    pandas.testing.assert_frame_equal(again, read.frame.reset_index(drop=True))
