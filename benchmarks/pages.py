@@ -107,7 +107,8 @@ def front() -> str:
                 [
                     f"clusters of {s['sets']} public sets, K given: mean adjusted Rand index",
                     f"**{s['ari']}**",
-                    f"Lumbermark (cut spanning trees) {s['lumbermark']}, spectral clustering {s['spectral']}, "
+                    f"Lumbermark (cut spanning trees) {s['lumbermark']}, "
+                    f"spectral clustering {s['spectral']}, "
                     f"`GaussianMixture` {s['gaussian_mixture']}, k-means {s['kmeans']}",
                 ],
                 [
@@ -134,16 +135,16 @@ def front() -> str:
                 [
                     "one training step, 5 flows, 512 rows, 2 columns",
                     f"{ms['library']} ms, compiled {ms['library compiled']}",
-                    f"JAX with `lax.scan` {ms['jax scanned']}, plain torch {ms['limit']}, five flows of "
-                    f"zuko one by one {ms['zuko']}, of Pyro {ms['pyro']}",
+                    f"JAX with `lax.scan` {ms['jax scanned']}, plain torch {ms['limit']}, five "
+                    f"flows of zuko one by one {ms['zuko']}, of Pyro {ms['pyro']}",
                 ],
             ],
         )
         + "\n\n"
         + filled_lines(
             "The sets are those of clustering-data-v1, each with three seeds. The constants of the",
-            "default were fixed before these runs; expect less of the rule for K elsewhere. An index",
-            "of 1 is perfect, and 0 is chance.",
+            "default were fixed before these runs; expect less of the rule for K elsewhere. An",
+            "index of 1 is perfect, and 0 is chance.",
         )
     )
 
