@@ -364,7 +364,7 @@ class MarkovMixture(FlowMixture):
     def _network(self, guide: Any, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and penalties of a guide with a network, for single rows."""
         try:
-            logits, penalties = guide.parts(rows, torch.arange(len(rows.x), device=rows.x.device))
+            logits, penalties = guide.parts(rows, None)  # a step has no position of its own
         except NotImplementedError as error:
             kind = type(guide).__name__
             raise TypeError(

@@ -117,6 +117,12 @@ class RandomWalk(ShownModule):
         Raises:
             ValueError: if the graph has other rows at these positions.
         """
+        if x.shape[1:] != self.x.shape[1:]:
+            raise ValueError(
+                f"the graph has rows of shape {tuple(self.x.shape[1:])}, and the run rows of shape "
+                f"{tuple(x.shape[1:])}; expected the same rows, and a step of a sequence has no "
+                "position"
+            )
         if index is None:
             return
         inside = index < len(self.x)

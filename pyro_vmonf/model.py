@@ -105,6 +105,11 @@ class FlowMixture(Program):
         components = probed(self.bank, self.context_features, like)
         self.num_components = components.batch_shape[-1]
         self.event_shape = components.event_shape
+        if not self.event_shape:
+            raise ValueError(
+                "the components have event_shape (), one number for each row; expected (D,): rows "
+                "of one column are (N, 1), and Independent(..., 1) or to_event(1) makes them so"
+            )
         self.weights = weights  # type: ignore[assignment]
         self.standardizer = Standardize(self.event_shape).to(like.dtype)
         self.bounded = is_bounded(components)

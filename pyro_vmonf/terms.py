@@ -75,8 +75,8 @@ class Agreement(Term):
     r"""The guide stays near its start: :math:`KL(q_0(c|x) \,\|\, q(c|x))`.
 
     :math:`q_0` is the posterior that a :class:`~pyro_vmonf.nn.StartedNetwork` begins with, or
-    that a :class:`~pyro_vmonf.nn.Remembered` network had. Rows whose cluster is certain at the
-    start stay there unless the ELBO says otherwise.
+    that a :class:`~pyro_vmonf.nn.Remembered` network had, at the temperature of the
+    guide. Rows whose cluster is certain at the start stay there unless the ELBO says otherwise.
 
     Arguments:
         weight: the factor in front.
@@ -91,10 +91,9 @@ class Agreement(Term):
     """
 
     def forward(self, batch: Batch) -> Tensor:
-        guide, x = batch.guide, batch.x
-        if guide.model is not None:
-            x = guide.model.standardizer.inv(x)
-        first = required(guide.network, "start", "the term Agreement")(x).detach().log_softmax(-1)
+        start = required(batch.guide.network, "start", "the term Agreement")
+        with torch.no_grad():
+            first = batch.guide.log_q_of(start, batch.x, batch.given)
         return (first.exp() * (first - batch.log_q)).sum(-1)
 
 

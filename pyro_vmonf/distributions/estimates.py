@@ -96,6 +96,8 @@ class Estimated(ShownDistribution):
         check_positive("draws", draws, minimum=2)
         with local_seed(seed):
             values = of(self.sample(torch.Size((draws,))))
+        if not values.is_floating_point():  # the mean of a condition is its probability
+            values = values.to(torch.get_default_dtype())
         return values.mean(0), values.std(0) / draws**0.5
 
     def entropy_estimate(

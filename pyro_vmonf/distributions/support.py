@@ -15,6 +15,11 @@ from pyro_vmonf.distributions.estimates import Asking
 
 def whole_of(support: Any) -> Any:
     """Return the support of a mixture of torch as that of any of its components."""
+    if isinstance(support, constraints.independent):
+        inner = whole_of(support.base_constraint)
+        if inner is support.base_constraint:
+            return support
+        return constraints.independent(inner, support.reinterpreted_batch_ndims)
     if not isinstance(support, constraints.MixtureSameFamilyConstraint):
         return support
     base = support.base_constraint

@@ -44,6 +44,13 @@ class Flow(Registered, ShownModule):
         self, transforms: Sequence[FlowTransform], *, base: nn.Module | Distribution
     ) -> None:
         super().__init__()
+        for transform in transforms:
+            if not isinstance(transform, nn.Module):
+                raise TypeError(
+                    f"transforms has a {type(transform).__name__}; expected modules such as those "
+                    "of pyro_vmonf.transforms: transforms of torch go into a bank by Replicated, "
+                    "or into a FlowTransform of your own"
+                )
         self.base = as_bank(base)
         self.transforms = nn.ModuleList(transforms)
         self.compiled = False

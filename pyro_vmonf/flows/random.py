@@ -52,9 +52,11 @@ class RandomBank(Registered, Program):
         prior: one distribution for every number; or a function from the name and value of a
             parameter to the distribution of each of its numbers. :math:`N(0, 1)` by default.
         scale: the first *s* of the posterior; ``None`` for a point.
+        names: of the parameters that are random; by default all that require a gradient now.
 
     Raises:
-        ValueError: if the bank has no parameters, or the scale is not positive.
+        ValueError: if the bank has no parameters or none of such a name, or the scale is not
+            positive.
 
     References:
         Blundell, Cornebise, Kavukcuoglu, Wierstra (2015), Weight Uncertainty in Neural Networks,
@@ -71,11 +73,22 @@ class RandomBank(Registered, Program):
     in_program = True
 
     def __init__(
-        self, bank: nn.Module, prior: Prior | None = None, *, scale: float | None = 1e-2
+        self,
+        bank: nn.Module,
+        prior: Prior | None = None,
+        *,
+        scale: float | None = 1e-2,
+        names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if not any(parameter.requires_grad for parameter in bank.parameters()):
-            raise ValueError(f"{type(bank).__name__} has no parameters that a prior could be on")
+        own = dict(bank.named_parameters())
+        # They stay random where somebody freezes them, or puts others in their place.
+        self.names = [n for n, p in own.items() if p.requires_grad] if names is None else [*names]
+        if not self.names or not set(self.names) <= own.keys():
+            what = "has no parameters that a prior could be on"
+            if self.names:
+                what = f"has parameters {', '.join(own)}, and names is {self.names}"
+            raise ValueError(f"{type(bank).__name__} {what}")
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"scale is {scale}; expected a positive number, or None for a point")
         self.bank = bank
@@ -90,7 +103,8 @@ class RandomBank(Registered, Program):
 
     def random_parameters(self) -> list[tuple[str, Tensor]]:
         """Return the parameters that are sites, by their names."""
-        return [(n, p) for n, p in self.bank.named_parameters() if p.requires_grad]
+        own = dict(self.bank.named_parameters())
+        return [(name, own[name]) for name in self.names]
 
     def num_free(self) -> int:
         """Return the number of free parameters of the bank; its posterior is none of the model."""

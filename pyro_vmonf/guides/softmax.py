@@ -122,10 +122,17 @@ class SoftmaxGuide(BoundGuide):
             return self._log_q_of_gaps(x, given, gaps)
         if self.model is not None:
             check_event(x, self.model.event_shape)
+        return self.log_q_of(self.network, x, given)
+
+    def log_q_of(
+        self, network: Callable[[Tensor], Tensor], x: Tensor, given: Tensor | None
+    ) -> Tensor:
+        """Return log q(c|x) ``(*, K)`` of another function to the logits, of rows without gaps."""
+        if self.model is not None:
             x = self.model.standardizer.inv(x)
         if given is not None:
             x = torch.cat((x, given.expand(*x.shape[:-1], given.shape[-1])), -1)
-        return (self.network(x) / self.temperature).log_softmax(-1)
+        return (network(x) / self.temperature).log_softmax(-1)
 
     def objective(self, terms: dict[str, float]) -> float:
         """Return the share ``elbo_gradient`` of the ELBO, and the penalties of the terms."""

@@ -89,7 +89,7 @@ class Single:
     def guard_(self, last_finite: Sequence[Tensor] = ()) -> None:
         """Take the buffers as they are for the state that a rejected step goes back to."""
         self.last_finite = list(last_finite) or self.last_finite
-        self.buffers = [b for b in self.module.buffers() if b.is_floating_point()]
+        self.buffers = list(self.module.buffers())
         self.copies = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
 
@@ -213,7 +213,7 @@ class Stacked:
         self.buffers = {
             name: value
             for name, value in buffers.items()
-            if value.is_floating_point() or bool((value != value[:1]).any())
+            if value.is_floating_point() or _counts(value[0]) or bool((value != value[:1]).any())
         }
         first: dict[int, str] = {}  # a tensor of several names is trained under the first of them
         self.names = {
@@ -251,13 +251,13 @@ class Stacked:
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
-        floating = [b for b in self.buffers.values() if b.is_floating_point()] + self.counted
-        before = [value.detach().clone() for value in (*floating, *self.parameters)]
+        buffers = [*self.buffers.values(), *self.counted]
+        before = [value.detach().clone() for value in (*buffers, *self.parameters)]
         try:
-            return self._step(batches, going, move, floating, before)
+            return self._step(batches, going, move, buffers, before)
         except BaseException:  # an interrupt may come in the middle of a move
             with torch.no_grad():
-                torch._foreach_copy_([*floating, *self.parameters], before)
+                torch._foreach_copy_([*buffers, *self.parameters], before)
             raise
 
     def _step(
@@ -265,14 +265,14 @@ class Stacked:
         batches: Sequence[Arguments],
         going: list[bool],
         move: Callable[..., Any],
-        floating: list[Tensor],
+        buffers: list[Tensor],
         before: list[Tensor],
     ) -> tuple[Terms, list[bool]]:
         forget_gradients(self.parameters)
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum(0)
         finite = loss.detach().isfinite()
-        self._remember(finite, before[len(floating) :])
+        self._remember(finite, before[len(buffers) :])
         loss.sum().backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
@@ -290,7 +290,7 @@ class Stacked:
             move()
             for value, old in zip(moving, kept, strict=True):
                 value[left] = old
-            for buffer, old in zip(floating, before, strict=False) if len(left) else []:
+            for buffer, old in zip(buffers, before, strict=False) if len(left) else []:
                 buffer[left] = old[left]
         return {name: value.detach() for name, value in terms.items()}, taken.tolist()
 
@@ -342,6 +342,11 @@ def forget_gradients(parameters: Sequence[Tensor]) -> None:
     """Leave the gradients of the step before."""
     for parameter in parameters:
         parameter.grad = None
+
+
+def _counts(value: Tensor) -> bool:
+    """Return whether a buffer is a single whole number, as a counter of steps is."""
+    return value.numel() == 1 and value.dtype != torch.bool
 
 
 def _finite(value: Tensor) -> bool:

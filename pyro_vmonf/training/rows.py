@@ -108,13 +108,15 @@ class TensorSource:
             "given": _at(self.given, chosen),
         }
 
-    def epoch(self, generator: torch.Generator) -> Iterator[Arguments]:
+    def epoch(self, generator: torch.Generator, alone: bool = False) -> Iterator[Arguments]:
+        """Return the batches; ``alone`` they count as all rows, and not as a part of a whole."""
         order = torch.randperm(self.size, generator=generator).to(self.x.device)
         batches = list(order.split(self.batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:  # one row has no batch statistics
             batches[-2:] = [torch.cat(batches[-2:])]
         for chosen in batches:
-            yield self.arguments(chosen)
+            own = self.arguments(chosen)
+            yield {**own, "size": self.size} if alone else own
 
     def in_order(self, times: int = 1) -> Iterator[Arguments]:
         """Return batches of all rows, in their own order, once or several times."""

@@ -10,7 +10,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 MEASURED_ROWS = 4096  # training rows that states are measured on where none are held out
 MEASURED_DRAWS = 4  # of random weights and banks, each time
-START = -1  # the epoch of the state before training
+START = -(10**9)  # the epoch of the state before training; those of labelled rows are negative
 
 
 class Keeper:

@@ -251,8 +251,8 @@ class Trainer:
             where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
             self.bar.set_description(f"{plan.title}, {where}", refresh=False)
         if self.runs[0].labelled is not None and (self.epoch < 0 or plan.interleave):
-            labelled = [run.labelled.epoch(run.generator) for run in self.runs if run.labelled]
-            self._go_through(labelled, scheduled=False)
+            own = [(run.labelled, run.generator) for run in self.runs if run.labelled]
+            self._go_through([part.epoch(g, self.epoch < 0) for part, g in own], scheduled=False)
         if self.epoch >= 0:
             batches = [run.train.epoch(run.generator) for run in self.runs]
             self._go_through(batches, scheduled=True)

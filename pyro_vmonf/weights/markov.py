@@ -11,6 +11,7 @@ from torch.distributions import Dirichlet, Distribution
 
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.counts import LogPosterior
+from pyro_vmonf.program import in_plate
 from pyro_vmonf.weights.base import Weights
 from pyro_vmonf.weights.observed import observed, sites_of
 from pyro_vmonf.weights.standard import FixedWeights, LearnedWeights, as_weights
@@ -60,6 +61,12 @@ class MarkovWeights(Weights):
         return {"initial": values[..., 0, :], "transition": values[..., 1:, :]}
 
     def forward(self, context: Tensor | None = None) -> Tensor:
+        if self.in_program and in_plate():
+            raise ValueError(
+                "the random rows of a chain are drawn once, and inside a plate there would be "
+                "several of each: call the chain outside of the plate and without "
+                "vectorize_particles, or take fixed or learned rows"
+            )
         return torch.stack([row(context) for row in self.rows()])
 
     def guide(self) -> None:
