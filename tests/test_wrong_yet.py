@@ -27,7 +27,7 @@ from pyro_vmonf import (
 from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.nn import MLP, Remembered, StartedNetwork
 from pyro_vmonf.plots import plot_history
-from pyro_vmonf.terms import Agreement, Batch, Consistency, CustomTerm
+from pyro_vmonf.terms import Agreement, Batch, Consistency, CustomTerm, Term
 
 K = 3
 
@@ -241,3 +241,28 @@ def test_the_mean_of_a_condition_is_its_probability() -> None:
     found, error = one.marginal().mean_estimate(2000, 0, of=lambda x: x > 0.3)
     right = 1 - one.marginal().cdf(torch.tensor([0.3])).detach()
     assert bool(((found - right).abs() < 4 * error).all())
+
+
+class Sly(Term):
+    """A term that does something else where its parameter is none, as under ``torch.vmap``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.ones(()))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.level)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.level.square().expand(len(batch.x)) * (1 if self.level.requires_grad else 9)
+
+
+def test_starts_whose_terms_differ_together_run_in_turn() -> None:
+    ends = []
+    for callbacks in ((), lambda progress: None):
+        torch.manual_seed(7)
+        one = VMoNF(FlowMixture(RealNVP(2, K, blocks=2)), SoftmaxGuide(MLP(2, K), [Sly()]))
+        options: dict[str, Any] = {"n_init": 2, "epochs": 2, "progress": False, "seed": 0}
+        ends.append(one.double().fit(rows(), callbacks=callbacks, **options))
+    assert ends[0].terms["sly"] == pytest.approx(ends[1].terms["sly"], rel=1e-12)
+    assert ends[0].restarts == pytest.approx(ends[1].restarts, rel=1e-12)

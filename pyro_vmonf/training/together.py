@@ -18,11 +18,12 @@ from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.validation import has_gaps
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.program import unregistered
 from pyro_vmonf.training.data import Sources, TensorSource, check_data
 from pyro_vmonf.training.fit import fit, in_units, plan_of, quiet_scope, run_of
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import start_parts
-from pyro_vmonf.training.lanes import Stacked
+from pyro_vmonf.training.lanes import Stacked, Terms
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.trainer import Run, Trainer
@@ -104,7 +105,8 @@ def fit_together(
         if any(hasattr(part, "counts") and _is_frozen(part) for part in objective.modules()):
             raise NotTogether("weights in closed form are frozen")
         size = runs[0][0].train.size
-        _try(Stacked(copy.deepcopy(objectives), arrays, size), [run for run, _ in runs])
+        tried = copy.deepcopy(objectives)
+        _try(Stacked(tried, arrays, size), objectives, [run for run, _ in runs])
         lanes = Stacked(objectives, arrays, size, checked.clip_norm)
         lanes.optimizer = optimizer = checked.optimizer_of(lanes.parameters)
         title = f"fit {len(pairs)} starts"
@@ -175,12 +177,38 @@ def _rows(arrays: Arrays, index: Tensor) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _try(lanes: Stacked, runs: Sequence[Run]) -> None:
-    """Run the program once in either mode, on a copy that is thrown away."""
+def _try(lanes: Stacked, objectives: Sequence[Objective], runs: Sequence[Run]) -> None:
+    """Run the program once in either mode, and compare it with each run alone.
+
+    Arguments:
+        lanes: copies, which are thrown away.
+        objectives: of the runs.
+        runs: the runs.
+
+    Raises:
+        NotTogether: if the program does not run, or has other terms.
+    """
     batches = [next(iter(run.train.epoch(torch.Generator()))) for run in runs]
+    terms: list[Terms] = []
     for mode in (evaluating, training):
         try:
             with mode(lanes.module), local_seed(0):
-                lanes.terms(batches)
+                terms.append(lanes.terms(batches))
         except RuntimeError as error:
             raise NotTogether(str(error)) from error
+    found, _ = terms
+    for i, (objective, batch) in enumerate(zip(objectives, batches, strict=True)):
+        one, other = (_terms_alone(objective, lanes, batch, seed) for seed in (0, 1))
+        drawn = any(not torch.equal(one[name], other[name]) for name in one)
+        top = 1e3 * max(float(v.abs()) * torch.finfo(v.dtype).eps for v in one.values())
+        if found.keys() != one.keys() or not (
+            drawn or all(torch.allclose(found[n][i], one[n], 0, top, True) for n in one)
+        ):
+            raise NotTogether("the runs have other terms together than alone")
+
+
+def _terms_alone(objective: Objective, lanes: Stacked, batch: Any, seed: int) -> Terms:
+    arrays = {n: None if a is None else a[batch["x"]] for n, a in lanes.arrays.items()}
+    arguments = {**arrays, "index": batch["x"], "size": batch["size"]}
+    with evaluating(objective), local_seed(seed), unregistered():
+        return {name: value / batch["size"] for name, value in objective(**arguments).items()}
