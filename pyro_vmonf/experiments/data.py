@@ -54,7 +54,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mnist-04": Experiment(
         "MNIST's digits 0 to 4 (thesis 5.2)",
         lambda s: draw_mnist(s, digits=5, held_out=5000),
-        {"thesis": recipes.THESIS_MNIST, "best": images.undistorted(n_init=2)},
+        {
+            "thesis": recipes.THESIS_MNIST,
+            "best": images.undistorted(n_init=3, steps=1300, trial_steps=200),
+        },
     ),
     "mnist": Experiment(
         "all ten digits of MNIST",

@@ -42,11 +42,14 @@ def encoder(data: Data) -> ConvEncoder:
     return ConvEncoder((1, *data.image_shape), data.num_components)
 
 
-def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
+def teach_undistorted(
+    n_init: int, *, steps: int = 3000, trial_steps: int = 400, quick_steps: int = 100
+) -> Teach:
     """Return a function that teaches a guide to ignore small affine distortions.
 
     Arguments:
         n_init: starts of the guide; the one with the best terms stays.
+        steps, trial_steps: of the guide that stays, and of each start.
         quick_steps: steps in a quick run, which has one start.
     """
 
@@ -61,7 +64,8 @@ def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
             terms=[Classification(), Consistency(distort), Balance(weight=3.0)],
             augment=distort.distorted,
             n_init=1 if quick else n_init,
-            steps=quick_steps if quick else 3000,
+            trial_steps=trial_steps,
+            steps=quick_steps if quick else steps,
             progress=True,
         )
 
@@ -71,8 +75,12 @@ def teach_undistorted(n_init: int, quick_steps: int = 100) -> Teach:
 SPLINE_STEPS, SPLINE_STEPS_QUICK = 250, 10
 
 
-def undistorted(n_init: int) -> Recipe:
-    """Return the recipe of dense spline flows, with ``n_init`` starts of the guide."""
+def undistorted(n_init: int, **lessons: int) -> Recipe:
+    """Return the recipe of dense spline flows.
+
+    Arguments:
+        n_init, lessons: as for :func:`teach_undistorted`.
+    """
 
     def build(data: Data) -> VMoNF:
         splines = AutoregressiveNSF(
@@ -90,7 +98,7 @@ def undistorted(n_init: int) -> Recipe:
             "temperature": 1.0,
         },
         quick={"steps": SPLINE_STEPS_QUICK},
-        teach=teach_undistorted(n_init),
+        teach=teach_undistorted(n_init, **lessons),
     )
 
 

@@ -13,7 +13,6 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.sizes import free_numbers
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
@@ -23,6 +22,9 @@ from pyro_vmonf.program import Conditioned, Program, Registered, in_plate, name_
 _TERM: Any = {"term": "parameters"}
 
 Prior = Distribution | Callable[[str, Tensor], Distribution]
+
+
+FIRST_SCALE = 1e-2  # of the posterior
 
 
 class _Scales(nn.ParameterDict):
@@ -77,7 +79,7 @@ class RandomBank(Registered, Program):
         bank: nn.Module,
         prior: Prior | None = None,
         *,
-        scale: float | None = 1e-2,
+        scale: float | None = FIRST_SCALE,
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -120,7 +122,10 @@ class RandomBank(Registered, Program):
         return self.bank() if context is None else self.bank(context)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        return arguments_of(self)
+        shown = [] if self.scale == FIRST_SCALE else [f"scale={self.scale}"]
+        if len(self.names) < len([*self.bank.parameters()]):
+            shown.append(f"names={self.names}")
+        return ", ".join(shown)
 
     @pyro_method
     def draw(self, context: Tensor | None = None) -> WithParameters:
