@@ -22,8 +22,6 @@ from pyro_vmonf.program import Conditioned, Program, Registered, in_plate, name_
 _TERM: Any = {"term": "parameters"}
 
 Prior = Distribution | Callable[[str, Tensor], Distribution]
-
-
 FIRST_SCALE = 1e-2  # of the posterior
 
 
@@ -122,7 +120,7 @@ class RandomBank(Registered, Program):
         return self.bank() if context is None else self.bank(context)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        shown = [] if self.scale == FIRST_SCALE else [f"scale={self.scale}"]
+        shown = [] if self.scale in (None, FIRST_SCALE) else [f"scale={self.scale}"]
         if len(self.names) < len([*self.bank.parameters()]):
             shown.append(f"names={self.names}")
         return ", ".join(shown)
