@@ -71,7 +71,7 @@ class Linear:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):  # the weight of a term can be zero
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
-        if self.steps < 1:
+        if not self.steps >= 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
 
     def __call__(self, step: int) -> float:

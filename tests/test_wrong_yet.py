@@ -27,6 +27,7 @@ from pyro_vmonf import (
 from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.nn import MLP, Remembered, StartedNetwork
 from pyro_vmonf.plots import plot_history
+from pyro_vmonf.schedules import linear_decay
 from pyro_vmonf.terms import Agreement, Batch, Consistency, CustomTerm, Term
 
 K = 3
@@ -266,3 +267,8 @@ def test_starts_whose_terms_differ_together_run_in_turn() -> None:
         ends.append(one.double().fit(rows(), callbacks=callbacks, **options))
     assert ends[0].terms["sly"] == pytest.approx(ends[1].terms["sly"], rel=1e-12)
     assert ends[0].restarts == pytest.approx(ends[1].restarts, rel=1e-12)
+
+
+def test_a_schedule_over_no_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps is nan"):
+        linear_decay(float("nan"))  # type: ignore[arg-type]

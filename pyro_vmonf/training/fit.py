@@ -114,7 +114,7 @@ def fit(
         pretrain_epochs: passes through the labelled rows alone, before anything else.
         interleave: each epoch goes through the labelled rows and then through the others.
         held_out: fraction of the rows kept for the held-out ELBO, or their positions.
-        patience: epochs without a better held-out ELBO before the run stops.
+        patience: epochs without a better held-out objective before the run stops.
         keep: the parameters that stay: ``"last"``, or ``"best"`` for the state with the best
             objective. By default the best where rows are held out, and the last otherwise. States
             are measured in ``eval()`` after each epoch and before the first, on the held-out rows,

@@ -176,7 +176,7 @@ class Options:
         if sample_weight is not None and not guide.draws_component:
             raise ValueError(
                 "sample_weight needs a guide with its own c; Pyro sums c out of the model only "
-                "under one common weight: use a SoftmaxGuide"
+                "under one common weight: use a SoftmaxGuide or ExactGuide()"
             )
         if guide.model is not None and guide.model is not model:
             raise ValueError("the guide is bound to another model; pass that one, or a new guide")

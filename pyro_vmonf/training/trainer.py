@@ -351,7 +351,7 @@ class Trainer:
             patience = self.plan.patience
             if patience is not None and epoch >= 0 and epoch - run.keeper.trained_epoch >= patience:
                 run.going = False
-                run.history.stopped = f"no better held-out ELBO for {patience} epochs"
+                run.history.stopped = f"no better held-out objective for {patience} epochs"
                 if len(self.runs) > 1 and not run.keeper.state:  # the others go on
                     run.keeper.state = self.lanes.state(i)
 
