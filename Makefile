@@ -12,7 +12,7 @@ SPHINX = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d out/doctrees .
 .PHONY: demo test docs pages linkcheck notebooks examples bench soak fuzz matrix arviz wheel lint format install clean
 
 demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the animation in out/
-	$(BIN)/python -m pyro_vmonf run pinwheel --out out
+	$(BIN)/python -m pyro_vmonf run pinwheel --quick --out out
 
 test: .venv/dev  ## the whole test suite
 	$(BIN)/python -m pytest -n 2

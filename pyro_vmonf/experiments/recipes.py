@@ -85,7 +85,7 @@ THESIS_MNIST = of_thesis(
 )
 THESIS_MNIST_SEMI = semi_supervised(THESIS_MNIST, pretrain_epochs=20, quick=1)
 
-STEPS, STEPS_QUICK = 3000, 300
+STEPS, STEPS_QUICK = 3000, 500
 
 
 def neighbourly(length: int, last: float) -> Recipe:
@@ -115,15 +115,15 @@ def neighbourly(length: int, last: float) -> Recipe:
         guide: Any = vmonf.guide
         warm_start_(guide, data.x, y=data.y)  # spectral clusters
 
-    options = {
-        "steps": STEPS,
-        "batch_size": 512,
-        "lr": 3e-3,
-        "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, STEPS),
-        "clip_norm": 10.0,
-        "temperature": exponential_decay(rate=2e-3),
-    }
-    return Recipe(build, options, quick={"steps": STEPS_QUICK}, teach=teach)
+    def over(steps: int) -> dict[str, object]:
+        return {
+            "steps": steps,
+            "scheduler": lambda optimizer: CosineAnnealingLR(optimizer, steps),
+            "temperature": exponential_decay(rate=6 / steps),
+        }
+
+    options = {**over(STEPS), "batch_size": 512, "lr": 3e-3, "clip_norm": 10.0}
+    return Recipe(build, options, quick=over(STEPS_QUICK), teach=teach)
 
 
 # The wings nearly touch. Short walks stay in a wing, and the likelihood decides on the border.
