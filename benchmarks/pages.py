@@ -89,11 +89,16 @@ def clusters() -> dict[str, str]:
     }
 
 
+def section(name: str) -> list[list[str]]:
+    """Return the cells of the tables of a benchmark's last run."""
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text().split(f"## {name}\n")[1]
+    rows = re.findall(r"^\| (.*) \|$", text.split("\n## ")[0], re.MULTILINE)
+    return [row.split(" | ") for row in rows]
+
+
 def step(config: str) -> dict[str, float]:
     """Return the milliseconds of a training step, by the way it is written."""
-    text = (ROOT / "benchmarks" / "RESULTS.md").read_text().split("## step")[1].split("\n## ")[0]
-    rows = re.findall(rf"^\| {config} \| ([\w ]+) \| ([\d.]+) \|", text, re.MULTILINE)
-    return {name: float(value) for name, value in rows}
+    return {row[1]: float(row[2]) for row in section("step") if row[0] == config}
 
 
 def front() -> str:
@@ -200,6 +205,67 @@ def ratios() -> str:
         "A compiled step, over the step from Python": times("library compiled", "library"),
     }
     return "\n".join(f"- {what}: {numbers}." for what, numbers in said.items())
+
+
+def other_times() -> str:
+    """Return what a whole fit, many components, many rows, restarts and draws cost."""
+    [fit] = [row for row in section("whole_fit") if row[0] == "pinwheel"]
+    scaling = {row[0]: row for row in section("scaling")}
+    one, many = scaling["K=1"], scaling["K=64"]
+    top = float(scaling["K=256, top=4"][2]) / float(scaling["K=8"][2])
+    scored = next(row for row in section("score") if row[0].endswith("log_prob"))
+    [eight] = [row[3] for row in section("restarts") if row[0] == "R=8"]
+    draws = {row[1]: row for row in section("sample") if row[0] == "D=784"}
+    half = next(row[2] for row in section("sample") if row[:2] == ["D=392", "library"])
+    said = [
+        f"A thousand steps of `fit` with hold-out and history take {float(fit[4]):.2f} times a "
+        "thousand bare steps.",
+        f"From one to 64 components the time per component falls from {float(one[3]):.1f} to "
+        f"{float(many[3]):.2f} ms. With 256 components and `top=4` a step takes {top:.1f} times "
+        "the step of 8.",
+        f"A million rows are scored in {float(scored[2]) / 1000:.1f} s.",
+        f"Eight restarts in one batch take {eight} times one fit.",
+        f"A draw of 16 points from a MAF of 784 features takes {float(draws['library'][2]):.0f} ms,"
+        f" and {float(half):.0f} ms from one of 392. It is {float(draws['zuko'][3]):.0f} times as "
+        f"fast as zuko and {float(draws['pyro'][3]):.0f} times as fast as Pyro.",
+    ]
+    return "\n".join(f"- {sentence}" for sentence in said)
+
+
+def criterion() -> str:
+    """Return the mean index of the chosen start, by the weight of the valleys."""
+    names = {
+        "random mixtures": "63 random mixtures",
+        "pinwheel .25": "pinwheel, rate .25",
+        "pinwheel .4": "pinwheel, rate .4",
+        "two circles": "two circles",
+        "real": "39 real sets, as a test",
+    }
+    weights = ("0.0", "0.05", "0.1", "0.2", "0.3", "0.5", "1.0")
+    body = []
+    for row in read("criterion.jsonl"):
+        found = [share(row[f"weight {weight}"]) for weight in weights]
+        found[2] = f"**{found[2]}**"
+        body.append([names[row["family"]], *found, share(row["oracle"])])
+    head = "weight of the valleys | 0 | .05 | **.1** | .2 | .3 | .5 | 1 | best candidate"
+    return markdown(head, body)
+
+
+def by_one_call() -> str:
+    """Return the accuracy of one call on the sets of the thesis."""
+    names = {
+        "pinwheel .25": "pinwheel, rate .25",
+        "pinwheel .4": "pinwheel, rate .4",
+        "two circles": "two circles",
+        "32 labels": "two circles, 32 labels",
+        "11 labels": "two circles, 11 labels",
+    }
+    rows = read("plane.jsonl")
+    body = []
+    for key, name in names.items():
+        found = [row["accuracy"] for row in rows if row["set"] == key]
+        body.append([name, share(mean(found), 4), share(min(found), 4)])
+    return markdown("set | mean | worst", body)
 
 
 def summary() -> str:
@@ -518,6 +584,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "thinned": thinned,
     "steps": steps,
     "step-ratios": ratios,
+    "other-times": other_times,
+    "criterion": criterion,
+    "one-call": by_one_call,
     "plane": lambda: plane(PLANE),
     "thesis": lambda: plane(THESIS),
     "images": images,
