@@ -89,7 +89,8 @@ class Single:
     def guard_(self, last_finite: Sequence[Tensor] = ()) -> None:
         """Take the buffers as they are for the state that a rejected step goes back to."""
         self.last_finite = list(last_finite) or self.last_finite
-        self.buffers = list(self.module.buffers())
+        own = self.module.buffers()  # masks and orders stay, and each look at one costs time
+        self.buffers = [b for b in own if b.is_floating_point() or _counts(b)]
         self.copies = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
 
