@@ -16,8 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import own_filters
 
-FLUSHED = 100  # steps
-
 
 def make_optimizer(make: Callable[[list[Any]], Optimizer], parameters: list[Any]) -> Optimizer:
     """Return the optimiser that a user's function makes of parameters.
@@ -115,19 +113,12 @@ def _rehearse(scheduler: LRScheduler, optimizer: Optimizer, moves: int) -> None:
 
 
 @torch.no_grad()
-def flush_(optimizer: Optimizer, epoch: int, steps: int) -> None:
-    """Set the denormal numbers of an optimiser's state to zero, about once in a hundred steps.
+def flush_(optimizer: Optimizer) -> None:
+    """Set the denormal numbers of an optimiser's state to zero.
 
     The moments of a parameter without a gradient fall to the smallest numbers and stay there, and
     a processor takes ten times as long for a step with them.
-
-    Arguments:
-        optimizer: of the run.
-        epoch: number of the epoch that begins.
-        steps: of each epoch.
     """
-    if epoch % max(FLUSHED // steps, 1):
-        return
     for state in optimizer.state.values():
         for value in state.values():
             plain = isinstance(value, Tensor) and value.layout is torch.strided and value.dim()

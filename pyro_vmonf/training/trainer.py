@@ -246,7 +246,7 @@ class Trainer:
 
     def _go_through_epoch(self) -> None:
         plan = self.plan
-        flush_(self.optimizer, self.epoch, self.runs[0].train.batches)
+        flush_(self.optimizer)
         if plan.epochs is not None:
             where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
             self.bar.set_description(f"{plan.title}, {where}", refresh=False)
