@@ -197,18 +197,21 @@ def _try(lanes: Stacked, objectives: Sequence[Objective], runs: Sequence[Run]) -
         except RuntimeError as error:
             raise NotTogether(str(error)) from error
     found, _ = terms
-    one, other = (_terms_alone(objectives[0], lanes, batches[0], seed) for seed in (0, 1))
-    drawn = any(not torch.equal(one[name], other[name]) for name in one)
+    first, again = (_terms_alone(objectives[0], lanes, batches[0], seed) for seed in (0, 1))
+    drawn = any(not torch.equal(first[name], again[name]) for name in first)  # by another stream
     for i, (objective, batch) in enumerate(zip(objectives, batches, strict=True)):
-        one = _terms_alone(objective, lanes, batch, 0) if i else one
-        top = 1e3 * max(float(v.abs()) * torch.finfo(v.dtype).eps for v in one.values())
-        if found.keys() != one.keys() or not (
-            drawn or all(torch.allclose(found[n][i], one[n], 0, top, True) for n in one)
-        ):
+        alone = _terms_alone(objective, lanes, batch, 0)
+        same = found.keys() == alone.keys()
+        if same and not drawn:
+            mine, theirs = (torch.stack([v[name] for name in alone]) for v in (alone, found))
+            atol = 1e3 * torch.finfo(mine.dtype).eps * float(mine.abs().max())
+            same = torch.allclose(mine, theirs[:, i], rtol=0, atol=atol, equal_nan=True)
+        if not same:
             raise NotTogether("the runs have other terms together than alone")
 
 
 def _terms_alone(objective: Objective, lanes: Stacked, batch: Any, seed: int) -> Terms:
+    """Return the terms per row of one run, without ``torch.vmap``."""
     arrays = {n: None if a is None else a[batch["x"]] for n, a in lanes.arrays.items()}
     arguments = {**arrays, "index": batch["x"], "size": batch["size"]}
     with evaluating(objective), local_seed(seed), unregistered():
