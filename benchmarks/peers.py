@@ -227,7 +227,7 @@ class NormflowsFlow(nn.Module):
         return total + self.base.log_prob(x)
 
 
-def pyro_flows(c: Configuration) -> tuple[nn.ModuleList, Callable[[], list[Any]]]:
+def pyro_flows(c: Configuration, device: str) -> tuple[nn.ModuleList, Callable[[], list[Any]]]:
     """Return K flows of Pyro's transforms, and the function that makes their distributions."""
     if c.family == "maf" or c.gaussians:
         raise NotImplementedError("Pyro's autoregressive networks are at least as wide as the rows")
@@ -251,11 +251,11 @@ def pyro_flows(c: Configuration) -> tuple[nn.ModuleList, Callable[[], list[Any]]
                     identity=True,
                 )
             modules.append(block)
-            chain += [block, T.Permute(torch.arange(c.features).roll(half))]
+            turned = torch.arange(c.features, device=device).roll(half)
+            chain += [block, T.Permute(turned)]
         chains.append(chain)
 
     def make() -> list[Any]:
-        device = next(modules.parameters()).device
         base = dist.Normal(torch.zeros(c.features, device=device), 1.0).to_event(1)
         return [dist.TransformedDistribution(base, chain) for chain in chains]
 
@@ -264,7 +264,7 @@ def pyro_flows(c: Configuration) -> tuple[nn.ModuleList, Callable[[], list[Any]]
 
 def pyro_step(c: Configuration, device: str) -> Step:
     """Return the step of K Pyro flows in a loop, under TraceEnum_ELBO."""
-    flows, make = pyro_flows(c)
+    flows, make = pyro_flows(c, device)
     network = c.network()
     both = nn.ModuleList([flows, network]).to(device)
     optimizer = adam(both.parameters())

@@ -139,7 +139,7 @@ def dequantize(images: Any, *, seed: int | None = None) -> Tensor:
     with local_seed(seed):
         # u has 16 random bits; with more, float32 rounds 255 + u to 256.
         u = (torch.rand(images.shape) * 2**16).floor() / 2**16
-        return (images.float() + u) / 256
+        return (images.float() + u.to(images.device)) / 256
 
 
 class DequantizedImages(Dataset[Tensor]):

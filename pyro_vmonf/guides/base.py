@@ -284,10 +284,11 @@ class BoundGuide(Program):
 
 
 def check_pair(model: Any, guide: Any) -> None:
-    """Refuse what is no mixture, or no guide of one.
+    """Refuse what is no mixture, or no guide of one, and two devices.
 
     Raises:
         TypeError: if it is something else.
+        ValueError: if their tensors lie on several devices.
     """
     if not isinstance(model, FlowMixture):
         raise TypeError(f"model is a {type(model).__name__}; expected a FlowMixture of a bank")
@@ -295,4 +296,18 @@ def check_pair(model: Any, guide: Any) -> None:
         raise TypeError(
             f"guide is a {type(guide).__name__}; expected a SoftmaxGuide of a network, or None "
             "(with a Pyro guide of your own, use SVI on the model)"
+        )
+    places = {
+        name: {
+            str(value.device)
+            for value in (*part.parameters(), *part.buffers())
+            if value.is_floating_point() and value.dim() and not value.is_meta
+        }
+        for name, part in (("model", model), ("guide", guide))
+    }
+    if len(set().union(*places.values())) > 1:
+        found = ", ".join(f"{name} on {' and '.join(sorted(of))}" for name, of in places.items())
+        raise ValueError(
+            f"a pair lies on one device, and this one has its {found}; move both to the same one "
+            "first, model.to(device) and guide.to(device)"
         )

@@ -74,7 +74,7 @@ def contracted(
                         continue
                     if sign < 0 and enumerated_dim(site) is not None:
                         continue
-                    factor = torch.ones((), dtype=site["log_prob"].dtype, requires_grad=True)
+                    factor = site["log_prob"].new_ones((), requires_grad=True)
                     for key in ("log_prob", "unscaled_log_prob"):
                         site["packed"][key] = _times(site["packed"][key], factor)
                     found.append((name, site, sign, factor))
@@ -85,6 +85,6 @@ def contracted(
                     value, [f for *_, f in found], retain_graph=True, allow_unused=True
                 )
                 for (name, site, sign, _), derivative in zip(found, derivatives, strict=True):
-                    part = torch.zeros(()) if derivative is None else sign * derivative
+                    part = value.new_zeros(()) if derivative is None else sign * derivative
                     parts.append((name, site, sign, part))
     return (total if torch.is_grad_enabled() else total.detach()), parts

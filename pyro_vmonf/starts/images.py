@@ -62,18 +62,19 @@ def image_encoder(
         torch.Size([20, 128])
     """
     with local_seed(seed):
-        encoder = ConvEncoder(x.shape[1:], PROJECTED)
+        encoder = ConvEncoder(x.shape[1:], PROJECTED).to(x.device)
 
         def contrast(index: Tensor) -> Tensor:
             own = x[index]
             z = F.normalize(encoder(torch.cat((distort.distorted(own), distort.distorted(own)))))
             count = len(own)
-            alike = (z @ z.mT / HEAT).masked_fill(torch.eye(2 * count, dtype=torch.bool), -1e9)
-            other = torch.arange(2 * count).roll(count)
+            place = torch.arange(2 * count, device=z.device)
+            alike = (z @ z.mT / HEAT).masked_fill(place[:, None] == place, -1e9)
+            other = place.roll(count)
             return F.cross_entropy(alike, other)
 
         optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, fused=True)
-        rows = Draws(len(x), min(batch_size, len(x)))
+        rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
         schedule = CosineAnnealingLR(optimizer, steps)
         teach(Lesson(encoder, contrast), rows, optimizer, schedule, steps, "features" * progress)
     return encoder.eval()
@@ -84,7 +85,7 @@ def features_of(encoder: ConvEncoder, x: Tensor) -> Array:
     """Return the features of images, each row of length one ``(N, hidden)``."""
     with evaluating(encoder):
         found = torch.cat([encoder.features(part) for part in x.split(CHUNK)])
-    return np.asarray(F.normalize(found).double().numpy())
+    return np.asarray(F.normalize(found).double().cpu().numpy())
 
 
 def image_clusters(features: Array, num_clusters: int | None) -> tuple[Array, float]:

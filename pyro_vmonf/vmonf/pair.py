@@ -109,7 +109,8 @@ class VMoNF(Scores, Drawn, Halves):
         Arguments:
             x: rows ``(N, D)``: an array, tensor or frame, with NaN for missing entries. The start
                 has values of near rows in their place, and the fit sums them out. Or images
-                ``(N, C, H, W)``, in [0, 1] or bytes.
+                ``(N, C, H, W)``, in [0, 1] or bytes. From a tensor on a GPU the pair is trained
+                there.
             y: labels ``(N,)`` with −1 for unlabelled.
             components: number of components *K*; by default the one that the criterion prefers.
             seed: seed of the choice and of each draw.

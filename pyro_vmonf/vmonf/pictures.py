@@ -86,7 +86,7 @@ def from_images(
         "components": count,
         "start": "neighbours of features",
         "normalised_cut": cut,
-        **touching(q, torch.ones(len(q))),
+        **touching(q, q.new_ones(len(q))),
         "epochs": len(history.epoch),
         "seconds": time.perf_counter() - begun,
     }
@@ -127,10 +127,11 @@ def _pair(
     with local_seed(seed):
         network = ConvEncoder(shape, components)
         options: dict[str, Any] = {"channels": 32, "depth": 3, "shared_trunk": True}
-        flows = PixelFlow(shape, components, squeezes=int(even), **options)
+        flows = PixelFlow(shape, components, squeezes=int(even), **options).to(images.device)
     network.layers[:-1].load_state_dict(encoder.layers[:-1].state_dict())
     model = FlowMixture(behind_pixels(flows, noisy(images, seed)), "learned")
-    return model, SoftmaxGuide(network, [], elbo_gradient=0.0, top=1, model=model)
+    guide = SoftmaxGuide(network, [], elbo_gradient=0.0, top=1, model=model)
+    return model.to(images.device), guide.to(images.device)
 
 
 def noisy(images: Tensor, seed: int) -> Tensor:

@@ -46,6 +46,7 @@ class Rows:
         names: of the columns.
         units: between raw and standardised units.
         seed: of every choice and draw.
+        device: on which the rows were given, and the pair is trained; ``x`` is on the CPU.
     """
 
     x: Tensor
@@ -55,6 +56,7 @@ class Rows:
     names: Names | None
     units: Standardize
     seed: int
+    device: torch.device
 
     @property
     def z(self) -> Array:
@@ -113,6 +115,7 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     if whole and not torch.equal(rows.to(kind).to(rows.dtype), rows):  # it has too few digits
         kind = torch.float64
     like = torch.empty(0, dtype=kind)
+    device = rows.device
     rows = check_rows(rows.to(kind), tuple(rows.shape[1:]), like, missing=True)
     count = 2 if components is None else check_positive("components", components)
     if len(rows) < max(2, count):
@@ -127,7 +130,7 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
     labels = None if y is None else labels_of(y, len(rows), components, like)
     warn_of_columns(rows if weight is None else rows[weight > 0], names)
     seed, units = seed_of(seed) % SEEDS, _units(rows, weight)
-    return Rows(rows, filled(rows, units, seed), labels, weight, names, units, seed)
+    return Rows(rows, filled(rows, units, seed), labels, weight, names, units, seed, device)
 
 
 def filled(x: Tensor, units: Standardize, seed: int) -> Tensor:
