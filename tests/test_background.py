@@ -12,9 +12,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from pyro_vmonf import VMoNF
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.starts.background import broad_gaussian, far_rows
-from pyro_vmonf.starts.choice import choose
+from pyro_vmonf.starts.choice import Scored, choose, densities_of
 from pyro_vmonf.vmonf import automatic, table
 
 Array = np.ndarray[Any, Any]
@@ -73,6 +74,25 @@ def test_trained_components_stay_what_they_are() -> None:
         atol=1e-5,
     )
     assert larger.predict(far).tolist() == [3, 3]
+
+
+def test_a_fit_that_goes_on_may_have_fewer_gaussians_than_the_start_on_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def smaller(lessons: Any, z: Array, clusters: Array, best: Scored, *_: Any) -> Any:
+        assert max(len(density.weights) for density in best.densities) > 1
+        densities = densities_of(z, clusters, seed=0, sizes=[1, 1, 1])
+        start = Scored("part", clusters, densities, 0.0)
+        pairs.append(automatic._pair(lessons.rows, densities, start.log_shares()))
+        return *pairs[0], automatic.Length(0, 0, out_of_time=True), start
+
+    pairs: list[Any] = []
+    monkeypatch.setattr(automatic, "_tried", smaller)
+    x, _ = pinwheel(wings=3, per_wing=60, seed=0)
+    vmonf = VMoNF.from_data(x, components=3, seed=0, background=True)
+    assert vmonf.model.num_components == 4
+    found = vmonf.component_log_prob(x)[:, :3]
+    torch.testing.assert_close(found, VMoNF(*pairs[0]).component_log_prob(x))
 
 
 def test_background_is_there_when_asked_for() -> None:

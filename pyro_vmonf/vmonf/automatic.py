@@ -109,10 +109,10 @@ def from_data(
     asked = (1 - RESERVED) * 60 * minutes
     seconds = max(asked - (time.perf_counter() - begun), 0.5 * asked)
     lessons = Lessons(rows, stages, parts)
-    model, guide, history = _trained(lessons, z, clusters, best, seconds, choice)
+    model, guide, history, start = _trained(lessons, z, clusters, best, seconds, choice)
     stages.close()
     if far is not None:
-        model, guide = _with_background(rows, model, guide, best, every, far)
+        model, guide = _with_background(rows, model, guide, start, every, far)
         choice["background"] = int(far.sum())
     choice |= _seen(guide, every, components=parts)
     choice |= {"epochs": len(history.epoch), "seconds": time.perf_counter() - begun}
@@ -171,19 +171,19 @@ def _trained(
     best: Scored,
     seconds: float,
     choice: dict[str, Any],
-) -> tuple[FlowMixture, SoftmaxGuide, History]:
-    """Return a pair that begins at a start and was trained as long as held-out rows want."""
+) -> tuple[FlowMixture, SoftmaxGuide, History, Scored]:
+    """Return a pair that was trained as long as held-out rows want, and the start that it had."""
     rows, length = lessons.rows, NO_FLOWS
     if len(rows.counted()) >= FEWEST_ROWS:
         lessons.stages.enter("length of the fit")
         tried = _tried(lessons, z, clusters, best, seconds, choice)
         if tried is not None:
-            model, guide, length = tried
+            model, guide, length, start = tried
     lessons.stages.enter("fit")
     if length.out_of_time:  # more steps are worth more than another beginning
-        return model, guide, lessons.go_on(model, guide, length)
+        return model, guide, lessons.go_on(model, guide, length), start
     model, guide = _pair(rows, best.densities, best.log_shares())
-    return model, guide, lessons.repeat(model, guide, length)
+    return model, guide, lessons.repeat(model, guide, length), best
 
 
 def _tried(
@@ -193,7 +193,7 @@ def _tried(
     best: Scored,
     seconds: float,
     choice: dict[str, Any],
-) -> tuple[FlowMixture, SoftmaxGuide, Length] | None:
+) -> tuple[FlowMixture, SoftmaxGuide, Length, Scored] | None:
     """Train a pair while held-out rows gain, compare densities on them, and find the length.
 
     ``None`` where a cluster has no row outside of the held-out ones.
@@ -222,7 +222,7 @@ def _tried(
         "held_out_start": before,
         "held_out_gaussians": _mean_of_gaussians(one, rows, judged),
     }
-    return model, guide, length
+    return model, guide, length, start
 
 
 def _pair(
@@ -249,7 +249,7 @@ def _pair(
     guide = SoftmaxGuide(network, [Agreement(), Classification()], model=model)
     model.standardizer.load_state_dict(rows.units.state_dict())
     model.feature_names = rows.names
-    return model, guide
+    return model.to(rows.device), guide.to(rows.device)
 
 
 @torch.no_grad()
@@ -262,7 +262,7 @@ def _with_background(
     counts = np.ones(len(every.x)) if every.weight is None else every.weight.double().numpy()
     # One row, if none is far.
     share = float(counts[far].sum() / counts.sum()) or 1 / len(every.counted())
-    log_weights = model.weights.log_mean().double().numpy() + math.log1p(-share)
+    log_weights = model.weights.log_mean().double().cpu().numpy() + math.log1p(-share)
     log_shares = np.append(start.log_shares() + math.log1p(-share), math.log(share))
     larger = _pair(rows, [*start.densities, broad], log_shares)
     for part, other in zip((model, guide.network), (larger[0], larger[1].network), strict=True):
@@ -278,7 +278,8 @@ def _with_background(
 def _seen(guide: SoftmaxGuide, rows: Rows, components: int) -> dict[str, Any]:
     """Return what the report says of clusters that touch, of unsure rows and of columns."""
     with evaluating(guide), evaluating(guide._bound_model()), local_seed(0):
-        q = torch.cat([guide.log_q(part).exp() for part in rows.x.split(CHUNK)])
+        parts = rows.x.split(CHUNK)
+        q = torch.cat([guide.log_q(part.to(rows.device)).exp().cpu() for part in parts])
     weight = q.new_ones(len(q)) if rows.weight is None else rows.weight.to(q)
     kinds: dict[str, list[str]] = {}
     for number, kind in enumerate(kinds_of(rows.filled)):
