@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vmonf import MAF, RealNVP
 
+RESULTS = Path(__file__).parent / "results" / "costs.jsonl"
 SIZES = (("RealNVP", 5, 8, 2, 8, 512), ("RealNVP", 10, 8, 16, 64, 512), ("MAF", 5, 5, 64, 100, 100))
 
 
@@ -38,14 +41,19 @@ def counted(bank: nn.Module, x: Tensor) -> tuple[float, ...]:
     return sum(p.numel() for p in bank.parameters()), flops.get_total_flops() / 2, kept
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the numbers, and write them to the results."""
     makers: dict[str, Any] = {"RealNVP": RealNVP, "MAF": MAF}
+    found = []
     for family, k, blocks, d, h, rows in SIZES:
         bank = makers[family](d, k, blocks=blocks, hidden=(h,), activation="relu")
-        pairs = zip(
-            formula(family, k, blocks, d, h, rows),
-            counted(bank, torch.randn(rows, 1, d)),
-            strict=True,
-        )
-        shown = "; ".join(f"{expected:.4g}, {found:.4g}" for expected, found in pairs)
-        print(f"{family} K {k} L {blocks} D {d} H {h} B {rows}: {shown}")
+        expected = formula(family, k, blocks, d, h, rows)
+        own = counted(bank, torch.randn(rows, 1, d))
+        name = f"{family}, K {k}, L {blocks}, D {d}, H {h}, B {rows}"
+        found.append({"bank": name, "formula": expected, "counted": own})
+        print(found[-1])
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,49 +8,29 @@ written, and a page that differs is an error.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
-import textwrap
-from collections.abc import Callable, Iterable
-from decimal import ROUND_HALF_UP, Decimal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks import sentences
+from benchmarks.text import (
+    ROOT,
+    SIZES,
+    filled_lines,
+    markdown,
+    milliseconds,
+    read,
+    share,
+    signed,
+    step,
+)
+
 BLOCK = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Table = list[list[str]]
-
-
-def read(name: str) -> Any:
-    """Return the content of a file of results."""
-    text = (RESULTS / name).read_text()
-    return [json.loads(line) for line in text.splitlines()] if name[-1] == "l" else json.loads(text)
-
-
-def share(value: float, digits: int = 3) -> str:
-    """Return a share without its leading zero.
-
-    Example:
-        >>> share(0.8703), share(-0.02), share(1.0), share(0.5, 2)
-        ('.870', '-.020', '1.000', '.50')
-    """
-    rounded = Decimal(str(value)).quantize(Decimal(10) ** -digits, ROUND_HALF_UP)
-    return re.sub(r"^(-?)0\.", r"\1.", str(rounded))
-
-
-def markdown(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """Return a table."""
-    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def filled_lines(*parts: str) -> str:
-    """Return sentences in lines of a page's width."""
-    return textwrap.fill(" ".join(parts), 110)
 
 
 def by_set() -> list[dict[str, Any]]:
@@ -87,18 +67,6 @@ def clusters() -> dict[str, str]:
         "seconds": f"{median(seconds):.0f}",
         "longest": f"{max(seconds):.0f}",
     }
-
-
-def section(name: str) -> list[list[str]]:
-    """Return the cells of the tables of a benchmark's last run."""
-    text = (ROOT / "benchmarks" / "RESULTS.md").read_text().split(f"## {name}\n")[1]
-    rows = re.findall(r"^\| (.*) \|$", text.split("\n## ")[0], re.MULTILINE)
-    return [row.split(" | ") for row in rows]
-
-
-def step(config: str) -> dict[str, float]:
-    """Return the milliseconds of a training step, by the way it is written."""
-    return {row[1]: float(row[2]) for row in section("step") if row[0] == config}
 
 
 def front() -> str:
@@ -154,13 +122,6 @@ def front() -> str:
     )
 
 
-SIZES = {
-    "pinwheel": "5 RealNVPs, D = 2, 512 rows",
-    "mid": "10 RealNVPs, D = 16, 512 rows",
-    "spline": "10 spline flows, D = 16, 512 rows",
-    "mnist-maf": "5 MAFs, D = 784, 100 rows",
-    "default": "6 flows over 4 Gaussians each, D = 8, 1,000 rows",
-}
 WAYS = {
     "library": "this library",
     "library compiled": "compiled",
@@ -174,62 +135,27 @@ WAYS = {
 }
 
 
-def milliseconds(value: float) -> str:
-    """Return a time with two or three digits."""
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+def step_table(times: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
+    """Return the milliseconds of a training step, for each configuration and way to write it."""
+    rows = []
+    for config, ms in times.items():
+        cells = [milliseconds(ms[way]) if way in ms else "–" for way in columns]
+        rows.append([f"{coded(config)}: {SIZES[config]}", *cells])
+    return markdown(" | ".join(("ms a step", *columns.values())), rows)
 
 
 def steps() -> str:
-    """Return the milliseconds of a training step, for each configuration and way to write it."""
-    rows = []
-    for config, size in SIZES.items():
-        ms = step(config)
-        cells = [milliseconds(ms[way]) if way in ms else "–" for way in WAYS]
-        rows.append([f"{coded(config)}: {size}", *cells])
-    return markdown(" | ".join(("ms a step", *WAYS.values())), rows)
+    """Return the milliseconds of a training step on the CPU."""
+    return step_table({config: step(config) for config in SIZES}, WAYS)
 
 
-def ratios() -> str:
-    """Return how many times as long as its peers a step takes, over the configurations."""
-    ms = {config: step(config) for config in SIZES}
-
-    def times(own: str, peer: str) -> str:
-        known = [c for c, row in ms.items() if own in row and peer in row]
-        *most, last = (f"{ms[c][own] / ms[c][peer]:.2f} on `{c}`" for c in known)
-        return f"{', '.join(most)} and {last}"
-
-    said = {
-        "A step from Python, over the step by hand": times("library", "limit"),
-        "A compiled step, over the step of a JAX scan": times("library compiled", "jax scanned"),
-        "A compiled step, over the step of jitted JAX": times("library compiled", "jax"),
-        "A compiled step, over the step from Python": times("library compiled", "library"),
-    }
-    return "\n".join(f"- {what}: {numbers}." for what, numbers in said.items())
-
-
-def other_times() -> str:
-    """Return what a whole fit, many components, many rows, restarts and draws cost."""
-    [fit] = [row for row in section("whole_fit") if row[0] == "pinwheel"]
-    scaling = {row[0]: row for row in section("scaling")}
-    one, many = scaling["K=1"], scaling["K=64"]
-    top = float(scaling["K=256, top=4"][2]) / float(scaling["K=8"][2])
-    scored = next(row for row in section("score") if row[0].endswith("log_prob"))
-    [eight] = [row[3] for row in section("restarts") if row[0] == "R=8"]
-    draws = {row[1]: row for row in section("sample") if row[0] == "D=784"}
-    half = next(row[2] for row in section("sample") if row[:2] == ["D=392", "library"])
-    said = [
-        f"A thousand steps of `fit` with hold-out and history take {float(fit[4]):.2f} times a "
-        "thousand bare steps.",
-        f"From one to 64 components the time per component falls from {float(one[3]):.1f} to "
-        f"{float(many[3]):.2f} ms. With 256 components and `top=4` a step takes {top:.1f} times "
-        "the step of 8.",
-        f"A million rows are scored in {float(scored[2]) / 1000:.1f} s.",
-        f"Eight restarts in one batch take {eight} times one fit.",
-        f"A draw of 16 points from a MAF of 784 features takes {float(draws['library'][2]):.0f} ms,"
-        f" and {float(half):.0f} ms from one of 392. It is {float(draws['zuko'][3]):.0f} times as "
-        f"fast as zuko and {float(draws['pyro'][3]):.0f} times as fast as Pyro.",
-    ]
-    return "\n".join(f"- {sentence}" for sentence in said)
+def gpu() -> str:
+    """Return the milliseconds of a training step on a GPU."""
+    times: dict[str, dict[str, float]] = {}
+    for row in read("gpu.jsonl"):
+        times.setdefault(row["config"], {})[row["peer"]] = row["median_ms"]
+    ways = ("library", "library compiled", "limit", "jax", "jax scanned", "zuko", "normflows")
+    return step_table(times, {way: WAYS[way] for way in ways})
 
 
 FAMILIES = {
@@ -303,11 +229,6 @@ def by_seed() -> str:
     )
 
 
-def signed(value: float) -> str:
-    """Return a number with its sign."""
-    return f"{'−' if value < 0 else '+'}{share(abs(value))}"
-
-
 def few_labelled() -> dict[str, str]:
     """Return the indices of the rows without labels, and the number of sets."""
     rows = read("few-labels.jsonl")
@@ -330,7 +251,6 @@ def few_labels() -> str:
 
 def thinned() -> str:
     """Return the accuracy on thinned digits, by set."""
-    before = {"equal": ".79", "unequal": ".55", "long tail": ".57"}
     shares = {
         "equal": "equal",
         "unequal": "17, 14, 10, 9, 9, 8, 9, 9, 8, 9 of 102",
@@ -341,8 +261,8 @@ def thinned() -> str:
         own = [row for row in rows if row["set"] == name]
         seeds = ", ".join(three(row["accuracy"]) for row in own)
         mean_of = three(mean(row["accuracy"] for row in own))
-        body.append([f"{own[0]['images']:,}", said, before[name], mean_of, seeds])
-    columns = ["images", "shares of the classes", "recipe of `mnist`", "`from_data`", "each seed"]
+        body.append([f"{own[0]['images']:,}", said, mean_of, seeds])
+    columns = ["images", "shares of the classes", "mean accuracy", "each seed"]
     return markdown(" | ".join(columns), body)
 
 
@@ -580,8 +500,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "few-labels": few_labels,
     "thinned": thinned,
     "steps": steps,
-    "step-ratios": ratios,
-    "other-times": other_times,
+    "gpu": gpu,
+    "step-ratios": sentences.ratios,
+    "other-times": sentences.other_times,
+    "curve": sentences.curve,
+    "taught": sentences.taught,
+    "posteriors-agree": sentences.posteriors_agree,
+    "densities-compared": sentences.densities_compared,
+    "costs": sentences.costs,
+    "examples": sentences.examples,
+    "unknown-k": sentences.unknown_k,
+    "starts-compared": sentences.starts_compared,
     "criterion": criterion,
     "one-call": by_one_call,
     "plane": lambda: plane(PLANE),
