@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.thinned", description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,7 +84,8 @@ def main() -> None:
         for name, counts in COUNTS.items():
             if (name, seed) not in seen:
                 images, digits = thinned(given.data, counts)
-                done.append({"set": name, "seed": seed, **row(images, digits, seed)})
+                found = row(images.to(given.device), digits, seed)
+                done.append({"set": name, "seed": seed, **found, "device": given.device})
                 print(done[-1], flush=True)
                 with given.json.open("a") as file:
                     file.write(json.dumps(done[-1]) + "\n")

@@ -27,7 +27,7 @@ def image_encoder(
     x: Tensor,
     distort: AffineImages,
     *,
-    steps: int = 1500,
+    steps: int = 5000,
     batch_size: int = 256,
     lr: float = 2e-3,
     seed: int | None = None,

@@ -28,7 +28,7 @@ from pyro_vmonf.vmonf.lengths import reached
 from pyro_vmonf.vmonf.table import labels_of
 
 MOST_ROWS = 10_000  # whose graph is cut; the guide learns from them and is applied to the others
-FEATURE_STEPS = 1500
+FEATURE_STEPS = 5000
 GUIDE_STEPS = 800
 HELD_OUT = 0.1
 PATIENCE = 3  # epochs without a better held-out objective
