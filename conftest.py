@@ -18,7 +18,8 @@ import pytest
 import torch
 
 # Every worker imports what may have examples. This file has none, and Lightning is slow to import.
-collect_ignore = ["pyro_vmonf/interop/lightning.py"]
+# A process that knows a second device is one of its own.
+collect_ignore = ["pyro_vmonf/interop/lightning.py", "tests/second_device.py"]
 
 # torch.manual_seed writes down a traceback for each device that is not there.
 seed_ = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed

@@ -18,6 +18,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "second"
 DATA: dict[int, Tensor] = {}
+LIBRARIES: list[torch.library.Library] = []  # they live as long as the process
 aten = torch.ops.aten
 # The strides of a tensor on the device are those of its shape, whatever those of its data are.
 RESHAPE = {"aten::view", "aten::_unsafe_view", "aten::_reshape_alias"}
@@ -129,4 +130,6 @@ def register() -> tuple[torch.library.Library, torch.library.Library]:
     return every, own
 
 
-LIBRARIES = register()  # they live as long as the process
+def pytest_configure() -> None:
+    """Register the device before a test is imported."""
+    LIBRARIES.extend(register())

@@ -254,7 +254,14 @@ class Gaussians:
         back = order.argsort(-1)
         covariance = self.scale_tril @ self.scale_tril.mT
         covariance = _taken(_taken(covariance, order.unsqueeze(-1), -2), order.unsqueeze(-2), -1)
-        factor = torch.linalg.cholesky(covariance)
+        try:
+            factor = torch.linalg.cholesky(covariance)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(
+                "the covariance of a component is singular to rounding, so rows with missing "
+                "entries have no density; use model.double(), or drop columns that follow from "
+                "others"
+            ) from error
         centred = torch.where(gap, 0.0, x - self.loc)
         centred = _taken(centred, order, -1).unsqueeze(-1)
         z = torch.linalg.solve_triangular(factor, centred, upper=False).squeeze(-1)

@@ -18,8 +18,20 @@ from pyro_vmonf.program import is_enumerated
 
 
 def _places(c: Tensor, count: int) -> tuple[Tensor, int]:
-    """Return each entry's place among those of its component, and the most places of any."""
-    counts = torch.bincount(c, minlength=count)
+    """Return each entry's place among those of its component, and the most places of any.
+
+    Raises:
+        ValueError: if an entry is no number of a component.
+    """
+    try:
+        counts = torch.bincount(c, minlength=count)
+    except RuntimeError:  # a number below zero, or none that is whole
+        counts = c.new_zeros(0)
+    if len(counts) != count:
+        raise ValueError(
+            f"c has dtype {c.dtype} and numbers from {c.min():g} to {c.max():g}; expected whole "
+            f"numbers from 0 to {count - 1}, those of the components"
+        )
     order = c.argsort(stable=True)
     first = counts.cumsum(0) - counts
     place = torch.empty_like(c)
@@ -151,7 +163,8 @@ def select(components: Distribution, c: Tensor) -> Selected:
         c: integers in 0 to K - 1, of a shape that broadcasts with ``*``.
 
     Raises:
-        ValueError: if ``components`` has no batch dimension for K.
+        ValueError: if ``components`` has no batch dimension for K; at the density or the draw, if
+            ``c`` holds something else than numbers of components.
 
     Example:
         >>> from torch.distributions import Independent, Normal

@@ -219,15 +219,21 @@ class Saved:
 
 
 def is_plain_choice(value: Any) -> bool:
-    """Return whether a value is a dictionary of texts, numbers, and dictionaries of numbers."""
+    """Return whether a value is a dictionary of plain values, as ``history.choice`` is one.
+
+    Plain are texts, numbers, and dictionaries of numbers or of lists of texts.
+    """
+
+    def is_plain(item: Any) -> bool:
+        if isinstance(item, list):
+            return all(isinstance(name, str) for name in item)
+        return isinstance(item, (int, float))
+
     return isinstance(value, dict) and all(
         isinstance(key, str)
         and (
             isinstance(v, (str, int, float))
-            or (
-                isinstance(v, dict)
-                and all(isinstance(k, str) and isinstance(n, (int, float)) for k, n in v.items())
-            )
+            or (isinstance(v, dict) and all(isinstance(k, str) and is_plain(v[k]) for k in v))
         )
         for key, v in value.items()
     )

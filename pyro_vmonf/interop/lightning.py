@@ -67,7 +67,7 @@ class LightningMixture(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, number: int) -> None:
-        """Log the held-out ELBO per row."""
+        """Log the held-out objective per row: the ELBO, less the terms of the guide."""
         self.log("held_out", -self._loss(batch), sync_dist=True)
 
     def configure_optimizers(self) -> Optimizer:

@@ -79,15 +79,14 @@ def page(
         notes: sentences of the fit, such as its warnings.
         progress: show a bar in a terminal.
     """
+    rows = table.frame
     with parts(["numbers", "the fit", "certainty"], "report", progress) as done:
-        whole = _whole(vmonf, table)
-        q = vmonf.predict_proba(table.frame)
-        clusters = vmonf.predict(table.frame)
-        log_prob = vmonf.log_prob(table.frame)
+        q, log_prob = vmonf.predict_proba(rows), vmonf.log_prob(rows)
+        clusters = vmonf.predict(rows)
         done()
-        fitted = _picture(lambda ax: plot_fit(vmonf, whole, ax=ax), _height(vmonf), "the fit")
+        fitted = _picture(lambda ax: plot_fit(vmonf, rows, ax=ax), _height(vmonf), "the fit")
         done()
-        sure = _picture(lambda ax: plot_uncertainty(vmonf, whole, ax=ax), 0.5, "probabilities")
+        sure = _picture(lambda ax: plot_uncertainty(vmonf, rows, ax=ax), 0.5, "probabilities")
         done()
     pieces = [
         f"<h1>Clusters of {escape(title)}</h1>",
@@ -115,16 +114,6 @@ def page(
         f"<title>Clusters of {escape(title)}</title><style>{CSS}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
-
-
-def _whole(vmonf: VMoNF, table: Table) -> Any:
-    """Return the rows for pictures: imputed values in place of missing ones."""
-    values = np.asarray(table.frame, dtype=float)
-    gaps = np.isnan(values)
-    if not gaps.any():
-        return table.frame
-    filled = np.where(gaps, vmonf.impute(table.frame, seed=0).x.double().cpu().numpy(), values)
-    return table.frame.where(~gaps, filled) if hasattr(table.frame, "where") else filled
 
 
 def _height(vmonf: VMoNF) -> float:

@@ -61,7 +61,7 @@ def export(vmonf: VMoNF, *, dtype: torch.dtype | None = None) -> torch.export.Ex
 
     Raises:
         TypeError: if the pair is of sequences.
-        ValueError: if the mixture depends on a context.
+        ValueError: if the mixture depends on a context, or torch cannot trace a part of the pair.
     """
     check_alone("export", vmonf.model.of_sequences)
     scores = Scores(vmonf)
@@ -69,7 +69,15 @@ def export(vmonf: VMoNF, *, dtype: torch.dtype | None = None) -> torch.export.Ex
     rows = vmonf.sample(3, seed=0)[0].to(dtype or like.dtype)
     dimensions = ({0: torch.export.Dim("rows", min=1)},)
     with evaluating(scores), own_filters(), torch.no_grad():
-        return torch.export.export(scores, (rows,), dynamic_shapes=dimensions, strict=False)
+        try:
+            return torch.export.export(scores, (rows,), dynamic_shapes=dimensions, strict=False)
+        except Exception as error:  # torch has errors of many kinds for it
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ValueError(
+                "torch.export cannot trace this pair; the flows and guides of this library can be "
+                "traced, and distributions of torch or flows of others often cannot (a check of "
+                f"their arguments reads values): {reason}"
+            ) from error
 
 
 def to_safetensors(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:

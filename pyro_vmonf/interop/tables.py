@@ -89,7 +89,7 @@ def read_table(
     if not chosen:
         raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
     said = []
-    if _are_numbers(chosen):
+    if _are_numbers(chosen) and Path(path).suffix.lower() not in PARQUET:
         said.append(
             f"the first line, {', '.join(map(str, whole.columns))}, is taken as the names of the "
             "columns; if it is a row, add a line with names before it"
@@ -132,9 +132,17 @@ def _labels(column: Any) -> tuple[Tensor, list[str]]:
     values = np.asarray(pandas.to_numeric(classes, errors="coerce"), dtype=float)
     if is_mark(np.asarray(classes) if np.isnan(values).any() else values, "auto"):
         known = known.where(~known.isin(MARKS))
-    names = sorted(name for name in known.dropna().unique().tolist() if name)
+    names = sorted((name for name in known.dropna().unique().tolist() if name), key=_in_order)
     numbers = {name: i for i, name in enumerate(names)}
     return torch.tensor([numbers.get(name, -1) for name in known.fillna("").tolist()]), names
+
+
+def _in_order(name: str) -> tuple[bool, float, str]:
+    """Return the place of a class among others: numbers by size, then texts."""
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name
 
 
 def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
@@ -145,7 +153,8 @@ def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix.lower() in PARQUET:
         try:
-            return pandas.read_parquet(path)
+            frame = pandas.read_parquet(path)
+            return frame.set_axis([str(name) for name in frame.columns], axis=1)
         except ImportError as error:
             raise ImportError(
                 f"{path} is Parquet, which pandas reads with pyarrow: pip install pyarrow, or "
@@ -176,13 +185,17 @@ def _parsed(path: Path, options: dict[str, Any]) -> Any:
     """Return the frame that pandas reads, without names of rows."""
     import pandas
 
+    blank = options.get("blank", 0)  # lines after the last row
+    options = {name: value for name, value in options.items() if name != "blank"}
     with own_filters():
         more = "Length of header"  # fields of the lines than names
         warnings.filterwarnings("error", more, pandas.errors.ParserWarning)
         try:
-            return pandas.read_csv(path, index_col=False, **options)
+            frame = pandas.read_csv(path, index_col=False, **options)
+            return frame.iloc[: len(frame) - blank]
         except pandas.errors.ParserWarning:  # the lines have more fields than the header
-            return _without_names_of_rows(path, pandas.read_csv(path, **options))
+            frame = pandas.read_csv(path, **options)
+            return _without_names_of_rows(path, frame.iloc[: len(frame) - blank])
 
 
 def _lines(path: Path) -> dict[str, Any]:
@@ -194,9 +207,9 @@ def _lines(path: Path) -> dict[str, Any]:
     first, last = None, 0
     with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file):
-            if line.strip():
+            if line.strip(" \r\n"):  # tabs are empty cells of a row
                 first, last = number if first is None else first, number
-    return {} if first is None else {"skiprows": first, "nrows": last - first}
+    return {} if first is None else {"skiprows": first, "blank": number - last}
 
 
 def _without_names_of_rows(path: Path, frame: Any) -> Any:
@@ -292,7 +305,7 @@ def scores(vmonf: VMoNF, table: Table, progress: bool = True) -> Any:
 def samples(vmonf: VMoNF, number: int, seed: int | None = None, cluster: int | None = None) -> Any:
     """Return a frame of points that the mixture draws, with the column ``cluster`` at its end.
 
-    It is ``cluster_of_pair`` where the rows have a column ``cluster`` themselves.
+    It is ``cluster_of_pair`` where the rows have a column ``cluster`` themselves, and so on.
     """
     import pandas
 
@@ -300,7 +313,10 @@ def samples(vmonf: VMoNF, number: int, seed: int | None = None, cluster: int | N
     width = x.shape[1]
     names = vmonf.model.feature_names or [f"x_{i}" for i in range(width)]
     frame = pandas.DataFrame(x.cpu().numpy(), columns=list(names))
-    frame["cluster_of_pair" if "cluster" in frame else "cluster"] = c.tolist()
+    name = "cluster"
+    while name in frame:
+        name += "_of_pair"
+    frame[name] = c.tolist()
     return frame
 
 

@@ -81,7 +81,8 @@ class Recorder:
     ) -> None:
         check_positive("every", every)
         check_positive("num_samples", num_samples)
-        self.points = None if x is None else window.to_numpy(x)
+        self.x = x
+        self.points: window.Array | None = None
         self.every = every
         self.num_samples = num_samples
         self.resolution = resolution
@@ -99,6 +100,8 @@ class Recorder:
             return
         model, guide = progress.model, progress.guide
         window.check(model, "Recorder")
+        if self.x is not None and self.points is None:  # columns in the order of the fit
+            self.points = window.to_numpy(model.rows(self.x))
         self.num_components = model.num_components
         with local_seed(self.seed), evaluating(model):
             x, c = model.mixture().sample_with_component((self.num_samples,))

@@ -16,8 +16,8 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter
 
-from pyro_vmonf._utils.validation import check_unconditional
-from pyro_vmonf.contracts import Pair
+from pyro_vmonf._utils.validation import check_unconditional, has_gaps
+from pyro_vmonf.contracts import Pair, required
 from pyro_vmonf.plots import window
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.density import plot_component_contours
@@ -53,7 +53,8 @@ def plot_fit(
 
     Arguments:
         vmonf: the pair.
-        x: rows ``(N, D)``; by default samples of the mixture. At most 3,000 are drawn.
+        x: rows ``(N, D)``; by default samples of the mixture. At most 3,000 are drawn. A missing
+            entry stands at its mean given the others.
         features: the features of the pair plot; by default the five that part the clusters best.
         seed: of the samples and of the choice of rows; the global state stays.
         ax: the axes; by default those of a new figure. A pair plot stands inside them.
@@ -77,13 +78,14 @@ def plot_fit(
             "plot_component_grid draws images"
         )
     width = model.event_shape[0]
-    rows = vmonf.sample(MOST_DOTS, seed=seed)[0] if x is None else model.rows(x)
+    rows = vmonf.sample(MOST_DOTS, seed=seed)[0] if x is None else model.rows(x, missing=True)
     if not len(rows):
         raise ValueError("x has no rows; pass some, or leave it out for samples of the mixture")
     if len(rows) > MOST_DOTS:
         chosen = np.random.default_rng(seed).permutation(len(rows))[:MOST_DOTS]
         rows = rows[torch.as_tensor(np.sort(chosen), device=rows.device)]
     clusters = vmonf.predict(rows)
+    rows = required(vmonf, "impute", "plot")(rows).x if has_gaps(rows) else rows
     names = model.feature_names or tuple(f"feature {i}" for i in range(width))
     if width == 1:
         return _curve(vmonf, rows, clusters, names[0], axes_or_new(ax))

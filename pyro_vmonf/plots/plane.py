@@ -131,7 +131,7 @@ def plot_clusters(
     window.check(
         vmonf.model, "plot_clusters", "plot_data(x[:, :2], vmonf.predict(x)) draws a projection"
     )
-    ax = plot_data(x, vmonf.predict(x, exact=exact), size=size, ax=ax)
+    ax = plot_data(vmonf.model.rows(x), vmonf.predict(x, exact=exact), size=size, ax=ax)
     window.name_axes(ax, vmonf.model)
     return ax
 
@@ -207,7 +207,7 @@ def plot_responsibilities(
     q = vmonf.predict_proba(x, exact=exact)
     entropy = to_numpy(torch.special.entr(q).sum(-1))
     doubt = (entropy / max(math.log(q.shape[-1]), 1e-12)).clip(0, 1)
-    points, best = to_numpy(x), to_numpy(q.argmax(-1))
+    points, best = to_numpy(vmonf.model.rows(x)), to_numpy(q.argmax(-1))
     ax = axes_or_new(ax)
     for k, color in enumerate(component_colors(q.shape[-1])):
         rows = np.flatnonzero(best == k)

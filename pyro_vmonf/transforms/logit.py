@@ -28,6 +28,13 @@ biject_to.register(OpenInterval, lambda support: biject_to(_closed(support)))
 transform_to.register(OpenInterval, lambda support: transform_to(_closed(support)))
 
 
+def _ends(margin: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the first and the last number of the interval, whose ends are no part of it."""
+    numbers = torch.finfo(dtype)
+    low = -margin * (1 - numbers.eps) if margin else numbers.tiny
+    return low, (1 + margin) * (1 - numbers.eps)
+
+
 class Logit(FlowTransform):
     r"""The map of pixels in [0, 1] to the real line and back.
 
@@ -80,7 +87,10 @@ class Logit(FlowTransform):
         z = self._expanded(z)
         width = 1 - 2 * self.alpha
         log_det = F.logsigmoid(z) + F.logsigmoid(-z) - torch.log(z.new_tensor(width))
-        return (torch.sigmoid(z) - self.alpha) / width, log_det.flatten(-self._event_dim).sum(-1)
+        x = (torch.sigmoid(z) - self.alpha) / width
+        # A sigmoid that rounds to an end of the interval stays inside of it.
+        x = x.clamp(*_ends(self.alpha / width, x.dtype))
+        return x, log_det.flatten(-self._event_dim).sum(-1)
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._expanded(x)

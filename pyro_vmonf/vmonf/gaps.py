@@ -39,7 +39,8 @@ class Completed(NamedTuple):
     """Rows whose missing entries are filled in.
 
     Arguments:
-        x: rows ``(N, D)``, or draws of them ``(draws, N, D)``.
+        x: rows ``(N, D)``, or draws of them ``(draws, N, D)``. Their columns have the order of the
+            fit.
         effective: the share of the importance-weighted draws behind each row that count, ``(N,)``;
             one where the conditional is exact.
     """

@@ -104,7 +104,8 @@ class VMoNF(Scores, Drawn, Halves):
         Images ``(N, C, H, W)`` take another road. A network learns features that small affine
         distortions leave alone, the graph of their neighbours gives the clusters, and the guide
         learns these on distorted images. Pixel-by-pixel flows then fit the clusters; see
-        ``pyro_vmonf.starts.images``.
+        ``pyro_vmonf.starts.images``. Whole grey levels get uniform noise for the flows, since they
+        have no density: score them after :func:`~pyro_vmonf.datasets.dequantize`.
 
         Arguments:
             x: rows ``(N, D)``: an array, tensor or frame, with NaN for missing entries. The start
