@@ -126,9 +126,10 @@ def check_rows(
     """
     x = as_tensor("x", x, missing=missing)
     if not x.is_floating_point():
+        way = "x / 255 of images" if x.dtype == torch.uint8 else "x.float()"
         raise TypeError(
             f"x has dtype {x.dtype}; the flows are densities of real numbers: pass floating-point "
-            "rows, such as x.float() (integer data want dequantising first)"
+            f"rows, such as {way} (integer data want dequantising first)"
         )
     shape = tuple(event_shape)
     if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != shape:

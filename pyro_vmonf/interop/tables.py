@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import lzma
 import os
@@ -162,7 +163,8 @@ def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
             ) from error
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     # A blank line is a row without numbers, so that the others keep their positions.
-    options = {"sep": separator or usual, "skip_blank_lines": False, **_lines(path)}
+    options: dict[str, Any] = {"sep": separator or usual, "skip_blank_lines": False}
+    options |= _lines(path, options["sep"] if len(options["sep"]) == 1 else ",")
     if len(options["sep"]) > 1:  # a regular expression
         options["engine"] = "python"
     try:
@@ -185,31 +187,33 @@ def _parsed(path: Path, options: dict[str, Any]) -> Any:
     """Return the frame that pandas reads, without names of rows."""
     import pandas
 
-    blank = options.get("blank", 0)  # lines after the last row
-    options = {name: value for name, value in options.items() if name != "blank"}
     with own_filters():
         more = "Length of header"  # fields of the lines than names
         warnings.filterwarnings("error", more, pandas.errors.ParserWarning)
         try:
-            frame = pandas.read_csv(path, index_col=False, **options)
-            return frame.iloc[: len(frame) - blank]
+            return pandas.read_csv(path, index_col=False, **options)
         except pandas.errors.ParserWarning:  # the lines have more fields than the header
-            frame = pandas.read_csv(path, **options)
-            return _without_names_of_rows(path, frame.iloc[: len(frame) - blank])
+            return _without_names_of_rows(path, pandas.read_csv(path, **options))
 
 
-def _lines(path: Path) -> dict[str, Any]:
-    """Return the options that leave out blank lines before the header and after the last row."""
+def _lines(path: Path, mark: str) -> dict[str, Any]:
+    """Return the options that leave out blank lines before the header and after the last row.
+
+    A record between quotes may have several lines.
+    """
     suffix = path.suffix.lower()
     if suffix in (".zip", ".zst"):
         return {}
     opened: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)
     first, last = None, 0
-    with opened(path, "rt", encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file):
-            if line.strip(" \r\n"):  # tabs are empty cells of a row
-                first, last = number if first is None else first, number
-    return {} if first is None else {"skiprows": first, "blank": number - last}
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            for number, cells in enumerate(csv.reader(file, delimiter=mark)):
+                if len(cells) > 1 or any(cell.strip() for cell in cells):
+                    first, last = number if first is None else first, number
+        except csv.Error:  # pandas says what is wrong
+            return {}
+    return {} if first is None else {"skiprows": first, "nrows": last - first}
 
 
 def _without_names_of_rows(path: Path, frame: Any) -> Any:
