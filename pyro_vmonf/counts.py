@@ -53,7 +53,7 @@ class Counts(ShownModule):
         self.register_buffer("seen", torch.zeros(()))
         recent = torch.zeros(num_components, *groups)
         self.register_buffer("recent", recent, persistent=False)
-        self.register_buffer("stale", torch.zeros(()), persistent=False)  # 1: begin anew
+        self.register_buffer("stale", torch.zeros(()))  # 1: begin anew
 
     def reset_parameters(self) -> None:
         """Forget every row."""
@@ -97,9 +97,8 @@ class Counts(ShownModule):
         return self.passes[:, 0] + (1 - self.seen).clamp_min(0) * self.passes[:, 1]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in ("passes", "seen"):  # files of earlier versions have none
+        for name in ("passes", "seen", "stale"):  # files of earlier versions have none
             state_dict.setdefault(prefix + name, torch.zeros_like(self.get_buffer(name)))
-        self.stale.zero_()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -220,7 +220,7 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
 
     Arguments:
         model: the mixture, with *k* free parameters.
-        x: rows ``(N, *event_shape)``.
+        x: rows ``(N, *event_shape)``, or sequences ``(N, T, *event_shape)`` of a chain.
 
     Returns:
         ``aic``, ``bic`` and ``mdl``.
@@ -239,6 +239,9 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
     """
     x = model.rows(x)
     with evaluating(model):
-        free, total = num_parameters(model), float(model.mixture().log_prob(x).double().sum())
+        mixture: Any = model.mixture()
+        if model.of_sequences:  # each is one observation
+            mixture = mixture.lasting(x.shape[1])
+        free, total = num_parameters(model), float(mixture.log_prob(x).double().sum())
     bic = free * math.log(len(x)) - 2 * total
     return {"aic": 2 * free - 2 * total, "bic": bic, "mdl": bic / 2}

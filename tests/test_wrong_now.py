@@ -1,28 +1,37 @@
-"""Right values where an eighth reader found wrong ones."""
+"""Right values where an eighth and a ninth reader found wrong ones."""
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
 import torch
 from matplotlib.figure import Figure
+from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions import Gamma, Independent, MultivariateNormal
 
 from pyro_vmonf import (
+    ExactGuide,
     Flow,
     FlowMixture,
     Gaussian,
+    MarkovMixture,
+    MarkovVMoNF,
     RealNVP,
     SoftmaxGuide,
     VMoNF,
     fit_em,
+    information_criteria,
     select,
 )
+from pyro_vmonf.em import num_parameters
 from pyro_vmonf.interop.page import page
 from pyro_vmonf.interop.serving import export
 from pyro_vmonf.interop.tables import columns_of, read_table, samples
@@ -224,3 +233,87 @@ def test_names_of_a_parquet_file_may_be_numbers(tmp_path: Path) -> None:
     vmonf.fit(table.frame, epochs=1, progress=False)
     assert list(columns_of(vmonf, path).frame) == ["5", "9"]
     assert not table.said
+
+
+# Pairs, and runs that go on.
+
+
+def test_a_guide_of_another_pair_is_refused() -> None:
+    x = 10 * rows(40) + 50
+    first = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2)))
+    first.fit(x, epochs=2, progress=False)
+    before = first.predict_proba(x)
+    second = VMoNF(FlowMixture(Gaussian(2, 2)))
+    with pytest.raises(ValueError, match="the guide belongs to another pair"):
+        VMoNF(FlowMixture(Gaussian(2, 2)), first.guide)
+    with pytest.raises(ValueError, match="the guide belongs to another pair"):
+        second.guide = first.guide
+    assert torch.equal(first.predict_proba(x), before)
+    first.guide = first.guide
+    taken = copy.deepcopy(first.guide)
+    taken.bind_(None)
+    second.guide = taken
+    assert second.guide.model is second.model
+
+
+@pytest.mark.parametrize("reason", ["minutes", "callback"])
+def test_a_run_that_a_limit_ended_goes_on(reason: str, tmp_path: Path) -> None:
+    def fitted(epochs: int = 6, **more: Any) -> VMoNF:
+        torch.manual_seed(0)
+        vmonf = VMoNF(FlowMixture(Gaussian(2, 2), "learned"), SoftmaxGuide(MLP(2, 2)))
+        vmonf.fit(rows(), epochs=epochs, seed=0, progress=False, compile=False, **more)
+        return vmonf
+
+    path = tmp_path / "run.pt"
+    limit = (
+        {"minutes": 1e-9}
+        if reason == "minutes"
+        else {"callbacks": [lambda progress: progress.epoch == 1]}
+    )
+    cut = fitted(checkpoint=path, **limit)
+    assert cut.history is not None
+    assert cut.history.stopped
+    assert len(cut.history.epoch) < 6
+    if reason == "minutes":  # the same limit is over
+        assert len(fitted(resume=path, **limit).history.epoch) == len(cut.history.epoch)  # type: ignore[union-attr]
+    whole, resumed = fitted(), fitted(resume=path)
+    assert resumed.history is not None
+    assert resumed.history.stopped == ""
+    assert len(resumed.history.epoch) == 6
+    assert torch.equal(resumed.log_prob(rows()), whole.log_prob(rows()))
+
+
+def test_only_true_stops_a_run() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
+    for value in (-1.5, torch.zeros(3), "no", None, False):
+        history = vmonf.fit(rows(), epochs=2, callbacks=[lambda _, v=value: v], progress=False)
+        assert (len(history.epoch), history.stopped) == (2, "")
+    history = vmonf.fit(rows(), epochs=2, callbacks=[lambda _: np.bool_(True)], progress=False)
+    assert len(history.epoch) == 1
+
+
+def test_criteria_of_a_chain_are_those_of_its_sequences() -> None:
+    torch.manual_seed(0)
+    model, x = MarkovMixture(Gaussian(2, 3), "learned"), torch.randn(6, 5, 2)
+    found = information_criteria(model, x)
+    total = float(MarkovVMoNF(model).log_prob(x).double().sum())
+    free = num_parameters(model)
+    assert found["aic"] == pytest.approx(2 * free - 2 * total, rel=1e-6)
+    assert found["bic"] == pytest.approx(free * math.log(6) - 2 * total, rel=1e-6)
+
+
+def test_counts_that_are_forgotten_stay_so_in_a_file(tmp_path: Path) -> None:
+    x = rows(40)
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2), "learned"), ExactGuide())
+    vmonf.fit(x[:20], epochs=3, progress=False, seed=0)
+    fit_em(vmonf.model, x, seed=0)
+    vmonf.save(tmp_path / "pair.pt")
+    found = []
+    for pair in (vmonf, copy.deepcopy(vmonf), VMoNF.load(tmp_path / "pair.pt")):
+        pyro.clear_param_store()
+        pair.train()
+        svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-12}), TraceEnum_ELBO())
+        svi.step(x[:10], size=40, index=torch.arange(10))
+        found.append(pair.model.weights.log_mean().detach().exp())
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])

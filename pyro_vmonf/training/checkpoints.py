@@ -13,7 +13,7 @@ import torch
 from pyro_vmonf import files
 from pyro_vmonf._utils.plain import plain
 from pyro_vmonf.training.compiling import Compiled
-from pyro_vmonf.training.history import History
+from pyro_vmonf.training.history import OVER, STOPPED, History
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Trainer
@@ -134,6 +134,10 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
     best, keeper = content["best"], run.keeper
     keeper.objective, keeper.epoch, keeper.state = best["objective"], best["epoch"], best["state"]
     keeper.trained, keeper.trained_epoch = best["trained"]
+    if run.history.stopped.endswith((OVER, STOPPED)):  # which another limit or callback need not do
+        minutes = trainer.plan.minutes
+        if minutes is None or trainer.seconds < 60 * minutes:
+            run.history.stopped = ""
     run.going, run.failure = not run.history.stopped, content["failure"]
     run.generator.set_state(content["order"])
     streams.load_state_dict(content["streams"])

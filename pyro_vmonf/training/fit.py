@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO
@@ -32,7 +33,7 @@ from pyro_vmonf.training.data import (
 )
 from pyro_vmonf.training.endings import culprit, endings, warn
 from pyro_vmonf.training.guard import Guard
-from pyro_vmonf.training.history import History
+from pyro_vmonf.training.history import OVER, STOPPED, History
 from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.objective import Objective
@@ -375,9 +376,9 @@ def _hook(
     def hook(trainer: Trainer, epoch: int) -> str | None:
         callbacks: Any = options.callbacks
         view = Progress(epoch, trainer.steps, model, guide, trainer.runs[0].history)
-        stops = [callback(view) for callback in callbacks]  # all of them see every epoch
+        said = [callback(view) for callback in callbacks]  # all of them see every epoch
         if options.minutes is not None and trainer.seconds >= 60 * options.minutes:
-            return f"{options.minutes:g} minutes were over"
-        return "a callback returned True" if any(stops) else None
+            return f"{options.minutes:g} {OVER}"
+        return STOPPED if any(isinstance(stop, bool | np.bool_) and stop for stop in said) else None
 
     return hook

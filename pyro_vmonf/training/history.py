@@ -8,6 +8,9 @@ from typing import Any
 
 from pyro_vmonf._utils.html import sparkline, table
 
+OVER = "minutes were over"  # the ends of runs that another call may go on with
+STOPPED = "a callback returned True"
+
 
 @dataclass
 class History:
