@@ -53,7 +53,7 @@ class Counts(ShownModule):
         self.register_buffer("seen", torch.zeros(()))
         recent = torch.zeros(num_components, *groups)
         self.register_buffer("recent", recent, persistent=False)
-        self.register_buffer("stale", torch.zeros(()))  # 1: begin anew
+        self.register_buffer("stale", torch.zeros(()), persistent=False)  # 1: begin anew
 
     def reset_parameters(self) -> None:
         """Forget every row."""
@@ -97,16 +97,22 @@ class Counts(ShownModule):
         return self.passes[:, 0] + (1 - self.seen).clamp_min(0) * self.passes[:, 1]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in ("passes", "seen", "stale"):  # files of earlier versions have none
+        for name in ("passes", "seen"):  # files of earlier versions have none
             state_dict.setdefault(prefix + name, torch.zeros_like(self.get_buffer(name)))
+        self.stale.zero_()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def forget_(module: nn.Module) -> None:
-    """Let weights in closed form begin anew with the next rows; the weights stay."""
+def forget_(module: nn.Module, *, now: bool = False) -> None:
+    """Let weights in closed form begin anew with the next rows; the weights stay.
+
+    Arguments:
+        module: the weights, or a module that has them.
+        now: forget the counts at once, also in files; by default the next step does.
+    """
     for part in module.modules():
         if isinstance(part, Counts):
-            part.stale.fill_(1.0)
+            part.reset_parameters() if now else part.stale.fill_(1.0)
 
 
 def counts_of(log_posterior: Tensor, sample_weight: Tensor | None) -> Tensor:

@@ -137,7 +137,7 @@ def fit_em(
     model.standardizer.load_state_dict(units.state_dict())
     model.standardizer.fitted.fill_(True)
     model.weights.logits.copy_(weights.log())
-    forget_(model.weights)
+    forget_(model.weights, now=True)
     model.bank.set_(means, covariances)
     offset = float(units.scale.log().sum())
     return [value - offset for value in curve]

@@ -50,8 +50,8 @@ class Halves(Transparent):
         value = as_guide(value) if name == "guide" else value
         if name == "guide" and value.model not in (None, self.__dict__["_modules"].get("model")):
             raise ValueError(
-                "the guide belongs to another pair, whose model it is bound to; pass "
-                "copy.deepcopy(guide) after guide.bind_(None), or a new guide"
+                "the guide belongs to another pair, whose model it is bound to; pass a new guide, "
+                "or a copy: twin = copy.deepcopy(guide), twin.bind_(None)"
             )
         halves = {**self.__dict__.get("_modules", {}), name: value}
         if len(halves) == 2:
