@@ -210,8 +210,9 @@ def test_classes_that_are_numbers_have_the_order_of_numbers(tmp_path: Path) -> N
     assert table.names == [str(i) for i in range(12)]
     assert table.y is not None
     assert table.y.tolist() == [i % 12 for i in range(36)]
-    mixed = read_table(written(tmp_path / "m.csv", "x,y\n1,b\n2,10\n3,9\n4,a\n"), label="y")
-    assert mixed.names == ["9", "10", "a", "b"]
+    text = "x,y\n1,b\n2,10\n3,inf\n4,9\n5,a\n"
+    mixed = read_table(written(tmp_path / "m.csv", text), label="y")
+    assert mixed.names == ["9", "10", "a", "b", "inf"]
 
 
 def test_samples_never_replace_a_column() -> None:

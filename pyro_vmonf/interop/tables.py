@@ -6,6 +6,7 @@ import bz2
 import csv
 import gzip
 import lzma
+import math
 import os
 import re
 import warnings
@@ -141,9 +142,10 @@ def _labels(column: Any) -> tuple[Tensor, list[str]]:
 def _in_order(name: str) -> tuple[bool, float, str]:
     """Return the place of a class among others: numbers by size, then texts."""
     try:
-        return False, float(name), name
+        number = float(name)
     except ValueError:
-        return True, 0.0, name
+        number = math.nan
+    return (False, number, name) if math.isfinite(number) else (True, 0.0, name)
 
 
 def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
