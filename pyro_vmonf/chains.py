@@ -276,9 +276,9 @@ class MarkovMixture(FlowMixture):
             ValueError: if it sums over a part of the components, or bank or weights are random.
         """
         if guide.exact:
-            chain = HiddenChain(self.weights.mean_rows(), self.components())
 
             def counts() -> Tensor:
+                chain = HiddenChain(self.weights.rows_of_bound(), self.components())
                 with torch.no_grad():
                     table, seen = chain.table(rows.x), chain.observed(rows.x)
                 return chain.moves(table, seen, rows.sample_weight).log()
@@ -324,16 +324,19 @@ class MarkovMixture(FlowMixture):
         """
         if not (guide.exact or (guide.sums_directly() and self.sums_directly())):
             raise ValueError(
-                f"the {type(guide).__name__} sums over the top components only, or bank or weights "
-                "of the chain are random; expected all components and learned or fixed parts: "
-                "leave out top=, or pass None as the guide"
+                f"the {type(guide).__name__} sums over the top components, or parts are random; "
+                "expected all of them, fixed or learned: leave out top=, or pass None as the guide"
             )
         x, weight = rows.x, rows.sample_weight
         chain = HiddenChain(self.weights.mean_rows(), self.components())
         table, seen = chain.table(x), chain.observed(x)
         if guide.exact:
-            counts = partial(chain.moves, table, seen, weight)
-            self.weights.update_(lambda: counts().log(), None, guide.new_share(rows))
+
+            def moves() -> Tensor:
+                of_bound = HiddenChain(self.weights.rows_of_bound(), chain.components)
+                return of_bound.moves(table, seen, weight).log()
+
+            self.weights.update_(moves, None, guide.new_share(rows))
             return HiddenChain(log_rows(), chain.components).scored(table, seen), {}
         if bool((chain.log_rows == -torch.inf).any()):
             raise ValueError(

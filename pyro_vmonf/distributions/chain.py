@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import Categorical, DiscreteHMM, TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
+from torch.nn import functional as F
 
 from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated
@@ -121,11 +122,15 @@ class HiddenChain(Estimated):
         # Pyro's chain moves before it emits: the first move leads from anywhere to the first row.
         first = self.log_rows[:1].expand(*moves.shape[:-3], 1, count, count)
         moves = torch.cat((first, moves[..., 1:, :, :]), -3)
+        # Pyro's chain divides each row by its sum. It comes back with the density of the step
+        # before, so that rows need no sum of one: those of variational Bayes have less.
+        total = moves.logsumexp(-1)
+        table = table + F.pad(total[..., 1:, :], (0, 0, 0, 1))
         # What all components of a step share would take the digits of their differences.
         top = top_of(table)
         known = _Known(table - top)
         hmm = DiscreteHMM(table.new_zeros(count), moves, known, validate_args=False)
-        log_prob: Tensor = hmm.log_prob(table) + top.sum((-1, -2))
+        log_prob: Tensor = hmm.log_prob(table) + top.sum((-1, -2)) + total[..., 0, 0]
         return log_prob
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -209,18 +214,14 @@ class HiddenChain(Estimated):
         table = self._possible(table).detach()
         with torch.inference_mode(False), torch.enable_grad():
             rows = self.log_rows.detach().clone().requires_grad_()
-            table = (table - top_of(table)).clone().requires_grad_()
+            table = (table - top_of(table)).clone()
             frozen = HiddenChain(rows, self.components)
             # A sequence that no path leads through would have no gradient, nor would the others.
             lost = frozen.scored(table, seen).detach() == -torch.inf
             weight = (~lost).to(table) if weight is None else weight.masked_fill(lost, 0.0)
             log_prob = frozen.scored(table.masked_fill(lost[..., None, None], 0.0), seen)
-            slope, proba = torch.autograd.grad((weight * log_prob).sum(), (rows, table))
-        first = proba[..., 0, :].flatten(0, -2).sum(0)
-        leaves = _going(seen)[..., 1:, None] * proba[..., :-1, :]  # the numbers of moves from each
-        total = torch.cat((first.sum()[None], leaves.flatten(0, -2).sum(0)))
-        # Pyro's chain takes logits, so that the slope lacks what all components of a row share.
-        return (slope + total.unsqueeze(-1) * self.log_rows.detach().exp()).clamp_min(0)
+            (slope,) = torch.autograd.grad((weight * log_prob).sum(), rows)
+        return slope.clamp_min(0)
 
     @staticmethod
     def moves_of(log_q: Tensor, seen: Tensor, weight: Tensor | None) -> Tensor:

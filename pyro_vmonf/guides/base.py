@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmonf.contracts import optional
+from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.program import Program, Rows, declares, free_dim, register, with_evidence
+from pyro_vmonf.program import (
+    Program,
+    Rows,
+    declares,
+    free_dim,
+    posterior_of_joint,
+    register,
+    with_evidence,
+)
 
 
 class LastRows:
@@ -44,6 +53,26 @@ def _version(tensor: Tensor) -> int:
 
 
 _last_rows: weakref.WeakKeyDictionary[BoundGuide, LastRows] = weakref.WeakKeyDictionary()
+
+
+def best_log_q(
+    model: FlowMixture, x: Tensor, y: Tensor | None = None, given: Tensor | None = None
+) -> Tensor:
+    r"""Return the log q(c|x, y) ``(*, K)`` of the largest ELBO, which variational Bayes has.
+
+    .. math::
+        q(c|x, y) \propto \exp(E_q[\log\pi_c])\, p(x|c)\, p(y|c)
+
+    Without random weights it is the exact posterior.
+
+    References:
+        Attias (1999), Inferring Parameters and Structure of Latent Variable Models by Variational
+        Bayes.
+    """
+    if not model.weights.in_program:
+        return model.log_posterior(x, y, given)
+    mixture = Marginal(model.weights.mean_log(given), model.observed(model.components(given), x))
+    return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
 
 
 class BoundGuide(Program):
@@ -173,11 +202,13 @@ class BoundGuide(Program):
         if given is not None:
             given = given.expand(*x.shape[:-1], given.shape[-1])[gaps]
         with torch.no_grad():
-            exact = model.log_posterior(x[gaps], None, given)
+            exact = best_log_q(model, x[gaps], None, given)
         return log_q.index_put((gaps,), exact.to(log_q))
 
     def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
         r"""Return the ELBO of each row ``(*)``, from :math:`\log\pi_c + \log p(x|c)` ``(*, K)``."""
+        if self.exact:
+            return joint.logsumexp(-1)
         log_q = self.log_posterior(x, None, given)
         q = log_q.exp()
         return torch.where(q > 0, q * (joint - log_q), 0.0).sum(-1)

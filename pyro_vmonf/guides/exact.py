@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
-from pyro_vmonf.guides.base import BoundGuide
+from pyro_vmonf.guides.base import BoundGuide, best_log_q
 from pyro_vmonf.program import Rows
 
 
@@ -15,8 +15,9 @@ class ExactGuide(BoundGuide):
     r"""The exact posterior :math:`p(c|x, y)` as the guide: EM, with a gradient step for its M-step.
 
     The posterior comes from the components and is held fixed. The ELBO and its gradient are those
-    of the log-likelihood. The guide has no network to train and costs a second evaluation of the
-    densities. Unlike :class:`MarginalGuide` it keeps ``c`` in the guide, as row weights need it.
+    of the log-likelihood. Random weights count with :math:`\exp(E_q[\log\pi])`, as in variational
+    Bayes. The guide has no network to train and costs a second evaluation of the densities. Unlike
+    :class:`MarginalGuide` it keeps ``c`` in the guide, as row weights need it.
 
     Sites: ``c`` in plate ``data``, and the sites of the model's random parts.
 
@@ -46,7 +47,7 @@ class ExactGuide(BoundGuide):
         self, rows: Rows, positions: Tensor, dim: int = -1
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            logits = self.log_posterior(rows.x, rows.y, rows.given)
+            logits = best_log_q(self._bound_model(), rows.x, rows.y, rows.given)
         self._observe(lambda: logits, rows)
         return logits, {}
 
@@ -69,11 +70,8 @@ class MarginalGuide(BoundGuide):
 
     draws_component = False
 
-    def bound(self, joint: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
-        return joint.logsumexp(-1)
-
     def infer(self, rows: Rows) -> None:
-        self._observe(lambda: self.log_posterior(rows.x, rows.y, rows.given), rows)
+        self._observe(lambda: best_log_q(self._bound_model(), rows.x, rows.y, rows.given), rows)
 
     def parts(
         self, rows: Rows, positions: Tensor, dim: int = -1

@@ -119,6 +119,11 @@ class MarkovWeights(Weights):
         """Return the log-probabilities ``(K + 1, K)`` of the rows; random ones with their mean."""
         return torch.stack([row.log_mean() for row in self.rows()])
 
+    def rows_of_bound(self) -> Tensor:
+        r"""Return :math:`E_q[\log\pi]` of the rows ``(K + 1, K)``, the weights of the ELBO."""
+        rows = self.rows()
+        return torch.stack([r.mean_log() if r.in_program else r.log_mean() for r in rows])
+
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         """Return the log of each component's share ``(K,)`` of the first 1,024 steps."""
         rows = self.mean_rows().double().softmax(-1)
