@@ -113,7 +113,7 @@ def best_of_(
         for i in range(n_init):
             if i:
                 whole.load_state_dict(start)
-                with local_seed(seed + i):
+                with local_seed(_start_seed(seed, i)):
                     reset_parameters_(whole)
             objectives.append(run(i))
             if objectives[-1] > best_objective:
@@ -128,6 +128,12 @@ def best_of_(
         raise
     whole.load_state_dict(best)
     return objectives
+
+
+def _start_seed(seed: int, number: int) -> int:
+    """Return the seed of a start, which is none that a user takes for a first pair by chance."""
+    drawn = torch.randint(2**62, (number + 1,), generator=torch.Generator().manual_seed(seed))
+    return int(drawn[number])
 
 
 def fit_best(
@@ -272,7 +278,7 @@ def _best_together(
 ) -> History:
     starts = [copy.deepcopy(nn.ModuleList([model, guide])) for _ in range(n_init)]
     for i, pair in enumerate(starts):
-        with local_seed(first + i):
+        with local_seed(_start_seed(first, i)):
             if i:
                 reset_parameters_(pair)
             if start is not None:

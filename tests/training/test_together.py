@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
-from pyro_vmonf import MAF, NSF, FlowMixture, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import MAF, NSF, FlowMixture, Gaussian, MarginalGuide, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.flows import Flow, StandardNormal
 from pyro_vmonf.nn import MLP
@@ -239,6 +239,15 @@ def test_restarts_are_compared_on_the_same_rows_by_what_stayed(option: dict[str,
     assert kept.final_objective == max(kept.restarts)
     best = max(kept.held_out)
     assert kept.held_out[kept.kept] == best
+
+
+@pytest.mark.parametrize("option", [{}, {"callbacks": [lambda _: None]}])
+def test_no_start_is_the_first_pair_again(option: dict[str, Any]) -> None:
+    x, _ = data()
+    torch.manual_seed(1)  # the seed of the run, and one
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K)))
+    history = vmonf.fit(x, n_init=2, epochs=1, lr=0.0, seed=0, progress=False, **option)
+    assert history.restarts[0] != history.restarts[1]
 
 
 def test_rejected_steps_are_reported() -> None:
