@@ -107,7 +107,7 @@ class Compiled(Single):
     def last_finite(self, values: list[Tensor]) -> None:
         self._last_finite, self.undo = values, None
 
-    def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, bool]:
+    def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, Tensor]:
         [batch] = batches
         if self.graph is None or not self.graph.takes(batch):
             start = time.perf_counter()
@@ -119,7 +119,7 @@ class Compiled(Single):
         for parameter, gradient in zip(self.graph.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.graph.count_(counted)
-        return terms, bool(sum(terms.values()).isfinite())  # type: ignore[union-attr]
+        return terms, torch.stack(list(terms.values())).sum()
 
     def compare_(self) -> str:
         """Leave a graph that differs from the step on its last batch, and return how."""

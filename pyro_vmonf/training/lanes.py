@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -114,29 +115,29 @@ class Single:
         self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
         forget_gradients(self.parameters)
-        terms, finite = self._differentiate(batches)
-        if finite:
+        terms, loss = self._differentiate(batches)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
+        loss_now, norm_now = torch.stack((loss, norm)).tolist()  # the one wait for the device
+        finite = math.isfinite(loss_now) and math.isfinite(norm_now)
+        if math.isfinite(loss_now):
             self.last_finite, self.before = self.before, self.last_finite
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            finite = bool(norm.isfinite())
-            if finite and norm > self.clip_norm:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         if finite:
+            if norm_now > self.clip_norm:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             move()
             self._settle(accepted=True)
         else:
             self._take_back(start)
         return terms, [finite]
 
-    def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, bool]:
-        """Set the gradients; return the terms, and whether the loss is finite."""
+    def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, Tensor]:
+        """Set the gradients; return the terms and the loss."""
         terms = self.terms(batches)
         loss = -torch.stack(list(terms.values())).sum()
-        finite = bool(loss.isfinite())
-        if finite and loss.requires_grad:  # weights in closed form alone need no gradient
+        if loss.requires_grad:  # weights in closed form alone need no gradient
             loss.backward()
-        return {name: value.detach() for name, value in terms.items()}, finite
+        return {name: value.detach() for name, value in terms.items()}, loss.detach()
 
     @torch.no_grad()
     def _take_back(self, start: list[Tensor]) -> None:
