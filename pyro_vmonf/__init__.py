@@ -18,6 +18,7 @@ above::
     files           saved pairs
     em              expectation-maximisation of Gaussian mixtures
     components      mixtures as components; pruning, aligning, doubling components
+    metrics         scores of clusterings and densities
     guides          q(c|x): softmax network, exact posterior, none
     terms           penalties of the guide beside the ELBO
     distortions     copies of rows that belong to the same cluster
@@ -31,7 +32,6 @@ above::
     transforms      invertible maps with a batch of parameters, one family a file
     nn              networks with a batch of parameters
     datasets        data sets
-    metrics         scores of clusterings and densities
     schedules       numbers that change over the steps of a run
     contracts       the interfaces that a user can implement
     program         names, plates and traces of Pyro programs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,29 @@ from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.stack import Stack
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Registered, check_follows
+
+
+def _renumbered(choice: dict[str, Any], numbers: list[int], count: int) -> dict[str, Any]:
+    """Return what ``from_data`` chose, in the numbers of the components that are left.
+
+    Without one of them the figures are those of another pair, and only what is known of the data
+    stays.
+    """
+    choice = dict(choice)
+    if numbers[-1] != count - 1:  # the background was the last one
+        choice.pop("background", None)
+    if not {*range(choice.get("components", count))} <= {*numbers}:
+        return {
+            name: choice[name] for name in ("background", "columns", "missing") if name in choice
+        }
+    place = {str(before): now for now, before in enumerate(numbers)}
+    if "touching" in choice:
+        pairs = {
+            tuple(sorted(place[name] for name in pair.split(" and "))): share
+            for pair, share in choice["touching"].items()
+        }
+        choice["touching"] = {f"{i} and {j}": share for (i, j), share in pairs.items()}
+    return choice
 
 
 class MixtureComponent(Registered):
@@ -159,5 +182,5 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
                 setattr(part, name, len(index))
     model.num_components = len(index)
     history = getattr(vmonf, "history", None)
-    if history is not None and numbers[-1] != count - 1:  # the background was the last one
-        history.choice.pop("background", None)
+    if history is not None and history.choice:
+        history.choice = _renumbered(history.choice, numbers, count)

@@ -14,13 +14,13 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.evidence import check_sample_weight
 from pyro_vmonf._utils.frames import names_of
 from pyro_vmonf._utils.sizes import free_numbers
 from pyro_vmonf._utils.validation import (
     as_tensor,
     check_number,
     check_positive,
-    check_sample_weight,
 )
 from pyro_vmonf.counts import forget_
 from pyro_vmonf.flows.gaussian import Gaussian, moments
@@ -59,7 +59,7 @@ def fit_em(
 
     .. math::
         r_{nc} \propto \pi_c N(x_n; \mu_c, \Sigma_c), \quad
-        \pi_c \propto \sum_n w_n r_{nc}, \quad
+        \pi_c \propto a + \sum_n w_n r_{nc}, \quad
         \mu_c = \frac{\sum_n w_n r_{nc} x_n}{\sum_n w_n r_{nc}}, \quad
         \Sigma_c = \frac{\sum_n w_n r_{nc} (x_n - \mu_c)(x_n - \mu_c)^T}{\sum_n w_n r_{nc}}
 
@@ -69,10 +69,11 @@ def fit_em(
         responsibilities: ``(N, K)`` to start from. By default, k-means++ draws ``n_init`` starts,
             and the fit with the highest likelihood is kept.
         sample_weight: weights :math:`w` of the rows ``(N,)``, at least zero. Only their ratios
-            count.
+            count, if *a*, the ``pseudo_count`` of the weights, is 0.
         n_init: number of starts.
         max_iter: largest number of iterations of one start.
-        tolerance: gain of log-likelihood per row, in nats, below which a start has converged.
+        tolerance: gain of log-likelihood per row, in nats, below which a start has converged; with
+            a ``pseudo_count`` the gain of the log-posterior.
         ridge: added to the diagonals of the covariances, in standardised units.
         standardize: standardise the rows, all alike, where the model never was, as
             :func:`pyro_vmonf.fit` does.
@@ -84,7 +85,7 @@ def fit_em(
     Raises:
         TypeError: if the bank is not Gaussian, or its weights are not learned.
         ValueError: if there are fewer rows than components, responsibilities or weights do not fit,
-            or a covariance is singular. The model is then as it was.
+            a parameter is frozen, or a covariance is singular. The model is then as it was.
 
     References:
         Dempster, Laird, Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
@@ -95,8 +96,7 @@ def fit_em(
         >>> len(fit_em(model, x, seed=0)) > 0
         True
     """
-    if not isinstance(model.bank, Gaussian) or not isinstance(model.weights, LearnedWeights):
-        raise TypeError("EM needs FlowMixture(Gaussian(...), 'learned')")
+    bank, mixture_weights = _parts_of(model)
     check_positive("n_init", n_init)
     check_positive("max_iter", max_iter)
     names = model.feature_names or names_of(x)
@@ -116,31 +116,50 @@ def fit_em(
         weight = check_sample_weight(sample_weight, len(x), weight)
         if not weight.any():
             raise ValueError("sample_weight is zero for every row; some have to count")
-        weight = weight / weight.mean()
+    pseudo_count = mixture_weights.pseudo_count / float(weight.mean())
+    weight = weight / weight.mean()
     units = Standardize(model.event_shape).to(x)
     units.load_state_dict(model.standardizer.state_dict())
     if standardize and not units.fitted:
         units.fit_(x, weight)
     z = units.inv(x).double()
     curve: list[float] = []
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    best: tuple[float, tuple[Tensor, Tensor, Tensor]] | None = None
     with local_seed(seed):
         for _ in range(1 if responsibilities is not None else n_init):
             start = responsibilities
             r = _spread_start(z, weight, model.num_components) if start is None else start.to(z)
-            found, fitted = _iterate(z, weight, r, max_iter, tolerance, ridge)
-            if best is None or found[-1] > curve[-1]:
-                curve, best = found, fitted
+            found, value, fitted = _iterate(z, weight, r, pseudo_count, max_iter, tolerance, ridge)
+            if best is None or value > best[0]:
+                curve, best = found, (value, fitted)
     assert best is not None
-    weights, means, covariances = best
+    weights, means, covariances = best[1]
     model.feature_names = names
     model.standardizer.load_state_dict(units.state_dict())
     model.standardizer.fitted.fill_(True)
-    model.weights.logits.copy_(weights.log())
-    forget_(model.weights, now=True)
-    model.bank.set_(means, covariances)
+    mixture_weights.logits.copy_(weights.log())
+    forget_(mixture_weights, now=True)
+    bank.set_(means, covariances)
     offset = float(units.scale.log().sum())
     return [value - offset for value in curve]
+
+
+def _parts_of(model: FlowMixture) -> tuple[Gaussian, LearnedWeights]:
+    """Return bank and weights, which EM moves.
+
+    Raises:
+        TypeError: if they are others.
+        ValueError: if a parameter is frozen.
+    """
+    bank, weights = model.bank, model.weights
+    if not isinstance(bank, Gaussian) or not isinstance(weights, LearnedWeights):
+        raise TypeError("EM needs FlowMixture(Gaussian(...), 'learned')")
+    if frozen := [name for name, value in model.named_parameters() if not value.requires_grad]:
+        raise ValueError(
+            f"{', '.join(frozen)} are frozen, and EM moves all parameters; call "
+            "model.requires_grad_(True), or take fit, which leaves them as they are"
+        )
+    return bank, weights
 
 
 def _check_responsibilities(responsibilities: Tensor, wanted: tuple[int, int]) -> None:
@@ -167,14 +186,18 @@ def _iterate(
     z: Tensor,
     weight: Tensor,
     responsibilities: Tensor,
+    pseudo_count: float,
     max_iter: int,
     tolerance: float,
     ridge: float,
-) -> tuple[list[float], tuple[Tensor, Tensor, Tensor]]:
-    """Return the log-likelihood after each iteration of one start, and the last parameters."""
+) -> tuple[list[float], float, tuple[Tensor, Tensor, Tensor]]:
+    """Return the log-likelihood after each iteration, the last log-posterior, and parameters."""
     curve: list[float] = []
+    before = -math.inf
     for _ in range(max_iter):
         weights, means, covariances = moments(z, weight[:, None] * responsibilities, ridge)
+        total = weights * len(z) + pseudo_count
+        weights = total / total.sum()
         factors, failed = torch.linalg.cholesky_ex(covariances)
         if failed.any():
             raise ValueError(
@@ -185,9 +208,11 @@ def _iterate(
         joint = weights.log() + components.log_prob(z.unsqueeze(-2))
         responsibilities = joint.softmax(-1)
         curve.append(float((weight * joint.logsumexp(-1)).mean()))
-        if len(curve) > 1 and curve[-1] - curve[-2] < tolerance:
+        prior = pseudo_count * float(weights.log().sum()) if pseudo_count else 0.0
+        gain, before = curve[-1] + prior / len(z) - before, curve[-1] + prior / len(z)
+        if gain < tolerance:
             break
-    return curve, (weights, means, covariances)
+    return curve, before, (weights, means, covariances)
 
 
 def num_parameters(model: FlowMixture) -> int:

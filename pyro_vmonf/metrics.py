@@ -12,6 +12,8 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.validation import as_tensor, check_positive
+from pyro_vmonf.distributions.estimates import Estimated, mean_and_error
+from pyro_vmonf.distributions.support import OwnUnits
 
 Array = np.ndarray[Any, Any]
 LARGEST_TABLE = 2**24  # entries: the number of labels times that of clusters
@@ -40,8 +42,7 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     """Return how many rows have each label (row) and each cluster (column).
 
     Arguments:
-        labels: integers ``(N,)`` of at least 0.
-        clusters: integers ``(N,)`` of at least 0.
+        labels, clusters: integers ``(N,)`` of at least 0.
         num_clusters: columns to have at least, so that empty clusters show.
 
     Returns:
@@ -81,8 +82,7 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
     """Return the label that each cluster stands for, under the matching with most agreement.
 
     Arguments:
-        labels: integers ``(N,)`` of at least 0.
-        clusters: integers ``(N,)`` of at least 0.
+        labels, clusters: integers ``(N,)`` of at least 0.
         num_clusters: number of clusters, where not all of them occur.
 
     Returns:
@@ -333,8 +333,8 @@ def kl_to_truth(log_truth: Any, log_model: Any) -> tuple[float, float]:
             f"the log-densities have shapes {tuple(log_truth.shape)} and "
             f"{tuple(log_model.shape)}; expected (N,) twice, of the same two points or more"
         )
-    gap = log_truth.double() - log_model.double().to(log_truth.device)
-    return float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
+    mean, error = mean_and_error(log_truth.double() - log_model.double().to(log_truth.device))
+    return float(mean), float(error)
 
 
 @torch.no_grad()
@@ -368,8 +368,8 @@ def kl_divergence(
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     with local_seed(seed):
         x = (p if p.batch_shape == shape else p.expand(shape)).sample(torch.Size((draws,)))
-    gap = p.log_prob(x) - q.log_prob(x)
-    return gap.mean(0), gap.std(0) / draws**0.5
+    everywhere = q if isinstance(q, Estimated) else OwnUnits(q)  # zero outside of the support
+    return mean_and_error(p.log_prob(x) - everywhere.log_prob(x))
 
 
 def bits_per_dim(log_prob: Any, dimensions: int, levels: int = 256) -> float:

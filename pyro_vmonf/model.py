@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.columns import warn_of_columns
+from pyro_vmonf._utils.evidence import check_sample_weight
 from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.sameness import same_now
 from pyro_vmonf._utils.sharing import share
@@ -21,7 +22,6 @@ from pyro_vmonf._utils.validation import (
     check_context,
     check_positive,
     check_rows,
-    check_sample_weight,
     floating_buffer,
     has_gaps,
 )

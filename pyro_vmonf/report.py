@@ -14,6 +14,7 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed, own_store
 from pyro_vmonf._utils.html import sparkline, table
 from pyro_vmonf._utils.validation import check_unconditional
 from pyro_vmonf.contracts import Pair
+from pyro_vmonf.program import posterior_of_joint
 from pyro_vmonf.training.history import History
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ class ChoiceReport:
     choice: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if not self.choice:
-            said = "the pair was built by hand, or was fitted again since; pass rows: report(x)"
+        if "components" not in self.choice:
+            said = "the pair was built by hand, or was fitted again or pruned; pass rows: report(x)"
             raise ValueError(f"there is no choice of VMoNF.from_data to report: {said}")
 
     def as_good_as(self, below: float = 0.05) -> dict[str, float]:
@@ -245,18 +246,17 @@ def component_report(vmonf: Pair, x: Any, *, inverted: int = 64) -> ComponentRep
     x = vmonf.model.rows(x)
     q, exact = vmonf.predict_proba(x), vmonf.predict_proba(x, exact=True)
     log_prob = vmonf.component_log_prob(x)
-    count = q.shape[-1]
-    own = torch.nn.functional.one_hot(q.argmax(-1), count).to(q.dtype)
+    own = torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)
     share = own / own.sum(0)  # NaN without rows
     mass = exact / exact.sum(0).clamp_min(torch.finfo(exact.dtype).tiny)
-    entropy = -torch.special.xlogy(q, q).sum(-1)
-    log_exact = (vmonf.model.weights.log_mean() + log_prob).log_softmax(-1)
+    log_weights = vmonf.model.weights.log_mean()
+    log_exact = posterior_of_joint(log_weights + log_prob, log_weights, None)
     relative = torch.special.xlogy(q, q) - torch.where(q > 0, q * log_exact, 0.0)
     return ComponentReport(
-        weight=vmonf.model.weights.log_mean().exp(),
+        weight=log_weights.exp(),
         usage=q.mean(0),
         usage_exact=exact.mean(0),
-        entropy=entropy @ share,
+        entropy=-torch.special.xlogy(q, q).sum(-1) @ share,
         log_prob=torch.where(own > 0, log_prob, 0.0).sum(0) / own.sum(0),
         overlap=mass.mT @ exact,
         gap=float(relative.sum(-1).mean()),

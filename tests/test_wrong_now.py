@@ -166,13 +166,20 @@ def test_numbers_of_no_component_are_refused(c: list[float]) -> None:
         select(components, torch.tensor(c)).sample()
 
 
+def of_factor(slope: float, spread: float) -> VMoNF:
+    """Return two components of :math:`x_2 = a x_1 + s z`, and an independent :math:`x_3`."""
+    factor = torch.eye(3)
+    factor[1, :2] = torch.tensor([slope, spread])
+    return VMoNF(
+        FlowMixture(MultivariateNormal(torch.zeros(2, 3), scale_tril=factor.expand(2, 3, 3)))
+    )
+
+
 def test_a_covariance_that_is_singular_to_rounding_is_named() -> None:
-    near = torch.eye(3, dtype=torch.float64)
-    near[0, 1] = near[1, 0] = 1 - 1e-8
-    factor = torch.linalg.cholesky(near).float().expand(2, 3, 3)
-    vmonf = VMoNF(FlowMixture(MultivariateNormal(torch.zeros(2, 3), scale_tril=factor)))
+    near = torch.tensor([[0.5, torch.nan, 1.0]])
+    assert of_factor(1.0, 1e-4).impute(near).x[0, 1] == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(ValueError, match="singular to rounding"):
-        vmonf.impute(torch.tensor([[0.5, torch.nan, 1.0]]))
+        of_factor(1.0, 1e-9).impute(near)
 
 
 def test_parts_that_torch_cannot_trace_are_named() -> None:

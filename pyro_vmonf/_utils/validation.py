@@ -185,65 +185,6 @@ def check_gaps(x: Tensor, names: Sequence[Any] | None = None, weight: Tensor | N
         )
 
 
-def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tensor:
-    """Return labels ``(N,)`` as long, or log-likelihoods ``(N, K)`` as floats.
-
-    Raises:
-        TypeError: if labels are not integers.
-        ValueError: if the length or a label is out of range, or a row rules out every component.
-    """
-    y = as_tensor("y", y).to(like.device)
-    if y.dim() == 2 and y.is_floating_point():
-        if tuple(y.shape) != (rows, num_components):
-            raise ValueError(
-                f"y has shape {tuple(y.shape)}; log-likelihoods of {rows} rows and "
-                f"{num_components} components have shape ({rows}, {num_components})"
-            )
-        bad = (y.isnan() | (y == torch.inf)).any(1) | (y == -torch.inf).all(1)
-        if bad.any():
-            where = listed(bad.nonzero().squeeze(1))
-            raise ValueError(
-                f"rows {where} of y have NaN or +inf, or rule out every component; "
-                "expected log-likelihoods with at least one finite value a row"
-            )
-        return y.to(like.dtype)
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TypeError(
-            f"y has dtype {y.dtype} and shape {tuple(y.shape)}; expected integer labels (N,), "
-            f"-1 for unlabelled, or log-likelihoods ({rows}, {num_components}); weights of rows "
-            "are sample_weight"
-        )
-    if tuple(y.shape) != (rows,):
-        raise ValueError(
-            f"y has shape {tuple(y.shape)} but x has {rows} rows; pass one label a row, "
-            "-1 for unlabelled"
-        )
-    y = y.long()
-    bad = ((y < -1) | (y >= num_components)).nonzero().squeeze(1)
-    if len(bad):
-        raise ValueError(
-            f"label {int(y[bad[0]])} in row {int(bad[0])} is out of range; expected -1 "
-            f"(unlabelled) or 0 to {num_components - 1} ({len(bad)} such rows)"
-        )
-    return y
-
-
-def check_sample_weight(weight: Any, rows: int, like: Tensor) -> Tensor:
-    """Return the weights ``(N,)`` of the rows.
-
-    Raises:
-        ValueError: if the length is wrong, or a weight is negative or not finite.
-    """
-    weight = as_tensor("sample_weight", weight).to(dtype=like.dtype, device=like.device)
-    if tuple(weight.shape) != (rows,):
-        raise ValueError(
-            f"sample_weight has shape {tuple(weight.shape)} but x has {rows} rows; pass one a row"
-        )
-    if not (weight.isfinite().all() and (weight >= 0).all()):
-        raise ValueError("sample_weight has negative or non-finite values; expected at least 0")
-    return weight
-
-
 def check_positive(name: str, value: Any, minimum: int = 1) -> int:
     """Return ``value`` if it is an integer of at least ``minimum``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -98,13 +99,19 @@ class Estimated(ShownDistribution):
             values = of(self.sample(torch.Size((draws,))))
         if not values.is_floating_point():  # the mean of a condition is its probability
             values = values.to(torch.get_default_dtype())
-        return values.mean(0), values.std(0) / draws**0.5
+        return mean_and_error(values)
 
     def entropy_estimate(
         self, draws: int = 10_000, seed: int | None = None
     ) -> tuple[Tensor, Tensor]:
         r"""Estimate the entropy :math:`-E[\log p(x)]` in nats: see :meth:`mean_estimate`."""
         return self.mean_estimate(draws, seed, lambda x: -self.log_prob(x))
+
+
+def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of draws ``(S, *)`` and its error, 0 where draws are infinite."""
+    mean, error = values.mean(0), values.std(0) / math.sqrt(len(values))
+    return mean, torch.where(mean.isinf(), 0.0, error)
 
 
 class Asking(Estimated):

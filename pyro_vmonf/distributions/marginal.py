@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
 from pyro_vmonf.distributions.selection import grouped_draw
-from pyro_vmonf.distributions.support import in_units, of_any
+from pyro_vmonf.distributions.support import in_units, of_any, of_far_rows
 from pyro_vmonf.program import posterior_of_joint
 
 
@@ -63,8 +63,8 @@ class Marginal(Estimated):
     def table(self, x: Tensor) -> Tensor:
         """Return log p(x|c) ``(*, K)``."""
         check_event(x, self.event_shape)
-        table: Tensor = self.components.log_prob(x.unsqueeze(-1 - self.event_dim))
-        return table
+        rows = x.unsqueeze(-1 - self.event_dim)
+        return of_far_rows(self.components.log_prob(rows), rows, self.event_dim)
 
     def joint_log_prob(self, x: Tensor) -> Tensor:
         r"""Return :math:`\log\pi_c + \log p(x \mid c)` of shape ``(*, K)``."""

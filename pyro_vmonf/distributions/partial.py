@@ -180,6 +180,11 @@ def importance(
     unknown = lost if draws > 1 else torch.ones_like(lost)  # one draw has no spread
     effective = torch.where(lost, 0.0, 1 / (draws * squares.clamp_min(1e-30)))
 
+    empty = x.isnan().all(-1)  # such a row has a density of one, whatever the draws say
+    log_prob = torch.where(empty, 0.0, log_prob)
+    unknown = unknown & ~empty
+    relative, effective = torch.where(empty, 0.0, relative), torch.where(empty, 1.0, effective)
+
     def draw(number: int) -> Tensor:
         logits = torch.where(lost, 0.0, log_weights.detach()).movedim(0, -1)
         chosen = Categorical(logits=logits, validate_args=False).sample(Size((number,)))
@@ -229,64 +234,86 @@ class Gaussians:
         z = torch.linalg.solve_triangular(
             self.scale_tril, (x.unsqueeze(-2) - self.loc).unsqueeze(-1), upper=False
         )
-        return self._joint(z.squeeze(-1), self.scale_tril).logsumexp(-1)
+        return (self.log_weights + self._each(z.squeeze(-1), self.scale_tril)).logsumexp(-1)
 
-    def _joint(self, z: Tensor, factor: Tensor, there: Tensor | None = None) -> Tensor:
+    @staticmethod
+    def _each(z: Tensor, factor: Tensor, there: Tensor | None = None) -> Tensor:
         """Return the log-densities ``(*, K, M)`` of what is there, from whitened values."""
         each = -0.5 * (z.square() + math.log(2 * math.pi))
         each = each - factor.diagonal(dim1=-2, dim2=-1).log()
         each = each if there is None else torch.where(there, each, 0.0)
-        return self.log_weights + each.sum(-1)
+        return each.sum(-1)
 
     def observe(self, x: Tensor, draws: int = 0) -> Partial:
         """Return marginals and conditionals, from one Cholesky factor a row.
 
         With the entries that are there in front, the first rows of the factor whiten them, and the
-        others are the conditional law of the rest.
+        others are the conditional law of the rest. All of it is in float64.
 
         Arguments:
             x: rows ``(*, 1, D)`` or ``(*, K, D)``.
             draws: of no use here.
         """
-        x = x.unsqueeze(-2)
+        kind = x.dtype
+        log_weights, loc, root = (
+            self.log_weights.double(),
+            self.loc.double(),
+            self.scale_tril.double(),
+        )
+        x = x.unsqueeze(-2).double()
         gap = x.isnan()
         order = gap.long().argsort(dim=-1, stable=True)
         back = order.argsort(-1)
-        covariance = self.scale_tril @ self.scale_tril.mT
-        covariance = _taken(_taken(covariance, order.unsqueeze(-1), -2), order.unsqueeze(-2), -1)
-        try:
-            factor = torch.linalg.cholesky(covariance)
-        except torch.linalg.LinAlgError as error:
-            raise ValueError(
-                "the covariance of a component is singular to rounding, so rows with missing "
-                "entries have no density; use model.double(), or drop columns that follow from "
-                "others"
-            ) from error
-        centred = torch.where(gap, 0.0, x - self.loc)
+        factor = _factor_of(_taken(root, order.unsqueeze(-1), -2))
+        centred = torch.where(gap, 0.0, x - loc)
         centred = _taken(centred, order, -1).unsqueeze(-1)
         z = torch.linalg.solve_triangular(factor, centred, upper=False).squeeze(-1)
         there = ~gap.take_along_dim(order, -1)
-        joint = self._joint(z, factor, there)
+        joint = log_weights + self._each(z, factor, there)
 
         # Far from all Gaussians no share is known, and the weights take its place.
         lost = (joint == -torch.inf).all(-1, keepdim=True)
-        known = torch.where(lost, self.log_weights, joint)
+        known = torch.where(lost, log_weights, joint)
 
         def completed(noise: Tensor) -> Tensor:
             values = (factor @ torch.where(there, z, noise).unsqueeze(-1)).squeeze(-1)
-            return torch.where(gap, _taken(values, back, -1) + self.loc, x)
+            return torch.where(gap, _taken(values, back, -1) + loc, x)
 
         def mean() -> Tensor:
             share = known.softmax(-1).unsqueeze(-1)
-            return (share * completed(torch.zeros_like(z))).sum(-2)
+            return (share * completed(torch.zeros_like(z))).sum(-2).to(kind)
 
         def draw(number: int) -> Tensor:
             shape = Size((number,))
             m = Categorical(logits=known, validate_args=False).sample(shape)[..., None, None]
-            noise = torch.randn(shape + z.shape, dtype=z.dtype, device=z.device)
-            return torch.take_along_dim(completed(noise), m, -2).squeeze(-2)
+            noise = torch.randn(shape + z.shape, dtype=kind, device=z.device)
+            return torch.take_along_dim(completed(noise), m, -2).squeeze(-2).to(kind)
 
-        return exactly(joint.logsumexp(-1), mean, draw)
+        return exactly(joint.logsumexp(-1).to(kind), mean, draw)
+
+
+def _factor_of(root: Tensor) -> Tensor:
+    r"""Return the Cholesky factor of :math:`R R^T` ``(*, D, D)`` to the digits of R.
+
+    The product squares the condition of R. The factor of the product takes R nearly to an
+    orthogonal matrix, and the factor of that one brings the digits back.
+
+    Raises:
+        ValueError: if the product is singular to rounding.
+
+    References:
+        Yamamoto, Nakatsukasa, Yanagisawa, Fukaya (2015), Roundoff error analysis of the CholeskyQR2
+        algorithm.
+    """
+    try:
+        first = torch.linalg.cholesky(root @ root.mT)
+        near = torch.linalg.solve_triangular(first, root, upper=False)
+        return first @ torch.linalg.cholesky(near @ near.mT)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "the covariance of a component is singular to rounding, so rows with missing entries "
+            "have no density; drop columns that follow from others"
+        ) from error
 
 
 def _taken(values: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -197,6 +197,19 @@ def possible(value: Tensor, good: Tensor | None) -> Tensor:
     return value if good is None else torch.where(good, value, -torch.inf)
 
 
+def of_far_rows(value: Tensor, x: Tensor, event_dim: int) -> Tensor:
+    """Return log-densities ``(*, K)`` that are minus infinity where rows are too far for a number.
+
+    Arguments:
+        value: NaN where a map of rows overflowed.
+        x: rows ``(*, 1, *event_shape)`` or ``(*, K, *event_shape)``.
+        event_dim: dimensions of one row.
+    """
+    most = torch.finfo(x.dtype).max ** 0.5  # the square of a larger number is infinite
+    far = (x.abs() > most).flatten(x.dim() - event_dim).any(-1) if event_dim else x.abs() > most
+    return torch.where(value.isnan() & far, -torch.inf, value)
+
+
 def in_units(components: Distribution, put: Callable[[Distribution], Distribution]) -> Distribution:
     """Put components behind the units of the rows, but for those that have units of their own."""
     own = getattr(components, "in_units", None)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, own_store
+from pyro_vmonf._utils.evidence import check_evidence
 from pyro_vmonf._utils.validation import (
-    check_evidence,
     check_positive,
     check_unconditional,
     floating_buffer,

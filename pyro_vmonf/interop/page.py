@@ -237,7 +237,7 @@ def _choice(vmonf: VMoNF) -> str:
     if history is None:
         return ""
     parts = ["<h2>The course of the fit</h2>"]
-    if history.choice:
+    if "components" in history.choice:
         lines = str(vmonf.report()).splitlines()
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
     if history.stopped:

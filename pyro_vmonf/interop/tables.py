@@ -163,6 +163,8 @@ def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
                 f"{path} is Parquet, which pandas reads with pyarrow: pip install pyarrow, or "
                 "convert the table to CSV"
             ) from error
+        except Exception as error:  # pyarrow has errors of many kinds for it
+            raise ValueError(f"{path} is no table in Parquet: {str(error).strip()}") from error
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     # A blank line is a row without numbers, so that the others keep their positions.
     options: dict[str, Any] = {"sep": separator or usual, "skip_blank_lines": False}

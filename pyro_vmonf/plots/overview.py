@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -100,11 +101,12 @@ def _features(features: Sequence[int] | None, x: Array, clusters: Array, width: 
     """Return the features to draw: those given, or those that part the clusters best."""
     if features is not None:
         chosen = list(features)
-        if len(chosen) < 2 or not all(0 <= i < width for i in chosen):
+        numbers = all(isinstance(i, Integral) and 0 <= i < width for i in chosen)
+        if len(chosen) < 2 or not numbers:
             raise ValueError(
                 f"features is {chosen}; expected two or more numbers from 0 to {width - 1}"
             )
-        return chosen
+        return [int(i) for i in chosen]
     within = np.zeros(width)
     for c in np.unique(clusters):
         own = x[clusters == c]

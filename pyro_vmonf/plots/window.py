@@ -82,9 +82,12 @@ def label_axes(ax: Axes, names: Names | None) -> None:
 
 def check_extent(extent: Extent) -> Extent:
     """Return the extent, and raise ``ValueError`` if it is empty."""
-    left, right, bottom, top = extent
-    if not (left < right and bottom < top):
-        raise ValueError(f"extent is {extent}; expected left < right and bottom < top")
+    ends = tuple(extent)
+    if len(ends) != 4 or not (ends[0] < ends[1] and ends[2] < ends[3]):
+        raise ValueError(
+            f"extent is {extent}; expected (left, right, bottom, top) with left < right and "
+            "bottom < top"
+        )
     return extent
 
 

@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
 from pyro_vmonf._utils.frames import Names, names_of
 from pyro_vmonf._utils.validation import (
-    check_evidence,
+    check_alone,
     check_number,
     check_positive,
-    check_sample_weight,
+    check_unconditional,
     floating_buffer,
 )
 from pyro_vmonf.contracts import Start, required
@@ -182,7 +183,7 @@ def pretrain_(
             network cannot be trained, or started anew.
         FloatingPointError: if the sum is not finite; the network is then as it was.
     """
-    model, wanted = _model_of(guide), _terms_of(guide, terms)
+    model, wanted = _model_of(guide, "pretrain_"), _terms_of(guide, terms)
     _check_numbers(
         labelled, steps=steps, batch_size=batch_size, n_init=n_init, trial_steps=trial_steps
     )
@@ -234,12 +235,15 @@ def _check_numbers(labelled: int, **positive: int) -> None:
     check_positive("labelled", labelled, minimum=0)
 
 
-def _model_of(guide: BoundGuide) -> FlowMixture:
+def _model_of(guide: BoundGuide, verb: str) -> FlowMixture:
+    """Return the model of a guide that learns from rows alone."""
     if not isinstance(guide, BoundGuide):
         kind = type(guide).__name__
         raise TypeError(f"guide is a {kind}; expected the guide of a pair: pass vmonf.guide")
     if guide.model is None:
         raise ValueError("the guide is bound to no model; pass SoftmaxGuide(..., model=mixture)")
+    check_unconditional(verb, guide.model.context_features)
+    check_alone(verb, guide.model.of_sequences)
     return guide.model
 
 
@@ -250,7 +254,7 @@ def learning_parameters(guide: BoundGuide, verb: str) -> list[nn.Parameter]:
         TypeError: if the guide is none of a pair, or has nothing to train.
         ValueError: if it is bound to no model.
     """
-    of_model = set(_model_of(guide).parameters())
+    of_model = set(_model_of(guide, verb).parameters())
     learner = guide.learner()
     every = () if learner is None else learner.parameters()
     found = [p for p in every if p.requires_grad and p not in of_model]
@@ -308,7 +312,7 @@ def warm_start_(
         ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
             nothing has then changed.
     """
-    model, parameters = _model_of(guide), learning_parameters(guide, "warm_start_")
+    model, parameters = _model_of(guide, "warm_start_"), learning_parameters(guide, "warm_start_")
     like = floating_buffer(model)
     names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)

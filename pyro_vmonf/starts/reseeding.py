@@ -52,9 +52,10 @@ class Reseed:
         reseeded: epoch, dead component and component that was split, of each act.
 
     Raises:
-        TypeError: in ``fit``, if no ``log_q`` of the guide has parameters to train.
-        ValueError: in ``fit``, if the bank does not say which parameters
-            belong to which component.
+        TypeError: in ``fit``, if no ``log_q`` of the guide has parameters to train, or the pair is
+            of sequences.
+        ValueError: in ``fit``, if the mixture depends on a context, or the bank does not say which
+            parameters belong to which component.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
@@ -86,11 +87,11 @@ class Reseed:
 
     def __call__(self, progress: Progress) -> None:
         epoch = progress.epoch
+        guide: Any = progress.guide
+        learning_parameters(guide, "Reseed")  # or it refuses, at the first epoch
         if epoch < 0 or (epoch + 1) % self.every or (self.until is not None and epoch > self.until):
             return
-        guide: Any = progress.guide
         model = progress.model
-        learning_parameters(guide, "Reseed")
         x = model.rows(self.x)
         with torch.no_grad(), evaluating(guide):
             q = torch.cat([guide.log_q(rows).exp() for rows in x.split(8192)])

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from pyro_vmonf._utils.columns import warn_of_columns
+from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
 from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.validation import (
     check_context,
     check_context_rows,
-    check_evidence,
     check_gaps,
-    check_sample_weight,
     floating_buffer,
     has_gaps,
 )

@@ -11,7 +11,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf._utils.validation import check_evidence, check_sample_weight, floating_buffer
+from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
+from pyro_vmonf._utils.validation import (
+    floating_buffer,
+)
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.rows import Arguments, TensorSource, check_inside
 

@@ -191,7 +191,13 @@ class VMoNF(Scores, Drawn, Halves):
         check_unconditional("prune_", self.model.context_features)
         if not 0 <= below < 1:
             raise ValueError(f"below is {below}; expected a share of the rows, in [0, 1)")
-        kept = (self.predict_proba(x).mean(0) >= below).nonzero().squeeze(1)
+        shares = self.predict_proba(x).mean(0)
+        kept = (shares >= below).nonzero().squeeze(1)
+        if not len(kept):
+            raise ValueError(
+                f"below is {below}, and no component would stay: the largest share of one is "
+                f"{float(shares.max()):g}; expected less"
+            )
         take_components_(self, kept)
         return kept
 

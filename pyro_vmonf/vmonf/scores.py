@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
+from pyro_vmonf._utils.evidence import check_evidence
 from pyro_vmonf._utils.validation import (
     check_context_rows,
-    check_evidence,
     check_positive,
     floating_buffer,
     has_gaps,
@@ -20,6 +20,7 @@ from pyro_vmonf._utils.validation import (
 )
 from pyro_vmonf.distributions.partial import watching
 from pyro_vmonf.distributions.selection import Clusters
+from pyro_vmonf.distributions.support import of_far_rows
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import SCORING_DRAWS, FlowMixture
 from pyro_vmonf.program import check_follows
@@ -143,7 +144,8 @@ class Scores(Completes):
     def _component_log_prob(self, rows: Tensor, given: Tensor | None) -> Tensor:
         axis = -1 - len(self.model.event_shape)
         components = self.model.observed(self.model.components(given), rows)
-        return components.log_prob(rows.unsqueeze(axis))
+        each = rows.unsqueeze(axis)
+        return of_far_rows(components.log_prob(each), each, -1 - axis)
 
     def elbo(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return the plain ELBO of each row, ``(N,)``, without the guide's terms.

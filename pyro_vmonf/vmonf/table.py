@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.columns import warn_of_columns
+from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
 from pyro_vmonf._utils.frames import Names, names_of, numeric, ordered
 from pyro_vmonf._utils.validation import (
     as_tensor,
-    check_evidence,
     check_gaps,
     check_positive,
     check_rows,
-    check_sample_weight,
     has_gaps,
     listed,
 )
@@ -110,6 +109,10 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
             f"x has shape {tuple(rows.shape)}; from_data takes tables (N, D) and images "
             "(N, C, H, W)"
         )
+    if not rows.shape[1]:
+        raise ValueError(
+            f"x has shape {tuple(rows.shape)}, without a column; expected at least one"
+        )
     kind = rows.dtype if rows.is_floating_point() else torch.float32
     whole = not rows.is_floating_point()
     if whole and not torch.equal(rows.to(kind).to(rows.dtype), rows):  # it has too few digits
@@ -126,6 +129,9 @@ def rows_of(x: Any, y: Any, sample_weight: Any, components: int | None, seed: in
         weight = check_sample_weight(sample_weight, len(rows), like)
         if not weight.any():
             raise ValueError("sample_weight is zero for every row; some have to count")
+        counting, least = int((weight > 0).sum()), max(2, count)
+        if counting < least:
+            raise ValueError(f"{counting} rows have a sample_weight above zero; expected {least}")
     check_gaps(rows, names, weight)
     labels = None if y is None else labels_of(y, len(rows), components, like)
     warn_of_columns(rows if weight is None else rows[weight > 0], names)
@@ -166,7 +172,10 @@ def labels_of(y: Any, count: int, components: int | None, like: Tensor) -> Tenso
     Warns:
         UserWarning: if they leave out 0 alone.
     """
-    labels = check_evidence(y, count, components or int(as_tensor("y", y).max()) + 1, like)
+    given = as_tensor("y", y)
+    whole = given.numel() and not (given.is_floating_point() or given.is_complex())
+    most = max(int(given.max()) + 1, 1) if whole else 1
+    labels = check_evidence(given, count, components or most, like)
     if labels.dim() > 1:
         raise ValueError("y holds log-likelihoods; from_data takes labels (N,), -1 for none")
     classes = labels[labels >= 0].unique().tolist()
