@@ -20,6 +20,7 @@ from pyro_vmonf.flows.ready_made import AutoregressiveNSF, MAFMoG
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import ConvEncoder
+from pyro_vmonf.starts.copies import relearn_
 from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.terms import Balance, Classification, Consistency
 from pyro_vmonf.vmonf import VMoNF
@@ -43,7 +44,12 @@ def encoder(data: Data) -> ConvEncoder:
 
 
 def teach_undistorted(
-    n_init: int, *, steps: int = 3000, trial_steps: int = 400, quick_steps: int = 100
+    n_init: int,
+    *,
+    steps: int = 3000,
+    trial_steps: int = 400,
+    quick_steps: int = 100,
+    rounds: int = 0,
 ) -> Teach:
     """Return a function that teaches a guide to ignore small affine distortions.
 
@@ -51,6 +57,7 @@ def teach_undistorted(
         n_init: starts of the guide; the one with the best terms stays.
         steps, trial_steps: of the guide that stays, and of each start.
         quick_steps: steps in a quick run, which has one start.
+        rounds: how often the network then learns its own clusters anew; never in a quick run.
     """
 
     def teach(vmonf: VMoNF, data: Data, quick: bool) -> None:
@@ -68,6 +75,16 @@ def teach_undistorted(
             steps=quick_steps if quick else steps,
             progress=True,
         )
+        if rounds and not quick:
+            relearn_(
+                guide,
+                data.x,
+                data.y,
+                augment=distort.distorted,
+                terms=[Consistency(distort)],
+                rounds=rounds,
+                progress=True,
+            )
 
     return teach
 

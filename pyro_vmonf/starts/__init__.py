@@ -1,7 +1,8 @@
 """Starting points: clusters of the rows, and lessons that teach them to a guide."""
 
 from pyro_vmonf.starts.clusters import merge_linked, spectral_clusters
+from pyro_vmonf.starts.copies import relearn_
 from pyro_vmonf.starts.lessons import pretrain_, warm_start_
 from pyro_vmonf.starts.reseeding import Reseed
 
-__all__ = ["Reseed", "merge_linked", "pretrain_", "spectral_clusters", "warm_start_"]
+__all__ = ["Reseed", "merge_linked", "pretrain_", "relearn_", "spectral_clusters", "warm_start_"]

@@ -183,7 +183,7 @@ def pretrain_(
             network cannot be trained, or started anew.
         FloatingPointError: if the sum is not finite; the network is then as it was.
     """
-    model, wanted = _model_of(guide, "pretrain_"), _terms_of(guide, terms)
+    model, wanted = model_of(guide, "pretrain_"), _terms_of(guide, terms)
     _check_numbers(
         labelled, steps=steps, batch_size=batch_size, n_init=n_init, trial_steps=trial_steps
     )
@@ -235,7 +235,7 @@ def _check_numbers(labelled: int, **positive: int) -> None:
     check_positive("labelled", labelled, minimum=0)
 
 
-def _model_of(guide: BoundGuide, verb: str) -> FlowMixture:
+def model_of(guide: BoundGuide, verb: str) -> FlowMixture:
     """Return the model of a guide that learns from rows alone."""
     if not isinstance(guide, BoundGuide):
         kind = type(guide).__name__
@@ -254,7 +254,7 @@ def learning_parameters(guide: BoundGuide, verb: str) -> list[nn.Parameter]:
         TypeError: if the guide is none of a pair, or has nothing to train.
         ValueError: if it is bound to no model.
     """
-    of_model = set(_model_of(guide, verb).parameters())
+    of_model = set(model_of(guide, verb).parameters())
     learner = guide.learner()
     every = () if learner is None else learner.parameters()
     found = [p for p in every if p.requires_grad and p not in of_model]
@@ -312,7 +312,7 @@ def warm_start_(
         ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
             nothing has then changed.
     """
-    model, parameters = _model_of(guide, "warm_start_"), learning_parameters(guide, "warm_start_")
+    model, parameters = model_of(guide, "warm_start_"), learning_parameters(guide, "warm_start_")
     like = floating_buffer(model)
     names = model.feature_names or names_of(x)
     x = model.rows(x, weight=sample_weight)

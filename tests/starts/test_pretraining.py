@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,8 @@ from pyro_vmonf.distortions import Jitter, RandomWalk
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import cooling
-from pyro_vmonf.starts import merge_linked, spectral_clusters
+from pyro_vmonf.starts import merge_linked, relearn_, spectral_clusters, warm_start_
+from pyro_vmonf.starts.copies import _agreed
 from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, Consistency, Term
 from pyro_vmonf.training.restarts import best_of_, reset_parameters_
@@ -354,3 +356,59 @@ def test_its_gradient_is_that_of_the_terms_on_the_distorted_rows() -> None:
     pretrain_(vmonf.guide, x, terms=terms, augment=lambda rows: rows + 0.1, steps=1)
     for one in wanted:
         assert any(one.shape == g.shape and torch.allclose(one, g, rtol=1e-9) for g in found)
+
+
+def test_clusters_are_those_of_the_mean_over_copies() -> None:
+    views = torch.tensor([[[0.6, 0.4], [0.1, 0.9]], [[0.1, 0.9], [0.2, 0.8]]])  # copies, rows
+
+    class Seen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x[:, :1] > 0, views[1], views[0]).log()
+
+    guide = SoftmaxGuide(Seen(), model=FlowMixture(RealNVP(2, 2)))
+    turns = itertools.cycle([0.0, 1.0])
+    found = _agreed(guide, torch.zeros(2, 2), lambda x: x + next(turns), copies=2)
+    assert found.tolist() == [1, 1]
+    assert _agreed(guide, torch.zeros(2, 2), lambda x: x, copies=1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_network_learns_anew_what_copies_agree_on(seed: int) -> None:
+    x, clusters = blobs(seed=seed)
+    torch.manual_seed(seed)
+    vmonf = pair([])
+    wrong = torch.where(torch.rand(300) < 0.3, torch.randint(3, (300,)), clusters)
+    warm_start_(vmonf.guide, x, wrong, steps=600, lr=1e-2, seed=seed)
+    first, drawn = state(vmonf.guide.network), torch.get_rng_state()
+
+    def augment(rows: torch.Tensor) -> torch.Tensor:
+        return rows + 0.5 * torch.randn_like(rows)
+
+    relearn_(vmonf.guide, x, augment=augment, steps=300, lr=5e-3, seed=seed)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert (vmonf.predict(x) == clusters).double().mean() > 0.99
+    far = [(v - first[k]).norm() for k, v in vmonf.guide.network.state_dict().items()]
+    assert all(distance > 0.1 for distance in far)
+
+
+def test_labels_stand_in_place_of_clusters() -> None:
+    x, clusters = blobs()
+    vmonf = pair([])
+    warm_start_(vmonf.guide, x, clusters, seed=0)
+    relearn_(vmonf.guide, x, (clusters + 1) % 3, augment=lambda rows: rows, rounds=1, steps=300)
+    assert (vmonf.predict(x) == (clusters + 1) % 3).double().mean() > 0.99
+
+
+def test_a_network_that_cannot_learn_anew_stays() -> None:
+    x, _ = blobs(20)
+    vmonf = pair([])
+    before = state(vmonf.guide)
+
+    def broken(batch: Batch) -> torch.Tensor:
+        return batch.log_q.sum(-1) * torch.nan
+
+    with pytest.raises(FloatingPointError):
+        relearn_(vmonf.guide, x, augment=lambda rows: rows, terms=[broken], steps=3)
+    with pytest.raises(ValueError, match="labels"):
+        relearn_(vmonf.guide, x, torch.zeros(20, 3), augment=lambda rows: rows)
+    assert all(torch.equal(v, before[k]) for k, v in vmonf.guide.state_dict().items())
