@@ -270,10 +270,10 @@ class ConvEncoder(ShownModule):
         for incoming, outgoing in ((depth, first), (first, second)):
             layers.append(nn.Conv2d(incoming, outgoing, 3, stride=2, padding=1))
             layers += [nn.BatchNorm2d(outgoing)] if batch_norm else []
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
         layers += [nn.Flatten(), nn.Linear(size, hidden)]
         layers += [nn.BatchNorm1d(hidden)] if batch_norm else []
-        self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, out_features))
+        self.layers = nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Linear(hidden, out_features))
 
     def features(self, x: Tensor) -> Tensor:
         """Return the hidden layer ``(*, hidden)`` of images ``(*, C, H, W)`` or flattened ones.
