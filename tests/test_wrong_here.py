@@ -240,6 +240,29 @@ def test_from_data_says_what_is_wrong(options: dict[str, Any], said: str) -> Non
         VMoNF.from_data(**{"x": rows(), "progress": False, **options})
 
 
+# Pairs.
+
+
+def test_a_new_model_takes_the_units_that_the_guide_has_learnt_in() -> None:
+    torch.manual_seed(0)
+    x = pd.DataFrame(100 * blobs().numpy() + 5000, columns=["a", "b"])
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3)))
+    vmonf.fit(x, epochs=3, progress=False)
+    before = vmonf.predict_proba(x)
+    vmonf.model = FlowMixture(RealNVP(2, 3))
+    assert torch.equal(vmonf.predict_proba(x[["b", "a"]]), before)
+    assert vmonf.log_prob(x).isfinite().all()
+    own = FlowMixture(Gaussian(2, 3))
+    own.standardize_(x)
+    units = own.standardizer.scale.clone() * 2
+    own.standardizer.scale.copy_(units)
+    vmonf.model = own
+    assert torch.equal(vmonf.model.standardizer.scale, units)
+    flows = RealNVP(2, 3)
+    with pytest.warns(RuntimeWarning, match="fit the pair again"):
+        vmonf.model = FlowMixture(Flow([*flows.transforms, Logit()], base=flows.base))
+
+
 # Divergences, pictures, tables.
 
 

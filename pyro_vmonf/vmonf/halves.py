@@ -53,11 +53,14 @@ class Halves(Transparent):
                 "the guide belongs to another pair, whose model it is bound to; pass a new guide, "
                 "or a copy: twin = copy.deepcopy(guide), twin.bind_(None)"
             )
+        former = self.__dict__.get("_modules", {}).get(name)
         halves = {**self.__dict__.get("_modules", {}), name: value}
         if len(halves) == 2:
             check_pair(**halves)
             self._check_kind(halves["model"])
             halves["guide"].check(halves["model"])
+        if name == "model" and former is not None:
+            _take_units_(value, former)
         super().__setattr__(name, value)
         if len(halves) == 2:
             self.guide.bind_(self.model)
@@ -124,3 +127,17 @@ class Halves(Transparent):
             into: a freshly built pair to fill, for models with modules of the user's own.
         """
         return files.load(path, cls, History, into=into)  # type: ignore[no-any-return]
+
+
+def _take_units_(model: FlowMixture, former: FlowMixture) -> None:
+    """Give a model without units those of the former one, in which the guide has learnt."""
+    if model.standardizer.fitted or not former.standardizer.fitted:
+        return
+    if model.bounded:
+        warn(
+            "the new components live on a bounded set, whose rows keep their units, and the former "
+            "model standardised them: fit the pair again before you ask its guide"
+        )
+    elif model.event_shape == former.event_shape:
+        model.standardizer.load_state_dict(former.standardizer.state_dict())
+        model.feature_names = model.feature_names or former.feature_names
