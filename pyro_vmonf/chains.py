@@ -281,7 +281,7 @@ class MarkovMixture(FlowMixture):
                 chain = HiddenChain(self.weights.rows_of_bound(), self.components())
                 with torch.no_grad():
                     table, seen = chain.table(rows.x), chain.observed(rows.x)
-                return chain.moves(table, seen, rows.sample_weight).log()
+                return chain.moves(table, seen, rows.counted()).log()
 
             self.weights.update_(counts, None, guide.new_share(rows))
             return

@@ -123,7 +123,17 @@ def counts_of(log_posterior: Tensor, sample_weight: Tensor | None) -> Tensor:
 
 
 def is_learning(module: nn.Module, parameter: Tensor) -> bool:
-    """Return whether a step changes a parameter: not of a frozen one, ``eval()`` or ``no_grad``."""
+    """Return whether a step changes a parameter: not of a frozen one, ``eval()`` or ``no_grad``.
+
+    Raises:
+        ValueError: if torch traces the program by ``torch.jit``, which keeps no counts.
+    """
+    if torch.jit.is_tracing():
+        raise ValueError(
+            "weights in closed form count in every step, which torch.jit does not trace; take "
+            "TraceEnum_ELBO or fit(compile=True), or weights of the optimiser: "
+            "LearnedWeights(K, 'gradient')"
+        )
     # Under torch.vmap it is no Parameter and does not say; frozen ones do not go there.
     trained = parameter.requires_grad or not isinstance(parameter, nn.Parameter)
     return module.training and torch.is_grad_enabled() and trained

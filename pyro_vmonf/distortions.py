@@ -275,10 +275,13 @@ class AffineImages(ShownModule):
         angle = within(self.rotation * math.pi / 180)
         wide, high, shear = 1 + within(self.scale), 1 + within(self.scale), within(self.shear)
         cos, sin = angle.cos(), angle.sin()
+        ratio = plane[0] / plane[1]  # half the height is one across, half the width one up
         theta = torch.stack(
             (
-                torch.stack((wide * cos, shear * wide - high * sin, within(self.shift)), -1),
-                torch.stack((wide * sin, high * cos, within(self.shift)), -1),
+                torch.stack(
+                    (wide * cos, (shear * wide - high * sin) * ratio, within(self.shift)), -1
+                ),
+                torch.stack((wide * sin / ratio, high * cos, within(self.shift)), -1),
             ),
             -2,
         )

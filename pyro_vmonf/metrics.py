@@ -368,8 +368,8 @@ def kl_divergence(
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
     with local_seed(seed):
         x = (p if p.batch_shape == shape else p.expand(shape)).sample(torch.Size((draws,)))
-    everywhere = q if isinstance(q, Estimated) else OwnUnits(q)  # zero outside of the support
-    return mean_and_error(p.log_prob(x) - everywhere.log_prob(x))
+    known = isinstance(q, Estimated) or getattr(q.support, "is_discrete", False)
+    return mean_and_error(p.log_prob(x) - (q if known else OwnUnits(q)).log_prob(x))
 
 
 def bits_per_dim(log_prob: Any, dimensions: int, levels: int = 256) -> float:

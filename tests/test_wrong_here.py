@@ -1,16 +1,21 @@
-"""Right values where a tenth reader found wrong ones."""
+"""Right values where a tenth and an eleventh reader found wrong ones."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
+from pyro import poutine
+from pyro.infer import SVI, JitTraceEnum_ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions import Gamma, Normal, Uniform
 
@@ -27,7 +32,10 @@ from pyro_vmonf import (
     VMoNF,
     fit_em,
 )
+from pyro_vmonf.distortions import AffineImages
 from pyro_vmonf.flows import Flow
+from pyro_vmonf.guides.exact import MarginalGuide
+from pyro_vmonf.interop.sbc import _rank
 from pyro_vmonf.interop.tables import read_table
 from pyro_vmonf.metrics import kl_divergence, kl_to_truth
 from pyro_vmonf.nn import MLP
@@ -293,3 +301,209 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no table")
     with pytest.raises(ValueError, match="is no table in Parquet"):
         read_table(path)
+
+
+# Programs around a pair.
+
+
+def two_blobs(share: float = 0.2) -> Tensor:
+    low = round(100 * share)
+    return torch.cat((rows(low) - 4, rows(100 - low) + 4)).double()
+
+
+def known(weights: Any) -> FlowMixture:
+    bank = Gaussian(2, 2).double()
+    with torch.no_grad():
+        bank.loc.copy_(torch.tensor([[-4.0, -4.0], [4.0, 4.0]]))
+    return FlowMixture(bank.requires_grad_(False), weights).double()
+
+
+WEIGHTS = {
+    "learned": lambda: "learned",
+    "dirichlet": lambda: dist.Dirichlet(torch.ones(2).double()),
+}
+GUIDES: dict[str, Any] = {
+    "exact": lambda model: ExactGuide(model),
+    "none": lambda model: MarginalGuide(model),
+    "network": lambda model: SoftmaxGuide(MLP(2, 2).double(), model=model),
+}
+
+
+def trained(model: FlowMixture, guide: Any, around: Any, x: Tensor, steps: int = 1) -> Tensor:
+    """Return the weights after steps of plain SVI with handlers around both programs."""
+
+    def wrapped(program: Any) -> Any:
+        def run(x: Tensor) -> None:
+            with around():
+                program(x)
+
+        return run
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=2, strict_enumeration_warning=False)
+    svi = SVI(wrapped(model), wrapped(guide), pyro.optim.SGD({"lr": 0.0}), elbo)
+    for _ in range(steps):
+        svi.step(x)
+    return model.weights.log_mean().exp()
+
+
+@pytest.mark.parametrize("guide", ["exact", "none"])
+def test_masked_rows_do_not_count(guide: str) -> None:
+    x, mask = two_blobs(), torch.arange(100) < 40  # 20 rows of each
+    model = known("learned")
+    found = trained(model, GUIDES[guide](model), lambda: poutine.mask(mask=mask), x)
+    torch.testing.assert_close(found, torch.full((2,), 0.5).double(), rtol=0, atol=1e-6)
+
+
+def test_scaled_rows_count_by_their_scale() -> None:
+    scale = torch.where(torch.arange(100) < 20, 4.0, 1.0).double()
+    model = known("learned")
+    found = trained(model, ExactGuide(model), lambda: poutine.scale(scale=scale), two_blobs())
+    torch.testing.assert_close(found, torch.full((2,), 0.5).double(), rtol=0, atol=1e-6)
+    whole = known(dist.Dirichlet(torch.ones(2).double()))  # one number scales the prior as well
+    found = trained(whole, ExactGuide(whole), lambda: poutine.scale(scale=0.01), two_blobs())
+    expected = torch.tensor([21 / 102, 81 / 102]).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_masked_sequences_do_not_count() -> None:
+    x = two_blobs(0.8).reshape(50, 2, 2)
+    bank = known("learned").bank
+    model = MarkovMixture(bank, "learned", "uniform").double()
+    mask = torch.arange(50) >= 30  # ten of each
+    trained(model, MarginalGuide(model), lambda: poutine.mask(mask=mask), x)
+    found = model.initial.log_mean().exp()
+    torch.testing.assert_close(found, torch.full((2,), 0.5).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("dim", [-2, None])
+def test_groups_that_are_drawn_are_a_part_of_the_data(dim: int | None, weights: str) -> None:
+    torch.manual_seed(0)
+    x = (0.1 * torch.randn(10, 50, 2)).double() - 4
+    x[5:] += 8
+    model = known(WEIGHTS[weights]())
+    guide = ExactGuide(model)
+    turns = itertools.cycle(torch.arange(10).split(2))
+
+    def run(program: Any, drawn: Tensor) -> None:
+        plate = pyro.plate("groups", 10, subsample=drawn, dim=dim)
+        if dim is None:
+            for i in plate:
+                program(x[i])
+        else:
+            with plate as i:
+                program(x[i])
+
+    prior = 0.0 if weights == "learned" else 1.0
+    for _ in range(15 if dim else 0):
+        drawn = next(turns)
+        elbo = TraceEnum_ELBO(max_plate_nesting=2)
+        elbo.loss(lambda d: run(model, d), lambda d: run(guide, d), drawn)
+    if dim is None:  # one after the other, each a tenth
+        for _ in range(3):
+            for drawn in torch.arange(10).split(1):
+                run(guide, drawn)
+    found = model.weights.log_mean().exp()
+    expected = torch.tensor([250 + prior, 250 + prior]).double()
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=1e-6)
+
+
+def test_a_program_with_masks_of_its_own_warns_of_the_counts() -> None:
+    class Masked(FlowMixture):
+        def forward(self, x: Any = None, *args: Any, **options: Any) -> Any:
+            with poutine.mask(mask=torch.arange(len(x)) < 40):
+                return super().forward(x, *args, **options)
+
+    x = two_blobs()
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 100, "progress": False}
+    with pytest.warns(RuntimeWarning, match="count all rows alike"):
+        VMoNF(Masked(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **options)
+    free = Masked(Gaussian(2, 2).double(), LearnedWeights(2, "gradient").double())
+    VMoNF(free, ExactGuide()).fit(x, **options)
+
+
+@pytest.mark.parametrize("how", ["prune", "bank", "double"])
+def test_a_callback_that_replaces_parameters_ends_the_run_in_words(how: str) -> None:
+    torch.manual_seed(0)
+    x = blobs()
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 4)), SoftmaxGuide(MLP(2, 4)))
+
+    def change(progress: Any) -> None:
+        if progress.epoch != 1:
+            return
+        if how == "prune":
+            vmonf.prune_(x, below=float(vmonf.predict_proba(x).mean(0).median()))
+        elif how == "bank":
+            vmonf.model.bank = RealNVP(2, 4)
+        else:
+            vmonf.double()
+
+    with pytest.raises(ValueError, match="between two fits"):
+        vmonf.fit(x, epochs=5, callbacks=change, progress=False)
+    assert vmonf.history is not None
+    assert len(vmonf.history.epoch) == 2
+
+    def freeze(progress: Any) -> None:
+        vmonf.model.bank.requires_grad_(False)
+
+    vmonf.float().fit(x, epochs=3, callbacks=freeze, progress=False)
+
+
+def test_restarts_without_a_gradient_run() -> None:
+    bank = Gaussian(2, 2).requires_grad_(False)
+    vmonf = VMoNF(FlowMixture(bank, "learned"))
+    history = vmonf.fit(rows(), epochs=2, n_init=2, seed=0, progress=False)
+    assert len(history.restarts) == 2
+    assert all(map(math.isfinite, history.restarts))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is")
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_counts_under_torch_jit_are_refused(weights: str) -> None:
+    model = known(WEIGHTS[weights]())
+    guide = GUIDES["network"](model)
+    jit = JitTraceEnum_ELBO(max_plate_nesting=1, ignore_jit_warnings=True)
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), jit)
+    with pytest.raises(ValueError, match="in every step, which torch"):
+        svi.step(two_blobs())
+
+
+def test_ranks_stay_within_the_draws() -> None:
+    torch.manual_seed(0)
+    true, values = {"m": torch.ones(4000)}, torch.zeros(10_000, 4000)
+    assert int(_rank(true["m"], values).max()) == 10_000
+    assert int(_rank(true["m"], values).min()) == 10_000
+    ties = _rank(torch.zeros(4000), values)
+    assert 0 <= int(ties.min()) < 100
+    assert 9_900 < int(ties.max()) <= 10_000
+
+
+@pytest.mark.parametrize("shape", [(33, 99), (99, 33), (51, 51)])
+def test_rotations_keep_distances(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    up, across = (side // 2 for side in shape)
+    image = torch.zeros(50, 1, *shape)
+    image[..., up - 1 : up + 2, across + 11 : across + 14] = 1.0
+    turned = AffineImages((1, *shape), rotation=90.0, scale=0.0, shear=0.0, shift=0.0).distorted(
+        image
+    )
+    rows_of, columns_of = torch.meshgrid(
+        torch.arange(shape[0]) - up, torch.arange(shape[1]) - across, indexing="ij"
+    )
+    mass = turned.sum((1, 2, 3))
+    y, x = ((turned[:, 0] * place).sum((1, 2)) / mass for place in (rows_of, columns_of))
+    torch.testing.assert_close(
+        (x.square() + y.square()).sqrt(), torch.full((50,), 12.0), rtol=0, atol=0.1
+    )
+
+
+def test_a_divergence_of_categories_is_exact() -> None:
+    p, q = dist.Categorical(torch.tensor([0.5, 0.5])), dist.Categorical(torch.tensor([0.9, 0.1]))
+    mean, error = kl_divergence(p, q, seed=0)
+    assert abs(float(mean) - float(torch.distributions.kl_divergence(p, q))) < 4 * float(error)
+
+
+@pytest.mark.parametrize("depth", [1.0, 2.0])
+def test_a_shallow_density_is_drawn(depth: float) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
+    plot_density(vmonf, depth=depth, resolution=20, ax=Figure().subplots())

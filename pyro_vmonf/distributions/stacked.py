@@ -37,7 +37,7 @@ class StackedDistribution(Estimated):
     def __init__(self, parts: Sequence[Distribution]) -> None:
         if not parts:
             raise ValueError("no components were given; pass at least one distribution")
-        shapes = {tuple(p.event_shape) for p in parts}
+        shapes = {tuple(map(int, p.event_shape)) for p in parts}  # tensors while torch traces
         if len(shapes) > 1:
             raise ValueError(
                 f"components have event shapes {sorted(shapes)}; expected a single one"

@@ -17,6 +17,7 @@ from pyro_vmonf.program import (
     Program,
     Rows,
     declares,
+    enclosing,
     free_dim,
     posterior_of_joint,
     register,
@@ -128,7 +129,9 @@ class BoundGuide(Program):
         """
         self._begin()
         if x is not None:  # without rows c keeps its prior
-            rows = Rows(x, y, index, size, sample_weight, given, self._fraction(x, size))
+            share, outer = enclosing()
+            fraction = share * self._fraction(x, size)
+            rows = Rows(x, y, index, size, sample_weight, given, fraction, outer)
             # A model of sequences has another program for the same guide.
             optional(self.model, "infer_by", lambda guide, rows: guide.infer(rows))(self, rows)
 
@@ -298,7 +301,7 @@ class BoundGuide(Program):
         if self.model is not None and not self.model.of_sequences:
             weights = self.model.weights
             share = self.new_share(rows)
-            weights.update_given_(rows.given, log_posterior, rows.sample_weight, share)
+            weights.update_given_(rows.given, log_posterior, rows.counted(), share)
 
     def new_share(self, rows: Rows) -> float:
         """Return the share of the data set that rows are, and 0 for those of the last step."""

@@ -282,7 +282,8 @@ def _draws_of(
 def _rank(true: Tensor, values: Tensor) -> Tensor:
     """Return the rank of each scalar, at random among draws that are equal to it."""
     below, ties = (values < true).sum(0), (values == true).sum(0)
-    return (below + torch.rand(ties.shape) * (ties + 1)).long().cpu()
+    among = (torch.rand(ties.shape, dtype=torch.float64) * (ties.cpu() + 1)).long()
+    return below.cpu() + among
 
 
 def _band(replicates: int, draws: int, level: float) -> Iterator[Any]:

@@ -60,7 +60,7 @@ def plot_density(
     values = values.clip(top - depth, top)
     image = ax.imshow(values, origin="lower", extent=extent, cmap="magma", interpolation="bilinear")
     levels = top - np.arange(2.0, depth, 2.0)[::-1]
-    if values.min() < levels[-1]:
+    if len(levels) and values.min() < levels[-1]:
         style: dict[str, Any] = {"colors": "white", "linewidths": 0.5, "linestyles": "solid"}
         ax.contour(across, up, values, levels[levels > values.min()], alpha=0.5, **style)
     window.name_axes(ax, vmonf.model)

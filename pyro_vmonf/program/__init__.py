@@ -21,6 +21,7 @@ from pyro_vmonf.program.overridden import check_follows, follows, running
 from pyro_vmonf.program.rows import (
     Rows,
     data_plate,
+    enclosing,
     free_dim,
     in_plate,
     log_evidence,
@@ -61,6 +62,7 @@ __all__ = [
     "declares",
     "detached_",
     "drawn_sites",
+    "enclosing",
     "enumerated_dim",
     "explained",
     "follows",

@@ -11,7 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import get_plates
+from pyro.poutine.runtime import _inspect, am_i_wrapped, get_plates
 from torch import Tensor
 
 
@@ -24,6 +24,27 @@ def free_dim() -> int:
     """Return the first dimension from the right that no enclosing plate holds."""
     taken = {frame.dim for frame in get_plates()}
     return next(dim for dim in itertools.count(-1, -1) if dim not in taken)
+
+
+def enclosing() -> tuple[float, Tensor | None]:
+    """Return what the handlers around a program say of its rows.
+
+    Returns:
+        The share of the data that subsampled plates draw, and how much each row counts by masks
+        and scales ``(*)``; ``None`` where all count alike. One number scales the prior as well.
+    """
+    if not am_i_wrapped():
+        return 1.0, None
+    found = _inspect()
+    share, weight = 1.0, None
+    for frame in found["cond_indep_stack"]:
+        share *= (frame.size if frame.vectorized else 1) / (frame.full_size or frame.size)
+    scale, mask = found["scale"], found["mask"]
+    if isinstance(scale, Tensor) and scale.numel() > 1:
+        weight = scale
+    if mask is not None:
+        weight = torch.as_tensor(mask) * (1.0 if weight is None else weight)
+    return share, weight
 
 
 @contextmanager
@@ -96,6 +117,8 @@ class Rows:
         sample_weight: their weights, which broadcast with ``*``.
         given: their context ``(*, H)``.
         fraction: the share of the data set's rows that they are.
+        outer: how much they count by masks and scales around the program, which broadcasts with
+            ``*``.
     """
 
     x: Tensor
@@ -105,6 +128,13 @@ class Rows:
     sample_weight: Tensor | None
     given: Tensor | None
     fraction: float = 1.0
+    outer: Tensor | None = None
+
+    def counted(self) -> Tensor | None:
+        """Return how much each row counts, by its weight and by what is around the program."""
+        if self.outer is None or self.sample_weight is None:
+            return self.sample_weight if self.outer is None else self.outer.to(self.x)
+        return self.sample_weight * self.outer
 
     def plate(self, name: str, event_shape: Sequence[int]) -> AbstractContextManager[Any]:
         """Return the plate of the rows: see :func:`data_plate`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.guides import PyroGuide
 from pyro_vmonf.program import is_plate, unregistered
 
@@ -127,6 +128,7 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
     with pyro.validation_enabled(False):
         traces = probed(model, guide, arguments)
     check_bound(guide, *traces)
+    _warn_of_counts(model, traces[1], arguments.get("sample_weight"))
     sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
     if all(_is_valid(site) for site in sites):
         probed(model, guide, arguments)  # with the validation that is set
@@ -137,6 +139,24 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
         if frame.vectorized
     ]
     return max(depths, default=0)
+
+
+def _warn_of_counts(model: Any, trace: Trace, sample_weight: Tensor | None) -> None:
+    """Warn of weights that count rows alike which the program masks or scales by itself."""
+    site: Any = trace.nodes.get(model.site("x"))
+    counting = any(getattr(part, "update", None) == "counts" for part in model.weights.modules())
+    if site is None or not counting:
+        return
+    mask, scale = site["mask"], site["scale"]
+    if sample_weight is None:
+        own = mask is not None or (isinstance(scale, Tensor) and scale.numel() > 1)
+    else:
+        own = not torch.equal(torch.as_tensor(mask), (sample_weight > 0).expand_as(mask))
+    if own:
+        warn(
+            "the program masks or scales rows by itself, and weights in closed form count all rows "
+            "alike; take LearnedWeights(K, 'gradient'), or pass sample_weight"
+        )
 
 
 def _is_valid(site: Any) -> bool:

@@ -372,13 +372,25 @@ def _hook(
     model: FlowMixture, guide: BoundGuide, options: Options
 ) -> Callable[[Trainer, int], str | None]:
     """Return the hook that calls the user's callbacks and looks at the time after each epoch."""
+    trained = _kinds(model, guide)
 
     def hook(trainer: Trainer, epoch: int) -> str | None:
         callbacks: Any = options.callbacks
         view = Progress(epoch, trainer.steps, model, guide, trainer.runs[0].history)
         said = [callback(view) for callback in callbacks]  # all of them see every epoch
+        if _kinds(model, guide) != trained:
+            raise ValueError(
+                "a callback has put other parameters into the pair, as prune_, another bank and "
+                "double() do, and the run would train those that it began with; change the pair "
+                "between two fits (within one, Reseed fills empty components)"
+            )
         if options.minutes is not None and trainer.seconds >= 60 * options.minutes:
             return f"{options.minutes:g} {OVER}"
         return STOPPED if any(isinstance(stop, bool | np.bool_) and stop for stop in said) else None
 
     return hook
+
+
+def _kinds(*modules: nn.Module) -> list[tuple[int, torch.dtype]]:
+    """Return identity and dtype of every parameter."""
+    return [(id(p), p.dtype) for module in modules for p in module.parameters()]

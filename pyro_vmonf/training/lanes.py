@@ -275,9 +275,11 @@ class Stacked:
         loss = -torch.stack(list(terms.values())).sum(0)
         finite = loss.detach().isfinite()
         self._remember(finite, before[len(buffers) :])
-        loss.sum().backward()
+        if loss.requires_grad:
+            loss.sum().backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        norms = [g.flatten(1).norm(dim=1) for g in gradients]
+        norm = torch.stack(norms).norm(dim=0) if norms else torch.zeros_like(loss)
         taken = torch.tensor(going, device=norm.device) & finite & norm.isfinite()
         if self.clip_norm is not None:
             scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1)
