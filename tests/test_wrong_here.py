@@ -470,12 +470,12 @@ def test_counts_under_torch_jit_are_refused(weights: str) -> None:
 
 def test_ranks_stay_within_the_draws() -> None:
     torch.manual_seed(0)
-    true, values = {"m": torch.ones(4000)}, torch.zeros(10_000, 4000)
+    true, values = {"m": torch.ones(1000)}, torch.zeros(10_000, 1000)
     assert int(_rank(true["m"], values).max()) == 10_000
     assert int(_rank(true["m"], values).min()) == 10_000
-    ties = _rank(torch.zeros(4000), values)
-    assert 0 <= int(ties.min()) < 100
-    assert 9_900 < int(ties.max()) <= 10_000
+    ties = _rank(torch.zeros(1000), values)
+    assert 0 <= int(ties.min()) < 200
+    assert 9_800 < int(ties.max()) <= 10_000
 
 
 @pytest.mark.parametrize("shape", [(33, 99), (99, 33), (51, 51)])
