@@ -54,7 +54,7 @@ HELD_OUT = 0.2  # share of the rows
 MOST_HELD_OUT = 4000  # rows
 BLOCKS, HIDDEN = 3, (64, 64)  # of the flows
 CHUNK = 8192  # rows that are scored at once
-RESERVED = 0.05  # share of the time for scores and the report
+RESERVED = 0.1  # share of the time for scores and the report
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 NO_FLOWS = Length(0, 0, False)
 
