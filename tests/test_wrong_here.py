@@ -507,14 +507,3 @@ def test_a_divergence_of_categories_is_exact() -> None:
 def test_a_shallow_density_is_drawn(depth: float) -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
     plot_density(vmonf, depth=depth, resolution=20, ax=Figure().subplots())
-
-
-def test_a_mixture_that_is_called_twice_in_a_step_warns_of_its_counts() -> None:
-    model, x = known("learned"), two_blobs()
-    guide = ExactGuide(model)
-    for _ in range(2):  # a step each
-        guide(x)
-        model(x)
-    guide(x[:50])
-    with pytest.warns(RuntimeWarning, match="for the second time in one step"):
-        guide(x[50:])

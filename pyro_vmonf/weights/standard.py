@@ -13,7 +13,6 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.processes import sum_over_processes
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
 from pyro_vmonf.program import name_of
@@ -111,12 +110,6 @@ class CountedWeights(Weights):
         logits = self._parameter("logits")
         if self.update == "gradient" or not is_learning(self, logits):
             return
-        if self._counted and fraction == 1:  # the model has not run since
-            warn(
-                "a guide hands on rows for the second time in one step, and weights in closed form "
-                "count the last ones alone; enclose the calls in pyro.plate, or take "
-                "LearnedWeights(K, 'gradient')"
-            )
         self._counted = True
         if fraction == 0 and self.rate is not None:  # the step has been taken
             return

@@ -372,7 +372,7 @@ def test_clusters_are_those_of_the_mean_over_copies() -> None:
     assert _agreed(guide, torch.zeros(2, 2), lambda x: x, copies=1).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_network_learns_anew_what_copies_agree_on(seed: int) -> None:
     x, clusters = blobs(seed=seed)
     torch.manual_seed(seed)
@@ -384,7 +384,7 @@ def test_a_network_learns_anew_what_copies_agree_on(seed: int) -> None:
     def augment(rows: torch.Tensor) -> torch.Tensor:
         return rows + 0.5 * torch.randn_like(rows)
 
-    relearn_(vmonf.guide, x, augment=augment, steps=300, lr=5e-3, seed=seed)
+    relearn_(vmonf.guide, x, augment=augment, steps=150, lr=5e-3, seed=seed)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert (vmonf.predict(x) == clusters).double().mean() > 0.99
     far = [(v - first[k]).norm() for k, v in vmonf.guide.network.state_dict().items()]
