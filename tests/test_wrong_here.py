@@ -418,6 +418,17 @@ def test_a_program_with_masks_of_its_own_warns_of_the_counts() -> None:
     options: dict[str, Any] = {"epochs": 1, "batch_size": 100, "progress": False}
     with pytest.warns(RuntimeWarning, match="count all rows alike"):
         VMoNF(Masked(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **options)
+    weighted = options | {"sample_weight": torch.ones(100)}
+    with pytest.warns(RuntimeWarning, match="count all rows alike"):
+        VMoNF(Masked(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **weighted)
+    VMoNF(FlowMixture(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **weighted)
+
+    class Careless(FlowMixture):
+        def forward(self, x: Any = None, *args: Any, **rest: Any) -> Any:
+            return super().forward(x, *args, **{**rest, "sample_weight": None})
+
+    with pytest.warns(RuntimeWarning, match="count all rows alike"):
+        VMoNF(Careless(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **weighted)
     free = Masked(Gaussian(2, 2).double(), LearnedWeights(2, "gradient").double())
     VMoNF(free, ExactGuide()).fit(x, **options)
 

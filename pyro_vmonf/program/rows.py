@@ -31,7 +31,8 @@ def enclosing() -> tuple[float, Tensor | None]:
 
     Returns:
         The share of the data that subsampled plates draw, and how much each row counts by masks
-        and scales ``(*)``; ``None`` where all count alike. One number scales the prior as well.
+        and scales ``(*)``; ``None`` where all count alike. A scale of one number is left out, since
+        it scales the prior as well.
     """
     if not am_i_wrapped():
         return 1.0, None

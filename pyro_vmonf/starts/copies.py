@@ -14,11 +14,10 @@ from pyro_vmonf._utils.evidence import check_evidence
 from pyro_vmonf._utils.validation import check_positive, floating_buffer
 from pyro_vmonf.contracts import Batch
 from pyro_vmonf.guides import SoftmaxGuide
+from pyro_vmonf.starts.images import CHUNK
 from pyro_vmonf.starts.lessons import model_of, pretrain_
 from pyro_vmonf.terms import Classification, Term
 from pyro_vmonf.training.restarts import reset_parameters_
-
-CHUNK = 4096  # rows that go through the guide at once
 
 
 def relearn_(

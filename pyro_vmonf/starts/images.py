@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 PROJECTED = 64  # numbers that the contrast compares
 HEAT = 0.5
 NEIGHBORS = 15
-CHUNK = 4096  # images that are embedded at once
+CHUNK = 4096  # images that go through a network at once
 
 
 def image_encoder(

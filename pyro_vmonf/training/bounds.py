@@ -151,7 +151,8 @@ def _warn_of_counts(model: Any, trace: Trace, sample_weight: Tensor | None) -> N
     if sample_weight is None:
         own = mask is not None or (isinstance(scale, Tensor) and scale.numel() > 1)
     else:
-        own = not torch.equal(torch.as_tensor(mask), (sample_weight > 0).expand_as(mask))
+        counted = sample_weight > 0
+        own = mask is None or not torch.equal(*torch.broadcast_tensors(mask, counted))
     if own:
         warn(
             "the program masks or scales rows by itself, and weights in closed form count all rows "

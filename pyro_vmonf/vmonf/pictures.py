@@ -18,7 +18,7 @@ from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.mlp import ConvEncoder
 from pyro_vmonf.report import touching
-from pyro_vmonf.starts.images import features_of, image_clusters, image_encoder
+from pyro_vmonf.starts.images import CHUNK, features_of, image_clusters, image_encoder
 from pyro_vmonf.starts.lessons import named, pretrain_
 from pyro_vmonf.terms import Classification, Consistency
 from pyro_vmonf.training.fit import Progress, fit
@@ -34,7 +34,6 @@ HELD_OUT = 0.1
 PATIENCE = 3  # epochs without a better held-out objective
 MOST_EPOCHS = 100
 BATCH = 128
-CHUNK = 4096  # images that go through the guide at once
 SHIFT = 0.2  # of the distortions, as a share of half the image
 
 
