@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 
+from pyro_vmonf.starts import growth
 from pyro_vmonf.training import trainer
 from pyro_vmonf.vmonf import automatic
 
@@ -21,7 +22,9 @@ from pyro_vmonf.vmonf import automatic
 def processor_minutes() -> Iterator[None]:
     """Let the minutes of ``from_data`` be those of the processor: other programs do not count."""
     clock = SimpleNamespace(perf_counter=time.process_time)
-    with patch.object(automatic, "time", clock), patch.object(trainer, "time", clock):
+    with ExitStack() as stack:
+        for module in (automatic, growth, trainer):
+            stack.enter_context(patch.object(module, "time", clock))
         yield
 
 
