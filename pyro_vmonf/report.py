@@ -141,7 +141,8 @@ class ChoiceReport:
         return "; ".join(said)
 
     def __str__(self) -> str:
-        found, lines = self.choice, [self.summary()]
+        found = self.choice
+        lines = [self.summary()]
         if "candidates" in found:
             scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
             lines.append(f"candidates, nats a row: {scores}")
@@ -159,10 +160,7 @@ class ChoiceReport:
             if self.gaussians_do_as_well:
                 lines.append(gaussians_instead(found["gaussians"]))
             over = ", until the time was over" if found.get("out_of_time") else ""
-            layers = found.get("layers", "splines")
-            lines.append(
-                f"trained for {found['epochs']} epochs{over}; layers of the flows: {layers}"
-            )
+            lines.append(f"trained for {found['epochs']} epochs{over}")
         if found.get("touching"):
             shown = ", ".join(f"{pair} ({share:.3f})" for pair, share in found["touching"].items())
             lines.append(f"clusters that touch, share of rows that one gives the other: {shown}")

@@ -20,6 +20,7 @@ from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.report import ChoiceReport
+from pyro_vmonf.starts import growth
 from pyro_vmonf.starts.choice import choose, densities_of
 from pyro_vmonf.vmonf import automatic, lengths, table
 
@@ -260,46 +261,9 @@ def test_steps_are_larger_for_long_tables_and_smaller_for_wide_ones(
     assert lengths.Lessons(found, Stages(60, False, ""), components).batch_size == size
 
 
-@pytest.mark.parametrize("better", [automatic.MAF, automatic.AutoregressiveNSF])
-@pytest.mark.parametrize("out_of_time", [True, False])
-def test_affine_flows_are_tried_where_time_ends_the_splines(
-    monkeypatch: pytest.MonkeyPatch, better: type, out_of_time: bool
-) -> None:
-    asked: list[tuple[float, ...]] = []
-    steps: list[int] = []
-
-    def search(self: Any, model: Any, guide: Any, held: Any, *times: float) -> lengths.Length:
-        asked.append(times)
-        return lengths.Length(0, 3, out_of_time)
-
-    def go_on(self: Any, model: Any, guide: Any, length: lengths.Length) -> Any:
-        steps.append(round(length.cooled))
-        return lengths.History(kept=None)
-
-    monkeypatch.setattr(lengths.Lessons, "search", search)
-    monkeypatch.setattr(lengths.Lessons, "go_on", go_on)
-    monkeypatch.setattr(lengths.Lessons, "repeat", go_on)
-    score = iter(range(100))
-    monkeypatch.setattr(
-        automatic,
-        "_mean_log_prob",
-        lambda model, x: next(score) + 1000.0 * isinstance(model.bank, better),
-    )
-    vmonf = VMoNF.from_data(moons(80)[0], components=2, seed=0, progress=False)
-    affine = out_of_time and better is automatic.MAF
-    assert isinstance(vmonf.model.bank, automatic.MAF if affine else automatic.AutoregressiveNSF)
-    assert f"layers of the flows: {'affine' if affine else 'splines'}" in str(vmonf.report())
-    # A third of the time that the splines have left is that of the affine flows.
-    assert len(asked) == 1 + out_of_time
-    if out_of_time:
-        (whole,), (rest, share) = asked
-        assert rest == pytest.approx((1 - lengths.SEARCHED) * whole)
-        assert share == pytest.approx(1 / 3)
-    assert steps == [3 if affine or not out_of_time else 2]
-
-
 def test_a_long_table_has_more_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "FEWEST_ROWS", 10**9)  # without flows
+    monkeypatch.setattr(growth, "FEWEST_ROWS", 20_000)
     monkeypatch.setattr(automatic, "GROWTH", 1e3)
     monkeypatch.setattr(automatic, "MOST_GAUSSIANS", 64)
     draws = np.random.default_rng(0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import arguments_of
-from pyro_vmonf._utils.validation import check_number, check_positive
+from pyro_vmonf._utils.validation import as_tensor, check_number, check_positive
 
 
 class Pinwheel:
@@ -44,9 +45,7 @@ class Pinwheel:
     radius, radial_std, tangential_std = 1.0, 0.3, 0.05
 
     def __init__(self, wings: int = 5, rate: float = 0.4) -> None:
-        if wings < 1:
-            raise ValueError(f"wings is {wings}; it must be at least 1")
-        self.wings = wings
+        self.wings = check_positive("wings", wings)
         self.rate = rate
 
     def __repr__(self) -> str:
@@ -64,10 +63,12 @@ class Pinwheel:
 
     def log_prob(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
+        x = _points(x)
         return torch.cat([self._log_joint(c).logsumexp(-1) for c in x.split(chunk_size)]).to(x)
 
     def posterior(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the probability ``(N, W)`` of each wing."""
+        x = _points(x)
         return torch.cat([self._log_joint(c).softmax(-1) for c in x.split(chunk_size)]).to(x)
 
     def _log_joint(self, x: Tensor) -> Tensor:
@@ -134,6 +135,14 @@ class Pinwheel:
         return row, wing, r, own[0] * sin + own[1] * cos
 
 
+def _points(x: Any) -> Tensor:
+    """Return points ``(N, 2)`` as floats."""
+    x = as_tensor("x", x)
+    if x.dim() != 2 or x.shape[1] != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected points (N, 2)")
+    return x if x.is_floating_point() else x.double()
+
+
 def _bisected(
     function: Callable[..., Tensor], low: Tensor, high: Tensor, arguments: tuple[Tensor, ...]
 ) -> Tensor:
@@ -184,6 +193,7 @@ class TwoCircles:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
+        x = _points(x)
         radius = x.double().norm(dim=-1, keepdim=True)
         normal = torch.distributions.Normal(
             torch.tensor(self.radii, dtype=torch.float64), self.noise

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vmonf.starts.gaussians import GaussianFit
 
 Array = np.ndarray[Any, Any]
-FEWEST_ROWS = 20_000  # of a cluster whose mixture grows
+FEWEST_ROWS = 100_000  # of a cluster whose mixture grows; of fewer rows flows learn as much
 HELD_OUT, MOST_HELD_OUT = 0.1, 10_000  # rows that end the growth
 ROWS_EACH = 256  # rows of a step for each Gaussian
 FEWEST_OF_A_STEP = 4096
@@ -110,7 +110,8 @@ def grown(
     Each Gaussian is split in two along its longest axis, and a pass of stepwise EM over the rows
     moves them. Step t takes the sums of its rows into the running ones with the rate
     :math:`(t + 8)^{-0.6}`. The passes end where held-out rows no longer gain 0.01 nats, or with the
-    time. A table of fewer than 20,000 rows keeps its mixture.
+    time. Fewer than 100,000 rows keep
+    their mixture.
 
     Arguments:
         fit: the mixture at the start.
@@ -123,7 +124,7 @@ def grown(
         Cappé, Moulines (2009), Online EM algorithm for latent data models, arXiv:0712.4273.
 
     Example:
-        >>> rows = np.random.default_rng(0).uniform(-2, 2, (20_000, 2))
+        >>> rows = np.random.default_rng(0).uniform(-2, 2, (100_000, 2))
         >>> one = GaussianFit(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 5)
         >>> more = grown(one, rows, seconds=9)
         >>> bool(more.log_prob(rows).mean() > one.log_prob(rows).mean() + 0.2)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import check_number, has_gaps
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.partial import Gaussians
-from pyro_vmonf.flows.ready_made import MAF, AutoregressiveNSF
+from pyro_vmonf.flows.ready_made import AutoregressiveNSF
 from pyro_vmonf.flows.submixtures import GaussianMixtures
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
@@ -44,7 +44,7 @@ from pyro_vmonf.starts.labels import by_labels
 from pyro_vmonf.starts.number import clusterings
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.history import History
-from pyro_vmonf.vmonf.lengths import SEARCHED, Length, Lessons
+from pyro_vmonf.vmonf.lengths import Length, Lessons
 from pyro_vmonf.vmonf.table import Background, Rows, rows_of, warn_of_few, without_far
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,10 @@ MOST_ROWS = 10_000  # on which a start is searched; the other rows are assigned 
 FEWEST_ROWS = 50  # with which flows are trained
 HELD_OUT = 0.2  # share of the rows
 MOST_HELD_OUT = 4000  # rows
-BLOCKS, AFFINE_BLOCKS, HIDDEN = 3, 5, (64, 64)  # of splines and of affine flows
-RIVAL = 1 / 3  # share of the time that splines leave, in which affine flows are tried
+BLOCKS, HIDDEN = 3, (64, 64)  # of the flows
 CHUNK = 8192  # rows that are scored at once
 RESERVED = 0.1  # share of the time for scores and the report
-MOST_GAUSSIANS = 256  # of all components, beyond which none grows
+MOST_GAUSSIANS = 1024  # of all components, beyond which none grows
 GROWTH = 0.2  # share of the time of flows in which the Gaussians of long tables grow
 MOST_NUMBERS = 2e9  # rows, times Gaussians, times squared columns, of a mixture for comparison
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
@@ -168,26 +167,6 @@ class Start:
         return cls(found.densities, base, found.log_shares())
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A pair that was trained on a part of the rows.
-
-    Arguments:
-        start: where it began.
-        model, guide: the pair.
-        length: of its training.
-        held_out: mean log-density of the other rows, in nats.
-        affine: its flows are affine, not splines.
-    """
-
-    start: Start
-    model: FlowMixture
-    guide: SoftmaxGuide
-    length: Length
-    held_out: float
-    affine: bool = False
-
-
 def _part(z: Array, clusters: Array, whole: Scored, seed: int) -> Scored:
     """Return densities of the sizes of the whole ones, from these rows alone, without a score."""
     clusters = np.unique(clusters, return_inverse=True)[1]
@@ -225,20 +204,19 @@ def _trained(
     choice: dict[str, Any],
 ) -> tuple[FlowMixture, SoftmaxGuide, History, Start]:
     """Return a pair that was trained as long as held-out rows want, and the start that it had."""
-    rows, tried = lessons.rows, None
+    rows, length = lessons.rows, NO_FLOWS
     if len(rows.counted()) >= FEWEST_ROWS:
         lessons.stages.enter("length of the fit")
         tried = _tried(lessons, z, clusters, best, seconds, choice)
+        if tried is not None:
+            model, guide, length, start = tried
     lessons.stages.enter("fit")
-    length, affine = (NO_FLOWS, False) if tried is None else (tried.length, tried.affine)
-    choice["layers"] = "affine" if affine else "splines"
-    if tried is not None and length.out_of_time:  # more steps are worth more than a new beginning
-        pair = tried.model, tried.guide
-        return *pair, lessons.go_on(*pair, length), tried.start
+    if length.out_of_time:  # more steps are worth more than another beginning
+        return model, guide, lessons.go_on(model, guide, length), start
     counted = rows.drawn(rows.counted(), len(rows.counted()))
     start = Start.of(best, z[counted], clusters[counted], GROWTH * seconds, rows.seed)
-    pair = _pair(rows, start, affine)
-    return *pair, lessons.repeat(*pair, length), start
+    model, guide = _pair(rows, start)
+    return model, guide, lessons.repeat(model, guide, length), start
 
 
 def _tried(
@@ -248,7 +226,7 @@ def _tried(
     best: Scored,
     seconds: float,
     choice: dict[str, Any],
-) -> Tried | None:
+) -> tuple[FlowMixture, SoftmaxGuide, Length, Start] | None:
     """Train a pair while held-out rows gain, compare densities on them, and find the length.
 
     ``None`` where a cluster has no row outside of the held-out ones.
@@ -264,55 +242,35 @@ def _tried(
         return None
     begun = time.perf_counter()
     start = Start.of(part, z[drawn], clusters[drawn], GROWTH * seconds, rows.seed)
-    before = _mean_log_prob(_pair(rows, start)[0], judged)
+    model, guide = _pair(rows, start)
+    before = _mean_log_prob(model, judged)
     left = seconds - (time.perf_counter() - begun)
-    tried = _better_flows(lessons, start, torch.as_tensor(held), judged, left)
-    if tried.length.out_of_time:
+    length = lessons.search(model, guide, torch.as_tensor(held), left)
+    if length.out_of_time:
         choice["out_of_time"] = True  # the held-out scores are those of the first part
-    if tried.held_out - before < GAIN:
-        tried = replace(tried, length=NO_FLOWS, held_out=before)
+    after = _mean_log_prob(model, judged)
+    if after - before < GAIN:
+        length, after = NO_FLOWS, before
     size = choice["gaussians"]
     enough = max(MOST_ROWS, int(MOST_NUMBERS / (size * z.shape[1] ** 2)))
     if len(drawn) > enough:
         drawn = np.random.default_rng(rows.seed).permutation(drawn)[:enough]
     one = fit_gaussians(z[drawn], size, least=size, seed=rows.seed)
     choice |= {
-        "held_out": tried.held_out,
+        "held_out": after,
         "held_out_start": before,
         "held_out_gaussians": _mean_of_gaussians(one, rows, judged),
     }
-    return tried
+    return model, guide, length, start
 
 
-def _better_flows(
-    lessons: Lessons, start: Start, held: Tensor, judged: Tensor, seconds: float
-) -> Tried:
-    """Train splines, and affine flows where time ends their epochs; return what has more nats.
-
-    A step of affine flows takes a fraction of the time.
-    """
-    pair = _pair(lessons.rows, start)
-    length = lessons.search(*pair, held, seconds)
-    splines = Tried(start, *pair, length, _mean_log_prob(pair[0], judged))
-    if not length.out_of_time:
-        return splines
-    pair = _pair(lessons.rows, start, affine=True)
-    length = lessons.search(*pair, held, (1 - SEARCHED) * seconds, RIVAL)
-    affine = Tried(start, *pair, length, _mean_log_prob(pair[0], judged), affine=True)
-    if affine.held_out > splines.held_out:
-        return affine
-    length = replace(splines.length, cooled=(1 - RIVAL) * splines.length.cooled)
-    return replace(splines, length=length)
-
-
-def _pair(rows: Rows, start: Start, affine: bool = False) -> tuple[FlowMixture, SoftmaxGuide]:
+def _pair(rows: Rows, start: Start) -> tuple[FlowMixture, SoftmaxGuide]:
     """Return a pair that begins at a start: densities, weights and guide."""
     width, components = rows.x.shape[1], len(start.base)
     sizes = [max(len(d.weights) for d in found) for found in (start.base, start.densities)]
     with local_seed(rows.seed):
         base = GaussianMixtures(width, components, sizes[0])
-        flows, blocks = (MAF, AFFINE_BLOCKS) if affine else (AutoregressiveNSF, BLOCKS)
-        bank = flows(width, components, blocks=blocks, hidden=HIDDEN, base=base)
+        bank = AutoregressiveNSF(width, components, blocks=BLOCKS, hidden=HIDDEN, base=base)
         network = StartedNetwork(width, components, sizes[1])
     for transform in bank.transforms:
         start_near_zero(transform.network.layers[-1], 0.0)  # type: ignore[union-attr, index, arg-type]

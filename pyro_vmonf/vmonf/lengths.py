@@ -70,12 +70,7 @@ class Lessons:
         return min(MOST_BATCH, fitting, max(BATCH, count // 100))
 
     def search(
-        self,
-        model: FlowMixture,
-        guide: SoftmaxGuide,
-        held: Tensor,
-        seconds: float,
-        share: float = SEARCHED,
+        self, model: FlowMixture, guide: SoftmaxGuide, held: Tensor, seconds: float
     ) -> Length:
         """Train until held-out rows stop gaining, and cool; or until its share of the time is over.
 
@@ -87,14 +82,14 @@ class Lessons:
             guide,
             held_out=held,
             epochs=MOST_EPOCHS,
-            minutes=share * seconds / 60,
+            minutes=SEARCHED * seconds / 60,
             patience=max(PATIENCE, math.ceil(FEWEST_STEPS / batches)),
             compile="auto" if seconds > WORTH_COMPILING else False,
         )
         best = 0 if history.kept is None else history.step[history.kept]
         steps, spent = history.step[-1], history.seconds
         if "no better" not in history.stopped:
-            rest = (1 / share - 1) * steps
+            rest = (1 / SEARCHED - 1) * steps
             return Length(best / batches, rest / self._batches, out_of_time=True)
         cooled = best // COOLED
         if cooled:
@@ -104,8 +99,8 @@ class Lessons:
             cooled = 0 if again.kept is None else cooled
         # The same on all rows has to fit into the time that is left.
         wanted = max(best + cooled, 1) / batches * self._batches
-        fits = min(1.0, max(0.0, seconds - spent) / spent * steps / wanted)
-        return Length(fits * best / batches, fits * cooled / batches, out_of_time=False)
+        share = min(1.0, max(0.0, seconds - spent) / spent * steps / wanted)
+        return Length(share * best / batches, share * cooled / batches, out_of_time=False)
 
     def repeat(self, model: FlowMixture, guide: SoftmaxGuide, length: Length) -> History:
         """Train on all rows for as long."""

@@ -80,6 +80,12 @@ class Scores(Completes):
             exact: :math:`p(c|x) \propto \pi_c p(x|c)`, in place of the guide's :math:`q(c|x)`.
             chunk_size: rows evaluated at once.
         """
+        return self._log_proba(x, y, given, exact, chunk_size).exp()
+
+    def _log_proba(
+        self, x: Any, y: Any, given: Any, exact: bool, chunk_size: int = 8192
+    ) -> Tensor:
+        """Return the log of :meth:`predict_proba`."""
         if exact or self.guide.exact:
             check_follows(self.model, "predict_proba", "log_posterior", "mixture")
         posterior = self.model.log_posterior if exact else self.guide.log_posterior
@@ -88,16 +94,17 @@ class Scores(Completes):
             x = self.model.rows(x, missing=True)
             y = check_evidence(y, len(x), self.model.num_components, like)
 
-        def proba(rows: Tensor, given: Tensor | None, y: Tensor | None) -> Tensor:
+        def log_proba(rows: Tensor, given: Tensor | None, y: Tensor | None) -> Tensor:
             outside = self.model.is_outside(rows, given)
-            prior = self.model.weights.log_mean(given).exp() if outside.any() else 0.0
-            q = torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given).exp())
-            return self._checked(q)
+            prior = self.model.weights.log_mean(given) if outside.any() else 0.0
+            log_q = torch.where(outside.unsqueeze(-1), prior, posterior(rows, y, given))
+            return self._checked(log_q)
 
-        return self._over_chunks(proba, x, given, chunk_size, y)
+        return self._over_chunks(log_proba, x, given, chunk_size, y)
 
-    def _checked(self, q: Tensor) -> Tensor:
-        """Return probabilities ``(N, K)`` whose rows have sum one."""
+    def _checked(self, log_q: Tensor) -> Tensor:
+        """Return log-probabilities ``(N, K)`` whose exponentials have sum one in each row."""
+        q = log_q.exp()
         total = q.float().sum(-1)
         wrong = ~((total - 1).abs() <= max(SUM_TOLERANCE, 4 * torch.finfo(q.dtype).eps))
         if bool(wrong.any()):
@@ -107,7 +114,7 @@ class Scores(Completes):
                 "sum one: end log_q by .log_softmax(-1), and look for parameters that are not "
                 "finite where the sum is nan"
             )
-        return q
+        return log_q
 
     def posterior(
         self, x: Any, y: Any = None, *, given: Any = None, exact: bool = False
@@ -117,8 +124,8 @@ class Scores(Completes):
         Arguments:
             x, y, given, exact: as for :meth:`predict_proba`.
         """
-        proba = self.predict_proba(x, y, given=given, exact=exact)
-        return Clusters(logits=proba.log(), validate_args=False)
+        log_proba = self._log_proba(x, y, given, exact)
+        return Clusters(logits=log_proba, validate_args=False)
 
     def log_prob(self, x: Any, *, given: Any = None, chunk_size: int = 8192) -> Tensor:
         r"""Return :math:`\log\sum_c \pi_c\,p(x|c)` of each row ``(N,)``, nats in raw units.
@@ -160,7 +167,7 @@ class Scores(Completes):
             components = self._component_log_prob(rows, given)
             joint = self.model.weights.mean_log(given) + components
             if not self.guide.exact:
-                self._checked(self.guide.log_posterior(rows, None, given).exp())
+                self._checked(self.guide.log_posterior(rows, None, given))
             return self.guide.bound(joint, rows, given)
 
         return self._over_chunks(elbo, x, given, chunk_size)

@@ -120,13 +120,16 @@ class CountedWeights(Weights):
                 self.counts.add_(batch.movedim(-1, 0), fraction, unseen.movedim(-1, 0))
                 total = self.counts.over_the_data().movedim(0, -1) + self.pseudo_count
                 share = total / total.sum(-1, keepdim=True)
+                seen = self.counts.passes[:, 0].movedim(0, -1)
             else:
-                total = sum_over_processes(batch) + self.pseudo_count
+                seen = sum_over_processes(batch)
+                total = seen + self.pseudo_count
                 share = (1 - self.rate) * present + self.rate * total / total.sum(-1, keepdim=True)
             # Rows that do not count, or a posterior that is no number, say nothing of the weights.
             # A component that has no row at all keeps a density to come back by.
             moved = share.clamp_min(torch.finfo(share.dtype).tiny).log()
-            logits.copy_(torch.where(share.isfinite().all(-1, keepdim=True), moved, logits))
+            says = share.isfinite().all(-1, keepdim=True) & (seen.sum(-1, keepdim=True) > 0)
+            logits.copy_(torch.where(says, moved, logits))
 
     def _unseen(self, batch: Tensor, present: Tensor) -> Tensor:
         """Return the shares ``(*, K)`` by which unseen rows count in the first pass."""

@@ -11,10 +11,16 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from pyro_vmonf.datasets import pinwheel
+from pyro_vmonf.starts import growth
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.growth import RIDGE, _Mixture, _of_sums, _sums_of, grown
 
 Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(autouse=True)
+def shorter_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "FEWEST_ROWS", 20_000)
 
 
 def mixture(count: int = 3, width: int = 2) -> _Mixture:
