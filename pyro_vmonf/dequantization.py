@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -30,16 +30,16 @@ from pyro.distributions import Normal, TorchDistribution, Uniform
 from pyro.infer import Trace_ELBO
 from pyro.nn import pyro_method
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import evaluating, left_alone, local_seed, own_store
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.distributions.flow import FlowDistribution
 from pyro_vmonf.metrics import bits_per_dim
 from pyro_vmonf.program import Program
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.trainer import Plan, Run, Trainer
-from pyro_vmonf.transforms import AffineImageCoupling, Logit, Squeezed, squeeze
+from pyro_vmonf.transforms import AffineImageCoupling, FlowTransform, Squeezed, squeeze
 from pyro_vmonf.vmonf import VMoNF
 
 LEVELS = 256
@@ -113,22 +113,65 @@ class VariationalDequantization(ShownModule):
     def forward(self, images: Tensor) -> TorchDistribution:
         context = squeeze(images / LEVELS - 0.5)
         chain = Squeezed([layer.condition(context) for layer in self.layers])  # type: ignore[operator]
-        # A normal of this scale is nearly the logistic density, which the logit makes uniform.
+        # A normal of this scale is nearly the logistic density, which the sigmoid makes uniform.
         base = Normal(torch.zeros_like(images), 1.7, validate_args=False).to_event(3)
-        return FlowDistribution(base, [chain, _Open()])
+        return _Noise(base, chain)
 
 
-class _Open(Logit):
-    """The map from the real line to (0, 1), inside the open interval also in float32."""
+class _Noise(TorchDistribution):
+    r"""The distribution of :math:`u = \sigma(f(\epsilon))` for noise of a normal density.
 
-    def __init__(self) -> None:
-        super().__init__(alpha=0.0, event_dim=3)
+    A draw keeps its log-density. Near 0 and 1 floats are too coarse to give back :math:`\epsilon`,
+    and the density of another one would be none of these draws.
 
-    def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return super().forward_and_log_det(z.clamp(-15.0, 15.0))
+    Arguments:
+        base: the distribution of ε.
+        chain: the transform *f*.
+    """
 
-    def _call(self, z: Tensor) -> Tensor:
-        return self.forward_and_log_det(z)[0].clamp(1e-6, 1 - 2**-16)
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.independent(constraints.unit_interval, 3)
+    has_rsample = True
+
+    def __init__(self, base: TorchDistribution, chain: FlowTransform) -> None:
+        self.base = base
+        self.chain = chain
+        self.drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Noise:
+        return _Noise(self.base.expand(batch_shape), self.chain)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        noise = self.base.rsample(torch.Size(sample_shape))
+        z, log_det = self.chain.forward_and_log_det(noise)
+        number = torch.finfo(z.dtype)
+        u = z.sigmoid().clamp(number.tiny, 1 - number.eps)
+        self.drawn = u, self.base.log_prob(noise) - log_det - _log_slope(z)
+        return u
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        if self.drawn is not None and u is self.drawn[0]:
+            return self.drawn[1]
+        z = torch.logit(u, torch.finfo(u.dtype).eps)
+        noise, log_det = self.chain.inverse_and_log_det(z)
+        return self.base.log_prob(noise) + log_det - _log_slope(z)
+
+
+def _log_slope(z: Tensor) -> Tensor:
+    """Return the log-determinant of the sigmoid at images of logits."""
+    slope = nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z)
+    return slope.flatten(-3).sum(-1)
+
+
+def _pixels(images: Tensor, noise: Tensor) -> Tensor:
+    """Return (image + noise)/256, inside the open interval (0, 1) also where floats round."""
+    number = torch.finfo(noise.dtype)
+    return ((images + noise) / LEVELS).clamp(number.tiny, 1 - number.eps)
 
 
 class Dequantized(Program):
@@ -144,6 +187,7 @@ class Dequantized(Program):
 
     Example:
         >>> from pyro_vmonf import Flow, FlowMixture, Glow
+        >>> from pyro_vmonf.transforms import Logit
         >>> glow = Glow((1, 8, 8), 3, blocks=1, channels=8)
         >>> bank = Flow([*glow.transforms, Logit(event_dim=3)], base=glow.base)
         >>> dequantized = Dequantized(VMoNF(FlowMixture(bank)))
@@ -164,7 +208,7 @@ class Dequantized(Program):
         """Score images of levels ``(B, *event_shape)`` as floats."""
         with pyro.plate("images", size or len(images), subsample=index, dim=-1):
             noise = pyro.sample("noise", UniformDequantization()(images))
-            pyro.sample("pixels", self.vmonf.marginal(), obs=(images + noise) / LEVELS)
+            pyro.sample("pixels", self.vmonf.marginal(), obs=_pixels(images, noise))
 
     @pyro_method
     def guide(
@@ -180,11 +224,15 @@ class Dequantized(Program):
         event_shape = tuple(self.vmonf.model.event_shape)
         if tuple(rows.shape[1:]) != event_shape:
             raise ValueError(f"images have shape {tuple(rows.shape)}; expected (N, *{event_shape})")
+        if not len(rows):
+            raise ValueError("images has no rows; pass at least one image")
+        if not rows.is_floating_point():
+            rows = rows.long()  # torch compares few kinds of unsigned numbers
         if rows.is_floating_point() and not rows.eq(rows.round()).all():
             raise ValueError(
                 "images are no whole levels, 0 to 255: pass them before they are dequantised"
             )
-        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < LEVELS):
+        if not (int(rows.min()) >= 0 and int(rows.max()) < LEVELS):
             raise ValueError(
                 f"images reach from {int(rows.min())} to {int(rows.max())}; expected 0 to 255"
             )
@@ -214,7 +262,7 @@ class Dequantized(Program):
                 draws = []
                 for _ in range(samples):
                     noise = q.sample()
-                    density = mixture.log_prob((chunk + noise) / LEVELS)
+                    density = mixture.log_prob(_pixels(chunk, noise))
                     draws.append(density - q.log_prob(noise))
                 parts.append(torch.stack(draws).logsumexp(0) - math.log(samples))
         return torch.cat(parts) - dimensions * math.log(LEVELS)

@@ -17,6 +17,7 @@ from pyro_vmonf.dequantization import (
     UniformDequantization,
     VariationalDequantization,
 )
+from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import ConvEncoder
 from pyro_vmonf.training.fit import Callback, Progress
 from pyro_vmonf.transforms import Logit
@@ -85,6 +86,72 @@ def test_variational_noise_is_a_density_on_the_unit_cube() -> None:
     error = float(mass.std() / math.sqrt(len(mass)))
     assert abs(float(mass.mean()) - 1) < 5 * error
     assert error < 0.02
+
+
+@pytest.mark.parametrize("scale", [0.15, 0.2, 0.3, 1.0])
+def test_the_density_of_a_draw_is_never_too_small(scale: float) -> None:
+    """The mean of 1/q over draws of q is at most the volume of the cube, one."""
+    torch.manual_seed(0)
+    noise = VariationalDequantization((1, 2, 2), channels=16)
+    with torch.no_grad():
+        for parameter in noise.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+        q = noise(torch.zeros(20_000, 1, 2, 2))
+        u = q.sample()
+        log_mean = float((-q.log_prob(u)).logsumexp(0)) - math.log(len(u))
+    assert log_mean < 0.5
+    assert (u > 0).all()
+    assert (u < 1).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_draw_has_the_density_of_its_value() -> None:
+    torch.manual_seed(0)
+    noise = VariationalDequantization((1, 2, 2), channels=4)
+    with torch.no_grad():
+        for parameter in noise.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    q = noise(torch.rand(5, 1, 2, 2) * 255)
+    u = q.rsample((100,))
+    own = q.log_prob(u)
+    torch.testing.assert_close(own, q.log_prob(u.clone()), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(own, q.expand((5,)).log_prob(u), rtol=1e-9, atol=1e-9)
+
+
+def test_training_does_not_pass_the_probability_itself() -> None:
+    """Level 0 has the probability 256^-0.05 a pixel under Beta(0.05, 1)."""
+    ones = torch.ones(2, 1, 2, 2)
+    beta = torch.distributions.Beta(0.05 * ones, ones)
+    vmonf = VMoNF(FlowMixture(torch.distributions.Independent(beta, 3)))
+    rows = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        dequantized = Dequantized(vmonf, VariationalDequantization((1, 2, 2), channels=16))
+        dequantized.fit(rows, steps=280, batch_size=64, seed=seed, progress=False)
+        assert 0.05 * 8 - 0.02 < dequantized.bits_per_dim(rows, samples=20, seed=seed) < 1.0
+
+
+def test_the_lightest_level_has_a_finite_density_under_a_bare_logit() -> None:
+    flow = Flow([Logit(alpha=0.0, event_dim=3)], base=StandardNormal((1, 32, 32), 2))
+    light = torch.full((400, 1, 32, 32), 255, dtype=torch.uint8)
+    found = Dequantized(VMoNF(FlowMixture(flow))).log_prob(light, seed=0)
+    assert found.isfinite().all()
+    # The mean log-density of one pixel over the noise, by the midpoint rule.
+    dark = (1 - (torch.arange(10**6).double() + 0.5) / 10**6) / 256  # 1 - pixel
+    logit = (1 - dark).log() - dark.log()
+    density = -0.5 * logit**2 - 0.5 * math.log(2 * math.pi) - (1 - dark).log() - dark.log()
+    exact = float(density.mean()) - math.log(256)
+    assert float(found.mean()) / 1024 == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32, torch.float64])
+def test_levels_of_any_kind(dtype: torch.dtype) -> None:
+    rows = images()
+    dequantized = Dequantized(pair())
+    expected = dequantized.log_prob(rows, seed=0)
+    assert dequantized.log_prob(rows.to(dtype), seed=0).equal(expected)
+    with pytest.raises(ValueError, match="has no rows"):
+        dequantized.log_prob(rows[:0])
 
 
 def test_variational_noise_sees_the_image() -> None:

@@ -82,9 +82,7 @@ class Scores(Completes):
         """
         return self._log_proba(x, y, given, exact, chunk_size).exp()
 
-    def _log_proba(
-        self, x: Any, y: Any, given: Any, exact: bool, chunk_size: int = 8192
-    ) -> Tensor:
+    def _log_proba(self, x: Any, y: Any, given: Any, exact: bool, chunk_size: int = 8192) -> Tensor:
         """Return the log of :meth:`predict_proba`."""
         if exact or self.guide.exact:
             check_follows(self.model, "predict_proba", "log_posterior", "mixture")
