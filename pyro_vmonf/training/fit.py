@@ -36,6 +36,7 @@ from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import OVER, STOPPED, History
 from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.lanes import Terms
+from pyro_vmonf.training.losses import sums_weights
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
 from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
@@ -328,10 +329,13 @@ def run_of(sources: Sources, generator: torch.Generator, options: Options) -> Ru
     measured = sources.held_out
     if measured is None and options.keeps_best:
         measured = sources.train.sample(MEASURED_ROWS)
-    if measured is not None and measured.whole is None:
+    if measured is not None and sums_weights(options.loss):
+        measured = replace(measured, batch_size=measured.size)  # they are data of their own
+    elif measured is not None and measured.whole is None:
         # What is paid once for the data, such as a divergence of the weights, is shared by the rows
         # that train, however many are measured.
-        measured = replace(measured, whole=(sources.whole or sources.train).size)
+        whole = (sources.whole or sources.train).size
+        measured = replace(measured, whole=whole, batch_size=min(measured.batch_size, whole))
     return Run(
         sources.train,
         generator,

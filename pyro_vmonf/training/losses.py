@@ -8,14 +8,21 @@ import warnings
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, ReweightedWakeSleep, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    TraceEnum_ELBO,
+    TraceTMC_ELBO,
+)
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from torch import Tensor, nn
 
 from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.program import is_plate, registered
-from pyro_vmonf.training.bounds import probed
+from pyro_vmonf.terms import Classification, Term
+from pyro_vmonf.training.bounds import probed, sample_sites
 
 ENUMERATING = (TraceEnum_ELBO, TraceTMC_ELBO)
 
@@ -32,11 +39,12 @@ class ImportanceWeightedELBO(TraceEnum_ELBO):
 
     Arguments:
         num_particles: *S*.
-        options: of ``TraceEnum_ELBO``.
+        options: of ``TraceEnum_ELBO``, but for ``vectorize_particles``.
 
     Raises:
-        ValueError: in a call, if the guide draws c or another discrete site, or draws anything for
-            a part of the rows: the logarithm of a sum of scaled parts bounds nothing.
+        ValueError: if the particles are vectorised. In a call, if the guide draws c or another
+            discrete site, or draws anything for a part of the rows: the logarithm of a sum of
+            scaled parts bounds nothing.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
@@ -52,6 +60,11 @@ class ImportanceWeightedELBO(TraceEnum_ELBO):
     """
 
     def __init__(self, num_particles: int = 10, **options: Any) -> None:
+        if options.get("vectorize_particles"):
+            raise ValueError(
+                "vectorize_particles is True: one pass has one weight, and the bound needs one of "
+                "each particle; leave it out"
+            )
         super().__init__(num_particles=check_positive("num_particles", num_particles), **options)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -98,6 +111,12 @@ def _is_part(site: Any) -> bool:
     )
 
 
+def sums_weights(loss: Any) -> bool:
+    """Return whether an objective is the logarithm of a sum of weights of all rows at once."""
+    several = isinstance(loss, RenyiELBO) and loss.num_particles > 1
+    return several or isinstance(loss, ImportanceWeightedELBO | TraceTMC_ELBO)
+
+
 def is_plain_loss(loss: Any) -> bool:
     """Return whether an objective is the ELBO that ``fit`` tells apart by its terms."""
     return type(loss) is TraceEnum_ELBO and loss.num_particles == 1
@@ -133,8 +152,10 @@ def prepared(
             )
     if getattr(guide, "elbo_gradient", 1.0) != 1.0:
         raise ValueError("elbo_gradient is a share of the plain ELBO; leave out loss=, or pass 1")
+    if sums_weights(loss) and not isinstance(loss, ImportanceWeightedELBO):
+        _check_weights(kind, model, guide, arguments)
     loss = copy.copy(loss)
-    loss.max_plate_nesting = nesting
+    loss.max_plate_nesting = nesting + loss.vectorize_particles
     try:
         with local_seed(0), torch.no_grad(), own_filters():
             # c is drawn here, as it is meant to be.
@@ -143,6 +164,35 @@ def prepared(
     except (NotImplementedError, ValueError) as error:
         raise ValueError(f"{kind} does not take this pair: {error}") from error
     return loss
+
+
+def _check_weights(
+    kind: str, model: nn.Module, guide: nn.Module, arguments: dict[str, Any]
+) -> None:
+    """Refuse what does not enter the weights that an objective sums as it should.
+
+    Raises:
+        ValueError: if there is any.
+    """
+    guide_trace, model_trace = probed(model, guide, arguments)
+    for name, site, _ in sample_sites(model_trace, guide_trace):
+        scale = torch.as_tensor(site["scale"])
+        if bool((scale != 1).any()):
+            raise ValueError(
+                f"{kind} is the logarithm of a sum of weights, in which the site {name!r} counts "
+                f"{float(scale.flatten()[0]):.4g} times: this bounds nothing. Pass all rows at "
+                "once, batch_size=len(x), without weights; or take TraceEnum_ELBO"
+            )
+    if kind != TraceTMC_ELBO.__name__:
+        return
+    if arguments.get("y") is not None:
+        raise ValueError(f"{kind} has no number where a label rules c out; take TraceEnum_ELBO")
+    terms = [part for part in guide.modules() if isinstance(part, Term)]
+    if left := [t for t in terms if not isinstance(t, Classification)]:  # which has labels alone
+        raise ValueError(
+            f"{kind} leaves out what the guide observes, and {type(left[0]).__name__} would not "
+            "count; take TraceEnum_ELBO, or a guide without terms"
+        )
 
 
 def undrawn(model: nn.Module, guide: nn.Module, arguments: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from pyro.infer import (
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceMeanField_ELBO,
+    TraceTMC_ELBO,
 )
 from pyro.optim import SGD
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Confidence
 from pyro_vmonf.training.losses import ImportanceWeightedELBO
 from pyro_vmonf.training.objective import Objective
 
@@ -135,6 +137,8 @@ WRONG: dict[str, tuple[Any, Any, bool, type[Exception], str]] = {
         "leave it to the",
     ),
     "weighted parts": (ImportanceWeightedELBO(2), None, True, ValueError, r"batch_size=len\(x\)"),
+    "parts, Renyi": (RenyiELBO(), "softmax", False, ValueError, "'c' counts 2 times"),
+    "parts, TMC": (TraceTMC_ELBO(), "softmax", False, ValueError, "'c' counts 2 times"),
 }
 
 
@@ -146,3 +150,81 @@ def test_what_bounds_nothing_is_refused(name: str) -> None:
     with pytest.raises(kind, match=message):
         vmonf.fit(rows(), loss=loss, epochs=1, batch_size=3, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(before, vmonf.parameters(), strict=True))
+
+
+WHOLE: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
+
+
+def test_tensor_monte_carlo_is_the_likelihood_and_takes_no_terms() -> None:
+    """With c enumerated in the guide its sum is log p(x), whatever the guide is."""
+    drawn = pair(SoftmaxGuide(MLP(2, K, hidden=(3,))), random=False)
+    found = objective(drawn, TraceTMC_ELBO()).detach()
+    torch.testing.assert_close(found, drawn.log_prob(rows()).sum(), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="Confidence would not count"):
+        pair(SoftmaxGuide(MLP(2, K), [Confidence()]), False).fit(
+            rows(), loss=TraceTMC_ELBO(), **WHOLE
+        )
+    for loss, options in (
+        (TraceTMC_ELBO(), {"y": torch.arange(N) % K}),
+        (TraceTMC_ELBO(), {"sample_weight": torch.rand(N)}),
+        (RenyiELBO(), {"sample_weight": 2 * torch.ones(N)}),
+    ):
+        with pytest.raises(ValueError, match="TraceEnum_ELBO"):
+            drawn.fit(rows(), loss=loss, **options, **WHOLE)
+
+
+@pytest.mark.parametrize("held_out", [0.5, 0.7])
+@pytest.mark.parametrize("kind", [ImportanceWeightedELBO, TraceTMC_ELBO])
+def test_measured_rows_of_a_sum_of_weights_are_data_of_their_own(
+    kind: type, held_out: float
+) -> None:
+    """Without random weights both objectives are log p of the held-out rows, to the last digit."""
+    vmonf = pair(None if kind is ImportanceWeightedELBO else SoftmaxGuide(MLP(2, K)), False)
+    held = torch.arange(round(held_out * N))
+    history = vmonf.fit(rows(), loss=kind(), held_out=held, lr=1e-12, keep="last", **WHOLE)
+    exact = float(vmonf.log_prob(rows()[held]).mean())
+    assert history.held_out[0] == pytest.approx(exact, rel=1e-9)
+
+
+def test_importance_weights_choose_between_starts() -> None:
+    history = pair().fit(rows(), loss=ImportanceWeightedELBO(2), n_init=2, **WHOLE)
+    assert len(history.objective) == 1
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*If you want to enumerate sites")
+@pytest.mark.parametrize("loss", [TraceEnum_ELBO, Trace_ELBO, RenyiELBO, TraceTMC_ELBO])
+def test_particles_of_one_pass(loss: type) -> None:
+    drawn = pair(SoftmaxGuide(MLP(2, K, hidden=(3,))), random=False)
+    many = {"num_particles": 400, "vectorize_particles": True}
+    value = float(objective(drawn, loss(**many)).detach())
+    exact, bound = (float(v.sum()) for v in (drawn.log_prob(rows()), drawn.elbo(rows())))
+    if loss is TraceEnum_ELBO:
+        assert value == pytest.approx(bound, rel=1e-12)
+    elif loss is Trace_ELBO:
+        assert value == pytest.approx(bound, abs=1.0)
+    else:  # the logarithm of a mean of weights
+        assert bound - 0.5 < value < exact + 0.5
+    history = drawn.fit(rows(), loss=loss(num_particles=2, vectorize_particles=True), **WHOLE)
+    assert history.road == f"{loss.__name__}: asked for by loss="
+
+
+def test_particles_of_one_pass_have_no_weights_of_their_own() -> None:
+    with pytest.raises(ValueError, match="leave it out"):
+        ImportanceWeightedELBO(2, vectorize_particles=True)
+
+
+@pytest.mark.parametrize("held_out", [0.6, 0.8])
+def test_more_rows_may_be_held_out_than_train(held_out: float) -> None:
+    """The long road has the objective of the short one, in parts that fit the rows that train."""
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
+    found = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        vmonf = VMoNF(FlowMixture(Gaussian(2, K), "learned"))
+        vmonf.fit(x, held_out=held_out, fast=fast, **WHOLE)
+        found.append(vmonf.history.held_out)
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    random = pair()
+    random.fit(x, held_out=held_out, **WHOLE)
+    rest = random.history.held_out[0]
+    assert math.isfinite(rest)
