@@ -166,13 +166,9 @@ class MarkovMixture(FlowMixture):
                 f"sequence {s} of x is not finite at step {t}, before its end at {int(ends[s])}; "
                 "remove or impute the step, or pass lengths"
             )
-        rows = check_rows(x[inside], event, like, keeps=None if self.bounded else self._keeps)
-        whole = rows.new_full(x.shape, torch.nan)
-        whole[inside.to(rows.device)] = rows
-        return whole
-
-    def _keeps(self, rows: Tensor) -> bool:
-        return self.standardizer.needs_digits(rows)
+        keeps = None if self.bounded else self.standardizer.needs_digits
+        rows = check_rows(x[inside], event, like, keeps=keeps)
+        return rows.new_full(x.shape, torch.nan).index_put((inside.to(rows.device),), rows)
 
     def has_gaps(self, x: Tensor | None) -> bool:
         """Return ``False``: NaN is the end of a sequence here, and no missing entry."""
@@ -186,21 +182,26 @@ class MarkovMixture(FlowMixture):
         """Return the observed rows ``(N, *event_shape)``, and what belongs to each of them.
 
         Arguments:
-            x: sequences ``(S, T, *event_shape)``.
-            values: numbers of each sequence ``(S,)`` or of each step ``(S, T, ...)``.
+            x: sequences ``(*, S, T, *event_shape)``.
+            values: of each sequence ``(*, S)`` or of each step ``(*, S, T, ...)``.
         """
-        seen = ~x.isnan().flatten(2).any(-1)
+        seen = ~x.isnan().flatten(-len(self.event_shape)).any(-1)
         of_step = (
-            v if v is None or v.dim() > 1 else v.unsqueeze(1).expand_as(seen) for v in values
+            v if v is None or v.dim() >= seen.dim() else v.unsqueeze(-1).expand_as(seen)
+            for v in values
         )
         return x[seen], *(value if value is None else value[seen] for value in of_step)
 
     def is_outside(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        """Return which sequences ``(S,)`` have a row outside the support of every component."""
-        rows, number = self.each_row(x, torch.arange(len(x), device=x.device))
-        outside = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        outside[number[super().is_outside(rows)]] = True
-        return outside
+        """Return which sequences ``(*, S)`` have a row outside the support of every component."""
+        sequences = self._numbers(x)
+        rows, number = self.each_row(x, sequences)
+        return torch.isin(sequences, number[super().is_outside(rows)])
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        """Return a number for each sequence ``(*, S)``."""
+        first = x.flatten(-1 - len(self.event_shape))[..., 0]
+        return torch.arange(first.numel(), device=x.device).view_as(first)
 
     def start_(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Start the parts of the bank that start from data, by observed rows.
@@ -244,8 +245,7 @@ class MarkovMixture(FlowMixture):
         """
         if y is not None or given is not None:
             raise ValueError(
-                "y or given was passed to a MarkovMixture; expected neither: it has no labels and "
-                "no context of its steps"
+                "y or given was passed; a MarkovMixture has no labels and no context of its steps"
             )
         if x is None and steps is None:
             raise ValueError("there is no x; pass size and steps of the sequences to generate")
@@ -277,10 +277,10 @@ class MarkovMixture(FlowMixture):
         """
         if guide.exact:
 
+            @torch.no_grad()
             def counts() -> Tensor:
                 chain = HiddenChain(self.weights.rows_of_bound(), self.components())
-                with torch.no_grad():
-                    table, seen = chain.table(rows.x), chain.observed(rows.x)
+                table, seen = chain.table(rows.x), chain.observed(rows.x)
                 return chain.moves(table, seen, rows.counted()).log()
 
             self.weights.update_(counts, None, guide.new_share(rows))
@@ -344,15 +344,15 @@ class MarkovMixture(FlowMixture):
                 f"{type(guide).__name__} is minus infinity; expected positive numbers: pass None "
                 "as the guide, or small numbers in place of the zeros"
             )
-        if bool((seen[:, 1:] & ~seen[:, :-1]).any()):
+        if bool((seen[..., 1:] & ~seen[..., :-1]).any()):
             raise ValueError(
                 "a step between two observed ones is missing, over which the mean-field bound of "
                 f"a {type(guide).__name__} does not lead; pass None as the guide, which sums such "
                 "steps out"
             )
-        number = torch.arange(len(x), device=x.device)
-        each, number, weights = self.each_row(x, number, weight)
-        size = (len(x) if rows.size is None else rows.size) * x.shape[1]
+        sequences = self._numbers(x)
+        each, number, weights = self.each_row(x, sequences, weight)
+        size = (sequences.numel() if rows.size is None else rows.size) * seen.shape[-1]
         logits, penalties = self._network(guide, Rows(each, None, None, size, weights, None))
         log_q = torch.zeros_like(table).index_put((seen,), logits.log_softmax(-1))
         counts = partial(chain.moves_of, log_q.detach(), seen, weight)
@@ -360,21 +360,20 @@ class MarkovMixture(FlowMixture):
         chain = HiddenChain(log_rows(), chain.components)
         log_prob = chain.scored(table, seen)
         paid = {"gap": log_prob - sum(chain.expected(log_q, table, seen).values())}
+        none = torch.zeros_like(log_prob).flatten()
         for name, penalty in penalties.items():
-            paid[name] = torch.zeros_like(log_prob).index_add(0, number, penalty.expand(len(each)))
+            paid[name] = none.index_add(0, number, penalty.expand(len(each))).view_as(log_prob)
         return log_prob, paid
 
     def _network(self, guide: Any, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and penalties of a guide with a network, for single rows."""
         try:
-            logits, penalties = guide.parts(rows, None)  # a step has no position of its own
+            return guide.parts(rows, None)  # type: ignore[no-any-return]  # a step has no position
         except NotImplementedError as error:
-            kind = type(guide).__name__
             raise TypeError(
-                f"{kind} has no parts, which say its q(c|x) of a row; write {kind}.parts as "
-                "SoftmaxGuide does, or pass a SoftmaxGuide or None"
+                f"{type(guide).__name__} has no parts, which say its q(c|x) of a row; write parts "
+                "as SoftmaxGuide does, or pass a SoftmaxGuide or None"
             ) from error
-        return logits, penalties
 
     def mixture(self, given: Tensor | None = None) -> HiddenChain:  # type: ignore[override]
         """Return the chain as it is now; random weights count with their mean."""

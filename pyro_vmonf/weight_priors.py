@@ -40,7 +40,7 @@ class DirichletPrior(ShownModule):
     def __init__(self, concentration: Tensor) -> None:
         super().__init__()
         self.num_components = len(concentration)
-        self.register_buffer("concentration", concentration.detach().clone())
+        self.register_buffer("concentration", concentration.detach() / 1)  # whole numbers as floats
 
     def forward(self) -> Dirichlet:
         return Dirichlet(self.concentration)

@@ -83,6 +83,8 @@ def as_tensor(name: str, values: Any, *, missing: bool = False) -> Tensor:
             "rows as one array, such as torch.stack(list(rows)), or a DataLoader"
         )
     values = numeric(values, name, missing=missing)
+    if isinstance(values, Tensor) and values.layout is not torch.strided:
+        raise TypeError(f"{name} is a sparse tensor; pass {name}.to_dense()")
     try:
         # A frame's numbers may lie column by column; sums then end in other last digits.
         whole = isinstance(values, Tensor)

@@ -86,6 +86,7 @@ class Marginal(Estimated):
         return joint.logsumexp(-1), found
 
     def log_prob(self, x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(self.log_weights.dtype)
         log_prob = self.joint_log_prob(x).logsumexp(-1)
         return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
 

@@ -48,7 +48,9 @@ class StickBreaking(TorchDistribution):
     has_rsample = True
 
     def __init__(self, a: Tensor, b: Tensor, validate_args: bool | None = None) -> None:
-        self.a, self.b = torch.broadcast_tensors(a, b)
+        kind = torch.promote_types(a.dtype, b.dtype)
+        kind = kind if kind.is_floating_point else torch.get_default_dtype()
+        self.a, self.b = torch.broadcast_tensors(a.to(kind), b.to(kind))
         shape = self.a.shape
         super().__init__(shape[:-1], Size((shape[-1] + 1,)), validate_args=validate_args)
 
@@ -88,6 +90,19 @@ class StickBreaking(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         return stick_logs(self.a.log(), self.b.log(), (self.a + self.b).log()).exp()
+
+    @property
+    def variance(self) -> Tensor:
+        whole = (self.a + self.b).log() + (self.a + self.b + 1).log()
+        pairs = (self.a.log() + (self.a + 1).log(), self.b.log() + (self.b + 1).log())
+        return stick_logs(*pairs, whole).exp() - self.mean.square()
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the first K - 1 weights, in nats."""
+        # Piece k is v_k times what the pieces before it leave.
+        later = torch.arange(self.a.shape[-1] - 1, -1, -1, device=self.a.device)
+        left = self.b.digamma() - (self.a + self.b).digamma()
+        return (Beta(self.a, self.b, validate_args=False).entropy() + later * left).sum(-1)
 
     @property
     def mean_log(self) -> Tensor:

@@ -27,7 +27,7 @@ class FixedWeights(Weights):
         probs: probabilities ``(K,)``, positive; they are divided by their sum.
 
     Raises:
-        ValueError: if they are not a vector of positive finite numbers.
+        ValueError: if they are not a vector of positive finite numbers, or have a gradient.
 
     Example:
         >>> FixedWeights(torch.tensor([1.0, 3.0]))().exp()
@@ -41,6 +41,11 @@ class FixedWeights(Weights):
     def __init__(self, probs: Tensor) -> None:
         super().__init__()
         probs = torch.as_tensor(probs)
+        if probs.requires_grad:
+            raise ValueError(
+                "the weights given have a gradient, and training leaves them alone; pass "
+                "LearnedWeights(K), which learns them, or weights.detach()"
+            )
         if probs.dim() != 1 or not (probs.isfinite().all() and self._fit(probs)):
             raise ValueError(
                 f"weights are {probs.tolist()}; expected a vector of K {self._wanted} finite "
