@@ -90,7 +90,8 @@ class Pinwheel:
         # A point without a root lies outside the grid and has the density of its edge.
         floor = -0.5 * 6.5**2 * 2 - 20.0
         joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor)
-        return joint.reshape(len(x), self.wings)
+        joint = joint.reshape(len(x), self.wings)
+        return joint.masked_fill(x.isnan().any(-1, keepdim=True), torch.nan)
 
     def _roots(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return row, wing, r and t of each root r of v₀ cos a − v₁ sin a − r = 0."""
@@ -196,7 +197,7 @@ class TwoCircles:
         x = _points(x)
         radius = x.double().norm(dim=-1, keepdim=True)
         normal = torch.distributions.Normal(
-            torch.tensor(self.radii, dtype=torch.float64), self.noise
+            torch.tensor(self.radii, dtype=torch.float64), self.noise, validate_args=False
         )
         # A negative radius is a point on the opposite side.
         both = torch.cat((normal.log_prob(radius), normal.log_prob(-radius)), -1)

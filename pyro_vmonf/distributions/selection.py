@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from pyro.distributions import Categorical
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, register_kl
 
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.shapes import broadcast, check_event
@@ -150,6 +150,13 @@ class Clusters(Categorical):
     @property
     def variance(self) -> Tensor:
         raise NotImplementedError("a component has no variance; use probs, mode or entropy()")
+
+
+@register_kl(Clusters, Clusters)
+def _divergence(p: Clusters, q: Clusters) -> Tensor:
+    """Return KL(p ‖ q) from log-probabilities, which have digits where probabilities are zero."""
+    terms = p.probs * (p.logits - q.logits)
+    return torch.where(p.probs == 0, torch.zeros_like(terms), terms).sum(-1)
 
 
 def select(components: Distribution, c: Tensor) -> Selected:

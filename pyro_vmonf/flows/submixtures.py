@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Categorical, constraints
 
 from pyro_vmonf._utils.repr import ShownModule
-from pyro_vmonf._utils.shapes import check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf._utils.validation import check_positive, check_simplex
 from pyro_vmonf.distributions.estimates import Estimated
 from pyro_vmonf.distributions.partial import Gaussians, Partial
@@ -31,31 +31,47 @@ class WhitenedMixtures(Estimated):
         log_weights: :math:`\log w` ``(K, M)``, −∞ for a Gaussian that is not used.
         loc: means ``(K, M, D)``.
         whitening: lower triangular matrices *W* ``(K, M, D, D)`` with a positive diagonal.
+        batch_shape: ``(*, K)``; ``(K,)`` by default.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(self, log_weights: Tensor, loc: Tensor, whitening: Tensor) -> None:
+    def __init__(
+        self,
+        log_weights: Tensor,
+        loc: Tensor,
+        whitening: Tensor,
+        batch_shape: Sequence[int] | None = None,
+    ) -> None:
         self.log_weights = log_weights
         self.loc = loc
         self.whitening = whitening
-        super().__init__(loc.shape[:1], loc.shape[-1:], validate_args=False)
+        batch = loc.shape[:1] if batch_shape is None else Size(batch_shape)
+        super().__init__(batch, loc.shape[-1:], validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        return (self.log_weights.exp().unsqueeze(-1) * self.loc).sum(1)
+        mean = (self.log_weights.exp().unsqueeze(-1) * self.loc).sum(1)
+        return mean.expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
         unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         factor = torch.linalg.solve_triangular(self.whitening, unit, upper=False)
-        own = factor.square().sum(-1) + (self.loc - self.mean.unsqueeze(1)).square()
-        return (self.log_weights.exp().unsqueeze(-1) * own).sum(1)
+        share = self.log_weights.exp().unsqueeze(-1)
+        mean = (share * self.loc).sum(1, keepdim=True)
+        own = factor.square().sum(-1) + (self.loc - mean).square()
+        return (share * own).sum(1).expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WhitenedMixtures:
-        raise NotImplementedError("the K mixtures of Gaussians have one batch shape, (K,)")
+        if tuple(batch_shape[-1:]) != tuple(self.loc.shape[:1]):
+            raise ValueError(
+                f"batch_shape is {tuple(batch_shape)}; expected (*, {len(self.loc)}), the "
+                "components last"
+            )
+        return WhitenedMixtures(self.log_weights, self.loc, self.whitening, batch_shape)
 
     def joint(self, x: Tensor) -> Tensor:
         """Return the log-density of each Gaussian, with its weight, ``(*, K, M)``."""
@@ -70,12 +86,6 @@ class WhitenedMixtures(Estimated):
         factor = torch.linalg.solve_triangular(self.whitening, unit, upper=False)
         return Gaussians(self.log_weights, self.loc, factor).observe(x)
 
-    def log_prob_of_columns(self, columns: Columns) -> Tensor:
-        """Return the log-density ``(K, 1, rows)`` of columns, one group for each component."""
-        z = linear_of_columns(columns.joined(), *self._whitener())
-        squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
-        return (self._constants().unsqueeze(-1) - 0.5 * squares).logsumexp(1, keepdim=True)
-
     def _whitener(self) -> tuple[Tensor, Tensor]:
         """Return matrices ``(K, M D, D)`` and shifts ``(K, M D)``."""
         shift = -(self.whitening @ self.loc.unsqueeze(-1)).flatten(1)
@@ -87,16 +97,27 @@ class WhitenedMixtures(Estimated):
         return self.log_weights + log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.joint(x).logsumexp(-1)
+        log_prob = self.joint(x).logsumexp(-1)
+        return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         count, _, width = self.loc.shape
-        m = Categorical(logits=self.log_weights).sample(Size(sample_shape))
+        m = Categorical(logits=self.log_weights).sample(Size(sample_shape) + self.batch_shape[:-1])
         c = torch.arange(count, device=m.device).expand(m.shape)
         noise = torch.randn(*m.shape, width, 1, dtype=self.loc.dtype, device=self.loc.device)
         z = torch.linalg.solve_triangular(self.whitening[c, m], noise, upper=False)
         return self.loc[c, m] + z.squeeze(-1)
+
+
+class OneOfEach(WhitenedMixtures):
+    """The K mixtures with the batch shape ``(K,)``, which score columns as well."""
+
+    def log_prob_of_columns(self, columns: Columns) -> Tensor:
+        """Return the log-density ``(K, 1, rows)`` of columns, one group for each component."""
+        z = linear_of_columns(columns.joined(), *self._whitener())
+        squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
+        return (self._constants().unsqueeze(-1) - 0.5 * squares).logsumexp(1, keepdim=True)
 
 
 class GaussianMixtures(Registered, ShownModule):
@@ -189,4 +210,4 @@ class GaussianMixtures(Registered, ShownModule):
     def forward(self, context: Tensor | None = None) -> WhitenedMixtures:
         log_weights = self.logits.masked_fill(~self.used, -torch.inf).log_softmax(-1)
         whitening = self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
-        return WhitenedMixtures(log_weights, self.loc, whitening)
+        return OneOfEach(log_weights, self.loc, whitening)

@@ -71,9 +71,9 @@ class Completes(nn.Module):
             \log p(x_\text{obs}) = \log\sum_c \pi_c \int p(x_\text{obs}, x_\text{mis} \mid c)\,
             dx_\text{mis}
 
-        It is exact for Gaussian components, for mixtures of them, and for autoregressive flows
-        where the missing entries come last in the order of each layer. Elsewhere it is an
-        importance-weighted mean: see :func:`pyro_vmonf.distributions.partial.importance`.
+        It is exact for ``Gaussian``, ``GaussianMixtures`` and ``MultivariateNormal`` components,
+        and for autoregressive flows where the missing entries come last in the order of each
+        layer. Elsewhere it is an importance-weighted mean: see :func:`pyro_vmonf.distributions.partial.importance`.
 
         Arguments:
             x: rows ``(N, D)``, with NaN for missing entries.
