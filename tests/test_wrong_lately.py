@@ -209,6 +209,12 @@ def test_sparse_rows_are_refused() -> None:
             verb(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gaussians_need_their_digits(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="keep them in float32"):
+        VMoNF(FlowMixture(Gaussian(2, 2))).to(dtype).log_prob(rows(5, 2))
+
+
 def test_a_marginal_takes_whole_numbers() -> None:
     marginal = FlowMixture(Gaussian(2, 3)).marginal()
     x = torch.tensor([[1, 2], [0, -3]])

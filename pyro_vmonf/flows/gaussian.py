@@ -198,4 +198,9 @@ class Gaussian(Registered, ShownModule):
         self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
 
     def forward(self, context: Tensor | None = None) -> Distribution:
+        if self.loc.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"the Gaussians are in {self.loc.dtype}, in which torch solves no triangular "
+                "systems; keep them in float32"
+            )
         return Normals(self.loc, scale_tril=self.scale_tril(), validate_args=False)
