@@ -242,10 +242,10 @@ def _tried(
         return None
     begun = time.perf_counter()
     start = Start.of(part, z[drawn], clusters[drawn], GROWTH * seconds, rows.seed)
+    seconds = max(seconds - (time.perf_counter() - begun), 0.5 * seconds)
     model, guide = _pair(rows, start)
     before = _mean_log_prob(model, judged)
-    left = seconds - (time.perf_counter() - begun)
-    length = lessons.search(model, guide, torch.as_tensor(held), left)
+    length = lessons.search(model, guide, torch.as_tensor(held), seconds)
     if length.out_of_time:
         choice["out_of_time"] = True  # the held-out scores are those of the first part
     after = _mean_log_prob(model, judged)
