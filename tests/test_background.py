@@ -54,8 +54,9 @@ def test_outliers_cost_the_others_nothing_but_their_share() -> None:
 def test_trained_components_stay_what_they_are() -> None:
     x, _ = blobs(48)
     rows = table.rows_of(x, None, None, 3, 0)
-    best = choose(rows.z, 3)[0]
-    model, guide = automatic._pair(rows, best.densities, best.log_shares())
+    found = choose(rows.z, 3)[0]
+    best = automatic.Start.of(found, rows.z, found.clusters, 0.0, 0)
+    model, guide = automatic._pair(rows, best)
     with torch.no_grad(), local_seed(0):
         for parameter in (*model.parameters(), *guide.network.parameters()):
             parameter += 0.1 * torch.randn_like(parameter)
@@ -82,8 +83,11 @@ def test_a_fit_that_goes_on_may_have_fewer_gaussians_than_the_start_on_all_rows(
     def smaller(lessons: Any, z: Array, clusters: Array, best: Scored, *_: Any) -> Any:
         assert max(len(density.weights) for density in best.densities) > 1
         densities = densities_of(z, clusters, seed=0, sizes=[1, 1, 1])
-        start = Scored("part", clusters, densities, 0.0)
-        pairs.append(automatic._pair(lessons.rows, densities, start.log_shares()))
+        part = Scored("part", clusters, densities, 0.0)
+        # The bank may have more Gaussians than the guide.
+        base = densities_of(z, clusters, seed=0, sizes=[3, 3, 3])
+        start = automatic.Start(densities, base, part.log_shares())
+        pairs.append(automatic._pair(lessons.rows, start))
         return *pairs[0], automatic.Length(0, 0, out_of_time=True), start
 
     pairs: list[Any] = []
