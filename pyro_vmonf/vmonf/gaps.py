@@ -73,7 +73,8 @@ class Completes(nn.Module):
 
         It is exact for ``Gaussian``, ``GaussianMixtures`` and ``MultivariateNormal`` components,
         and for autoregressive flows where the missing entries come last in the order of each
-        layer. Elsewhere it is an importance-weighted mean: see :func:`pyro_vmonf.distributions.partial.importance`.
+        layer. Elsewhere it is an importance-weighted mean: see
+        :func:`pyro_vmonf.distributions.partial.importance`.
 
         Arguments:
             x: rows ``(N, D)``, with NaN for missing entries.

@@ -138,3 +138,16 @@ def test_a_constant_column_has_a_finite_density() -> None:
     found = grown(first, x, seconds=60, most=4)
     assert np.isfinite(found.log_prob(x)).all()
     assert np.linalg.eigvalsh(found.covariances).min() > 1e-12
+
+
+def test_equal_rows_far_out_keep_positive_variances() -> None:
+    """A tenth of the rows are one point, twenty scales from the others."""
+    x = long_table(0)
+    x[::10] = (20.0, -20.0)
+    first = GaussianFit(np.ones(1), np.zeros((1, 2)), 4 * np.eye(2)[None], 5)
+    found = grown(first, x, seconds=60, most=16)
+    assert np.linalg.eigvalsh(found.covariances).min() > 0
+    assert np.isfinite(found.log_prob(x)).all()
+    spread = 0.5 * np.linalg.slogdet(np.cov(x.T))[1] + np.log(RIDGE)
+    exact = np.log(0.1) - np.log(2 * np.pi) - spread
+    assert found.log_prob(x[:1])[0] == pytest.approx(exact, abs=0.2)
