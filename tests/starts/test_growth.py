@@ -149,5 +149,5 @@ def test_equal_rows_far_out_keep_positive_variances() -> None:
     assert np.linalg.eigvalsh(found.covariances).min() > 0
     assert np.isfinite(found.log_prob(x)).all()
     spread = 0.5 * np.linalg.slogdet(np.cov(x.T))[1] + np.log(RIDGE)
-    exact = np.log(0.1) - np.log(2 * np.pi) - spread
-    assert found.log_prob(x[:1])[0] == pytest.approx(exact, abs=0.2)
+    highest = np.log(0.1) - np.log(2 * np.pi) - spread  # at the least variance that there is
+    assert highest - 0.5 < found.log_prob(x[:1])[0] < highest + 0.01
