@@ -177,7 +177,8 @@ class Adversarial(ShownModule):
     A power method finds the direction.
 
     Arguments:
-        epsilon: length :math:`\epsilon` of the step, in units of the features' standard deviations.
+        epsilon: length :math:`\epsilon` of the step, in units of the features' standard deviations;
+            zero where the guide is so sure that its answer has no slope.
         probe: length :math:`\xi` of the probing step, in the same units.
         iterations: number of iterations of the power method.
 

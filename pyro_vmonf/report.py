@@ -141,8 +141,7 @@ class ChoiceReport:
         return "; ".join(said)
 
     def __str__(self) -> str:
-        found = self.choice
-        lines = [self.summary()]
+        found, lines = self.choice, [self.summary()]
         if "candidates" in found:
             scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
             lines.append(f"candidates, nats a row: {scores}")
@@ -200,7 +199,7 @@ def touching(q: Tensor, weight: Tensor, components: int | None = None) -> dict[s
         Hennig (2010), Methods for merging Gaussian mixture components.
     """
     owned = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]) * weight[:, None]
-    share = (q.mT @ owned) / (weight @ q).clamp_min(1e-12)[:, None]
+    share = (q.mT @ owned) / (weight @ q).clamp_min(torch.finfo(q.dtype).tiny)[:, None]
     share = torch.maximum(share, share.mT)[:components, :components].triu(1)
     pairs = sorted((-float(share[i, j]), i, j) for i, j in (share > TOUCHING).nonzero().tolist())
     return {
@@ -280,7 +279,8 @@ def _inversion_error(vmonf: Pair, x: Tensor, clusters: Tensor, rows: int) -> Ten
     wanted = torch.zeros(places, count, dtype=torch.long, device=x.device)
     for c, chosen in enumerate(members):
         wanted[: len(chosen), c] = chosen
-    scale = x.std(0, unbiased=False).clamp_min(torch.finfo(x.dtype).eps)
+    scale = x.std(0, unbiased=False)
+    scale = torch.where(scale > torch.finfo(x.dtype).eps * x.abs().amax(0), scale, 1.0)
     with evaluating(vmonf.model):
         found = components.reconstruct(x[wanted])
     error = ((found - x[wanted]) / scale).abs().flatten(2 if event_dim else 1)

@@ -11,6 +11,8 @@ from pyro_vmonf._utils.warned import warn
 
 FEWEST = 10  # rows below which nothing is said
 REPEATED = 0.05  # share of rows that repeat another one, above which they are named
+MOST_COLUMNS = 512  # beyond which none is looked for that follows from others
+REST = 1e-9  # share of a column's variance that the columns before it do not explain
 SHOWN = 8  # columns that are named
 
 
@@ -49,10 +51,12 @@ def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
 
 
 CONSTANT, TWO, WHOLE = "is constant", "has two values only", "holds whole numbers that repeat"
+FOLLOWS = "follows from the columns before it"
 CURES = {
     CONSTANT: "drop constant columns",
     TWO: "drop columns of two values, or fit the rows of each value apart",
     WHOLE: "dequantise whole numbers, as x + torch.rand(x.shape)",
+    FOLLOWS: "drop columns that follow from others",
 }
 
 
@@ -71,7 +75,26 @@ def kinds_of(x: Tensor) -> list[str | None]:
             kinds[column] = TWO
         elif len(x[:, column].unique()) <= len(x) / 2:
             kinds[column] = WHOLE
+    for column in _following(x):
+        kinds[column] = kinds[column] or FOLLOWS
     return kinds
+
+
+def _following(x: Tensor) -> list[int]:
+    """Return the columns that are linear functions of those before them."""
+    if not 2 * x.shape[1] < len(x) or not 1 < x.shape[1] <= MOST_COLUMNS:
+        return []
+    scale = x.std(0)
+    used = (scale > 0).nonzero().squeeze(1)
+    covariance = torch.zeros(len(used), len(used), dtype=torch.float64, device=x.device)
+    mean = x.mean(0)
+    for part in x.split(2**16):
+        z = ((part - mean) / scale)[:, used].double()
+        covariance += z.T @ z / len(x)
+    unit = torch.eye(len(used), dtype=covariance.dtype, device=x.device)
+    factor, wrong = torch.linalg.cholesky_ex(covariance + 1e-3 * REST * unit)
+    rest = factor.diagonal().square()  # of the variance, given the columns before
+    return [] if wrong else used[rest < REST].tolist()
 
 
 def _distinct(x: Tensor) -> int:

@@ -16,6 +16,7 @@ from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.frames import is_frame, numeric
 from pyro_vmonf._utils.plain import plain
 
+LOST = 1e-3  # of a column's standard deviation, above which rounding is refused
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch cannot compare
 
 
@@ -306,12 +307,30 @@ def check_context_rows(
             "array: frame[[...]].to_numpy()"
         )
     try:
-        context = check_rows(context, (features,), like)
+        given, context = context, check_rows(context, (features,), like)
     except (TypeError, ValueError) as error:
         raise type(error)(f"the context does not fit: {error}") from error
+    _check_digits(as_tensor("the context", given), context)
     if rows is not None and len(context) != rows:
         raise ValueError(f"the context has {len(context)} rows but x has {rows}; pass one a row")
     return context
+
+
+def _check_digits(given: Tensor, context: Tensor) -> None:
+    """Refuse a context whose columns lose their digits in the kind of the model.
+
+    Raises:
+        ValueError: if a column does.
+    """
+    if given.dtype == context.dtype or len(given) < 2:
+        return
+    lost, spread = (given - context.to(given)).abs().amax(0), LOST * given.std(0)
+    for c in ((lost > spread) & (spread > 0)).nonzero().squeeze(1).tolist()[:1]:
+        raise ValueError(
+            f"column {c} of the context, about {float(given[:, c].double().mean()):.10g}, loses "
+            f"its digits in {context.dtype}; subtract a constant from it, or keep the pair in "
+            "float64"
+        )
 
 
 def check_number(name: str, value: Any, *, zero: bool = False) -> float:

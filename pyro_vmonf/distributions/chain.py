@@ -74,12 +74,14 @@ class HiddenChain(Estimated):
 
     def _expected(self, values: Tensor) -> Tensor:
         """Return the mean over the components of values ``(K, *event_shape)`` at each step."""
-        mean = (self._shares() @ values.flatten(1)).reshape(self.event_shape)
+        mean = (self._shares().to(values) @ values.flatten(1)).reshape(self.event_shape)
         return mean.expand(*self.batch_shape, *self.event_shape)
 
     @property
     def mean(self) -> Tensor:
-        return self._expected(self.components.mean)
+        mean = self.components.mean
+        # The sums of the shares are one to rounding only, which counts far from zero.
+        return mean[0] + self._expected(mean - mean[0])
 
     @property
     def variance(self) -> Tensor:

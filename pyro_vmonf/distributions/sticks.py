@@ -93,9 +93,9 @@ class StickBreaking(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        whole = (self.a + self.b).log() + (self.a + self.b + 1).log()
-        pairs = (self.a.log() + (self.a + 1).log(), self.b.log() + (self.b + 1).log())
-        return stick_logs(*pairs, whole).exp() - self.mean.square()
+        # E[w²]/E[w]² of each break, by logarithms of numbers near one.
+        logs = ((1 / n).log1p() for n in (self.a, self.b, self.a + self.b))
+        return self.mean.square() * stick_logs(*logs).expm1()
 
     def entropy(self) -> Tensor:
         """Return the entropy of the first K - 1 weights, in nats."""

@@ -24,7 +24,7 @@ class Scores(nn.Module):
 
     Returns:
         :math:`\log p(x)` ``(N,)`` and :math:`q(c|x)` ``(N, K)`` of rows ``(N, *event_shape)``, as
-        ``log_prob`` and ``predict_proba`` return them.
+        ``log_prob`` and ``predict_proba`` return them. A row with NaN has NaN as its answer.
 
     Example:
         >>> from pyro_vmonf import FlowMixture, RealNVP
@@ -40,13 +40,16 @@ class Scores(nn.Module):
         self.model, self.guide = vmonf.model, vmonf.guide
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gap = x.isnan().flatten(1).any(1)
+        x = torch.where(gap.reshape(-1, *(1,) * (x.dim() - 1)), 0.0, x)
         with unregistered(), evaluating(self):  # as the verbs are, also after a fit
             mixture = self.model.mixture()
             log_prob, q = mixture.log_prob(x), self.guide.log_posterior(x).exp()
             if self.model.bounded:  # as the verbs say of rows outside the support
                 outside = self.model.is_outside(x).unsqueeze(-1)
                 q = torch.where(outside, mixture.log_weights.exp(), q)
-        return log_prob, q
+        nan = log_prob.new_tensor(torch.nan)
+        return torch.where(gap, nan, log_prob), torch.where(gap.unsqueeze(-1), nan, q)
 
 
 def export(vmonf: VMoNF, *, dtype: torch.dtype | None = None) -> torch.export.ExportedProgram:

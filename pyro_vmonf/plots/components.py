@@ -65,7 +65,7 @@ def _means(vmonf: Pair, num_samples: int, seed: int, ax: Axes) -> Axes:
     count, width = vmonf.model.num_components, vmonf.model.event_shape[0]
     with local_seed(seed), evaluating(vmonf.model), torch.no_grad():
         points = vmonf.model.components().sample((num_samples,))
-        share = to_numpy(vmonf.model.weights.log_mean().exp()).astype(np.float64)
+        share = to_numpy(vmonf.model.weights.log_mean().double().softmax(-1))
     each = to_numpy(points).astype(np.float64)  # (num_samples, K, D)
     means = each.mean(0).T
     middle = means @ share

@@ -130,8 +130,8 @@ def _curve(vmonf: Pair, rows: Any, clusters: Any, name: str, ax: Axes) -> Axes:
     """Draw the density over a line."""
     x = to_numpy(rows)[:, 0]
     low, high = np.quantile(x, (0.001, 0.999))
-    margin = 0.1 * max(high - low, 1e-6)
-    at = torch.linspace(low - margin, high + margin, 500).to(rows)
+    margin = 0.1 * float(window.widths(low, high))
+    at = torch.linspace(low - margin, high + margin, 500, dtype=torch.float64).to(rows)
     with torch.no_grad():
         weights = to_numpy(vmonf.model.weights.log_mean().exp())
     each = weights * np.exp(to_numpy(vmonf.component_log_prob(at.unsqueeze(1))))
@@ -155,7 +155,7 @@ def _plane(vmonf: Pair, rows: Any, clusters: Any, ax: Axes) -> Axes:
     plot_data(rows, clusters, ax=ax)
     plot_component_contours(vmonf, mass=(0.9,), extent=extent, ax=ax)
     low, high = np.array(extent[::2]), np.array(extent[1::2])
-    ratio = (high - low).max() / max((high - low).min(), 1e-12)
+    ratio = (high - low).max() / (high - low).min()
     # Features of other units have no common scale.
     ax.set_aspect("equal" if ratio < 4 else "auto")
     _legend(ax, vmonf.model.num_components, to_numpy(clusters))
@@ -213,7 +213,7 @@ def _wrapped(name: str) -> str:
 
 def _limits(values: Array) -> tuple[float, float]:
     low, high = np.quantile(values, (0.002, 0.998)).tolist()
-    margin = 0.08 * max(high - low, 1e-6)
+    margin = 0.08 * float(window.widths(low, high))
     return low - margin, high + margin
 
 

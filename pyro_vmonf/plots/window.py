@@ -91,10 +91,21 @@ def check_extent(extent: Extent) -> Extent:
     return extent
 
 
+def widths(low: Any, high: Any) -> Any:
+    """Return the widths of intervals; an empty one has a small part of its place.
+
+    Example:
+        >>> widths(np.array([0.0, 5.0, 0.0]), np.array([1e-9, 5.0, 0.0])).tolist()
+        [1e-09, 5e-06, 1e-06]
+    """
+    width, place = np.subtract(high, low), 1e-6 * np.abs(high)
+    return np.where(width > 0, width, np.where(place > 0, place, 1e-6))
+
+
 def find_extent(points: Array) -> Extent:
     """Return left, right, bottom and top around most of the points ``(N, 2)``."""
     low, high = np.quantile(points, (0.01, 0.99), axis=0)
-    margin = 0.2 * np.maximum(high - low, 1e-6)
+    margin = 0.2 * widths(low, high)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     return left, right, bottom, top
 

@@ -115,7 +115,7 @@ def merged_parts(near: Array, num_clusters: int | None = None) -> tuple[Array, f
     if num_clusters == 1:
         return np.zeros(len(near), dtype=np.int64), 0.0
     tried = (OPEN_PARTS,) if num_clusters is None else [f * num_clusters for f in PARTS_EACH]
-    most = max(2, len(near) // FEWEST_EACH)
+    most = max(num_clusters or 2, len(near) // FEWEST_EACH)
     found = []
     for count in sorted({min(parts, most) for parts in tried}):
         parts = _cut(near, count)

@@ -112,10 +112,10 @@ def grown(
 ) -> GaussianFit:
     r"""Return a mixture of more Gaussians, as many as held-out rows of a long table want.
 
-    Each Gaussian is split in two along its longest axis, and a pass of stepwise EM over the rows
-    moves them. Step t takes the sums of its rows into the running ones with the rate
-    :math:`(t + 8)^{-0.6}`. The passes end where held-out rows no longer gain 0.01 nats, or with the
-    time. Fewer than 100,000 rows keep their mixture.
+    Passes of stepwise EM over the rows settle the mixture. Each Gaussian is then split in two along
+    its longest axis, and another pass moves them. Step t takes the sums of its rows into the
+    running ones with the rate :math:`(t + 8)^{-0.6}`. The passes end where held-out rows no longer
+    gain 0.01 nats, or with the time. Fewer than 100,000 rows keep their mixture.
 
     Arguments:
         fit: the mixture at the start.
@@ -151,14 +151,18 @@ def grown(
         torch.as_tensor((fit.means - mean) @ whitening.T),
         torch.as_tensor(whitening @ fit.covariances @ whitening.T),
     )
-    score = best.score(judged)
+    score, grows = best.score(judged), False
     while time.perf_counter() < end:
-        larger = best.split() if 2 * len(best.weights) <= most else best
+        larger = best.split() if grows else best
         larger = _pass(larger, rows, end, draws)
         found = larger.score(judged)
-        if not found > score + LEAST_GAIN:
+        better = found > score + LEAST_GAIN
+        if better:
+            best, score = larger, found
+        elif grows or 2 * len(best.weights) > most:
             break
-        best, score = larger, found
+        # The first mixture settles before it grows: what it gains says nothing of its size.
+        grows = (grows or not better) and 2 * len(best.weights) <= most
     size = len(best.weights)
     means, covariances = best.means.numpy(), best.covariances.numpy()
     free = size * (1 + width + width * (width + 1) // 2) - 1

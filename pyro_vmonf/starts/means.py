@@ -38,5 +38,6 @@ def k_means(
         centre = np.average(rows, 0, sample_weight)
         spread = np.sqrt(np.average((rows - centre) ** 2, 0, sample_weight))
     found = KMeans(num_clusters, n_init=n_init, random_state=seed)
-    labels = found.fit_predict((rows - centre) / (spread + 1e-12), sample_weight=sample_weight)
+    spread = np.where(spread > 0, spread, 1.0)
+    labels = found.fit_predict((rows - centre) / spread, sample_weight=sample_weight)
     return torch.as_tensor(labels.astype(np.int64))

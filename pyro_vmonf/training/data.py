@@ -18,6 +18,7 @@ from pyro_vmonf._utils.validation import (
     floating_buffer,
     has_gaps,
 )
+from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.training.loaders import LoaderSource, is_streamed, parts_of
 from pyro_vmonf.training.rows import Arguments, Source, TensorSource, check_inside
@@ -33,6 +34,9 @@ __all__ = [
     "in_memory",
     "make_sources",
 ]
+
+
+LEAST_WEIGHT = 1e-5  # on average, of the rows that count
 
 
 class Sources(NamedTuple):
@@ -99,6 +103,14 @@ def check_data(
         sample_weight = check_sample_weight(sample_weight, len(x), like)
         if not bool((sample_weight > 0).any()):
             raise ValueError("sample_weight is zero for every row; some have to count")
+        mean = float(sample_weight[sample_weight > 0].double().mean())
+        if mean < LEAST_WEIGHT:
+            warn(
+                f"the rows that count have a mean weight of {mean:.3g}: gradients of this size "
+                "vanish beside the eps of Adam, 1e-8, and the fit hardly moves; divide "
+                "sample_weight by its mean",
+                category=UserWarning,
+            )
     rows, weight = model.each_row(x, sample_weight)
     check_gaps(rows, names, weight)
     rows = rows if weight is None else rows[weight > 0]

@@ -59,13 +59,14 @@ class ActNorm(ImageTransform):
             rows = [i for i in range(len(shape)) if batch[i] == 1]
             maps = x.expand(*shape, *x.shape[-3:]).double()
             share = own.to(maps).expand(shape)
-            share = (share / share.sum(rows, keepdim=True).clamp_min(1e-12))[..., None]
+            share = (share / share.sum(rows, keepdim=True).clamp_min(1e-300))[..., None]
             mean = (maps.mean((-1, -2)) * share).sum(rows, keepdim=True)
             square = (maps - mean[..., None, None]).square().mean((-1, -2))
             variance = (square * share).sum(rows, keepdim=True)
             self.shift.copy_(mean.reshape(self.shift.shape))
             # A constant channel keeps its scale.
-            scale = torch.where(variance > 1e-12, variance, 1.0).sqrt()
+            rounding = (torch.finfo(torch.float32).eps * mean).square()
+            scale = torch.where(variance > rounding, variance, 1.0).sqrt()
             self.log_scale.copy_(scale.log().reshape(self.shift.shape))
             self.started.fill_(True)
         return self.inverse_and_log_det(x)[0]

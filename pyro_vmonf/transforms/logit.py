@@ -95,8 +95,9 @@ class Logit(FlowTransform):
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._expanded(x)
         width = 1 - 2 * self.alpha
-        y = self.alpha + width * x  # which may round to an end of the interval
-        y = y.clamp(torch.finfo(y.dtype).tiny, 1 - torch.finfo(y.dtype).eps / 2)
-        log_y, log_rest = y.log(), torch.log1p(-y)
-        log_det = torch.log(y.new_tensor(width)) - log_y - log_rest
+        # Each side from its own end: close to one, a difference of one has few digits.
+        tiny = torch.finfo(x.dtype).tiny
+        log_y = (self.alpha + width * x).clamp(min=tiny).log()
+        log_rest = (self.alpha + width * (1 - x)).clamp(min=tiny).log()
+        log_det = torch.log(x.new_tensor(width)) - log_y - log_rest
         return log_y - log_rest, log_det.flatten(-self._event_dim).sum(-1)

@@ -246,11 +246,11 @@ def _tried(
     model, guide = _pair(rows, start)
     before = _mean_log_prob(model, judged)
     length = lessons.search(model, guide, torch.as_tensor(held), seconds)
-    if length.out_of_time:
-        choice["out_of_time"] = True  # the held-out scores are those of the first part
     after = _mean_log_prob(model, judged)
     if after - before < GAIN:
         length, after = NO_FLOWS, before
+    if length.out_of_time:
+        choice["out_of_time"] = True  # the held-out scores are those of the first part
     size = choice["gaussians"]
     enough = max(MOST_ROWS, int(MOST_NUMBERS / (size * z.shape[1] ** 2)))
     if len(drawn) > enough:

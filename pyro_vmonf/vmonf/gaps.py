@@ -167,7 +167,11 @@ class Completes(nn.Module):
         for index, _, log_r, partial in self._partial(rows, given, DRAWS, seed, chunk_size):
             r = log_r.exp()
             if count is None:
-                filled[index] = (r.unsqueeze(-1) * partial.mean()).sum(-2).to(filled)
+                mean = partial.mean()
+                # The sum of r is one to rounding only, which counts far from zero.
+                first = mean[..., :1, :]
+                mean = first + (r.unsqueeze(-1) * (mean - first)).sum(-2, keepdim=True)
+                filled[index] = mean.squeeze(-2).to(filled)
             else:
                 c = Categorical(logits=log_r, validate_args=False).sample(torch.Size((count,)))
                 draw = partial.draw(count).take_along_dim(c[..., None, None], -2)

@@ -126,7 +126,8 @@ class VMoNF(Scores, Drawn, Halves):
                 ``pyro_vmonf.starts.background.far_rows`` finds any.
 
         Returns:
-            The fitted pair. ``history.choice`` and :meth:`report` say what was chosen.
+            The fitted pair. ``history.choice`` and :meth:`report` say what was chosen. Its verbs
+            take floating-point rows; whole numbers that are meant as real ones are ``x.float()``.
 
         An interrupt of the fit has the pair as it is then as the attribute ``vmonf``.
 

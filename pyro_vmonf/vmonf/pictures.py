@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -60,6 +61,9 @@ def from_images(
     encoder = image_encoder(images, distort, steps=FEATURE_STEPS, seed=seed, progress=progress)
     found, cut = image_clusters(features_of(encoder, images[drawn]), components)
     clusters = torch.as_tensor(found)
+    if (parts := int(clusters.max()) + 1) < (components or 0):
+        said = f"{components} components were asked for, and the best start has {parts} clusters"
+        warnings.warn(f"{said}: the others have no image at first", RuntimeWarning, stacklevel=3)
     count = components or max(int(clusters.max()), -1 if labels is None else int(labels.max())) + 1
     targets = torch.full((len(images),), -1)
     targets[drawn] = clusters if labels is None else named(clusters, labels[drawn], count)
