@@ -137,7 +137,7 @@ class VMoNF(Scores, Drawn, Halves):
 
         Example:
             >>> from pyro_vmonf.datasets import pinwheel
-            >>> x, _ = pinwheel(wings=3, per_wing=50, seed=0)
+            >>> x, _ = pinwheel(wings=3, per_wing=16, seed=0)
             >>> vmonf = VMoNF.from_data(x, components=3, seed=0)
             >>> vmonf.predict(x).bincount().shape
             torch.Size([3])
