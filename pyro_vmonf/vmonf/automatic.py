@@ -57,8 +57,8 @@ MOST_HELD_OUT = 4000  # rows
 BLOCKS, HIDDEN = 3, (64, 64)  # of the flows
 CHUNK = 8192  # rows that are scored at once
 RESERVED = 0.1  # share of the time for scores and the report
-MOST_GAUSSIANS = 1024  # of all components, beyond which none grows
-GROWTH = 0.2  # share of the time of flows in which the Gaussians of long tables grow
+MOST_GAUSSIANS = 4096  # of all components, beyond which none grows
+GROWTH = 0.4  # share of the time of flows in which the Gaussians of long tables grow
 MOST_NUMBERS = 2e9  # rows, times Gaussians, times squared columns, of a mixture for comparison
 GAIN = 0.005  # nats a row that flows have to bring on held-out rows
 NO_FLOWS = Length(0, 0, False)
@@ -155,6 +155,11 @@ class Start:
     base: list[GaussianFit]
     log_shares: Array
 
+    @property
+    def grew(self) -> bool:
+        """``True`` if a mixture of the bank has grown."""
+        return any(b is not d for b, d in zip(self.base, self.densities, strict=True))
+
     @classmethod
     def of(cls, found: Scored, z: Array, clusters: Array, seconds: float, seed: int) -> Start:
         """Return the start at a clustering, whose densities grow on all rows for some seconds."""
@@ -205,16 +210,18 @@ def _trained(
 ) -> tuple[FlowMixture, SoftmaxGuide, History, Start]:
     """Return a pair that was trained as long as held-out rows want, and the start that it had."""
     rows, length = lessons.rows, NO_FLOWS
+    start: Start | None = None
     if len(rows.counted()) >= FEWEST_ROWS:
         lessons.stages.enter("length of the fit")
         tried = _tried(lessons, z, clusters, best, seconds, choice)
         if tried is not None:
             model, guide, length, start = tried
     lessons.stages.enter("fit")
-    if length.out_of_time:  # more steps are worth more than another beginning
+    if length.out_of_time and start:  # more steps are worth more than another beginning
         return model, guide, lessons.go_on(model, guide, length), start
-    counted = rows.drawn(rows.counted(), len(rows.counted()))
-    start = Start.of(best, z[counted], clusters[counted], GROWTH * seconds, rows.seed)
+    if start is None or not start.grew:  # a long table has few held-out rows
+        counted = rows.drawn(rows.counted(), len(rows.counted()))
+        start = Start.of(best, z[counted], clusters[counted], GROWTH * seconds, rows.seed)
     model, guide = _pair(rows, start)
     return model, guide, lessons.repeat(model, guide, length), start
 
