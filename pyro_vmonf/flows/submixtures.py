@@ -20,6 +20,8 @@ from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.nn.mlp import linear, linear_of_columns
 from pyro_vmonf.program import Registered
 
+LARGEST = 2**26  # whitened values at once
+
 
 class WhitenedMixtures(Estimated):
     r"""K mixtures of M Gaussians, each given by the matrix that whitens it.
@@ -97,8 +99,17 @@ class WhitenedMixtures(Estimated):
         return self.log_weights + log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        log_prob = self.joint(x).logsumexp(-1)
+        each = x.dim() > 2 and len(self.batch_shape) == 1
+        parts = self._parts(x, 0) if each else [x]
+        log_prob = torch.cat([self.joint(part).logsumexp(-1) for part in parts])
         return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
+
+    def _parts(self, x: Tensor, axis: int) -> Sequence[Tensor]:
+        """Return rows in parts whose whitened values fit into memory, where none has a gradient."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return [x]
+        own = x.numel() // max(x.shape[axis], 1) // self.loc.shape[-1]  # rows of a place
+        return x.split(max(1, LARGEST // (self.loc.numel() * max(own, 1))), axis)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -115,9 +126,13 @@ class OneOfEach(WhitenedMixtures):
 
     def log_prob_of_columns(self, columns: Columns) -> Tensor:
         """Return the log-density ``(K, 1, rows)`` of columns, one group for each component."""
-        z = linear_of_columns(columns.joined(), *self._whitener())
-        squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
-        return (self._constants().unsqueeze(-1) - 0.5 * squares).logsumexp(1, keepdim=True)
+        found = []
+        for part in self._parts(columns.joined(), -1):
+            z = linear_of_columns(part, *self._whitener())
+            squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
+            joint = self._constants().unsqueeze(-1) - 0.5 * squares
+            found.append(joint.logsumexp(1, keepdim=True))
+        return torch.cat(found, -1)
 
 
 class GaussianMixtures(Registered, ShownModule):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
-from pyro_vmonf.flows import GaussianMixtures
+from pyro_vmonf.flows import GaussianMixtures, submixtures
 from pyro_vmonf.nn import StartedNetwork
 from pyro_vmonf.starts.gaussians import GaussianFit
 
@@ -115,3 +115,18 @@ def test_more_gaussians_than_there_are_places_are_refused() -> None:
 def test_number_of_gaussians_is_checked(bad: float) -> None:
     with pytest.raises((ValueError, TypeError), match="mixtures"):
         GaussianMixtures(D, K, bad)  # type: ignore[arg-type]
+
+
+def test_many_gaussians_score_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient the memory is bounded; the numbers are the same."""
+    x = torch.randn(29, D, generator=torch.Generator().manual_seed(1)).double()
+    model = FlowMixture(RealNVP(D, K, blocks=2, base=bank())).double()
+    for rows in (x.unsqueeze(1), x.unsqueeze(1).expand(-1, K, -1), x[0]):
+        whole = bank()().log_prob(rows)
+        flows = model.components().log_prob(rows)
+        for most in (1, 100, 10**9):
+            monkeypatch.setattr(submixtures, "LARGEST", most)
+            with torch.no_grad():
+                torch.testing.assert_close(bank()().log_prob(rows), whole, rtol=1e-12, atol=1e-12)
+                found = model.components().log_prob(rows)
+                torch.testing.assert_close(found, flows, rtol=1e-12, atol=1e-12)
