@@ -124,11 +124,10 @@ def test_training_does_not_pass_the_probability_itself() -> None:
     beta = torch.distributions.Beta(0.05 * ones, ones)
     vmonf = VMoNF(FlowMixture(torch.distributions.Independent(beta, 3)))
     rows = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
-    for seed in range(2):
-        torch.manual_seed(seed)
-        dequantized = Dequantized(vmonf, VariationalDequantization((1, 2, 2), channels=16))
-        dequantized.fit(rows, steps=280, batch_size=64, seed=seed, progress=False)
-        assert 0.05 * 8 - 0.02 < dequantized.bits_per_dim(rows, samples=20, seed=seed) < 1.0
+    torch.manual_seed(0)
+    dequantized = Dequantized(vmonf, VariationalDequantization((1, 2, 2), channels=16))
+    dequantized.fit(rows, steps=200, batch_size=64, seed=0, progress=False)
+    assert 0.05 * 8 - 0.02 < dequantized.bits_per_dim(rows, samples=20, seed=0) < 1.0
 
 
 def test_the_lightest_level_has_a_finite_density_under_a_bare_logit() -> None:

@@ -95,8 +95,8 @@ def widths(low: Any, high: Any) -> Any:
     """Return the widths of intervals; an empty one has a small part of its place.
 
     Example:
-        >>> widths(np.array([0.0, 5.0, 0.0]), np.array([1e-9, 5.0, 0.0])).tolist()
-        [1e-09, 5e-06, 1e-06]
+        >>> widths(np.array([0.0, 2.0, 0.0]), np.array([1e-9, 2.0, 0.0])).tolist()
+        [1e-09, 2e-06, 1e-06]
     """
     width, place = np.subtract(high, low), 1e-6 * np.abs(high)
     return np.where(width > 0, width, np.where(place > 0, place, 1e-6))

@@ -128,7 +128,8 @@ def grown(
         Cappé, Moulines (2009), Online EM algorithm for latent data models, arXiv:0712.4273.
 
     Example:
-        >>> rows = np.random.default_rng(0).uniform(-2, 2, (100_000, 2))
+        >>> rows = np.random.default_rng(0).normal(size=(100_000, 2))
+        >>> rows[::2] += 9
         >>> one = GaussianFit(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 5)
         >>> more = grown(one, rows, seconds=9, most=2)
         >>> len(more.weights), bool(more.log_prob(rows).mean() > one.log_prob(rows).mean())
