@@ -191,7 +191,7 @@ def load(folder: Path, content: Any) -> None:
     VMoNF.load(path)
 
 
-ROWS = 30 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+ROWS = 40 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
 OWN = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
 MESSAGES: dict[str, Callable[[Path], None]] = {
     "x has infinite values in": lambda _: fit(torch.full((20, 2), torch.inf)),
