@@ -183,7 +183,7 @@ class BoundGuide(Program):
     ) -> Tensor:
         """Return log q(c|x, y) ``(*, K)``: :meth:`log_q` and the evidence, normalised.
 
-        A row with missing entries has :func:`best_log_q` in place of :meth:`log_q`.
+        A row with missing entries has the function ``best_log_q`` in place of :meth:`log_q`.
         """
         if self.exact:
             return self._bound_model().log_posterior(x, y, given)
