@@ -128,9 +128,9 @@ def densities_compared() -> str:
                 f"`minutes={large['minutes']}` of one processor has {large['nats']:.2f} nats on",
                 f"the test patches, ± {large['error']:.2f}, and {large['held_out']:.2f} on",
                 "patches of held-out training images. The mixtures of Gaussians, which grow on all",
-                "rows, bring all of it; the flows add nothing in this time. A masked autoregressive",
-                "flow with a mixture as its base has 156.4 after hours on a GPU (Papamakarios,",
-                "Pavlakou, Murray, 2017, arXiv:1705.07057).",
+                "rows, bring all of it; the flows add nothing in this time. A masked",
+                "autoregressive flow with a mixture as its base has 156.4 after hours on a GPU",
+                "(Papamakarios, Pavlakou, Murray, 2017, arXiv:1705.07057).",
             ),
         )
     )
