@@ -153,7 +153,7 @@ def prepared(
     if getattr(guide, "elbo_gradient", 1.0) != 1.0:
         raise ValueError("elbo_gradient is a share of the plain ELBO; leave out loss=, or pass 1")
     if sums_weights(loss) and not isinstance(loss, ImportanceWeightedELBO):
-        _check_weights(kind, model, guide, arguments)
+        _check_weights(loss, model, guide, arguments)
     loss = copy.copy(loss)
     loss.max_plate_nesting = nesting + loss.vectorize_particles
     try:
@@ -167,13 +167,14 @@ def prepared(
 
 
 def _check_weights(
-    kind: str, model: nn.Module, guide: nn.Module, arguments: dict[str, Any]
+    loss: ELBO, model: nn.Module, guide: nn.Module, arguments: dict[str, Any]
 ) -> None:
     """Refuse what does not enter the weights that an objective sums as it should.
 
     Raises:
         ValueError: if there is any.
     """
+    kind = type(loss).__name__
     guide_trace, model_trace = probed(model, guide, arguments)
     for name, site, _ in sample_sites(model_trace, guide_trace):
         scale = torch.as_tensor(site["scale"])
@@ -183,7 +184,7 @@ def _check_weights(
                 f"{float(scale.flatten()[0]):.4g} times: this bounds nothing. Pass all rows at "
                 "once, batch_size=len(x), without weights; or take TraceEnum_ELBO"
             )
-    if kind != TraceTMC_ELBO.__name__:
+    if not isinstance(loss, TraceTMC_ELBO):
         return
     if arguments.get("y") is not None:
         raise ValueError(f"{kind} has no number where a label rules c out; take TraceEnum_ELBO")

@@ -200,7 +200,7 @@ def test_every_toy_experiment_runs(name: str, recipe: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("name", "seed", "wanted"),
-    [("pinwheel", 0, 0.97), ("circles", 0, 0.99), ("circles-semi", 1, 0.99)],
+    [("pinwheel", 0, 0.97), ("pinwheel", 1, 0.97), ("circles", 0, 0.99), ("circles-semi", 1, 0.99)],
 )
 def test_a_sixth_of_a_recipe_finds_the_clusters(name: str, wanted: float, seed: int) -> None:
     settings = Settings(seed=seed, quick=True)
