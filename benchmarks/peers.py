@@ -21,7 +21,8 @@ from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.data import TensorSource
 from pyro_vmonf.training.graphs import NotCaptured
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.trainer import Plan, Run, Trainer
+from pyro_vmonf.training.plan import Plan, Run
+from pyro_vmonf.training.trainer import Trainer
 
 Step = Callable[[], Any]
 

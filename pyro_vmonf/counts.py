@@ -43,6 +43,7 @@ class Counts(ShownModule):
     recent: Tensor
     stale: Tensor
     batched_buffers = ("passes", "recent")
+    _begun = False  # once a look at ``seen`` has found rows: each look waits for a device
 
     def __init__(self, num_components: int, num_groups: int | None = None) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class Counts(ShownModule):
 
     def reset_parameters(self) -> None:
         """Forget every row."""
+        self._begun = False
         self.passes.zero_()
         self.seen.zero_()
         self.stale.zero_()
@@ -92,6 +94,12 @@ class Counts(ShownModule):
         self.stale.copy_(torch.where(fine, 0.0, self.stale))
         self.recent.copy_(torch.where(fine, batch, self.recent))
 
+    @property
+    def begun(self) -> bool:
+        """``True`` once rows have been counted."""
+        self._begun = self._begun or bool(self.seen)
+        return self._begun
+
     def over_the_data(self) -> Tensor:
         """Return the counts ``(K,)`` of all rows."""
         return self.passes[:, 0] + (1 - self.seen).clamp_min(0) * self.passes[:, 1]
@@ -100,6 +108,7 @@ class Counts(ShownModule):
         for name in ("passes", "seen"):  # files of earlier versions have none
             state_dict.setdefault(prefix + name, torch.zeros_like(self.get_buffer(name)))
         self.stale.zero_()
+        self._begun = False
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

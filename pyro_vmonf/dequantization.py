@@ -38,7 +38,8 @@ from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.metrics import bits_per_dim
 from pyro_vmonf.program import Program
 from pyro_vmonf.training.lanes import Single
-from pyro_vmonf.training.trainer import Plan, Run, Trainer
+from pyro_vmonf.training.plan import Plan, Run
+from pyro_vmonf.training.trainer import Trainer
 from pyro_vmonf.transforms import AffineImageCoupling, FlowTransform, Squeezed, squeeze
 from pyro_vmonf.vmonf import VMoNF
 

@@ -160,7 +160,7 @@ class Posterior(nn.Module):
 
     def settled(self, parameter: Tensor) -> Tensor:
         """Return a parameter, as a constant once counts have moved it."""
-        counted = self.counts is not None and bool(self.counts.seen)
+        counted = self.counts is not None and self.counts.begun
         return parameter.detach() if counted and self.training else parameter
 
     def count_(

@@ -51,6 +51,7 @@ from pyro_vmonf.interop.serving import export
 from pyro_vmonf.nn import MLP, StartedNetwork
 from pyro_vmonf.starts import pretrain_, spectral_clusters, warm_start_
 from pyro_vmonf.terms import Agreement, Balance, Classification, Confidence, Consistency
+from pyro_vmonf.training import unread
 from pyro_vmonf.vmonf import pictures
 from pyro_vmonf.weight_priors import PointPosterior
 
@@ -209,11 +210,12 @@ FITS: dict[str, dict[str, Any]] = {
     "Adam of torch": {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-3)},
     "compiled": {"compile": True},
 }
+READ = ("clipped", "SGD", "Adam of torch")  # steps of these are read one by one
 
 
 @there_is_one
 @pytest.mark.parametrize("name", FITS)
-def test_fits(name: str) -> None:
+def test_fits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if PLAYED and name == "compiled":
         pytest.skip("no compiler writes programs for the device")
     here, there = both(
@@ -223,8 +225,14 @@ def test_fits(name: str) -> None:
         )
     )
     options = {**OPTIONS, "epochs": 3, **FITS[name]}
+    waits: list[bool] = []
+    own = unread.has_to_wait
+    monkeypatch.setattr(
+        unread, "has_to_wait", lambda *given: waits.append(own(*given)) or waits[-1]
+    )
     alone = here.fit(X, Y, **options)
     history = there.fit(X.to(THERE), Y.to(THERE), **options)
+    assert waits == [True, name in READ]
     assert history.elbo == pytest.approx(alone.elbo, rel=1e-6)
     assert history.road == alone.road
     assert_same_state(there, here)

@@ -31,8 +31,9 @@ from pyro_vmonf.program import log_evidence
 from pyro_vmonf.starts.clusters import spectral_clusters
 from pyro_vmonf.terms import Batch, CustomTerm, Term
 from pyro_vmonf.training.lanes import Single
+from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.restarts import best_of_
-from pyro_vmonf.training.trainer import Plan, Run, Trainer
+from pyro_vmonf.training.trainer import Trainer
 
 JUDGED = 8192  # rows on which starts are compared
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.optim import Optimizer
+from torch import Tensor, fx
 
 from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.flat_adam import FlatAdam
 from pyro_vmonf.training.graphs import NotCaptured, StepGraph
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Single, Terms
+from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.trainer import Trainer
+from pyro_vmonf.training.unread import Unread
 
 MEASURED_STEPS = 50  # that "auto" sees before it decides
 SHARE_SAVED = 0.6  # of a step, by a compiled one
@@ -25,7 +26,7 @@ COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new on th
 MOST_NUMBERS = 2_000_000  # parameters above which products are the step, and a graph saves nothing
 
 
-class Compiled(Single):
+class Compiled(Unread):
     """One run, whose steps on batches of one shape are a graph once there is one.
 
     Batches of another shape, such as a short last one, take the step from Python.
@@ -35,23 +36,14 @@ class Compiled(Single):
         clip_norm: the largest norm of the gradient.
         parameters: of the optimiser.
         optimizer: of the run.
+        scheduler: of the optimiser.
     """
 
     graph: StepGraph | None = None
-    last: Arguments | None = None  # batch that the graph took
+    last_batch: Arguments | None = None  # batch that the graph took
     undo: Callable[[], dict[Tensor, Tensor]] | None = None  # values before that step
     seconds = 0.0  # of the steps from Python
     count = 0
-
-    def __init__(
-        self,
-        module: nn.Module,
-        clip_norm: float | None,
-        parameters: Sequence[Tensor],
-        optimizer: Optimizer,
-    ) -> None:
-        super().__init__(module, clip_norm, parameters)
-        self.optimizer = optimizer
 
     def build_(self, batch: Arguments, worth: Callable[[fx.GraphModule], bool]) -> StepGraph:
         """Compile the step for batches like this one.
@@ -65,7 +57,7 @@ class Compiled(Single):
         """
         objective: Any = self.module
         self.graph = StepGraph(
-            objective, self.parameters, batch, self.optimizer, self.clip_norm, worth
+            objective, self.parameters, batch, self.optimizer, self.clip_norm, self.waits, worth
         )
         return self.graph
 
@@ -78,7 +70,29 @@ class Compiled(Single):
             if graph is not None and graph.adam is not None:
                 graph.adam.look_()
             return result
-        self.last = batch
+        self.last_batch = batch
+        take = self._take_and_read if self.waits else self._take
+        return take(graph, batch, graph.adam, move)
+
+    def _take(
+        self, graph: StepGraph, batch: Arguments, adam: FlatAdam, _: Callable[..., Any]
+    ) -> tuple[Terms, list[bool]]:
+        start = self._start()
+        terms, (new, mean, square, _old, flags), counted = graph(batch)
+        try:
+            adam.accept_(new, mean, square, flags[1])
+            graph.count_(counted)
+            finite, taken = flags.bool().unbind()
+            self._keep_where(finite, taken)
+        except BaseException:  # an interrupt may come in the middle
+            self._take_back(start)
+            raise
+        self.add_(terms, taken, len(batch["x"]))
+        return terms, []
+
+    def _take_and_read(
+        self, graph: StepGraph, batch: Arguments, adam: FlatAdam, move: Callable[..., Any]
+    ) -> tuple[Terms, list[bool]]:
         terms, (new, mean, square, old, flags), counted = graph(batch)
         loss_is_finite, finite = flags.tolist()
         if loss_is_finite:
@@ -86,7 +100,7 @@ class Compiled(Single):
         if not finite:
             return terms, [False]
         try:
-            graph.adam.accept_(new, mean, square)
+            adam.accept_(new, mean, square, flags[1])
             graph.count_(counted)
             move(parameters=False)
         except BaseException:  # an interrupt may come in the middle
@@ -114,7 +128,7 @@ class Compiled(Single):
             result = super()._differentiate(batches)
             self.seconds, self.count = self.seconds + time.perf_counter() - start, self.count + 1
             return result
-        self.last = batch
+        self.last_batch = batch
         terms, gradients, counted = self.graph(batch)
         for parameter, gradient in zip(self.graph.parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -123,9 +137,9 @@ class Compiled(Single):
 
     def compare_(self) -> str:
         """Leave a graph that differs from the step on its last batch, and return how."""
-        if self.graph is None or self.last is None:
+        if self.graph is None or self.last_batch is None:
             return ""
-        reason = self.graph.difference(self.last)
+        reason = self.graph.difference(self.last_batch)
         if reason:
             self.graph = None
         return reason

@@ -25,12 +25,7 @@ from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
 from pyro_vmonf.training.compiling import Compiled, Compiling
-from pyro_vmonf.training.data import (
-    Arguments,
-    Sources,
-    fingerprint,
-    make_sources,
-)
+from pyro_vmonf.training.data import Arguments, Sources, fingerprint, make_sources
 from pyro_vmonf.training.endings import culprit, endings, warn
 from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import OVER, STOPPED, History
@@ -39,9 +34,10 @@ from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.losses import sums_weights
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
+from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
 from pyro_vmonf.training.streams import Streams
-from pyro_vmonf.training.trainer import Plan, Run, Trainer
+from pyro_vmonf.training.trainer import Trainer
 
 __all__ = ["Callback", "Progress", "fit"]
 
@@ -125,7 +121,8 @@ def fit(
         standardize: standardise at the first fit; later ones keep what the first one found, and
             components on a bounded set (pixels behind a logit) are left as they are.
         callbacks: called after each epoch with :class:`Progress`; returning ``True`` stops the run.
-        max_rejected: steps in a row with a non-finite loss before the run gives up.
+        max_rejected: steps in a row with a non-finite loss before the run gives up. On a device
+            whose steps are not waited for it looks after each epoch, and after 256 steps.
         checkpoint: file that the state of the run is written to, for ``resume``.
         every: epochs between two checkpoints; the last epoch always leaves one.
         resume: checkpoint of a run with the same options and data, which goes on from there. On
@@ -213,7 +210,7 @@ def _fit(
         objective = Objective(model, guide, loss=options.loss)
         objective.prepare_(probe, options.fast)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        lanes = Compiled(objective, options.clip_norm, parameters, optimizer)
+        lanes = Compiled(objective, options.clip_norm, parameters, optimizer, scheduler)
         run = run_of(sources, generator, options)
         plan = plan_of(model, guide, options, schedule)
         trainer = Trainer(lanes, [run], optimizer, scheduler, plan, after_move=settled)

@@ -23,16 +23,25 @@ class FlatAdam:
         optimizer: of the run, which :meth:`refuses` accepts.
         parameters: those that have a gradient.
         clip_norm: the largest norm of the gradient.
+        waits: the host reads the number of steps. It is right to the last digit, and fast, where
+            there is nothing to wait for.
 
     Source: Kingma and Ba (2015), arXiv:1412.6980.
     """
 
     def __init__(
-        self, optimizer: Optimizer, parameters: Sequence[Tensor], clip_norm: float
+        self,
+        optimizer: Optimizer,
+        parameters: Sequence[Tensor],
+        clip_norm: float,
+        waits: bool = True,
     ) -> None:
         self.optimizer = optimizer
         self.parameters = list(parameters)
         self.clip_norm = clip_norm
+        self.waits = waits
+        self.constants: tuple[float, ...] = ()  # of the group, and as a tensor
+        self.vector = torch.zeros(0)
         [self.group] = optimizer.param_groups
         self.sizes = [parameter.numel() for parameter in self.parameters]
         zeros = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters]
@@ -94,16 +103,25 @@ class FlatAdam:
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
     def inputs(self) -> list[Tensor]:
-        """Return the moments, and the numbers of the coming step ``(8,)``."""
-        group, step = self.group, float(self.steps[0]) + 1
+        """Return the moments, the numbers of every step ``(6,)`` and of the coming one ``(2,)``."""
+        group = self.group
         lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], group["weight_decay"]
         decoupled = group["decoupled_weight_decay"]
-        numbers = (
-            1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5,
-            group["eps"], 0.0 if decoupled else decay, lr * decay if decoupled else 0.0,
+        constants = (
+            1 - beta1, beta2, 1 - beta2, group["eps"],
+            0.0 if decoupled else decay, lr * decay if decoupled else 0.0,
         )  # fmt: skip
-        vector = torch.tensor(numbers, dtype=self.mean.dtype, device=self.mean.device)
-        return [self.mean, self.square, vector]
+        if constants != self.constants:
+            self.constants, self.vector = constants, self._there(constants)
+        step = float(self.steps[0]) + 1 if self.waits else self.steps[0].double() + 1
+        size, root = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
+        own = self._there((size, root)) if self.waits else torch.stack((size, root)).to(self.mean)
+        return [self.mean, self.square, self.vector, own]
+
+    def _there(self, numbers: Sequence[float]) -> Tensor:
+        """Return numbers on the device, without a wait for it."""
+        here = torch.tensor(numbers, dtype=self.mean.dtype)
+        return here.to(self.mean.device, non_blocking=True)
 
     def step(
         self,
@@ -111,32 +129,33 @@ class FlatAdam:
         gradients: Sequence[Tensor],
         mean: Tensor,
         square: Tensor,
-        numbers: Tensor,
+        *numbers: Tensor,
     ) -> list[Tensor]:
         """Return parameters and moments after the step, parameters before, norm of the gradient."""
-        rate1, keep2, rate2, *_, decay, _ = numbers.unbind()
+        rate1, keep2, rate2, _, decay, _ = numbers[0].unbind()
         old = torch.cat([value.flatten() for value in before])
         gradient = torch.cat([value.flatten() for value in gradients])
         norm = gradient.norm()
         gradient = gradient * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0) + decay * old
         mean = mean + rate1 * (gradient - mean)
         square = keep2 * square + rate2 * gradient * gradient
-        return [self.moved(old, mean, square, numbers), mean, square, old, norm]
+        return [self.moved(old, mean, square, *numbers), mean, square, old, norm]
 
     @staticmethod
-    def moved(old: Tensor, mean: Tensor, square: Tensor, numbers: Tensor) -> Tensor:
+    def moved(old: Tensor, mean: Tensor, square: Tensor, every: Tensor, own: Tensor) -> Tensor:
         """Return the parameters after the step that the moments belong to."""
-        *_, size, root, eps, _, decoupled = numbers.unbind()
+        *_, eps, _, decoupled = every.unbind()
+        size, root = own.unbind()
         return old - decoupled * old - size * mean / (square.sqrt() / root + eps)
 
     @torch.no_grad()
-    def accept_(self, new: Tensor, mean: Tensor, square: Tensor) -> None:
-        """Put parameters and optimiser into the state after a step."""
+    def accept_(self, new: Tensor, mean: Tensor, square: Tensor, taken: Tensor) -> None:
+        """Put parameters and optimiser into the state after a step, which counts if it is taken."""
         self.values.copy_(new)
         torch._foreach_copy_(self.parameters, self.views)
         self.mean.copy_(mean)
         self.square.copy_(square)
-        self.steps.add_(1)
+        self.steps.add_(taken)
 
 
 def special(optimizer: Optimizer) -> bool:

@@ -34,8 +34,8 @@ class StepGraph:
 
     State, rows, temperature, rates and the weights of the guide's terms are inputs, so that
     schedules go on. Everything that a step moves is an output: the parameters, the moments, and
-    what the forward pass counts. A step that is rejected leaves no trace. With another optimiser
-    the gradients are the outputs, and it moves the parameters.
+    what the forward pass counts. A step that is not finite returns all of them as they were. With
+    another optimiser the gradients are the outputs, and it moves the parameters.
 
     Arguments:
         objective: of the run, on its direct road.
@@ -43,6 +43,7 @@ class StepGraph:
         batch: the first batch.
         optimizer: of the run.
         clip_norm: the largest norm of the gradient.
+        waits: the host reads what each step returns.
         worth: function from a graph to whether it is compiled.
 
     Raises:
@@ -57,6 +58,7 @@ class StepGraph:
         batch: Arguments,
         optimizer: Optimizer,
         clip_norm: float,
+        waits: bool = True,
         worth: Callable[[fx.GraphModule], bool] = lambda graph: True,
     ) -> None:
         _check(objective, parameters)
@@ -84,7 +86,7 @@ class StepGraph:
                 self.parameters = [self._of(name) for name in self.given]
                 self.counted = [self._of(name) for name in self.moved]
                 if self.parameters and not FlatAdam.refuses(optimizer, self.parameters):
-                    self.adam = FlatAdam(optimizer, self.parameters, clip_norm)
+                    self.adam = FlatAdam(optimizer, self.parameters, clip_norm, waits)
                 inputs = [value.detach() for value in self._inputs(batch)]
                 self.graph = captured(self._step, inputs)
                 if not worth(self.graph):
@@ -158,7 +160,7 @@ class StepGraph:
         with local_seed(0), torch.no_grad():
             found, *theirs = self.function(*self._inputs(batch))
         if self.adam is not None:  # a gradient of zero but for rounding may move either way
-            others[0] = self.adam.moved(theirs[3], theirs[1], theirs[2], self.adam.inputs()[-1])
+            others[0] = self.adam.moved(theirs[3], theirs[1], theirs[2], *self.adam.inputs()[2:])
         rounding = 1e3 * torch.finfo(terms.dtype).eps
         for mine, other in zip([terms, *others], [found, *theirs], strict=True):
             scale = float(mine.abs().amax()) if mine.numel() else 0.0
@@ -178,6 +180,8 @@ class StepGraph:
                     start = time.perf_counter()
                     with torch.no_grad():
                         function(*inputs)
+                    if not inputs[0].is_cpu:
+                        torch.accelerator.synchronize(inputs[0].device)
                     times.append(time.perf_counter() - start)
         return min(own) < min(theirs)
 
@@ -186,7 +190,7 @@ class StepGraph:
         current = [term.current_weight for term in self.terms]
         if current != self.current:  # to make a tensor takes as long as a small kernel
             self.current = current
-            self.weights = torch.tensor(current, dtype=x.dtype, device=x.device)
+            self.weights = torch.tensor(current, dtype=x.dtype).to(x.device, non_blocking=True)
         rows = (batch[name] for name in self.rows)
         moments = [] if self.adam is None else self.adam.inputs()
         return [*self.state, self.weights, *rows, *moments]
@@ -194,12 +198,19 @@ class StepGraph:
     def _step(self, *inputs: Tensor) -> list[Tensor]:
         stacked, leaves, gradients = self._differentiated(inputs)
         found = list(gradients.values())
+        moved = [leaves[name].detach() for name in self.moved]
         if self.adam is not None:
             before = [leaves[name].detach() for name in gradients]
-            *found, norm = self.adam.step(before, found, *inputs[-3:])
+            *new, old, norm = self.adam.step(before, found, *inputs[-4:])
             loss = stacked.detach().sum()
-            found.append(torch.stack([loss, loss + norm]).isfinite().to(loss.dtype))
-        return [stacked.detach(), *found, *(leaves[name].detach() for name in self.moved)]
+            flags = torch.stack([loss, loss + norm]).isfinite()
+            state = [inputs[self.names.index(name)].detach() for name in self.moved]
+            new, moved = (
+                [torch.where(flags[1], a, b) for a, b in zip(after, start, strict=True)]
+                for after, start in ((new, [old, *inputs[-4:-2]]), (moved, state))
+            )
+            found = [*new, old, flags.to(loss.dtype)]
+        return [stacked.detach(), *found, *moved]
 
     def _differentiated(
         self, inputs: Sequence[Tensor]

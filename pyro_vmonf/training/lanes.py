@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,25 @@ from pyro_vmonf.schedules import SMALLEST_TEMPERATURE
 from pyro_vmonf.training.data import Arguments
 
 Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Steps that nobody had read.
+
+    Arguments:
+        steps: their number.
+        totals: sum of each term over the rows of the accepted steps.
+        rows: of the accepted steps.
+        rejected: number of steps that were not finite.
+        in_a_row: how many of them are the last ones.
+    """
+
+    steps: int
+    totals: dict[str, float]
+    rows: int
+    rejected: int
+    in_a_row: int
 
 
 def is_watched(parameter: Tensor) -> bool:
@@ -44,8 +64,12 @@ class Lanes(Protocol):
     ) -> tuple[Terms, list[bool]]:
         """Move the parameters once; return the terms, and the runs that took the step.
 
-        A run that is over, or whose loss or gradient is not finite, stays as it is.
+        A run that is over, or whose loss or gradient is not finite, stays as it is. No runs are
+        returned by a run whose steps are read later.
         """
+
+    def read(self) -> Reading | None:
+        """Return the steps that nobody has read; ``None`` if there are none."""
 
     def set_temperature_(self, value: float) -> None:
         """Set the temperature of every guide."""
@@ -110,6 +134,9 @@ class Single:
         except BaseException:  # an interrupt may come in the middle of a move
             self._take_back(start)
             raise
+
+    def read(self) -> Reading | None:
+        return None
 
     def _step(
         self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[..., Any]
@@ -261,6 +288,9 @@ class Stacked:
             with torch.no_grad():
                 torch._foreach_copy_([*buffers, *self.parameters], before)
             raise
+
+    def read(self) -> Reading | None:
+        return None
 
     def _step(
         self,

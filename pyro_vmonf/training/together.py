@@ -26,7 +26,8 @@ from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.lanes import Stacked, Terms
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Options
-from pyro_vmonf.training.trainer import Run, Trainer
+from pyro_vmonf.training.plan import Run
+from pyro_vmonf.training.trainer import Trainer
 
 # The options of ``fit`` under which runs go on side by side.
 TOGETHER = {

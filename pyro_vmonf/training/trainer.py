@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch.optim import Optimizer
@@ -14,84 +13,15 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, training
 from pyro_vmonf._utils.progress import progress_bar
-from pyro_vmonf.schedules import Schedule
-from pyro_vmonf.training.data import Arguments, Source, TensorSource
+from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.lanes import Lanes, Terms
 from pyro_vmonf.training.optimisers import flush_
-from pyro_vmonf.training.selection import START, Keeper
+from pyro_vmonf.training.plan import Plan, Run
+from pyro_vmonf.training.selection import START
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """The rows of one run, and its record.
-
-    Arguments:
-        train: rows of the epochs.
-        generator: of their order.
-        labelled: rows of pretraining and of interleaved epochs.
-        measured: rows on which states are measured; ``None`` measures none.
-        held_out: whether the measured rows are held out of training.
-    """
-
-    train: Source
-    generator: torch.Generator
-    labelled: TensorSource | None = None
-    measured: TensorSource | None = None
-    held_out: bool = False
-    history: History = field(default_factory=History)
-    keeper: Keeper = field(default_factory=lambda: Keeper(False))
-    rejected_in_a_row: int = 0
-    going: bool = True
-    failure: str = ""  # the reason why the run was given up
-    totals: Terms = field(default_factory=dict)
-    taken: int = 0  # rows of the accepted steps of the epoch
-
-    def close_epoch(
-        self, number: int, step: int, temperature: float, objective: Callable[..., float]
-    ) -> None:
-        """Record the means of the terms over the rows of the epoch."""
-        count = max(self.taken, 1)
-        means = {name: float(value) / count for name, value in self.totals.items()}
-        self.history.record(number, step, means, temperature, objective(means))
-        self.totals, self.taken = {}, 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The course of a run.
-
-    Arguments:
-        epochs: passes through the rows; ``None`` where steps count.
-        steps: training steps; ``None`` where epochs count.
-        minutes: after which the run stops, in the middle of an epoch if need be.
-        pretrain_epochs: passes through the labelled rows, before the first epoch.
-        interleave: each epoch begins with the labelled rows.
-        patience: epochs without a better state before a run stops.
-        max_rejected: steps in a row with a loss that is not finite before a run is given up.
-        temperature: schedule of the guide's temperature.
-        objective: function from the terms to the objective that the history records.
-        culprit: function from terms and arguments to the words that name a fault.
-        title: of the progress bar; empty for none.
-        draws: of what the program draws, each time that states are measured.
-        check_last: take back a last step whose state has no finite objective.
-    """
-
-    epochs: int | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    pretrain_epochs: int = 0
-    interleave: bool = False
-    patience: int | None = None
-    max_rejected: int = 20
-    temperature: Schedule | None = None
-    objective: Callable[[dict[str, float]], float] = lambda terms: sum(terms.values())
-    culprit: Callable[[Terms, Arguments], str] = lambda terms, arguments: "the sum of the terms"
-    title: str = ""
-    draws: int = 1
-    check_last: bool = False
+LONGEST_UNREAD = 256  # steps
 
 
 class Trainer:
@@ -113,8 +43,8 @@ class Trainer:
         lanes: Lanes,
         runs: Sequence[Run],
         optimizer: Optimizer,
-        scheduler: LRScheduler | None = None,
-        plan: Plan = Plan(),
+        scheduler: LRScheduler | None,
+        plan: Plan,
         after_epoch: Sequence[Callable[[Trainer, int], str | None]] = (),
         after_move: Callable[[], object] = lambda: None,
     ) -> None:
@@ -132,6 +62,7 @@ class Trainer:
         self.seconds, self.end = 0.0, math.inf  # behind, and of the time that there is
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
+        self.terms: Terms = {}
         self.anneal(0)  # pretraining stays at the start of the schedules
 
     def run(self) -> list[History]:
@@ -148,6 +79,7 @@ class Trainer:
         try:
             self._go_through_all(start)
         except BaseException as error:
+            self._read()
             self.seconds = time.perf_counter() - start
             for run in self.runs:
                 run.history.interrupt(self._reason(error), self.seconds, run.held_out)
@@ -256,6 +188,7 @@ class Trainer:
         if self.epoch >= 0:
             batches = [run.train.epoch(run.generator) for run in self.runs]
             self._go_through(batches, scheduled=True)
+        self._read()
         for run in self.runs:
             if not run.history.stopped and not run.failure:
                 run.close_epoch(self.epoch, self.steps, self.temperature, plan.objective)
@@ -288,8 +221,13 @@ class Trainer:
         """Take one step of every run; return its terms."""
         self.batches = batches
         going = [run.going for run in self.runs]
-        terms, taken = self.lanes.step(batches, going, self._move)
+        self.terms, taken = self.lanes.step(batches, going, self._move)
+        terms = self.terms
         self.steps += 1
+        if not taken:
+            if self.steps % LONGEST_UNREAD == 0:
+                self._read()
+            return terms
         alone = len(self.runs) == 1
         for i, (run, ok) in enumerate(zip(self.runs, taken, strict=True)):
             if not run.going:
@@ -302,8 +240,25 @@ class Trainer:
                 for name, value in own.items():
                     run.totals[name] = run.totals.get(name, 0.0) + rows * value
             else:
-                self._reject(i, own, batches[i])
+                logger.info("%s: step %d is not finite and is rolled back", self._name, self.steps)
+                self._reject(i, own)
         return terms
+
+    def _read(self) -> None:
+        """Take over what the steps of the one run have left on the device."""
+        found, run = self.lanes.read(), self.runs[0]
+        if found is None:
+            return
+        run.taken += found.rows
+        for name, value in found.totals.items():
+            run.totals[name] = run.totals.get(name, 0.0) + value
+        if found.rejected < found.steps:
+            run.rejected_in_a_row = 0
+            self.after_move()
+        if found.rejected:
+            where = f"{found.rejected} of {found.steps} steps until step {self.steps}"
+            logger.info("%s: %s are not finite and are rolled back", self._name, where)
+            self._reject(0, self.terms, found.rejected, found.in_a_row)
 
     def _move(self, parameters: bool = True) -> None:
         """Move the parameters, unless the graph of the step has done so, and the schedules."""
@@ -313,14 +268,13 @@ class Trainer:
             self.scheduler.step()
         self.after_move()
 
-    def _reject(self, number: int, terms: Terms, arguments: Arguments) -> None:
+    def _reject(self, number: int, terms: Terms, count: int = 1, in_a_row: int = 1) -> None:
         run = self.runs[number]
-        run.history.rejected += 1
-        run.rejected_in_a_row += 1
-        logger.info("%s: step %d is not finite and is rolled back", self._name, self.steps)
+        run.history.rejected += count
+        run.rejected_in_a_row += in_a_row
         if run.rejected_in_a_row < self.plan.max_rejected:
             return
-        culprit = self.plan.culprit(terms, arguments)
+        culprit = self.plan.culprit(terms, self.batches[number])
         self.lanes.step_back_(number)
         run.going = False
         run.history.stopped = f"{run.rejected_in_a_row} steps in a row were not finite"

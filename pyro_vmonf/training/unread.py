@@ -1,0 +1,141 @@
+"""The step of a run on a device, for which the host does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.flat_adam import special
+from pyro_vmonf.training.lanes import Reading, Single, Terms, forget_gradients
+
+
+class Unread(Single):
+    """One run whose verdicts stay on the device until they are read.
+
+    A step whose loss or gradient is not finite reaches nothing. Fused Adam takes the verdict as
+    its ``found_inf``. What the forward pass moves goes back where the verdict says so.
+
+    Arguments:
+        module: its call takes the arguments of a batch and returns terms.
+        clip_norm: the largest norm of the gradient.
+        parameters: of the optimiser.
+        optimizer: of the run.
+        scheduler: of the optimiser.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        clip_norm: float | None,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+    ) -> None:
+        super().__init__(module, clip_norm, parameters)
+        self.optimizer: Any = optimizer
+        self.waits = has_to_wait(optimizer, scheduler, self.kept)
+        self.totals: Terms = {}
+        self.counts = torch.zeros(3, dtype=torch.int64, device=self.kept[0].device)
+        self.steps = 0  # that nobody has read
+
+    def _step(
+        self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[..., Any]
+    ) -> tuple[Terms, list[bool]]:
+        if self.waits:
+            return super()._step(batches, start, move)
+        forget_gradients(self.parameters)
+        versions = [value._version for value in self.kept]
+        terms, loss = self._differentiate(batches)
+        counted = [
+            (value, old)
+            for value, version, old in zip(self.kept, versions, start, strict=True)
+            if value._version != version
+        ]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
+        if self.clip_norm < float("inf"):
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        finite = loss.isfinite()
+        taken = finite & norm.isfinite()
+        self.optimizer.found_inf = (~taken).float()
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
+        with torch.no_grad():
+            for value, old in counted:
+                value.copy_(torch.where(taken, value, old))
+        self._keep_where(finite, taken)
+        self.add_(terms, taken, len(batches[0]["x"]))
+        return terms, []
+
+    @torch.no_grad()
+    def _start(self) -> list[Tensor]:
+        if self.waits or self.before:
+            return super()._start()
+        self.flat = torch.cat([value.detach().flatten() for value in self.kept])
+        known = self.last_finite or self.kept  # a resumed run knows them
+        self.last = torch.cat([value.detach().flatten() for value in known])
+        sizes = [value.numel() for value in self.kept]
+        self.before, self.last_finite = (
+            [part.view(v.shape) for part, v in zip(vector.split(sizes), self.kept, strict=True)]
+            for vector in (self.flat, self.last)
+        )
+        return self.before
+
+    @torch.no_grad()
+    def _keep_where(self, finite: Tensor, taken: Tensor) -> None:
+        """Keep the parameters before the step, and the buffers after it, where a flag is true."""
+        torch.where(finite, self.flat, self.last, out=self.last)
+        for i, buffer in enumerate(self.buffers):
+            if buffer._version != self.versions[i]:
+                self.copies[i].copy_(torch.where(taken, buffer, self.copies[i]))
+        self._settle(accepted=False)
+
+    @torch.no_grad()
+    def add_(self, terms: Terms, taken: Tensor, rows: int) -> None:
+        """Add a step to those that nobody has read."""
+        for name, value in terms.items():
+            own = torch.where(taken, rows * value, 0.0)
+            self.totals[name] = own + self.totals[name] if name in self.totals else own
+        accepted = taken.to(self.counts.dtype)
+        in_a_row = (self.counts[2] + 1) * (1 - accepted)
+        sums = self.counts[:2] + torch.stack((rows * accepted, accepted))
+        self.counts = torch.cat((sums, in_a_row.unsqueeze(0)))
+        self.steps += 1
+
+    def read(self) -> Reading | None:
+        if not self.steps:
+            return None
+        rows, accepted, in_a_row = self.counts.tolist()
+        values = torch.stack(list(self.totals.values())).tolist()
+        totals = dict(zip(self.totals, values, strict=True))
+        found = Reading(self.steps, totals, rows, self.steps - accepted, in_a_row)
+        self.totals, self.steps = {}, 0
+        self.counts.zero_()
+        return found
+
+
+def has_to_wait(
+    optimizer: Optimizer, scheduler: LRScheduler | None, parameters: Sequence[Tensor]
+) -> bool:
+    """Return whether the host has to read the verdict on each step.
+
+    There is nothing to wait for on a CPU. Another optimiser than fused Adam takes no verdict, and
+    a scheduler counts the accepted steps in Python.
+    """
+    [kind, *others] = {(value.device, value.dtype) for value in parameters}
+    return bool(
+        others
+        or kind[0].type == "cpu"
+        or type(optimizer) not in (Adam, AdamW)
+        or special(optimizer)
+        or not optimizer.param_groups[0]["fused"]
+        or not isinstance(scheduler, ReduceLROnPlateau | None)
+    )
