@@ -19,7 +19,7 @@ class Unread(Single):
     """One run whose verdicts stay on the device until they are read.
 
     A step whose loss or gradient is not finite reaches nothing. Fused Adam takes the verdict as
-    its ``found_inf``. What the forward pass moves goes back where the verdict says so.
+    its ``found_inf``. Buffers and counts that the forward pass moves go back by it.
 
     Arguments:
         module: its call takes the arguments of a batch and returns terms.
