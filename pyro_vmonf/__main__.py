@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -12,7 +12,7 @@ from pyro_vmonf._version import __version__
 from pyro_vmonf.experiments.data import EXPERIMENTS
 from pyro_vmonf.experiments.draws import Settings
 from pyro_vmonf.experiments.run import Result, run, write
-from pyro_vmonf.interop.commands import EXIT, RUN, add_commands, run_command
+from pyro_vmonf.interop.commands import EXIT, RUN, add_commands, folder, run_command
 
 TEXT = """\
 Variational mixtures of normalizing flows: clusters whose shapes bend, with their density."""
@@ -47,7 +47,7 @@ def seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [-1]
-    if min(numbers) < 0:
+    if min(numbers) < 0 or max(numbers) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1,2")
     return numbers
 
@@ -137,6 +137,8 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
             f"{', '.join(experiment.recipes)}"
         )
     recipe = experiment.recipes[options.recipe]
+    if options.labels and "semi" not in options.name:
+        raise ValueError(f"{options.name} has no labels; leave out --labels, or run a -semi one")
     print(f"{options.name}, recipe {options.recipe}: {experiment.title}")
     results: list[Result] = []
     for seed in options.seeds:
@@ -144,25 +146,26 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
         data = experiment.draw(settings)
         recorder = None if data.image_shape else Recorder(data.x, every=10)
         callbacks = () if recorder is None else (recorder,)
-        folder = options.out / options.name / f"seed-{seed}"
-        checkpoint = folder / "checkpoint.pt" if recipe.fresh_noise else None
+        place = options.out / options.name / f"seed-{seed}"
+        checkpoint = place / "checkpoint.pt" if recipe.fresh_noise else None
         if checkpoint is not None and not options.resume:
-            for path in (checkpoint, folder / "curve.json"):
+            for path in (checkpoint, place / "curve.json"):
                 path.unlink(missing_ok=True)
-        result = run(
-            data,
-            recipe,
-            settings,
-            device=options.device,
-            callbacks=callbacks,
-            checkpoint=checkpoint,
-        )
-        write(result, folder, recorder)
+        with folder(place):
+            result = run(
+                data,
+                recipe,
+                settings,
+                device=options.device,
+                callbacks=callbacks,
+                checkpoint=checkpoint,
+            )
+            write(result, place, recorder)
         if not results:
             print(header(result.scores))
         print(row(str(seed), result.scores), flush=True)
         if result.data.image_shape is not None:
-            print((folder / "contingency.txt").read_text(), end="")
+            print((place / "contingency.txt").read_text(), end="")
         results.append(result)
     return results
 
@@ -178,12 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:14} {experiment.title}")
         return 0
     if options.command in RUN:
-        return _on_tables(options)
-    try:
-        results = run_seeds(options)
-    except (FloatingPointError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _status(lambda: run_command(options))
+    results: list[Result] = []
+    status = _status(lambda: results.extend(run_seeds(options)))
+    if status:
+        return status
     if len(results) > 1:
         keys = results[0].scores.keys()
         print(row("mean", {k: mean(r.scores[k] for r in results) for k in keys}))
@@ -193,10 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _on_tables(options: argparse.Namespace) -> int:
-    """Run a command on tables and return its exit status."""
+def _status(command: Callable[[], object]) -> int:
+    """Run a command and return its exit status."""
     try:
-        run_command(options)
+        command()
     except KeyboardInterrupt:
         print("interrupted before all files were written", file=sys.stderr)
         return 130

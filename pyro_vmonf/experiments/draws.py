@@ -127,7 +127,7 @@ def draw_mnist(
         flat: flatten the rows; otherwise a row is an image ``(1, H, W)``.
 
     Raises:
-        ValueError: if there are too few training images.
+        ValueError: if there are too few training images, or the labels cannot be shared equally.
     """
     images, labels = mnist(settings.data, digits=tuple(range(digits)))
     images_test, labels_test = mnist(settings.data, train=False, digits=tuple(range(digits)))
@@ -142,6 +142,8 @@ def draw_mnist(
     y = None
     if labelled:
         wanted = settings.labels or labelled
+        if wanted % digits:
+            raise ValueError(f"--labels is {wanted}; expected as many for each of {digits} digits")
         y = torch.full_like(labels, -1)
         for digit in range(digits):
             y[(labels == digit).nonzero().squeeze(1)[: wanted // digits]] = digit

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     fit.add_argument("--label", metavar="COLUMN", help="column of known classes, empty if unknown")
     fit.add_argument("--components", type=positive, metavar="K", help="number of clusters")
     fit.add_argument("--minutes", type=_minutes, default=1.0, help="time for the fit (1)")
-    fit.add_argument("--seed", type=int, default=0, help="of every choice and draw (0)")
+    fit.add_argument("--seed", type=seed, default=0, help="of every choice and draw (0)")
     fit.add_argument("--quiet", action="store_true", help="print nothing but errors")
     score = command("score", "clusters and log-densities of other rows", SCORE, SCORE_MORE)
     fitted_of(score)
@@ -127,7 +129,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     fitted_of(sample)
     sample.add_argument("--number", "-n", type=positive, default=1000, help="rows to draw (1000)")
     sample.add_argument("--cluster", type=int, metavar="C", help="draw from this cluster alone")
-    sample.add_argument("--seed", type=int, help="of the draws")
+    sample.add_argument("--seed", type=seed, help="of the draws")
     sample.add_argument("--out", type=Path, metavar="FILE", help="CSV or Parquet; default: print")
     report = command("report", f"write {REPORT}", PAGE, PAGE_MORE)
     fitted_of(report)
@@ -136,8 +138,20 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
 
 
 def _names(text: str) -> list[str]:
-    """Read names between commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Read names between commas; one with a comma stands between quotes."""
+    [names] = csv.reader([text], skipinitialspace=True)
+    return [name.strip() for name in names if name.strip()]
+
+
+def seed(text: str) -> int:
+    """Read a seed, which torch holds in 64 bits."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; expected a number from 0 to 2^63-1")
+    return value
 
 
 def _minutes(text: str) -> float:
@@ -179,7 +193,7 @@ def _fit(options: argparse.Namespace) -> None:
         say(f"note: {line}")
     say(f"fitting, {options.minutes:g} minutes at most")
     shown = not options.quiet
-    with noted() as notes:
+    with folder(out), noted() as notes:
         vmonf = VMoNF.from_data(
             table.frame,
             table.y,
@@ -190,7 +204,6 @@ def _fit(options: argparse.Namespace) -> None:
         )
         for line in notes:
             say(f"note: {line}")
-        out.mkdir(parents=True, exist_ok=True)
         vmonf.save(out / MODEL)
         write_table(scores(vmonf, table, shown), out / CLUSTERS)
         _write_page(vmonf, table, options.table.name, out / REPORT, notes, shown)
@@ -205,6 +218,28 @@ def _fit(options: argparse.Namespace) -> None:
     (out / NOTES).write_text(json.dumps(kept, indent=2) + "\n")
     say(str(vmonf.report()))
     say(f"{CLUSTERS}, {REPORT}, {MODEL} and {NOTES} are in {out}")
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Make a folder for results before they take time, and remove it if there are none.
+
+    Raises:
+        OSError: if files cannot be written there.
+    """
+    new = [part for part in (path, *path.parents) if not part.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be made: {error.strerror}; pass another --out") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise OSError(f"{path} cannot be written to; pass another --out")
+    try:
+        yield
+    finally:
+        for part in new:
+            with suppress(OSError):  # it holds results
+                part.rmdir()
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import lzma
 import math
 import os
 import re
-import warnings
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.labels import MARKS, is_mark
 from pyro_vmonf._utils.progress import parts
+from pyro_vmonf.interop.delimited import countings, read_delimited
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
-LIKE_NONE = ("na", "n/a", "nan", "none", "null", "unknown", "?")  # names that may mean no class
+LIKE_NONE = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-1")  # that may mean no class
+EXACT = 2**53  # beyond which float64 has no digit for each whole number
 
 
 @dataclass
@@ -71,7 +68,11 @@ def read_table(
         ImportError: if pandas, or pyarrow for Parquet, is missing.
         ValueError: if columns are missing or hold no numbers, or no row has one.
     """
-    whole = _read(Path(path), separator, label)
+    whole, twice = _read(Path(path), separator, label)
+    if not len(whole):
+        raise ValueError(f"{path} has no row below its header")
+    if label in columns:
+        raise ValueError(f"column {label} is the label; leave it out of --columns")
     asked = [*columns, *drop, *([label] if label else [])]
     missing = [name for name in asked if name not in whole.columns]
     if missing:
@@ -90,7 +91,10 @@ def read_table(
         )
     if not chosen:
         raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
-    said = []
+    said = [
+        f"several columns are named {name}; the later ones are called {name}.1 and so on"
+        for name in twice
+    ]
     if _are_numbers(chosen) and Path(path).suffix.lower() not in PARQUET:
         said.append(
             f"the first line, {', '.join(map(str, whole.columns))}, is taken as the names of the "
@@ -99,6 +103,12 @@ def read_table(
     others = [str(c) for c in whole.columns if c not in numbers and c not in drop and c != label]
     if others and not columns:
         said.append(f"columns without numbers are left out: {', '.join(others)}")
+        said += [_spoilt(name, whole[name]) for name in others if _spoilt(name, whole[name])]
+    said += [
+        f"column {name!r} has whole numbers beyond 2^53, of which the last digits are lost"
+        for name in chosen
+        if whole[name].dtype.kind in "iu" and bool((whole[name].abs() > EXACT).any())
+    ]
     frame = whole[chosen].astype(np.float64)
     frame.columns = [str(c) for c in chosen]
     values = frame.to_numpy()
@@ -148,16 +158,18 @@ def _in_order(name: str) -> tuple[bool, float, str]:
     return (False, number, name) if math.isfinite(number) else (True, 0.0, name)
 
 
-def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
-    """Return the whole file as a frame of pandas, with the labels as they stand there."""
+def _read(path: Path, separator: str | None, label: str | None) -> tuple[Any, list[str]]:
+    """Return the whole file as a frame of pandas, and the names that several columns have."""
     import pandas
 
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; pass a CSV or Parquet file")
     if path.suffix.lower() in PARQUET:
         try:
             frame = pandas.read_parquet(path)
-            return frame.set_axis([str(name) for name in frame.columns], axis=1)
+            return frame.set_axis([str(name) for name in frame.columns], axis=1), []
         except ImportError as error:
             raise ImportError(
                 f"{path} is Parquet, which pandas reads with pyarrow: pip install pyarrow, or "
@@ -165,91 +177,14 @@ def _read(path: Path, separator: str | None, label: str | None = None) -> Any:
             ) from error
         except Exception as error:  # pyarrow has errors of many kinds for it
             raise ValueError(f"{path} is no table in Parquet: {str(error).strip()}") from error
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    # A blank line is a row without numbers, so that the others keep their positions.
-    options: dict[str, Any] = {"sep": separator or usual, "skip_blank_lines": False}
-    options |= _lines(path, options["sep"] if len(options["sep"]) == 1 else ",")
-    if len(options["sep"]) > 1:  # a regular expression
-        options["engine"] = "python"
-    try:
-        frame = _parsed(path, options)
-        if label in frame:  # a class may be named NA, and 01 is another one than 1
-            whole = _parsed(path, {**options, "dtype": str, "keep_default_na": False})
-            frame[label] = whole[label]
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{path} is no CSV with a header: {str(error).strip()}") from error
-    if len(frame.columns) == 1 and separator is None:
-        found = [mark for mark in (";", "\t", "|") if mark in str(frame.columns[0])]
-        if found:
-            raise ValueError(
-                f"{path} has one column, {frame.columns[0]!r}; pass --separator {found[0]!r}"
-            )
-    return frame
-
-
-def _parsed(path: Path, options: dict[str, Any]) -> Any:
-    """Return the frame that pandas reads, without names of rows."""
-    import pandas
-
-    with own_filters():
-        more = "Length of header"  # fields of the lines than names
-        warnings.filterwarnings("error", more, pandas.errors.ParserWarning)
-        try:
-            return pandas.read_csv(path, index_col=False, **options)
-        except pandas.errors.ParserWarning:  # the lines have more fields than the header
-            return _without_names_of_rows(path, pandas.read_csv(path, **options))
-
-
-def _lines(path: Path, mark: str) -> dict[str, Any]:
-    """Return the options that leave out blank lines before the header and after the last row.
-
-    A record between quotes may have several lines.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".zip", ".zst"):
-        return {}
-    opened: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)
-    first, last = None, 0
-    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-        try:
-            for number, cells in enumerate(csv.reader(file, delimiter=mark)):
-                if len(cells) > 1 or any(cell.strip() for cell in cells):
-                    first, last = number if first is None else first, number
-        except csv.Error:  # pandas says what is wrong
-            return {}
-    return {} if first is None else {"skiprows": first, "nrows": last - first}
-
-
-def _without_names_of_rows(path: Path, frame: Any) -> Any:
-    """Return a frame whose lines have one field more than the header.
-
-    The first field may be a name of the row, as R writes it, or the last one is always empty.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if frame[frame.columns[-1]].isna().all():
-        return frame.reset_index().iloc[:, :-1].set_axis(frame.columns, axis=1)
-    names = frame.index
-    if names.nlevels == 1 and names.is_unique:
-        text = names.dtype.kind not in "iufb"
-        if text or list(names) in _countings(len(names)):
-            return frame.reset_index(drop=True)
-    raise ValueError(
-        f"the lines of {path} have more fields than its header, which names {len(frame.columns)} "
-        "columns; name every column, or remove the fields"
-    )
-
-
-def _countings(count: int) -> tuple[list[int], list[int]]:
-    return list(range(count)), list(range(1, count + 1))
+    return read_delimited(path, separator, label)
 
 
 def _are_numbers(names: Any) -> bool:
     """Return whether all names of columns are numbers, and not those of their positions."""
     # pandas writes .1 behind a name that comes again.
     numbers = all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?(\.\d+)?", str(n), re.I) for n in names)
-    positions = [list(map(str, found)) for found in _countings(len(names))]
+    positions = [list(map(str, found)) for found in countings(len(names))]
     return numbers and list(map(str, names)) not in positions
 
 
@@ -263,7 +198,23 @@ def _is_counter(values: np.ndarray[Any, Any]) -> bool:
 
 
 def _counts(name: str) -> str:
-    return f"column {name!r} counts the rows, and shapes the clusters; --drop {name} leaves it out"
+    drop = f"--drop {shlex.quote(name)}"
+    return f"column {name!r} counts the rows, and shapes the clusters; {drop} leaves it out"
+
+
+def _spoilt(name: str, column: Any) -> str:
+    """Return what keeps a column from numbers, if most of its cells hold one; empty if not."""
+    import pandas
+
+    text = column.dropna().astype(str).str.strip()
+    if text.str.fullmatch(r"[-+]?\d*,\d+").any():
+        said = f"column {name!r} has decimal commas, such as {text.iloc[0]}"
+        return f"{said}; write the numbers with a decimal point"
+    bad = text[pandas.to_numeric(text, errors="coerce").isna()]
+    if not 0 < 2 * len(bad) < len(text):
+        return ""
+    said = f"column {name!r} has {bad.iloc[0]!r} in row {bad.index[0]}, beside numbers"
+    return f"{said}; empty such cells ({len(bad)}), and the fit sums them out"
 
 
 def columns_of(vmonf: VMoNF, path: str | os.PathLike[str], separator: str | None = None) -> Table:

@@ -12,7 +12,7 @@ import torch
 from pyro_vmonf import Flow, Glow, MAFMoG
 from pyro_vmonf.__main__ import main
 from pyro_vmonf.experiments import EXPERIMENTS, Experiment
-from pyro_vmonf.experiments.draws import Data, Settings
+from pyro_vmonf.experiments.draws import Data, Settings, draw_mnist
 from pyro_vmonf.experiments.images import recipe as image_recipe
 from pyro_vmonf.experiments.recipes import Recipe
 from pyro_vmonf.experiments.run import Curve, run
@@ -158,8 +158,7 @@ def test_an_interrupted_run_of_images_is_resumed(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Curve, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        scores(tmp_path / "half")
+    assert main([*arguments, "--out", str(tmp_path / "half")]) == 130
     monkeypatch.setattr(Curve, "__call__", record)
     resumed = scores(tmp_path / "half", "--resume")
     assert resumed["log_prob_test"] == whole["log_prob_test"]
@@ -280,3 +279,8 @@ def test_missing_data_gets_a_reason(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["run", "mnist-04", "--data", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "download_mnist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_the_digits_cannot_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="--labels is 9; expected as many for each of 10 digits"):
+        draw_mnist(Settings(labels=9, data=SAMPLE), labelled=100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 from html.parser import HTMLParser
@@ -250,3 +251,125 @@ def test_a_parquet_file_is_read_and_written_as_a_csv_file_is(tmp_path: Path) -> 
     write_table(read.frame, tmp_path / "again.parquet")
     again = pandas.read_parquet(tmp_path / "again.parquet")
     pandas.testing.assert_frame_equal(again, read.frame.reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,l,b\n1,x,2,\n3,y,5,\n4,x,4,\n",
+        "a,b,l\n1,2,x,\n3,5,y,\n4,4,x,\n",
+        "l,a\nx,1,\ny,3,\nx,4,\n",
+    ],
+)
+def test_labels_stay_in_their_column_where_lines_end_with_a_comma(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    read = read_table(tmp_path / "t.csv", label="l")
+    assert read.names == ["x", "y"]
+    assert read.y is not None
+    assert read.y.tolist() == [0, 1, 0]
+    assert read.frame["a"].tolist() == [1, 3, 4]
+
+
+def test_labels_stay_in_their_column_where_rows_have_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,l,b\nr1,1,x,2\nr2,3,01,5\nr3,4,NA,4\n")
+    read = read_table(tmp_path / "t.csv", label="l")
+    assert read.names == ["01", "NA", "x"]
+    assert read.frame.to_dict("list") == {"a": [1, 3, 4], "b": [2, 5, 4]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,a,b\n1,2,3\n4,5,7\n", "several columns are named a; the later ones are called a.1"),
+        (f"a,n\n1,{2**53 + 1}\n2,{2**53}\n", "column 'n' has whole numbers beyond 2^53"),
+        ("a,b\n1,2\n3,?\n5,6\n7,8\n", "column 'b' has '?' in row 1, beside numbers; empty such"),
+        ('a,b\n1,"1,5"\n2,"3,25"\n', "column 'b' has decimal commas, such as 1,5"),
+        ("Unnamed: 0,a\n1,4\n2,9\n3,1\n", "--drop 'Unnamed: 0' leaves it out"),
+        ("a,l\n1,-1\n2,1\n3,2\n", "column 'l' has a class named -1"),
+    ],
+)
+def test_a_note_says_what_a_column_holds(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    label = "l" if ",l\n" in text else None
+    notes = read_table(tmp_path / "t.csv", label=label).said
+    assert any(said in note for note in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv.gz", gzip.compress(b"a,b\n" + bytes(range(48, 58)) * 99)[:40], "no CSV"),
+        ("t.csv.gz", b"a,b\n1,2\n", "damaged archive"),
+        ("t.csv.xz", b"a,b\n1,2\n", "no CSV"),
+        ("t.csv.zip", b"a,b\n1,2\n", "no CSV"),
+        ("t.csv", b"a;b\n1,5;2\n3,5;4\n", r"one column, 'a;b'; pass --separator ';'"),
+        ("t.csv", b"a,b\n", "has no row below its header"),
+    ],
+)
+def test_files_that_are_no_tables_are_named(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_table(tmp_path / name)
+    assert name in str(error.value)
+    with pytest.raises(ValueError, match="is a folder"):
+        read_table(tmp_path)
+
+
+def test_names_with_commas_stand_between_quotes(tmp_path: Path) -> None:
+    frame = table().rename(columns={"a": "a, m"})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    out = str(tmp_path / "out")
+    options = ["--drop", '"a, m",c', "--minutes", "0.001", "--quiet", "--components", "2"]
+    assert main(["fit", str(tmp_path / "t.csv"), "--out", out, *options]) == 0
+    assert json.loads((tmp_path / "out" / "fit.json").read_text())["columns"] == [BAD]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fit", "t.csv", "--out", "file/out"], ["run", "pinwheel", "--out", "file"]],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_fit(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(VMoNF, "from_data", lambda *_, **__: pytest.fail("it was fitted"))
+    monkeypatch.setattr("pyro_vmonf.__main__.run", lambda *_, **__: pytest.fail("it ran"))
+    table().to_csv("t.csv", index=False)
+    Path("file").touch()
+    assert main(arguments) == 1
+    assert "cannot be made: Not a directory; pass another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "pinwheel", "--labels", "9"], "pinwheel has no labels; leave out --labels"),
+        (["fit", "t.csv", "--columns", "a,kind", "--label", "kind"], "column kind is the label"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("t.csv", index=False)
+    assert main([*arguments, "--out", "out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["run", "pinwheel", "--seeds"], ["sample", "fit", "--seed"]])
+def test_seeds_have_64_bits(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, "9" * 23])
+    assert "seed" in capsys.readouterr().err
