@@ -19,6 +19,7 @@ from pyro_vmonf._version import __version__
 from pyro_vmonf.files.archive import read, write
 from pyro_vmonf.files.description import agrees, build, describe
 from pyro_vmonf.files.limits import Limits, bounded
+from pyro_vmonf.files.settings import difference, settings_of
 
 KIND = "fitted mixture"
 FORMAT = 2
@@ -48,6 +49,7 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
         "in eval": [name for name, part in vmonf.named_modules() if not part.training],
         "device": str(floating_buffer(vmonf).device),
         "columns": vmonf.model.feature_names,
+        "settings": settings_of(vmonf, terms=False),
         "history": None if vmonf.history is None else dataclasses.asdict(vmonf.history),
     }
     changed = description and _changed(vmonf, Saved(content))
@@ -197,6 +199,9 @@ class Saved:
             _cast_(made, {name: value.dtype for name, value in self.state.items()})
             made.load_state_dict(self.state)
             self._check_units(made)
+            own = settings_of(made, terms=False)
+            if differs := difference(own, self.content.get("settings", {})):
+                raise ValueError(f"{differs}; build the pair as it was")
         except Exception:
             _cast_(made, kinds)
             made.load_state_dict(before)

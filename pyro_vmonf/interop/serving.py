@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import evaluating, own_filters
 from pyro_vmonf._utils.validation import check_alone, check_unconditional, floating_buffer
 from pyro_vmonf._version import __version__
+from pyro_vmonf.files import difference, settings_of
 from pyro_vmonf.program import check_follows, unregistered
 from pyro_vmonf.vmonf import VMoNF
 
@@ -95,8 +96,18 @@ def to_safetensors(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
         OSError: if the file cannot be written.
     """
     names = vmonf.model.feature_names
-    metadata = {"pyro_vmonf": __version__, "feature_names": json.dumps(names and list(names))}
-    _safetensors().save_model(vmonf, os.fspath(path), metadata=metadata)
+    metadata = {
+        "pyro_vmonf": __version__,
+        "feature_names": json.dumps(names and list(names)),
+        "settings": json.dumps(settings_of(vmonf, terms=False)),
+    }
+    library = _safetensors()
+    import safetensors
+
+    try:
+        library.save_model(vmonf, os.fspath(path), metadata=metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
 
 
 def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
@@ -111,15 +122,18 @@ def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
         OSError: if the file cannot be read.
         ValueError: if the file is of other parts; the pair is then as it was.
     """
+    library = _safetensors()
     import safetensors
 
-    library = _safetensors()
     try:
         found = library.load_file(os.fspath(path))
         with safetensors.safe_open(os.fspath(path), "pt") as file:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{os.fspath(path)} is no safetensors file: {error}") from error
+    settings = json.loads(metadata.get("settings", "{}"))  # those of earlier versions have none
+    if differs := difference(settings_of(vmonf, terms=False), settings):
+        raise ValueError(f"{os.fspath(path)} is of a pair with other parts: {differs}")
     own = vmonf.state_dict()
     # One name stands for tensors that share their memory.
     whole = {name: found.get(name) for name in own}

@@ -90,6 +90,7 @@ def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
         "epoch": trainer.epoch,
         "seconds": trainer.seconds,
         "state": lanes.module.state_dict(),
+        "settings": files.settings_of(lanes.module),
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": None if trainer.scheduler is None else trainer.scheduler.state_dict(),
         "counts": [trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row],
@@ -126,6 +127,9 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
             trainer.scheduler.load_state_dict(content["scheduler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
+    own = files.settings_of(lanes.module)
+    if differs := files.difference(own, content.get("settings", {})):
+        raise ValueError(f"the checkpoint is of another pair: {differs}")
     trainer.epoch, trainer.seconds = int(content["epoch"]), content["seconds"]
     trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row = content["counts"]
     trainer.anneal(max(trainer.scheduled_steps - 1, 0))  # as the last step left it

@@ -1,0 +1,93 @@
+"""What a state does not hold: the settings of the parts that it fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_vmonf import NSF, FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf.files import read, settings_of
+from pyro_vmonf.interop.serving import from_safetensors_, to_safetensors
+from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Balance
+
+X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+OTHERS: dict[str, tuple[Callable[[], VMoNF], str]] = {
+    "bound": (
+        lambda: VMoNF(FlowMixture(NSF(2, 2, bound=8.0)), SoftmaxGuide(MLP(2, 2))),
+        "model.bank has bound=8.0 and the file has 5.0",
+    ),
+    "activation": (
+        lambda: VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(MLP(2, 2, activation="tanh"))),
+        "guide.network has activation='tanh' and the file has 'relu'",
+    ),
+}
+
+
+def pair(network: nn.Module | None = None) -> VMoNF:
+    torch.manual_seed(0)
+    return VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(network or MLP(2, 2)))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "checkpoint"])
+def test_a_pair_with_other_settings_is_refused_and_stays(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    make, message = OTHERS[name]
+    one, other, path = pair(), make(), tmp_path / "file"
+    options: dict[str, Any] = {"epochs": 3, "seed": 0, "progress": False}
+    one.fit(X, checkpoint=path, callbacks=lambda progress: True, **options)
+    if kind == "pt":
+        one.save(path)
+    if kind == "safetensors":
+        to_safetensors(one, path)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        if kind == "pt":
+            VMoNF.load(path, into=other)
+        elif kind == "safetensors":
+            from_safetensors_(other, path)
+        else:
+            other.fit(X, resume=path, **options)
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_terms_may_differ_in_a_file_and_not_in_a_run(tmp_path: Path) -> None:
+    one, path = pair(), tmp_path / "file"
+    one.save(path)
+    other = VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(MLP(2, 2), [Balance(weight=3.0)]))
+    VMoNF.load(path, into=other)
+    assert torch.equal(one.log_prob(X), other.log_prob(X))
+    options: dict[str, Any] = {"epochs": 3, "seed": 0, "progress": False}
+    other.fit(X, checkpoint=path, callbacks=lambda progress: True, **options)
+    changed = VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(MLP(2, 2), [Balance(weight=9.0)]))
+    with pytest.raises(ValueError, match=r"guide.terms.0 has weight=9.0 and the file has 3.0"):
+        changed.fit(X, resume=path, **options)
+
+
+def test_parts_of_ones_own_do_not_hide_those_of_the_library(tmp_path: Path) -> None:
+    class Own(nn.Linear):
+        pass
+
+    with pytest.warns(UserWarning, match="into=vmonf"):
+        pair(Own(2, 2)).save(tmp_path / "file")
+    other = VMoNF(FlowMixture(NSF(2, 2, bound=8.0)), SoftmaxGuide(Own(2, 2)))
+    with pytest.raises(ValueError, match=r"bound=8.0 and the file has 5.0"):
+        VMoNF.load(tmp_path / "file", into=other)
+    VMoNF.load(tmp_path / "file", into=pair(Own(2, 2)))
+
+
+def test_a_file_has_the_settings_of_each_part(tmp_path: Path) -> None:
+    one = VMoNF(FlowMixture(RealNVP(2, 3, blocks=1)), SoftmaxGuide(MLP(2, 3)))
+    one.save(tmp_path / "file")
+    found = read(tmp_path / "file", "fitted mixture")["settings"]
+    assert found == settings_of(one, terms=False)
+    assert found["model.bank"]["part"] == "RealNVP"
+    assert found["guide.network"]["activation"] == "relu"
