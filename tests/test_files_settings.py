@@ -48,13 +48,13 @@ def test_a_pair_with_other_settings_is_refused_and_stays(
     if kind == "safetensors":
         to_safetensors(one, path)
     before = {key: value.clone() for key, value in other.state_dict().items()}
+    take: dict[str, Callable[[], Any]] = {
+        "pt": lambda: VMoNF.load(path, into=other),
+        "safetensors": lambda: from_safetensors_(other, path),
+        "checkpoint": lambda: other.fit(X, resume=path, **options),
+    }
     with pytest.raises(ValueError, match=message):
-        if kind == "pt":
-            VMoNF.load(path, into=other)
-        elif kind == "safetensors":
-            from_safetensors_(other, path)
-        else:
-            other.fit(X, resume=path, **options)
+        take[kind]()
     for key, value in other.state_dict().items():
         assert torch.equal(value, before[key]), key
 

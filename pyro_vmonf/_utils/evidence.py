@@ -27,13 +27,7 @@ def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tens
                 f"y has shape {tuple(y.shape)}; log-likelihoods of {rows} rows and "
                 f"{num_components} components have shape ({rows}, {num_components})"
             )
-        bad = (y.isnan() | (y == torch.inf)).any(1) | (y == -torch.inf).all(1)
-        if bad.any():
-            where = listed(bad.nonzero().squeeze(1))
-            raise ValueError(
-                f"rows {where} of y have NaN or +inf, or rule out every component; "
-                "expected log-likelihoods with at least one finite value a row"
-            )
+        check_values(y, num_components)
         _check_digits(y, like.dtype)
         return y.to(like.dtype)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -48,13 +42,36 @@ def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tens
             "-1 for unlabelled"
         )
     y = y.long()
+    check_values(y, num_components)
+    return y
+
+
+def check_values(y: Tensor, num_components: int) -> None:
+    """Refuse labels that are out of range, and log-likelihoods that say nothing.
+
+    Arguments:
+        y: integer labels ``(*)``, or log-likelihoods ``(*, K)``.
+        num_components: number of components *K*.
+
+    Raises:
+        ValueError: if there are some.
+    """
+    if y.is_floating_point():
+        bad = (y.isnan() | (y == torch.inf)).any(-1) | (y == -torch.inf).all(-1)
+        if bad.any():
+            where = listed(bad.flatten().nonzero().squeeze(1))
+            raise ValueError(
+                f"rows {where} of y have NaN or +inf, or rule out every component; "
+                "expected log-likelihoods with at least one finite value a row"
+            )
+        return
+    y = y.flatten()
     bad = ((y < -1) | (y >= num_components)).nonzero().squeeze(1)
     if len(bad):
         raise ValueError(
             f"label {int(y[bad[0]])} in row {int(bad[0])} is out of range; expected -1 "
             f"(unlabelled) or 0 to {num_components - 1} ({len(bad)} such rows)"
         )
-    return y
 
 
 def _check_digits(y: Tensor, dtype: torch.dtype) -> None:

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
+from pyro_vmonf._utils.validation import floating_buffer, has_gaps, listed
 from pyro_vmonf.program import unregistered
 from pyro_vmonf.training.objective import Objective
+
+NAMES = {"size", "index", "sample_weight", "given"}  # of further arguments of a batch
 
 
 class TrainingLoss(nn.Module):
@@ -30,6 +34,8 @@ class TrainingLoss(nn.Module):
 
     def __init__(self, vmonf: nn.Module) -> None:
         super().__init__()
+        if not (hasattr(vmonf, "model") and hasattr(vmonf, "guide")):
+            raise TypeError(f"vmonf is a {type(vmonf).__name__}; expected a VMoNF")
         self.objective = Objective(vmonf.model, vmonf.guide)  # type: ignore[arg-type]
         self.prepared = False
 
@@ -39,9 +45,15 @@ class TrainingLoss(nn.Module):
         Arguments:
             x: rows ``(B, *event_shape)``.
             y: labels ``(B,)`` or log-likelihoods ``(B, K)``.
-            arguments: other arguments of the model. ``size=N`` is the number of rows of the whole
-                data set; the prior of random weights counts once for N rows.
+            arguments: other arguments of the model: ``size``, ``index``, ``sample_weight`` and
+                ``given``. ``size=N`` is the number of rows of the whole data set; the prior of
+                random weights counts once for N rows.
+
+        Raises:
+            TypeError: if an argument has the wrong kind.
+            ValueError: if it does not fit, or is out of range.
         """
+        x, y, arguments = self._checked(x, y, arguments)
         size = arguments.setdefault("size", len(x))
         if not self.prepared:  # the depth of the plates, and the road, from the first batch
             self.objective.prepare_({"x": x, "y": y, **arguments})
@@ -53,3 +65,22 @@ class TrainingLoss(nn.Module):
         # processes would wait for their gradients forever.
         untouched = sum(p.flatten()[:1].sum() for p in self.parameters() if p.requires_grad)
         return loss + 0 * untouched  # type: ignore[no-any-return]
+
+    def _checked(self, x: Any, y: Any, arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Return what ``fit`` would make of the arguments."""
+        if unknown := arguments.keys() - NAMES:
+            raise TypeError(f"{', '.join(sorted(unknown))}: expected {', '.join(sorted(NAMES))}")
+        model: Any = self.objective.model
+        like = floating_buffer(model)
+        weight = arguments.get("sample_weight")
+        x = model.rows(x, weight=weight, missing=True)
+        empty = x.isnan().flatten(1).all(1) if has_gaps(x) else x.new_zeros(0)
+        if empty.any():
+            raise ValueError(
+                f"rows {listed(empty.nonzero().squeeze(1))} of x have no entry, only NaN"
+            )
+        if y is not None:
+            y = check_evidence(y, len(x), model.num_components, like)
+        if weight is not None:
+            arguments["sample_weight"] = check_sample_weight(weight, len(x), like)
+        return x, y, arguments

@@ -10,8 +10,9 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.interop.ddp import TrainingLoss
-from pyro_vmonf.schedules import Schedule
+from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.training.loaders import parts_of
 from pyro_vmonf.vmonf import VMoNF
 
@@ -25,12 +26,15 @@ class LightningMixture(LightningModule):
     Arguments:
         vmonf: the pair.
         lr: learning rate of Adam.
-        temperature: function from the step to the temperature of the guide; by default it stays.
+        temperature: a number, or a function from the step to the temperature of the guide; by
+            default it stays.
         size: rows of the whole data set; random weights or parameters need it.
         optimizer: function from the parameters to an optimiser, in place of Adam.
 
     Raises:
-        ValueError: at the first step, if the guide has no temperature to set.
+        TypeError: if the temperature is laid over the steps of ``fit``, which are not known here.
+        ValueError: if ``size`` is not above zero; at the first step, if the guide has no
+            temperature to set.
     """
 
     def __init__(
@@ -38,16 +42,21 @@ class LightningMixture(LightningModule):
         vmonf: VMoNF,
         *,
         lr: float = 1e-3,
-        temperature: Schedule | None = None,
+        temperature: float | Schedule | None = None,
         size: int | None = None,
         optimizer: Callable[[Any], Optimizer] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(temperature, Cooling):
+            raise TypeError(
+                "temperature is a cooling() over the steps of fit; expected a number, or a "
+                "function of the step such as exponential_decay(1e-3)"
+            )
         self.vmonf = vmonf
         self.loss = TrainingLoss(vmonf)
         self.lr = lr
         self.temperature = temperature
-        self.size = size
+        self.size = None if size is None else check_positive("size", size)
         self.optimizer = optimizer
 
     def _loss(self, batch: Any) -> Tensor:
@@ -61,7 +70,8 @@ class LightningMixture(LightningModule):
         guide = self.vmonf.guide
         guide.set_step_(self.global_step)
         if self.temperature is not None:
-            guide.set_temperature_(self.temperature(self.global_step))
+            now = self.temperature
+            guide.set_temperature_(now(self.global_step) if callable(now) else now)
         loss = self._loss(batch)
         self.log("elbo", -loss.detach(), prog_bar=True)
         return loss

@@ -91,24 +91,8 @@ def read_table(
         )
     if not chosen:
         raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
-    said = [
-        f"several columns are named {name}; the later ones are called {name}.1 and so on"
-        for name in twice
-    ]
-    if _are_numbers(chosen) and Path(path).suffix.lower() not in PARQUET:
-        said.append(
-            f"the first line, {', '.join(map(str, whole.columns))}, is taken as the names of the "
-            "columns; if it is a row, add a line with names before it"
-        )
-    others = [str(c) for c in whole.columns if c not in numbers and c not in drop and c != label]
-    if others and not columns:
-        said.append(f"columns without numbers are left out: {', '.join(others)}")
-        said += [_spoilt(name, whole[name]) for name in others if _spoilt(name, whole[name])]
-    said += [
-        f"column {name!r} has whole numbers beyond 2^53, of which the last digits are lost"
-        for name in chosen
-        if whole[name].dtype.kind in "iu" and bool((whole[name].abs() > EXACT).any())
-    ]
+    text = [c for c in whole.columns if not (columns or c in numbers or c in drop or c == label)]
+    said = _notes(whole, twice, chosen, text, Path(path).suffix.lower() not in PARQUET)
     frame = whole[chosen].astype(np.float64)
     frame.columns = [str(c) for c in chosen]
     values = frame.to_numpy()
@@ -133,6 +117,28 @@ def read_table(
             if name.lower() in LIKE_NONE
         ]
     return table
+
+
+def _notes(whole: Any, twice: list[str], chosen: list[Any], text: list[Any], header: bool) -> Any:
+    """Return what is to be said of the columns of a file: those chosen, and those left out."""
+    said = [
+        f"several columns are named {name}; the later ones are called {name}.1 and so on"
+        for name in twice
+    ]
+    if header and _are_numbers(chosen):
+        said.append(
+            f"the first line, {', '.join(map(str, whole.columns))}, is taken as the names of the "
+            "columns; if it is a row, add a line with names before it"
+        )
+    if text:
+        said.append(f"columns without numbers are left out: {', '.join(map(str, text))}")
+        said += filter(None, (_spoilt(name, whole[name]) for name in text))
+    said += [
+        f"column {name!r} has whole numbers beyond 2^53, of which the last digits are lost"
+        for name in chosen
+        if whole[name].dtype.kind in "iu" and bool((whole[name].abs() > EXACT).any())
+    ]
+    return said
 
 
 def _labels(column: Any) -> tuple[Tensor, list[str]]:

@@ -11,8 +11,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.runtime import _inspect, am_i_wrapped, get_plates
 from torch import Tensor
+
+from pyro_vmonf._utils.evidence import check_values
 
 
 def in_plate() -> bool:
@@ -46,6 +49,16 @@ def enclosing() -> tuple[float, Tensor | None]:
     if mask is not None:
         weight = torch.as_tensor(mask) * (1.0 if weight is None else weight)
     return share, weight
+
+
+def _validates(values: Tensor) -> bool:
+    """Return whether Pyro validates, and values can be looked at: nothing traces or maps them."""
+    return (
+        is_validation_enabled()
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+    )
 
 
 @contextmanager
@@ -100,6 +113,8 @@ def data_plate(
         if sample_weight is None:
             yield positions
         else:
+            if _validates(sample_weight) and not bool((sample_weight >= 0).all()):
+                raise ValueError("sample_weight has negative values or NaN; expected at least 0")
             counted = sample_weight > 0  # Pyro scales by positive numbers only
             weight = sample_weight.where(counted, torch.ones_like(sample_weight))
             mask = poutine.mask(mask=counted)  # type: ignore[call-overload]
@@ -159,19 +174,22 @@ def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
         dtype: floating dtype of the result.
 
     Raises:
-        ValueError: if log-likelihoods do not have K columns.
+        ValueError: if log-likelihoods do not have K columns; and, where Pyro validates, if labels
+            are out of range or log-likelihoods say nothing.
 
     Example:
         >>> log_evidence(torch.tensor([-1, 1]), 2, torch.float32)
         tensor([[0., 0.],
                 [-inf, 0.]])
     """
+    if y.is_floating_point() and y.shape[-1:] != (num_components,):
+        raise ValueError(
+            f"y holds log-likelihoods of shape {tuple(y.shape)}; expected "
+            f"(N, {num_components}), or integer labels of shape (N,)"
+        )
+    if _validates(y):
+        check_values(y, num_components)
     if y.is_floating_point():
-        if y.shape[-1:] != (num_components,):
-            raise ValueError(
-                f"y holds log-likelihoods of shape {tuple(y.shape)}; expected "
-                f"(N, {num_components}), or integer labels of shape (N,)"
-            )
         return y.to(dtype)
     classes = torch.arange(num_components, device=y.device)
     excluded = (y.unsqueeze(-1) != classes) & (y.unsqueeze(-1) >= 0)

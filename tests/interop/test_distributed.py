@@ -11,6 +11,8 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.optim import Adam
 from torch import Tensor, distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +28,7 @@ from pyro_vmonf import (
     VMoNF,
 )
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.schedules import cooling
 from pyro_vmonf.terms import Balance, Classification
 from tests.processes import start
 
@@ -229,3 +232,65 @@ def test_random_weights_count_once() -> None:
     torch.manual_seed(0)
     many = loss(X[:10], size=10**9)  # the weights' divergence is one part in a billion rows
     assert one != many
+
+
+def changed(values: torch.Tensor, at: int, value: float) -> torch.Tensor:
+    values = values.clone()
+    values[at] = value
+    return values
+
+
+ONES = torch.ones(len(X))
+EVERY = LABELS.where(torch.arange(len(X)) % 3 == 0, -1)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "label": ({"y": changed(EVERY, 3, K)}, f"label {K} in row 3 is out of range"),
+    "label below": ({"y": changed(EVERY, 3, -2)}, "label -2 in row 3 is out of range"),
+    "short labels": ({"y": EVERY[:3]}, r"y has shape \(3,\)"),
+    "negative weight": ({"sample_weight": changed(ONES, 0, -3.0)}, "negative or non-finite"),
+    "no weight": ({"sample_weight": changed(ONES, 0, torch.nan)}, "negative or non-finite"),
+    "infinite": ({"x": changed(X, 2, torch.inf)}, "infinite values in 1 of"),
+    "empty row": ({"x": changed(X, 2, torch.nan)}, "rows 2 of x have no entry, only NaN"),
+    "no rows": ({"x": X[:0], "size": 80}, "x has no rows"),
+    "another name": ({"weight": ONES}, "weight: expected given, index, sample_weight, size"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_fit_refuses_is_refused(name: str) -> None:
+    given, message = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        TrainingLoss(softmax().double())(**{"x": X, **given})
+
+
+def test_arrays_and_lists_are_rows_and_labels() -> None:
+    loss = TrainingLoss(softmax().double())
+    assert loss(X.numpy(), EVERY.tolist()) == loss(X, EVERY)
+    with pytest.raises(TypeError, match="vmonf is a FlowMixture; expected a VMoNF"):
+        TrainingLoss(softmax().double().model)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"y": torch.full((len(X),), K)}, f"label {K} in row 0 is out of range"),
+        ({"y": torch.full((len(X), K), torch.nan)}, "have NaN or"),
+        ({"sample_weight": -ONES}, "sample_weight has negative values or NaN"),
+    ],
+)
+def test_a_plain_program_refuses_them_too(given: dict[str, Any], message: str) -> None:
+    vmonf = softmax().double()
+    svi = SVI(vmonf.model, vmonf.guide, Adam({"lr": 0.01}), TraceEnum_ELBO())
+    with pytest.raises(ValueError, match=message):
+        svi.step(X, **given)
+
+
+def test_a_mixture_of_lightning_refuses_what_it_cannot_follow() -> None:
+    lightning = pytest.importorskip("pyro_vmonf.interop.lightning")
+    with pytest.raises(TypeError, match="expected a number, or a function of the step"):
+        lightning.LightningMixture(softmax().double(), temperature=cooling())
+    with pytest.raises(ValueError, match="size"):
+        lightning.LightningMixture(softmax().double(), size=0)
+    one = lightning.LightningMixture(softmax().double(), temperature=0.5)
+    one.log = lambda *_, **__: None
+    one.training_step((X, EVERY), 0)
+    assert float(one.vmonf.guide.temperature) == 0.5
