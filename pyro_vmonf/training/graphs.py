@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, fx
 from torch.func import functional_call
@@ -80,7 +81,9 @@ class StepGraph:
         self.current: list[float] | None = None  # weights of the terms, and as a tensor
         self.weights = torch.zeros(0)
         self.adam: FlatAdam | None = None
-        with training(objective), local_seed(0), unregistered():
+        # Checks of data would become a part of the graph.
+        unchecked = pyro.validation_enabled(False)
+        with training(objective), local_seed(0), unregistered(), unchecked:
             try:
                 self._find_moved(self._inputs(batch))
                 self.parameters = [self._of(name) for name in self.given]

@@ -24,7 +24,8 @@ class History:
         terms: what the ELBO is the sum of: ``log_likelihood``, ``log_prior``, ``entropy``, and the
             factors by name (negative, as penalties).
         temperature: *T* at the epoch's end.
-        held_out: ELBO of the held-out rows in ``eval()``, empty without any.
+        held_out: ELBO of the held-out rows in ``eval()``, with the weights that the terms have in
+            the last step; empty without any.
         objective: what the guide is trained on, larger is better: the share ``elbo_gradient`` of
             the ELBO, less its terms; of the held-out rows if there are any. Restarts are compared
             by it, since the likelihood alone prefers wrong splits.

@@ -20,6 +20,7 @@ from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import BoundGuide, PyroGuide
 from pyro_vmonf.model import FlowMixture
+from pyro_vmonf.terms import Term
 from pyro_vmonf.training.data import in_memory, make_sources
 from pyro_vmonf.training.fit import fit
 from pyro_vmonf.training.history import History
@@ -211,7 +212,9 @@ def _best_in_turn(
     options: dict[str, Any],
 ) -> History:
     histories: list[History] = []
+    weights: list[list[float]] = []  # of the terms, at the end of each run; no part of a state
     failures: list[FloatingPointError] = []
+    terms = [part for part in guide.modules() if isinstance(part, Term)]
 
     def run(number: int) -> float:
         try:
@@ -231,6 +234,7 @@ def _best_in_turn(
                 best().interrupted_by(error, f"restart {number}")
             raise
         histories.append(history)
+        weights.append([term.current_weight for term in terms])
         return history.final_objective
 
     def best() -> History:
@@ -249,6 +253,9 @@ def _best_in_turn(
             model.feature_names = names
         raise
     history = best()
+    chosen = next(own for past, own in zip(histories, weights, strict=True) if past is history)
+    for term, weight in zip(terms, chosen, strict=True):
+        term.current_weight = weight
     logger.info("objectives of %d starts: %s", n_init, objectives)
     history.restarts = objectives
     return history

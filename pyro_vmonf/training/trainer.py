@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.optim import Optimizer
@@ -169,12 +170,25 @@ class Trainer:
 
     def anneal(self, step: int) -> None:
         """Move temperature and terms along their schedules."""
-        follow = getattr(self.lanes.module, "set_step_", None)
-        if follow is not None:
-            follow(step)
+        self.followed = step
+        self._follow(step)
         if self.plan.temperature is not None:
             self.temperature = self.plan.temperature(step)
             self.lanes.set_temperature_(self.temperature)
+
+    def _follow(self, step: int) -> None:
+        """Give the terms their weights of a step."""
+        getattr(self.lanes.module, "set_step_", lambda step: None)(step)
+
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Give the terms the weights of the last step, by which all states are compared."""
+        plan, batches = self.plan, self.runs[0].train.batches
+        self._follow(max((plan.steps or (plan.epochs or 0) * batches) - 1, 0))
+        try:
+            yield
+        finally:
+            self._follow(self.followed)
 
     def _go_through_epoch(self) -> None:
         plan = self.plan
@@ -313,7 +327,7 @@ class Trainer:
         """Return the terms per row of each run ``(R,)`` on its measured rows."""
         sources = [run.measured for run in self.runs if run.measured is not None]
         totals: Terms = {}
-        with evaluating(self.lanes.module), local_seed(0):
+        with evaluating(self.lanes.module), local_seed(0), self._judging():
             for batches in zip(*(s.in_order(self.plan.draws) for s in sources), strict=True):
                 share = len(batches[0]["x"]) / sources[0].size / self.plan.draws
                 for name, value in self.lanes.terms(batches).items():
