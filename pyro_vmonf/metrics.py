@@ -59,7 +59,8 @@ def contingency(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
                 [1, 0]])
     """
     labels, clusters = _checked(labels, clusters)
-    rows, columns = int(labels.max()) + 1, max(int(clusters.max()) + 1, num_clusters)
+    rows = int(labels.max()) + 1
+    columns = max(int(clusters.max()) + 1, check_positive("num_clusters", num_clusters, minimum=0))
     if rows * columns > LARGEST_TABLE:
         raise ValueError(
             f"labels reach {rows - 1} and clusters {columns - 1}; expected numbers that count from "
@@ -74,8 +75,7 @@ def _assignment(table: Array) -> tuple[Array, Array]:
     """Return rows and columns of the one-to-one matching with the largest sum."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return rows, columns
+    return linear_sum_assignment(table, maximize=True)  # type: ignore[no-any-return]
 
 
 def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
@@ -86,8 +86,8 @@ def match(labels: Any, clusters: Any, num_clusters: int = 0) -> Tensor:
         num_clusters: number of clusters, where not all of them occur.
 
     Returns:
-        Labels ``(num_clusters,)``, each a different one. Clusters beyond the labels get the numbers
-        that are left.
+        Labels of all clusters ``(K,)``, at least ``num_clusters`` of them, each a different one.
+        Clusters beyond the labels get the numbers that are left.
 
     Raises:
         TypeError, ValueError: as for :func:`contingency`.

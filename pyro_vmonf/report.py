@@ -108,7 +108,7 @@ class ChoiceReport:
         >>> choice = {"components": 2, "start": "spectral", "candidates": {"spectral": -1.0}}
         >>> print(ChoiceReport(choice))
         2 components, from the start 'spectral'
-        candidates, nats a row: spectral -1.000
+        candidates, nats a standardised row: spectral -1.000
     """
 
     choice: dict[str, Any]
@@ -144,7 +144,7 @@ class ChoiceReport:
         found, lines = self.choice, [self.summary()]
         if "candidates" in found:
             scores = ", ".join(f"{name} {score:.3f}" for name, score in found["candidates"].items())
-            lines.append(f"candidates, nats a row: {scores}")
+            lines.append(f"candidates, nats a standardised row: {scores}")
         if "normalised_cut" in found:
             lines.append(f"normalised cut of the neighbours: {found['normalised_cut']:.3f}")
         if alike := self.as_good_as():

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyro_vmonf._utils.validation import check_number
+
 Schedule = Callable[[int], float]
 SMALLEST_TEMPERATURE = 1e-30  # below it quotients of logits are not finite
 
@@ -49,8 +51,8 @@ class ExponentialDecay:
 
     def __post_init__(self) -> None:
         check_temperature(self.initial)
-        if not (math.isfinite(self.rate) and self.rate >= 0):
-            raise ValueError(f"rate is {self.rate}; it must be a number of at least 0")
+        check_number("rate", self.rate, zero=True)
+        check_number("floor", self.floor, zero=True)
         if not 0 <= self.floor <= self.initial:
             raise ValueError(f"floor is {self.floor}; expected 0 <= floor <= {self.initial}")
 
@@ -68,10 +70,8 @@ class Linear:
 
     def __post_init__(self) -> None:
         for name in ("initial", "final"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):  # the weight of a term can be zero
-                raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")
-        if not self.steps >= 1:
+            check_number(name, getattr(self, name), zero=True)  # the weight of a term can be zero
+        if check_number("steps", self.steps) < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
 
     def __call__(self, step: int) -> float:

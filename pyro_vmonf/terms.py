@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.processes import several_processes, sum_over_processes
 from pyro_vmonf._utils.repr import arguments_of
+from pyro_vmonf._utils.validation import check_number
 from pyro_vmonf.contracts import Batch, required
 from pyro_vmonf.schedules import Schedule
 
@@ -47,9 +48,8 @@ class Term(nn.Module):
     def set_step_(self, step: int) -> None:
         """Take the weight of a training step."""
         current = self.weight(step) if callable(self.weight) else self.weight
-        if not current >= 0:
-            raise ValueError(f"weight is {current}; a term's weight must be at least 0")
-        self.current_weight = float(current)
+        number = current.item() if isinstance(current, Tensor) else current
+        self.current_weight = check_number("weight", number, zero=True)
 
     def forward(self, batch: Batch) -> Tensor:
         raise NotImplementedError

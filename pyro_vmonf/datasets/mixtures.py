@@ -104,6 +104,8 @@ def random_mixture(
         >>> x.shape, c.unique().tolist(), int((c < 0).sum())
         (torch.Size([300, 2]), [-1, 0, 1, 2, 3], 30)
     """
+    if seed is not None:
+        check_positive("seed", seed, minimum=0)
     rng = np.random.default_rng(int(torch.randint(2**31, ())) if seed is None else seed)
     unknown = [name for name in shapes if name not in SHAPES]
     if unknown or not shapes:

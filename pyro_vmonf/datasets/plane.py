@@ -46,6 +46,8 @@ class Pinwheel:
 
     def __init__(self, wings: int = 5, rate: float = 0.4) -> None:
         self.wings = check_positive("wings", wings)
+        if isinstance(rate, str | bool) or not math.isfinite(rate):
+            raise ValueError(f"rate is {rate!r}; it must be a finite number")
         self.rate = rate
 
     def __repr__(self) -> str:
@@ -63,17 +65,18 @@ class Pinwheel:
 
     def log_prob(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the log-density ``(N,)`` of points ``(N, 2)``, computed in float64."""
-        x = _points(x)
-        return torch.cat([self._log_joint(c).logsumexp(-1) for c in x.split(chunk_size)]).to(x)
+        x, size = _points(x), check_positive("chunk_size", chunk_size)
+        return torch.cat([self._log_joint(c).logsumexp(-1) for c in x.split(size)]).to(x)
 
     def posterior(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the probability ``(N, W)`` of each wing."""
-        x = _points(x)
-        return torch.cat([self._log_joint(c).softmax(-1) for c in x.split(chunk_size)]).to(x)
+        x, size = _points(x), check_positive("chunk_size", chunk_size)
+        return torch.cat([self._log_joint(c).softmax(-1) for c in x.split(size)]).to(x)
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """Return the log-density of each wing ``(N, W)``."""
-        row, wing, r, t = self._roots(2 * x.double())
+        far = x.isinf().any(-1, keepdim=True)
+        row, wing, r, t = self._roots(2 * x.double().masked_fill(far, 0.0))
         log_density = (
             torch.distributions.Normal(self.radius, self.radial_std).log_prob(r)
             + torch.distributions.Normal(0.0, self.tangential_std).log_prob(t)
@@ -90,7 +93,7 @@ class Pinwheel:
         # A point without a root lies outside the grid and has the density of its edge.
         floor = -0.5 * 6.5**2 * 2 - 20.0
         joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor)
-        joint = joint.reshape(len(x), self.wings)
+        joint = joint.reshape(len(x), self.wings).masked_fill(far, -torch.inf)
         return joint.masked_fill(x.isnan().any(-1, keepdim=True), torch.nan)
 
     def _roots(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -290,7 +290,7 @@ def _replicate(
     vmonf: VMoNF | MarkovVMoNF, draws: Draws, x: Tensor, predictive: bool | int, seed: int | None
 ) -> Tensor:
     """Draw data sets under each draw, ``(chains, draws * sets, rows, *)``."""
-    sets = check_positive("predictive", int(predictive))
+    sets = 1 if predictive is True else check_positive("predictive", predictive)
     with evaluating(vmonf), local_seed(seed):
         drawn = [
             torch.stack([mixture.replicate(x) for _ in range(sets)])

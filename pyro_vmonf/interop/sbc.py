@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import local_seed, own_filters, own_store
 from pyro_vmonf._utils.progress import progress_bar
-from pyro_vmonf._utils.validation import as_tensor, check_positive
+from pyro_vmonf._utils.validation import as_tensor, check_number, check_positive
 from pyro_vmonf.interop.groups import to_arviz
 from pyro_vmonf.plots.axes import axes_or_new
 from pyro_vmonf.plots.palette import UNLABELLED, component_colors
@@ -51,6 +51,13 @@ class Calibration:
     ranks: dict[str, Tensor]
     draws: int
 
+    def __post_init__(self) -> None:
+        if not self.ranks:
+            raise ValueError("ranks are of no site; expected those of one at least")
+        for name, ranks in self.ranks.items():
+            if ranks.is_floating_point() or not bool(((ranks >= 0) & (ranks <= self.draws)).all()):
+                raise ValueError(f"ranks of {name!r}: expected whole numbers, 0 to {self.draws}")
+
     @property
     def replicates(self) -> int:
         """The number of data sets."""
@@ -70,6 +77,8 @@ class Calibration:
             ValueError: if there are fewer than 2 bins, or more than ranks.
         """
         possible = self.draws + 1
+        if bins is not None:
+            check_positive("bins", bins)
         count = (
             min(possible, max(FEWEST_BINS, self.replicates // PER_BIN)) if bins is None else bins
         )
@@ -120,6 +129,8 @@ class Calibration:
             >>> len(found.plot(ax=Figure().subplots()).get_lines())
             1
         """
+        if not 0 < check_number("level", level) < 1:
+            raise ValueError(f"level is {level}; expected a probability, such as 0.95")
         return _draw(self, level, ax=ax)
 
     def to_inference_data(self) -> Any:
@@ -264,7 +275,13 @@ def _draws_of(
             f"site {name!r} is not both in the model ({', '.join(map(repr, true))}) and in the "
             f"result of infer ({', '.join(map(repr, found))}); use the model's names"
         )
-    values = as_tensor(name, found[name]).detach().to(true[name])
+    values = as_tensor(name, found[name]).detach()
+    if values.is_floating_point() and not true[name].is_floating_point():
+        raise ValueError(
+            f"infer returned {name!r} as {values.dtype} and the model draws {true[name].dtype}; "
+            "return whole numbers"
+        )
+    values = values.to(true[name])
     if values.shape[1:] != true[name].shape or not values.dim():
         raise ValueError(
             f"infer returned {name!r} with shape {tuple(values.shape)}; expected "
@@ -274,7 +291,7 @@ def _draws_of(
         raise ValueError(f"infer returned NaN in {name!r} in replicate {number}")
     if draws is None:
         return values
-    if not 1 <= draws <= len(values):
+    if not 1 <= check_positive("draws", draws) <= len(values):
         raise ValueError(f"draws is {draws}; infer returned {len(values)} of {name!r}")
     return values[torch.linspace(0, len(values) - 1, draws).round().long()]
 

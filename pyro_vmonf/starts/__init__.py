@@ -2,7 +2,8 @@
 
 from pyro_vmonf.starts.clusters import merge_linked, spectral_clusters
 from pyro_vmonf.starts.copies import relearn_
-from pyro_vmonf.starts.lessons import pretrain_, warm_start_
+from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.starts.reseeding import Reseed
+from pyro_vmonf.starts.warm import warm_start_
 
 __all__ = ["Reseed", "merge_linked", "pretrain_", "relearn_", "spectral_clusters", "warm_start_"]

@@ -165,7 +165,7 @@ def merge_linked(clusters: Tensor, ends: Tensor, *, above: float = 0.04) -> Tens
         Clusters ``(N,)``, numbered from 0 without gaps.
 
     Raises:
-        ValueError: if the share is not above zero.
+        ValueError: if the share is not above zero, or clusters and ends do not fit.
 
     Example:
         >>> ends = torch.tensor([[1, 0], [0, 1], [3, 2], [2, 3], [5, 4], [4, 5]])
@@ -174,6 +174,13 @@ def merge_linked(clusters: Tensor, ends: Tensor, *, above: float = 0.04) -> Tens
     """
     if not above > 0:
         raise ValueError(f"above is {above}; expected a share of walks above zero")
+    clusters, ends = as_tensor("clusters", clusters), as_tensor("ends", ends)
+    rows = len(clusters) if clusters.dim() == 1 else 0
+    shapes = f"clusters have shape {tuple(clusters.shape)} and ends {tuple(ends.shape)}"
+    if not rows or ends.dim() != 2 or len(ends) != rows:
+        raise ValueError(f"{shapes}; expected (N,) and (N, walks)")
+    if ends.is_floating_point() or not bool(((ends >= 0) & (ends < rows)).all()):
+        raise ValueError(f"ends hold other numbers than those of rows, 0 to {rows - 1}")
     clusters = torch.unique(clusters, return_inverse=True)[1]
     while (count := int(clusters.max()) + 1) > 1:
         own = torch.nn.functional.one_hot(clusters, count).to(torch.get_default_dtype())

@@ -14,22 +14,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed
-from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
+from pyro_vmonf._utils.evidence import check_evidence
 from pyro_vmonf._utils.frames import Names, names_of
 from pyro_vmonf._utils.validation import (
     check_alone,
-    check_number,
     check_positive,
     check_unconditional,
     floating_buffer,
 )
-from pyro_vmonf.contracts import Start, required
+from pyro_vmonf.contracts import required
 from pyro_vmonf.guides import BoundGuide, SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import log_evidence
-from pyro_vmonf.starts.clusters import spectral_clusters
-from pyro_vmonf.terms import Batch, CustomTerm, Term
+from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.restarts import best_of_
@@ -198,10 +196,15 @@ def pretrain_(
         y = check_evidence(y, len(x), model.num_components, like)
         evidence = log_evidence(y, model.num_components, like.dtype)
         known = (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
+    if not len(known) and all(isinstance(term, Classification) for term in wanted):
+        raise ValueError(
+            "the terms learn from labels, and no row has one; pass y, or terms such as "
+            "Consistency and Balance"
+        )
 
     def total(index: Tensor) -> Tensor:
         rows = x[index]
-        log_q = guide.log_q(rows if augment is None else augment(rows))
+        log_q = guide.log_q(rows if augment is None else _augmented(augment, rows))
         batch = Batch(guide, rows, log_q, None if evidence is None else evidence[index], index)
         return torch.stack([t.current_weight * t(batch).mean() for t in wanted]).sum()
 
@@ -282,84 +285,17 @@ def _terms_of(
     return wanted
 
 
-def warm_start_(
-    guide: BoundGuide,
-    x: Any,
-    clusters: Tensor | Start | None = None,
-    y: Any = None,
-    *,
-    sample_weight: Any = None,
-    steps: int = 300,
-    batch_size: int = 512,
-    lr: float = 3e-3,
-    seed: int | None = None,
-) -> None:
-    """Teach the ``log_q`` of a guide a first clustering, before any flow is trained.
-
-    Arguments:
-        guide: a guide that is bound to its model, as ``vmonf.guide`` is. Of a list of guides the
-            one with a ``log_q`` learns.
-        x: rows ``(N, *event_shape)``.
-        clusters: cluster ``(N,)`` of each row, or a :class:`~pyro_vmonf.contracts.Start` that finds
-            them; by default :func:`spectral_clusters`.
-        y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods ``(N, K)``; clusters take the
-            numbers that agree best with them.
-        sample_weight: how much each row counts ``(N,)``; those of weight zero take no part.
-        steps, batch_size, lr: of Adam, on the cross-entropy.
-        seed: seed of the order of the rows.
+def _augmented(augment: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Return the rows of a function of the user's.
 
     Raises:
-        TypeError: if no ``log_q`` of the guide has parameters to train.
-        ValueError: if the guide is bound to no model, or clusters and labels do not fit the rows;
-            nothing has then changed.
+        ValueError: if it returns another number of them.
     """
-    model, parameters = model_of(guide, "warm_start_"), learning_parameters(guide, "warm_start_")
-    like = floating_buffer(model)
-    names = model.feature_names or names_of(x)
-    x = model.rows(x, weight=sample_weight)
-    check_positive("steps", steps)
-    check_positive("batch_size", batch_size)
-    check_number("lr", lr)
-    weight = None
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
-    if clusters is not None and not callable(clusters):
-        clusters = _checked(clusters, len(x), model)
-    if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, len(x), like)
-        if not weight.any():
-            raise ValueError("sample_weight is zero for every row; some have to count")
-        kept = (weight > 0).nonzero().squeeze(1)
-        x, weight, y = x[kept], weight[kept], None if y is None else y[kept]
-        clusters = clusters[kept] if isinstance(clusters, Tensor) else clusters
-    if not isinstance(clusters, Tensor):
-        find = spectral_clusters if clusters is None else clusters
-        clusters = _checked(find(x, model.num_components), len(x), model)
-    if y is not None:
-        clusters = named(clusters, y, model.num_components)
-    rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
-
-    def cross_entropy(index: Tensor) -> Tensor:
-        loss = torch.nn.functional.nll_loss(
-            guide.log_q(x[index]), clusters[index], reduction="none"
-        )
-        return loss.mean() if weight is None else (loss * weight[index]).mean() / weight.mean()
-
-    with in_units(model, x, weight, names), local_seed(seed):
-        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-        before = copy.deepcopy(guide.state_dict())
-        try:
-            teach(Lesson(guide, cross_entropy), rows, optimizer, None, steps, "")
-        except FloatingPointError:
-            guide.load_state_dict(before)
-            raise
-
-
-def _checked(clusters: Any, rows: int, model: FlowMixture) -> Tensor:
-    clusters = check_evidence(clusters, rows, model.num_components, floating_buffer(model))
-    if clusters.dim() > 1 or (clusters < 0).any():
-        raise ValueError("clusters hold something else than one number from 0 for each row")
-    return clusters
+    found = augment(rows)
+    if found.shape != rows.shape:
+        shapes = f"shape {tuple(found.shape)} for rows of shape {tuple(rows.shape)}"
+        raise ValueError(f"augment returns {shapes}; expected as many rows of the same shape")
+    return found
 
 
 def named(clusters: Tensor, y: Tensor, count: int) -> Tensor:

@@ -11,7 +11,8 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.components import per_component
 from pyro_vmonf.model import FlowMixture
-from pyro_vmonf.starts.lessons import learning_parameters, warm_start_
+from pyro_vmonf.starts.lessons import learning_parameters
+from pyro_vmonf.starts.warm import warm_start_
 from pyro_vmonf.training.fit import Progress
 
 

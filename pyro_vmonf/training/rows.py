@@ -152,16 +152,20 @@ class TensorSource:
         if isinstance(fraction, Tensor):
             held = torch.zeros(self.size, dtype=torch.bool, device=self.x.device)
             numbers = fraction.to(self.x.device)
-            if (
-                numbers.dim() != 1
-                or numbers.is_floating_point()
-                or not 0 < len(numbers.unique()) == len(numbers) < self.size
-                or not bool(((numbers >= 0) & (numbers < self.size)).all())
-            ):
+            if numbers.dim() != 1 or numbers.is_floating_point() or not len(numbers):
                 raise ValueError(
                     f"held_out has shape {tuple(fraction.shape)} and dtype {fraction.dtype}; "
-                    f"expected a fraction, or distinct positions among the {self.size} rows"
+                    f"expected a fraction, or positions among the {self.size} rows"
                 )
+            bad = numbers[(numbers < 0) | (numbers >= self.size)]
+            if len(bad):
+                raise ValueError(
+                    f"held_out has the position {int(bad[0])}; expected 0 to {self.size - 1}"
+                )
+            if len(numbers.unique()) < len(numbers):
+                raise ValueError("held_out has a position twice; name each row once")
+            if len(numbers) == self.size:
+                raise ValueError(f"held_out has all {self.size} rows; leave some to train on")
             held[numbers] = True
             others = self.rows((~held).nonzero().squeeze(1))
             return others.counting(), self.rows(numbers).counting()

@@ -16,8 +16,8 @@ START = -(10**9)  # the epoch of the state before training; those of labelled ro
 class Keeper:
     """The best state of a run so far.
 
-    Every state is measured by the same objective on the same rows, in ``eval()``: the terms have the
-    weights of the last step.
+    Every state is measured by the same objective on the same rows, in ``eval()``, under the weights
+    that the terms have in the last step.
 
     Arguments:
         keep: keep a copy of the best state, and not its number alone.
