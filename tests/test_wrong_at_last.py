@@ -45,7 +45,7 @@ def changed(at: int, value: int) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "lessons of labels without labels": (
         lambda: pretrain_(SoftmaxGuide(MLP(2, K), model=pair().model), X, steps=5),
-        "no row has one; pass y, or terms such as",
+        "no row has one; pass y or other terms",
     ),
     "a distortion that loses rows": (
         lambda: pretrain_(pair().guide, X, terms=[Confidence()], augment=lambda x: x[1:], steps=2),

@@ -191,16 +191,9 @@ def pretrain_(
     like = floating_buffer(guide)
     names = model.feature_names or names_of(x)
     x = model.rows(x)
-    evidence, known = None, torch.zeros(0, dtype=torch.long, device=x.device)
-    if y is not None:
-        y = check_evidence(y, len(x), model.num_components, like)
-        evidence = log_evidence(y, model.num_components, like.dtype)
-        known = (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
+    evidence, known = _evidence(y, x, model, like)
     if not len(known) and all(isinstance(term, Classification) for term in wanted):
-        raise ValueError(
-            "the terms learn from labels, and no row has one; pass y, or terms such as "
-            "Consistency and Balance"
-        )
+        raise ValueError("the terms learn from labels, and no row has one; pass y or other terms")
 
     def total(index: Tensor) -> Tensor:
         rows = x[index]
@@ -231,6 +224,15 @@ def pretrain_(
         trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
         best_of_([guide.network], whole, 1, first)
     return trials
+
+
+def _evidence(y: Any, x: Tensor, model: FlowMixture, like: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return log p(y|c) ``(N, K)``, and the rows of which it says something."""
+    if y is None:
+        return None, torch.zeros(0, dtype=torch.long, device=x.device)
+    y = check_evidence(y, len(x), model.num_components, like)
+    evidence = log_evidence(y, model.num_components, like.dtype)
+    return evidence, (evidence != evidence[:, :1]).any(-1).nonzero().squeeze(1)
 
 
 def _check_numbers(labelled: int, **positive: int) -> None:
