@@ -56,7 +56,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         lambda s: draw_mnist(s, digits=5, held_out=5000),
         {
             "thesis": recipes.THESIS_MNIST,
-            "best": images.undistorted(n_init=3, steps=1300, trial_steps=200),
+            "best": images.undistorted(n_init=3, steps=1000, trial_steps=100),
         },
     ),
     "mnist": Experiment(

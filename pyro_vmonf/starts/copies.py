@@ -30,6 +30,7 @@ def relearn_(
     rounds: int = 2,
     copies: int = 8,
     steps: int = 2000,
+    last_steps: int = 500,
     batch_size: int = 256,
     lr: float = 2e-3,
     seed: int | None = None,
@@ -41,7 +42,8 @@ def relearn_(
         c_n = \arg\max_c \sum_s q(c \mid x_n^{(s)})
 
     The mean over distorted copies :math:`x^{(s)}` errs less often than the guide on one view. The
-    network begins again from random parameters and learns these clusters on distorted rows.
+    network begins again from random parameters and learns these clusters on distorted rows. After
+    the last round it learns on the rows themselves what copies agree on now.
 
     Arguments:
         guide: a guide that knows clusters, by :func:`pretrain_` for example.
@@ -52,6 +54,7 @@ def relearn_(
         rounds: how often the network begins anew.
         copies: number of distorted copies of each row.
         steps, batch_size, lr: of Adam in each round: see :func:`pretrain_`.
+        last_steps: steps on the rows themselves after the last round, with a quarter of the rate.
         seed: of every draw.
         progress: show a progress bar.
 
@@ -78,30 +81,31 @@ def relearn_(
     model = model_of(guide, "relearn_")
     check_positive("rounds", rounds)
     check_positive("copies", copies)
+    check_positive("last_steps", last_steps, minimum=0)
     rows = model.rows(x)
     if y is not None:
         y = check_evidence(y, len(rows), model.num_components, floating_buffer(guide))
         if y.dim() > 1:
             raise ValueError("y holds log-likelihoods; relearn_ takes labels (N,), -1 for none")
     before = copy.deepcopy(guide.state_dict())
+
+    def labels() -> Tensor:
+        clusters = _agreed(guide, rows, augment, copies)
+        return clusters if y is None else torch.where(y >= 0, y, clusters)
+
+    def learn(number: int, clusters: Tensor, *own: Any, **lesson: Any) -> None:
+        lesson |= {"batch_size": batch_size, "labelled": 0, "progress": progress}
+        own_seed = None if seed is None else seed + number
+        pretrain_(guide, x, clusters, terms=[Classification(), *own], seed=own_seed, **lesson)
+
     with local_seed(seed):
         try:
             for number in range(rounds):
-                clusters = _agreed(guide, rows, augment, copies)
+                clusters = labels()
                 reset_parameters_(guide.network)
-                pretrain_(
-                    guide,
-                    x,
-                    clusters if y is None else torch.where(y >= 0, y, clusters),
-                    terms=[Classification(), *terms],
-                    augment=augment,
-                    steps=steps,
-                    batch_size=batch_size,
-                    labelled=0,
-                    lr=lr,
-                    seed=None if seed is None else seed + number,
-                    progress=progress,
-                )
+                learn(number, clusters, *terms, augment=augment, steps=steps, lr=lr)
+            if last_steps:
+                learn(rounds, labels(), steps=last_steps, lr=lr / 4)
         except BaseException:
             guide.load_state_dict(before)
             raise

@@ -412,3 +412,19 @@ def test_a_network_that_cannot_learn_anew_stays() -> None:
     with pytest.raises(ValueError, match="labels"):
         relearn_(vmonf.guide, x, torch.zeros(20, 3), augment=lambda rows: rows)
     assert all(torch.equal(v, before[k]) for k, v in vmonf.guide.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_last_steps_are_on_the_rows_themselves(seed: int) -> None:
+    """A distortion that hides the clusters; labels of all rows stand in place of what it says."""
+    x, clusters = blobs(seed=seed)
+    shares = []
+    for last_steps in (0, 200):
+        torch.manual_seed(seed)
+        vmonf = pair([])
+        options: dict[str, Any] = {"rounds": 1, "steps": 20, "lr": 4e-2, "seed": seed}
+        relearn_(
+            vmonf.guide, x, clusters, augment=torch.zeros_like, last_steps=last_steps, **options
+        )
+        shares.append(float((vmonf.predict(x) == clusters).double().mean()))
+    assert shares[0] < 0.9 < 0.99 < shares[1]
