@@ -87,18 +87,20 @@ class Compiled(Unread):
         except BaseException:  # an interrupt may come in the middle
             self._take_back(start)
             raise
-        self.add_(terms, taken, len(batch["x"]))
-        return terms, []
+        named = graph.named(terms)
+        self.add_(named, taken, len(batch["x"]))
+        return named, []
 
     def _take_and_read(
         self, graph: StepGraph, batch: Arguments, adam: FlatAdam, move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
         terms, (new, mean, square, old, flags), counted = graph(batch)
         loss_is_finite, finite = flags.tolist()
+        now = dict(zip(graph.keys, terms.tolist(), strict=True))
         if loss_is_finite:
             self.undo = graph.before(old)
         if not finite:
-            return terms, [False]
+            return now, [False]
         try:
             adam.accept_(new, mean, square, flags[1])
             graph.count_(counted)
@@ -107,7 +109,7 @@ class Compiled(Unread):
             self._take_back(self.last_finite)
             raise
         self._settle(accepted=True)
-        return terms, [True]
+        return now, [True]
 
     @property
     def last_finite(self) -> list[Tensor]:
@@ -133,7 +135,7 @@ class Compiled(Unread):
         for parameter, gradient in zip(self.graph.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.graph.count_(counted)
-        return terms, torch.stack(list(terms.values())).sum()
+        return self.graph.named(terms), -terms.sum()
 
     def compare_(self) -> str:
         """Leave a graph that differs from the step on its last batch, and return how."""

@@ -126,15 +126,19 @@ class StepGraph:
         return replaced or any(_values(own, names) != kept for own, names, kept in self.settings)
 
     @torch.no_grad()
-    def __call__(self, batch: Arguments) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-        """Return the terms per row, the step, and new ``counted``.
+    def __call__(self, batch: Arguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the terms per row in the order of ``keys``, the step, and new ``counted``.
 
         The step is what :meth:`FlatAdam.step` returns, with two flags in place of the norm: loss
         and gradient are finite. With another optimiser it is the gradients of ``parameters``.
         """
         terms, *others = self.function(*self._inputs(batch))
         count = len(others) - len(self.moved)
-        return dict(zip(self.keys, terms.unbind(), strict=True)), others[:count], others[count:]
+        return terms, others[:count], others[count:]
+
+    def named(self, terms: Tensor) -> dict[str, Tensor]:
+        """Return the terms by name."""
+        return dict(zip(self.keys, terms.unbind(), strict=True))
 
     @torch.no_grad()
     def count_(self, values: list[Tensor]) -> None:

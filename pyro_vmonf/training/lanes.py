@@ -16,7 +16,7 @@ from pyro_vmonf.program import unregistered
 from pyro_vmonf.schedules import SMALLEST_TEMPERATURE
 from pyro_vmonf.training.data import Arguments
 
-Terms = dict[str, Tensor]
+Terms = dict[str, Any]  # tensors, or the numbers that were read of them
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,11 @@ class Single:
         terms, loss = self._differentiate(batches)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
-        loss_now, norm_now = torch.stack((loss, norm)).tolist()  # the one wait for the device
-        finite = math.isfinite(loss_now) and math.isfinite(norm_now)
-        if math.isfinite(loss_now):
+        *values, norm_now = torch.stack((*terms.values(), norm)).tolist()  # one wait for the device
+        now = dict(zip(terms, values, strict=True))
+        loss_is_finite = math.isfinite(sum(values))
+        finite = loss_is_finite and math.isfinite(norm_now)
+        if loss_is_finite:
             self.last_finite, self.before = self.before, self.last_finite
         if finite:
             if norm_now > self.clip_norm:
@@ -156,7 +158,7 @@ class Single:
             self._settle(accepted=True)
         else:
             self._take_back(start)
-        return terms, [finite]
+        return now, [finite]
 
     def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, Tensor]:
         """Set the gradients; return the terms and the loss."""

@@ -235,8 +235,8 @@ class Trainer:
         """Take one step of every run; return its terms."""
         self.batches = batches
         going = [run.going for run in self.runs]
-        self.terms, taken = self.lanes.step(batches, going, self._move)
-        terms = self.terms
+        terms, taken = self.lanes.step(batches, going, self._move)
+        self.terms = terms
         self.steps += 1
         if not taken:
             if self.steps % LONGEST_UNREAD == 0:
