@@ -31,10 +31,11 @@ from pyro_vmonf.components import take_components_
 from pyro_vmonf.distributions import FlowDistribution
 from pyro_vmonf.em import fit_em, num_parameters
 from pyro_vmonf.guides import BoundGuide
+from pyro_vmonf.interop.delimited import read_delimited
 from pyro_vmonf.interop.page import _clusters
 from pyro_vmonf.interop.serving import from_safetensors_, to_safetensors
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
-from pyro_vmonf.interop.tables import Table, _read, read_table, samples
+from pyro_vmonf.interop.tables import Table, read_table, samples
 from pyro_vmonf.metrics import kl_divergence
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.vmonf.table import rows_of
@@ -266,7 +267,7 @@ def test_separators_and_lines_are_read_as_they_are(tmp_path: Path) -> None:
     assert read_table(path, separator="; ").frame.to_numpy().tolist() == [[1, 2], [3, 4]]
     found = read_table(written(tmp_path, "\n\na,b\n1,2\n3,4\n"))
     assert found.frame.to_numpy().tolist() == [[1, 2], [3, 4]]
-    whole = _read(written(tmp_path, "id,b\n12345678901234567,2\n3,4\n\n"), None)
+    whole, _ = read_delimited(written(tmp_path, "id,b\n12345678901234567,2\n3,4\n\n"), None, None)
     assert whole["id"].tolist() == [12345678901234567, 3]
 
 

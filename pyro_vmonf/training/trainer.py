@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch.optim import Optimizer
@@ -80,7 +80,8 @@ class Trainer:
         try:
             self._go_through_all(start)
         except BaseException as error:
-            self._read()
+            with suppress(RuntimeError):  # of a device that has failed
+                self._read()
             self.seconds = time.perf_counter() - start
             for run in self.runs:
                 run.history.interrupt(self._reason(error), self.seconds, run.held_out)

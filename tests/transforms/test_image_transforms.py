@@ -181,7 +181,9 @@ def test_a_batch_equals_a_loop_over_components(name: str, batch: str, rows: Shap
         value, log_det = getattr(transform, there)(start)
         value, log_det = value.expand(R, N, K, *event_shape), log_det.expand(R, N, K)
         start = start.expand(R, N, K, *event_shape)
-        for r, k in itertools.product(range(R), range(K)):
+        places = list(itertools.product(range(R), range(K)))
+        found = []
+        for r, k in places:
             alone = MAKES[name][1](batch_shape=())
             index = (r, 0, k) if batch == "restarts" else (k,)
             shapes = {key: held.shape for key, held in alone.state_dict().items()}
@@ -189,9 +191,10 @@ def test_a_batch_equals_a_loop_over_components(name: str, batch: str, rows: Shap
             alone.load_state_dict(
                 {key: v if v.shape == shapes[key] else v[index] for key, v in state}
             )
-            one, log_det_one = getattr(alone, there)(start[r, :, k])
-            torch.testing.assert_close(value[r, :, k], one, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(log_det[r, :, k], log_det_one, rtol=1e-10, atol=1e-10)
+            found.append(getattr(alone, there)(start[r, :, k]))
+        for whole, ones in zip((value, log_det), zip(*found, strict=True), strict=True):
+            of_places = torch.stack([whole[r, :, k] for r, k in places])
+            torch.testing.assert_close(of_places, torch.stack(ones), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("there", ["forward_and_log_det", "inverse_and_log_det"])

@@ -217,12 +217,15 @@ def test_a_batch_equals_a_loop_over_components(
         value, log_det = getattr(transform, side)(start)
         value, log_det = value.expand(R, N, K, -1), log_det.expand(R, N, K)
         start = start.expand(R, N, K, -1)
-        for r, k in itertools.product(range(R), range(K)):
+        places = list(itertools.product(range(R), range(K)))
+        found = []
+        for r, k in places:
             index = (r, 0, k) if batch == "restarts" else (k,)
             alone = getattr(component(transform, BATCHED[name], index), side)
-            one, log_det_one = alone(start[r, :, k])
-            torch.testing.assert_close(value[r, :, k], one, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(log_det[r, :, k], log_det_one, rtol=1e-10, atol=1e-10)
+            found.append(alone(start[r, :, k]))
+        for whole, alone in zip((value, log_det), zip(*found, strict=True), strict=True):
+            of_places = torch.stack([whole[r, :, k] for r, k in places])
+            torch.testing.assert_close(of_places, torch.stack(alone), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("side", ["forward_and_log_det", "inverse_and_log_det"])
