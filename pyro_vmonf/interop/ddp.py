@@ -69,7 +69,8 @@ class TrainingLoss(nn.Module):
     def _checked(self, x: Any, y: Any, arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Return what ``fit`` would make of the arguments."""
         if unknown := arguments.keys() - NAMES:
-            raise TypeError(f"{', '.join(sorted(unknown))}: expected {', '.join(sorted(NAMES))}")
+            named, known = (", ".join(sorted(names)) for names in (unknown, NAMES))
+            raise TypeError(f"the loss takes no {named}; beside x and y it takes {known}")
         model: Any = self.objective.model
         like = floating_buffer(model)
         weight = arguments.get("sample_weight")
@@ -77,7 +78,8 @@ class TrainingLoss(nn.Module):
         empty = x.isnan().flatten(1).all(1) if has_gaps(x) else x.new_zeros(0)
         if empty.any():
             raise ValueError(
-                f"rows {listed(empty.nonzero().squeeze(1))} of x have no entry, only NaN"
+                f"rows {listed(empty.nonzero().squeeze(1))} of x have no entry, only NaN; leave "
+                "them out"
             )
         if y is not None:
             y = check_evidence(y, len(x), model.num_components, like)

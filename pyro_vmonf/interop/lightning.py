@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf.files import difference, settings_of
 from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.training.loaders import parts_of
@@ -79,6 +80,19 @@ class LightningMixture(LightningModule):
     def validation_step(self, batch: Any, number: int) -> None:
         """Log the held-out objective per row: the ELBO, less the terms of the guide."""
         self.log("held_out", -self._loss(batch), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the settings of the parts beside their state."""
+        checkpoint["settings"] = settings_of(self.vmonf)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a pair with other settings.
+
+        Raises:
+            ValueError: if it is one.
+        """
+        if differs := difference(settings_of(self.vmonf), checkpoint.get("settings", {})):
+            raise ValueError(f"the checkpoint is of another pair: {differs}")
 
     def configure_optimizers(self) -> Optimizer:
         """Return Adam or the given optimiser."""

@@ -31,12 +31,7 @@ class Compiled(Unread):
 
     Batches of another shape, such as a short last one, take the step from Python.
 
-    Arguments:
-        module: its call takes the arguments of a batch and returns terms.
-        clip_norm: the largest norm of the gradient.
-        parameters: of the optimiser.
-        optimizer: of the run.
-        scheduler: of the optimiser.
+    Arguments: as for :class:`~pyro_vmonf.training.unread.Unread`.
     """
 
     graph: StepGraph | None = None

@@ -141,10 +141,7 @@ class Single:
     def _step(
         self, batches: Sequence[Arguments], start: list[Tensor], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
-        forget_gradients(self.parameters)
-        terms, loss = self._differentiate(batches)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
+        terms, _, norm = self._gradients(batches)
         *values, norm_now = torch.stack((*terms.values(), norm)).tolist()  # one wait for the device
         now = dict(zip(terms, values, strict=True))
         loss_is_finite = math.isfinite(sum(values))
@@ -159,6 +156,14 @@ class Single:
         else:
             self._take_back(start)
         return now, [finite]
+
+    def _gradients(self, batches: Sequence[Arguments]) -> tuple[Terms, Tensor, Tensor]:
+        """Set the gradients anew; return the terms, the loss and the norm of the gradient."""
+        forget_gradients(self.parameters)
+        terms, loss = self._differentiate(batches)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
+        return terms, loss, norm
 
     def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, Tensor]:
         """Set the gradients; return the terms and the loss."""

@@ -232,8 +232,8 @@ class Trainer:
             if time.perf_counter() >= self.end:
                 return
 
-    def step(self, batches: Sequence[Arguments]) -> Terms:
-        """Take one step of every run; return its terms."""
+    def step(self, batches: Sequence[Arguments]) -> None:
+        """Take one step of every run."""
         self.batches = batches
         going = [run.going for run in self.runs]
         terms, taken = self.lanes.step(batches, going, self._move)
@@ -242,7 +242,7 @@ class Trainer:
         if not taken:
             if self.steps % LONGEST_UNREAD == 0:
                 self._read()
-            return terms
+            return
         alone = len(self.runs) == 1
         for i, (run, ok) in enumerate(zip(self.runs, taken, strict=True)):
             if not run.going:
@@ -257,7 +257,6 @@ class Trainer:
             else:
                 logger.info("%s: step %d is not finite and is rolled back", self._name, self.steps)
                 self._reject(i, own)
-        return terms
 
     def _read(self) -> None:
         """Take over what the steps of the one run have left on the device."""

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.flat_adam import special
-from pyro_vmonf.training.lanes import Reading, Single, Terms, forget_gradients
+from pyro_vmonf.training.lanes import Reading, Single, Terms
 
 
 class Unread(Single):
@@ -49,16 +49,13 @@ class Unread(Single):
     ) -> tuple[Terms, list[bool]]:
         if self.waits:
             return super()._step(batches, start, move)
-        forget_gradients(self.parameters)
         versions = [value._version for value in self.kept]
-        terms, loss = self._differentiate(batches)
+        terms, loss, norm = self._gradients(batches)
         counted = [
             (value, old)
             for value, version, old in zip(self.kept, versions, start, strict=True)
             if value._version != version
         ]
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
         if self.clip_norm < float("inf"):
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         finite = loss.isfinite()

@@ -165,6 +165,10 @@ def test_lightning_trains_and_resumes(precision: str, tmp_path: Path) -> None:
         torch.testing.assert_close(one, other)
     assert float(whole.vmonf.guide.temperature) == pytest.approx(1 / 24)
     assert whole.vmonf.log_prob(X.float()).isfinite().all()
+    other = module()
+    other.vmonf.guide.terms[1].weight = 3.0
+    with pytest.raises(ValueError, match=r"guide.terms.1 has weight=3.0 and the file has 1.0"):
+        trainer(4).fit(other, loader, ckpt_path=str(tmp_path / "run.ckpt"), weights_only=False)
 
 
 class Lines(IterableDataset[Tensor]):
@@ -251,7 +255,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": ({"x": changed(X, 2, torch.inf)}, "infinite values in 1 of"),
     "empty row": ({"x": changed(X, 2, torch.nan)}, "rows 2 of x have no entry, only NaN"),
     "no rows": ({"x": X[:0], "size": 80}, "x has no rows"),
-    "another name": ({"weight": ONES}, "weight: expected given, index, sample_weight, size"),
+    "another name": (
+        {"weight": ONES},
+        "the loss takes no weight; beside x and y it takes given, index, ",
+    ),
 }
 
 

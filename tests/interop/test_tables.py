@@ -143,6 +143,11 @@ def test_what_was_said_is_kept(folder: Path) -> None:
             ["score", "pair.pt", "table.csv"],
             "has 3 columns of numbers and the pair was fitted on 2",
         ),
+        (["run", "pinwheel", "--labels", "9"], "pinwheel has no labels; leave out --labels"),
+        (
+            ["fit", "table.csv", "--columns", "a,kind", "--label", "kind"],
+            "column kind is the label",
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(
@@ -319,6 +324,12 @@ def test_files_that_are_no_tables_are_named(
         read_table(tmp_path)
 
 
+def test_a_separator_that_is_no_pattern_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"t\.csv is no CSV with a header"):
+        read_table(tmp_path / "t.csv", separator="((")
+
+
 def test_names_with_commas_stand_between_quotes(tmp_path: Path) -> None:
     frame = table().rename(columns={"a": "a, m"})
     frame.to_csv(tmp_path / "t.csv", index=False)
@@ -345,27 +356,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_fit(
     Path("file").touch()
     assert main(arguments) == 1
     assert "cannot be made: Not a directory; pass another --out" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "pinwheel", "--labels", "9"], "pinwheel has no labels; leave out --labels"),
-        (["fit", "t.csv", "--columns", "a,kind", "--label", "kind"], "column kind is the label"),
-    ],
-)
-def test_arguments_that_mean_nothing_are_refused(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    table().to_csv("t.csv", index=False)
-    assert main([*arguments, "--out", "out"]) == 2
-    assert message in capsys.readouterr().err
-    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("arguments", [["run", "pinwheel", "--seeds"], ["sample", "fit", "--seed"]])

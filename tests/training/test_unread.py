@@ -42,18 +42,6 @@ def unread_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return let
 
 
-class Sometimes:
-    """A term that is not finite at some of its calls."""
-
-    def __init__(self, value: float, calls: set[int]) -> None:
-        self.value, self.calls, self.count = value, calls, 0
-
-    def __call__(self, batch: Batch) -> Tensor:
-        self.count += torch.is_grad_enabled()
-        penalty = batch.log_q.exp().square().sum(-1)
-        return penalty * self.value if self.count in self.calls else penalty
-
-
 def pair(weights: Any = "learned", term: Any = None) -> VMoNF:
     """A pair whose forward pass moves buffers and counts."""
     torch.manual_seed(0)
