@@ -16,7 +16,7 @@ demo: .venv/runtime  ## fit the five-wing pinwheel; figures, metrics and the ani
 
 # Each of the two workers has one core.
 test: .venv/dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/dev
 	$(BIN)/ruff check .
