@@ -238,7 +238,9 @@ class Start(Protocol):
     """A first clustering of the rows.
 
     Required: the call takes rows ``(N, *event_shape)`` and the number of clusters, and returns the
-    cluster ``(N,)`` of each row. :func:`~pyro_vmonf.starts.warm_start_` teaches it to a guide.
+    cluster ``(N,)`` of each row, or its responsibilities ``(N, K)``. :mod:`pyro_vmonf.starts` has
+    ready-made ones. :func:`~pyro_vmonf.starts.warm_start_` teaches one to a guide, and
+    :meth:`~pyro_vmonf.VMoNF.from_data` chooses between several.
 
     Implementing a start:
         >>> import torch
@@ -253,7 +255,7 @@ class Start(Protocol):
     """
 
     def __call__(self, x: Tensor, num_clusters: int) -> Tensor:
-        """Return the cluster of each row."""
+        """Return the cluster of each row, or its responsibilities."""
 
 
 class Pair(Protocol):

@@ -73,7 +73,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
         weights: mixture weights, as for :class:`~pyro_vmonf.FlowMixture`.
         hidden: widths of the hidden layers of the guide.
         init: first clusters of the guide: ``"kmeans"`` (the default of training by hand),
-            ``"spectral"`` (clusters along neighbours), or ``"random"``.
+            ``"spectral"`` (clusters along neighbours), ``"random"``, or a
+            :class:`~pyro_vmonf.contracts.Start`.
         n_init: number of starts of the kind of ``init``, from other seeds and, for ``"spectral"``,
             with other numbers of neighbours; the one with the best objective on held-out rows
             stays.
@@ -106,7 +107,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         flow: str | Callable[[int, int], nn.Module] = "auto",
         weights: Any = "learned",
         hidden: Sequence[int] = (32, 32),
-        init: Literal["auto", "kmeans", "spectral", "random"] = "auto",
+        init: Literal["auto", "kmeans", "spectral", "random"] | Start = "auto",
         n_init: int = 1,
         max_iter: int = 100,
         batch_size: int = 512,
@@ -158,8 +159,11 @@ class FlowMixtureClustering(  # type: ignore[misc]
             check_positive(name, getattr(self, name))
         if self.n_components != "auto":
             check_positive("n_components", self.n_components)
-        if self.init not in ("auto", "kmeans", "spectral", "random"):
-            raise ValueError(f"init is {self.init!r}; expected 'kmeans', 'spectral' or 'random'")
+        if not callable(self.init) and self.init not in ("auto", "kmeans", "spectral", "random"):
+            raise ValueError(
+                f"init is {self.init!r}; expected 'kmeans', 'spectral', 'random', or a function "
+                "(rows, number of clusters) → clusters"
+            )
         labels = self._labels(y, len(X))
         if self.n_components != "auto" and len(X) < self.n_components:
             raise ValueError(
@@ -263,6 +267,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
 
     def _clusters(self, sample_weight: Array | None, number: int, seed: int) -> Start:
         """Return the first clusters of a start, another variant of the same for each."""
+        if callable(self.init):
+            return self.init
         if self.init == "spectral":
             near = NEIGHBORS[number % len(NEIGHBORS)]
 

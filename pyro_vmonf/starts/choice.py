@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vmonf.starts.clusters import spectral_clusters
-from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, gaussians_of_size, merged
-from pyro_vmonf.starts.tree import cut_tree, spanning_tree
+from pyro_vmonf.contracts import Start
+from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
+from pyro_vmonf.starts.ready_made import MergedGaussians, SpanningTree, Spectral
+from pyro_vmonf.starts.responsibilities import as_responsibilities
 from pyro_vmonf.starts.valleys import valleys
 
 Array = np.ndarray[Any, Any]
-Candidate = Callable[[Array, int], Array]
-MOST = 40  # Gaussians of an over-complete mixture, at least
-MOST_OF_ANY = 128  # where nobody knows the number of clusters
 MOST_EACH = 20  # Gaussians of one cluster
 SEARCHED_EACH = 1500  # rows of a cluster on which their number is searched
 FITTED_EACH = 20_000  # rows of a cluster that its mixture is fitted to
@@ -26,48 +24,33 @@ CUT_LINKS = 10.0  # nats that a row is charged if all its links are cut
 VALLEYS = 0.1  # nats that a row is charged for each nat of the deepest valley in its cluster
 
 
-def large_mixture(x: Array, num_clusters: int | None = None, *, seed: int = 0) -> GaussianFit:
-    """Return a mixture of as many Gaussians as BIC wants, from which clusters are merged."""
-    most = MOST_OF_ANY if num_clusters is None else max(MOST, 2 * num_clusters)
-    return fit_gaussians(x, most, seed=seed)
-
-
-def by_merged_gaussians(
-    x: Array, num_clusters: int, seed: int = 0, large: GaussianFit | None = None
-) -> Array:
-    """Cluster rows by a mixture of many Gaussians whose components are merged.
-
-    See :func:`~pyro_vmonf.starts.gaussians.fit_gaussians` and
-    :func:`~pyro_vmonf.starts.gaussians.merged`.
-
-    Arguments:
-        x: rows ``(N, D)``.
-        num_clusters: number of clusters *K*.
-        seed: of the mixture's start.
-        large: of :func:`large_mixture`, where there is one already.
-    """
-    found = large or large_mixture(x, num_clusters, seed=seed)
-    if len(found.weights) < num_clusters:
-        found = gaussians_of_size(x, num_clusters, seed=seed)
-    return merged(found.responsibilities(x), num_clusters)
-
-
-def by_spanning_tree(x: Array, num_clusters: int, seed: int = 0) -> Array:
-    """Cluster rows by cuts of a spanning tree: see :func:`~pyro_vmonf.starts.tree.cut_tree`."""
-    return cut_tree(*spanning_tree(x), num_clusters)
-
-
-def by_spectral_clusters(x: Array, num_clusters: int, seed: int = 0) -> Array:
-    """Cluster rows along neighbours: see :func:`~pyro_vmonf.starts.spectral_clusters`."""
-    near = min(15, len(x) - 1)
-    return spectral_clusters(torch.as_tensor(x), num_clusters, neighbors=near).numpy()
-
-
-CANDIDATES: dict[str, Candidate] = {
-    "merged Gaussians": by_merged_gaussians,
-    "spanning tree": by_spanning_tree,
-    "spectral": by_spectral_clusters,
+CANDIDATES: dict[str, Start] = {
+    "merged Gaussians": MergedGaussians(),
+    "spanning tree": SpanningTree(),
+    "spectral": Spectral(),
 }
+
+
+def by_name(starts: Mapping[str, Start] | Sequence[Start]) -> dict[str, Start]:
+    """Return starts by their names: those of a list have the name of function or class.
+
+    Raises:
+        TypeError: if one cannot be called.
+        ValueError: if there are none, or two have one name.
+    """
+    names = [getattr(start, "__name__", type(start).__name__) for start in starts]
+    found = dict(starts) if isinstance(starts, Mapping) else dict(zip(names, starts, strict=True))
+    for name, start in found.items():
+        if not callable(start):
+            raise TypeError(
+                f"the start {name!r} is {start!r}; expected a function from rows and the number "
+                "of clusters to clusters or responsibilities"
+            )
+    if not found:
+        raise ValueError("starts is empty; expected one start or more")
+    if len(found) < len(starts):
+        raise ValueError(f"starts have the names {names}; pass a dict with a name for each")
+    return found
 
 
 @dataclass(frozen=True)
@@ -186,7 +169,7 @@ def _at_least_two(rows: Array) -> Array:
 def choose(
     x: Array,
     num_clusters: int,
-    candidates: Mapping[str, Candidate] | None = None,
+    candidates: Mapping[str, Start] | None = None,
     *,
     seed: int = 0,
 ) -> list[Scored]:
@@ -195,11 +178,11 @@ def choose(
     Arguments:
         x: rows ``(N, D)``, in units of about one standard deviation.
         num_clusters: number of clusters *K*.
-        candidates: functions from rows and *K* to clusters; :data:`CANDIDATES` by default.
-        seed: of whatever they draw.
+        candidates: starts by name; :data:`CANDIDATES` by default.
+        seed: of the mixtures' starts.
 
     Raises:
-        ValueError: if there are fewer rows than clusters.
+        ValueError: if there are fewer rows than clusters, or what a start returns does not fit.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(90, 2)) + 9 * (np.arange(90) % 3)[:, None]
@@ -212,10 +195,20 @@ def choose(
     links = links_of(x)
     known: dict[bytes, GaussianFit] = {}
     found = [
-        scored(name, x, make(x, num_clusters), links, seed=seed, known=known)
-        for name, make in (CANDIDATES if candidates is None else candidates).items()
+        scored(name, x, _clusters(name, start, x, num_clusters), links, seed=seed, known=known)
+        for name, start in (CANDIDATES if candidates is None else candidates).items()
     ]
     return sorted(found, key=rank(num_clusters))
+
+
+def _clusters(name: str, start: Start, x: Array, num_clusters: int) -> Array:
+    """Return the cluster ``(N,)`` that a start gives each row."""
+    rows = torch.as_tensor(x)
+    try:
+        found = as_responsibilities(start(rows, num_clusters), len(x), num_clusters, rows)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the start {name!r} failed: {error}") from error
+    return found.argmax(1).numpy()
 
 
 def rank(num_clusters: int) -> Callable[[Scored], tuple[bool, float]]:

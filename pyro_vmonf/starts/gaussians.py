@@ -172,7 +172,9 @@ def _ledoit_wolf(x: Array, found: Any) -> Array:
     return np.asarray(result)
 
 
-def merged(responsibilities: Array, num_clusters: int, mistaken: float = 0.0) -> Array:
+def merged_responsibilities(
+    responsibilities: Array, num_clusters: int, mistaken: float = 0.0
+) -> Array:
     """Join the components of a posterior that are mistaken for each other most.
 
     Arguments:
@@ -181,14 +183,10 @@ def merged(responsibilities: Array, num_clusters: int, mistaken: float = 0.0) ->
         mistaken: share of rows that are assigned to the other one, below which two stay apart.
 
     Returns:
-        The cluster ``(N,)`` of each row.
+        The posterior of the clusters: ``(N, K)``, or of more that stay apart.
 
     References:
         Hennig (2010), Methods for merging Gaussian mixture components.
-
-    Example:
-        >>> merged(np.array([[0.5, 0.5, 0.0], [0.4, 0.6, 0.0], [0.0, 0.0, 1.0]]), 2)
-        array([0, 0, 1])
     """
     r = responsibilities.copy()
     while r.shape[1] > num_clusters:
@@ -202,4 +200,15 @@ def merged(responsibilities: Array, num_clusters: int, mistaken: float = 0.0) ->
         one, other = sorted(divmod(int(share.argmax()), r.shape[1]))
         r[:, one] += r[:, other]
         r = np.delete(r, other, 1)
-    return np.asarray(r.argmax(1))
+    return r
+
+
+def merged(responsibilities: Array, num_clusters: int, mistaken: float = 0.0) -> Array:
+    """Return the cluster ``(N,)`` of each row by :func:`merged_responsibilities`.
+
+    Example:
+        >>> merged(np.array([[0.5, 0.5, 0.0], [0.4, 0.6, 0.0], [0.0, 0.0, 1.0]]), 2)
+        array([0, 0, 1])
+    """
+    found = merged_responsibilities(responsibilities, num_clusters, mistaken)
+    return np.asarray(found.argmax(1))

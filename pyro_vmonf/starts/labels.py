@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmonf.starts.choice import MOST, Scored, links_of, scored
+from pyro_vmonf.starts.choice import Scored, links_of, scored
 from pyro_vmonf.starts.gaussians import fit_gaussians
 from pyro_vmonf.starts.lessons import named
+from pyro_vmonf.starts.ready_made import MOST
 from pyro_vmonf.starts.tree import spanning_tree
 
 Array = np.ndarray[Any, Any]

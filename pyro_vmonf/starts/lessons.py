@@ -300,11 +300,16 @@ def _augmented(augment: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return found
 
 
-def named(clusters: Tensor, y: Tensor, count: int) -> Tensor:
-    """Return clusters with the numbers that agree best with labels or log-likelihoods."""
+def numbers_of(clusters: Tensor, y: Tensor, count: int) -> Tensor:
+    """Return the number ``(K,)`` of each cluster that agrees best with labels or likelihoods."""
     if y.dim() > 1:  # a row that one component suits best counts as labelled by it
         y = y.argmax(-1).where((y != y[:, :1]).any(-1), -1)
     known = y >= 0
     if not known.any():
-        return clusters
-    return match(y[known], clusters[known], count).to(clusters.device)[clusters]
+        return torch.arange(count, device=clusters.device)
+    return match(y[known], clusters[known], count).to(clusters.device)
+
+
+def named(clusters: Tensor, y: Tensor, count: int) -> Tensor:
+    """Return clusters with the numbers that agree best with labels or log-likelihoods."""
+    return numbers_of(clusters, y, count)[clusters]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vmonf.starts.choice import Scored, large_mixture, links_of, scored
+from pyro_vmonf.starts.choice import Scored, links_of, scored
 from pyro_vmonf.starts.gaussians import GaussianFit, merged
+from pyro_vmonf.starts.ready_made import large_mixture
 
 Array = np.ndarray[Any, Any]
 MISTAKEN = 0.05  # Gaussians that are mistaken for each other more often are one cluster
@@ -53,7 +54,7 @@ def clusterings(x: Array, *, seed: int = 0, large: GaussianFit | None = None) ->
     Arguments:
         x: rows ``(N, D)``, in units of about one standard deviation.
         seed: of whatever they draw.
-        large: of :func:`~pyro_vmonf.starts.choice.large_mixture`, where there is one already.
+        large: of :func:`~pyro_vmonf.starts.ready_made.large_mixture`, where there is one already.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(90, 2)) + 9 * (np.arange(90) % 3)[:, None]

@@ -11,15 +11,9 @@ from torch import Tensor
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
 from pyro_vmonf._utils.frames import names_of
-from pyro_vmonf._utils.validation import (
-    as_tensor,
-    check_number,
-    check_positive,
-    floating_buffer,
-)
+from pyro_vmonf._utils.validation import check_number, check_positive, floating_buffer
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.guides import BoundGuide
-from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.starts.clusters import spectral_clusters
 from pyro_vmonf.starts.lessons import (
     Draws,
@@ -27,9 +21,10 @@ from pyro_vmonf.starts.lessons import (
     in_units,
     learning_parameters,
     model_of,
-    named,
+    numbers_of,
     teach,
 )
+from pyro_vmonf.starts.responsibilities import as_responsibilities
 
 
 def warm_start_(
@@ -50,8 +45,9 @@ def warm_start_(
         guide: a guide that is bound to its model, as ``vmonf.guide`` is. Of a list of guides the
             one with a ``log_q`` learns.
         x: rows ``(N, *event_shape)``.
-        clusters: cluster ``(N,)`` of each row, or a :class:`~pyro_vmonf.contracts.Start` that finds
-            them; by default :func:`spectral_clusters`.
+        clusters: cluster ``(N,)`` or responsibilities ``(N, K)`` of each row, or a
+            :class:`~pyro_vmonf.contracts.Start` that finds them; by default
+            :func:`spectral_clusters`.
         y: labels ``(N,)``, −1 for unlabelled, or log-likelihoods ``(N, K)``; clusters take the
             numbers that agree best with them.
         sample_weight: how much each row counts ``(N,)``; those of weight zero take no part.
@@ -73,8 +69,9 @@ def warm_start_(
     weight = None
     if y is not None:
         y = check_evidence(y, len(x), model.num_components, like)
+    count = model.num_components
     if clusters is not None and not callable(clusters):
-        clusters = _checked(clusters, len(x), model)
+        clusters = as_responsibilities(clusters, len(x), count, like)
     if sample_weight is not None:
         weight = check_sample_weight(sample_weight, len(x), like)
         if not weight.any():
@@ -84,15 +81,15 @@ def warm_start_(
         clusters = clusters[kept] if isinstance(clusters, Tensor) else clusters
     if not isinstance(clusters, Tensor):
         find = spectral_clusters if clusters is None else clusters
-        clusters = _checked(find(x, model.num_components), len(x), model)
+        clusters = as_responsibilities(find(x, count), len(x), count, like)
     if y is not None:
-        clusters = named(clusters, y, model.num_components)
+        numbers = numbers_of(clusters.argmax(1), y, count)
+        clusters = clusters[:, numbers.argsort()]
     rows = Draws(len(x), min(batch_size, len(x)), device=x.device)
 
     def cross_entropy(index: Tensor) -> Tensor:
-        loss = torch.nn.functional.nll_loss(
-            guide.log_q(x[index]), clusters[index], reduction="none"
-        )
+        log_q, target = guide.log_q(x[index]), clusters[index]
+        loss = -(target * log_q.where(target > 0, 0.0)).sum(-1)
         return loss.mean() if weight is None else (loss * weight[index]).mean() / weight.mean()
 
     with in_units(model, x, weight, names), local_seed(seed):
@@ -103,27 +100,3 @@ def warm_start_(
         except FloatingPointError:
             guide.load_state_dict(before)
             raise
-
-
-def _checked(clusters: Any, rows: int, model: FlowMixture) -> Tensor:
-    """Return clusters ``(N,)`` as integers.
-
-    Raises:
-        TypeError: if they are no integers.
-        ValueError: if they do not fit the rows or the components.
-    """
-    clusters, count = as_tensor("clusters", clusters), model.num_components
-    if clusters.is_floating_point() or clusters.is_complex() or clusters.dtype == torch.bool:
-        raise TypeError(f"clusters have dtype {clusters.dtype}; expected integers from 0")
-    if tuple(clusters.shape) != (rows,):
-        raise ValueError(
-            f"clusters have shape {tuple(clusters.shape)}; expected one number from 0 for each of "
-            f"{rows} rows"
-        )
-    bad = ((clusters < 0) | (clusters >= count)).nonzero().squeeze(1)
-    if len(bad):
-        raise ValueError(
-            f"clusters hold {int(clusters[bad[0]])} in row {int(bad[0])}; expected numbers "
-            f"from 0 to {count - 1} ({len(bad)} such rows)"
-        )
-    return clusters.long().to(floating_buffer(model).device)

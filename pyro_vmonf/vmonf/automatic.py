@@ -6,8 +6,8 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pyro_vmonf._utils.columns import kinds_of
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import check_number, has_gaps
+from pyro_vmonf.contracts import Start as FirstClusters
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.distributions.partial import Gaussians
 from pyro_vmonf.flows.ready_made import AutoregressiveNSF
@@ -28,20 +29,12 @@ from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.nn.started import StartedNetwork
 from pyro_vmonf.report import ChoiceReport, gaussians_instead, touching
 from pyro_vmonf.starts.background import broad_gaussian
-from pyro_vmonf.starts.choice import (
-    CANDIDATES,
-    Candidate,
-    Scored,
-    by_merged_gaussians,
-    choose,
-    densities_of,
-    large_mixture,
-    rank,
-)
+from pyro_vmonf.starts.choice import CANDIDATES, Scored, by_name, choose, densities_of, rank
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.growth import grown
 from pyro_vmonf.starts.labels import by_labels
 from pyro_vmonf.starts.number import clusterings
+from pyro_vmonf.starts.ready_made import MergedGaussians, large_mixture
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.history import History
 from pyro_vmonf.vmonf.lengths import Length, Lessons
@@ -74,10 +67,12 @@ def from_data(
     sample_weight: Any = None,
     progress: bool = True,
     background: Background = False,
+    starts: Mapping[str, FirstClusters] | Sequence[FirstClusters] | None = None,
 ) -> tuple[FlowMixture, SoftmaxGuide, History]:
     """Build a pair for rows and fit it: see :meth:`pyro_vmonf.VMoNF.from_data`."""
     begun = time.perf_counter()
     check_number("minutes", minutes)
+    own = None if starts is None else by_name(starts)
     every = rows_of(x, y, sample_weight, components, seed)
     rows, far = without_far(every, background)
     z, searched = rows.z, rows.drawn(rows.counted(), MOST_ROWS)
@@ -88,9 +83,9 @@ def from_data(
     if components is None:
         found, components = _numbered(rows, z[searched], large)
         stages.enter("start")
-    again: dict[str, Candidate] = {"merged Gaussians": partial(by_merged_gaussians, large=large)}
-    candidates = choose(z[searched], components, CANDIDATES | again, seed=rows.seed)
-    if found:
+    made = {**CANDIDATES, "merged Gaussians": MergedGaussians(large=large)}
+    candidates = choose(z[searched], components, own or made, seed=rows.seed)
+    if found and own is None:
         candidates = sorted([found[0], *candidates], key=rank(components))
     if rows.y is not None:
         labels = rows.y.numpy()[searched]

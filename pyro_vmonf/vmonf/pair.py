@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,6 +12,7 @@ from pyro_vmonf._utils.validation import (
     check_unconditional,
 )
 from pyro_vmonf.components import take_components_
+from pyro_vmonf.contracts import Start
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.program import check_follows
@@ -91,6 +92,7 @@ class VMoNF(Scores, Drawn, Halves):
         sample_weight: Any = None,
         progress: bool = True,
         background: Background = False,
+        starts: Mapping[str, Start] | Sequence[Start] | None = None,
     ) -> VMoNF:
         r"""Build a pair for a table, fit it, and return it.
 
@@ -124,6 +126,10 @@ class VMoNF(Scores, Drawn, Halves):
             background: add a broad component for rows that are far from all others, as the last
                 one, which no training moves: always, never, or with ``"auto"`` where
                 ``pyro_vmonf.starts.background.far_rows`` finds any.
+            starts: the candidates for the first clustering, in place of the library's: a list of
+                :class:`~pyro_vmonf.contracts.Start`, or a dict that names them. Each is given
+                standardised rows ``(N, D)``, at most 10,000 of them. Spread labels stay
+                candidates beside them.
 
         Returns:
             The fitted pair. ``history.choice`` and :meth:`report` say what was chosen. Its verbs
@@ -144,14 +150,15 @@ class VMoNF(Scores, Drawn, Halves):
         """
         options: dict[str, Any] = {"seed": seed, "minutes": minutes, "progress": progress}
         if np.ndim(x) == 4 if isinstance(x, list | tuple) else getattr(x, "ndim", 2) == 4:
-            if sample_weight is not None or background:
+            if sample_weight is not None or background or starts is not None:
                 raise ValueError(
-                    "images take neither sample_weight nor background; leave out images that "
-                    "shall not count"
+                    "images take neither sample_weight nor background nor starts; leave out images "
+                    "that shall not count"
                 )
             build: Callable[..., Any] = from_images
         else:
             options |= {"sample_weight": sample_weight, "background": background}
+            options["starts"] = starts
             build = from_data
         try:
             model, guide, history = build(x, y, components=components, **options)
