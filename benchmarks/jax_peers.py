@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.configurations import BINS, BOUND, Configuration
+from benchmarks.timing import Several
 
 LOG_TWO_PI = math.log(2 * math.pi)
 SCANNED = 50  # steps of one call
@@ -57,7 +58,7 @@ def jax_step(c: Configuration, device: str, *, scanned: bool = False) -> Step:
         kept[0], value = run(kept[0])
         value.block_until_ready()
 
-    return call
+    return Several(call, SCANNED) if scanned else call
 
 
 def one_thread() -> None:

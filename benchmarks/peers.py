@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from benchmarks import limit
 from benchmarks.configurations import BINS, BOUND, CONFIGURATIONS, Configuration
 from benchmarks.jax_peers import jax_step
+from benchmarks.timing import Several
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.data import TensorSource
-from pyro_vmonf.training.graphs import NotCaptured
+from pyro_vmonf.training.gradients import NotCaptured
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.trainer import Trainer
@@ -34,8 +35,11 @@ def adam(parameters: Any) -> torch.optim.Adam:
 
 def library(
     c: Configuration, device: str, *, compile: bool = False, top: int | None = None
-) -> Step:
-    """Return a step of ``fit``, on the road that it takes, with its safeguards and its record."""
+) -> Several:
+    """Return a step of ``fit``, on the road that it takes, with its safeguards and its record.
+
+    The compiled one is a call of as many steps as the graph takes at once.
+    """
     pair = c.pair(top).to(device)
     x = c.batch().to(device)
     arguments: dict[str, Any] = {
@@ -51,8 +55,7 @@ def library(
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = adam(trained)
     lanes = Compiled(objective, None, trained, optimizer)
-    if compile:
-        lanes.build_(arguments, lambda graph: True)
+    at_once = lanes.build_(arguments, lambda graph: True).steps if compile else 1
     run = Run(TensorSource(x, None, None, c.rows, arguments["index"]), torch.Generator())
     objective.train()
     plan = Plan(temperature=lambda step: 1.0)
@@ -60,10 +63,11 @@ def library(
 
     def step() -> None:
         with pyro.validation_enabled(False):
-            trainer.anneal(1)
-            trainer.step([arguments])
+            for _ in range(at_once):
+                trainer.anneal(1)
+                trainer.step([arguments])
 
-    return step
+    return Several(step, at_once)
 
 
 def closed_form(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.configurations import CONFIGURATIONS
-from benchmarks.jax_peers import SCANNED
 from benchmarks.peers import PEERS, steps_of
 from benchmarks.tables import Options, Row, compared
 from benchmarks.timing import interleaved
@@ -16,6 +15,4 @@ def run(options: Options) -> Iterator[list[Row]]:
     for name in CONFIGURATIONS if options.config is None else [options.config]:
         steps = steps_of(name, options.device, list(PEERS))
         times = interleaved(steps, repeats=options.repeats, device=options.device)
-        if "jax scanned" in times:  # a call takes many steps
-            times["jax scanned"] /= SCANNED
         yield compared(name, times, options)

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,17 @@ import torch
 from pyro_vmonf.starts import growth
 from pyro_vmonf.training import trainer
 from pyro_vmonf.vmonf import automatic
+
+
+@dataclass(frozen=True)
+class Several:
+    """A function whose call takes several steps."""
+
+    function: Callable[[], Any]
+    steps: int
+
+    def __call__(self) -> None:
+        self.function()
 
 
 @contextmanager
@@ -42,7 +54,7 @@ def interleaved(
     seconds: float = 120.0,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Return the median time of each function in ms, all of them taken in turn.
+    """Return the median time of each function, or of its steps, in ms, all of them taken in turn.
 
     At its turn each is called three times, of which the first does not count: in training a step
     follows one of its own kind, and not somebody else's that left other things in the caches.
@@ -70,7 +82,8 @@ def interleaved(
                 function()
                 wait(device)
                 times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * median(values) for name, values in times.items()}
+    steps = {name: getattr(function, "steps", 1) for name, function in functions.items()}
+    return {name: 1e3 * median(values) / steps[name] for name, values in times.items()}
 
 
 def peak_megabytes(device: str) -> float:

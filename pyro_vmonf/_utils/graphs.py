@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vmonf._utils.contexts import own_filters
+
+LOOP = "torch.ops.higher_order.while_loop"  # a graph in a graph, which the key of the cache knows
 
 
 def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -28,6 +31,56 @@ def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
     # A part that torch.compile took on its own runs plainly inside of the graph.
     with torch.compiler.set_stance("force_eager"):
         return make_fx(function, decomposition_table=APART)(*inputs)
+
+
+def repeated(
+    body: fx.GraphModule, times: Tensor, state: Sequence[Tensor], others: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return the state after a loop, which is one operation of a graph.
+
+    Arguments:
+        body: from state and others to the next state.
+        times: up to which the first number of the state is counted.
+        state: tensors that the body moves; no two share memory.
+        others: those that stay.
+    """
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    count = len(state)
+    body, others = _tight(body, count, others)
+    run: Callable[..., Sequence[Tensor]] = while_loop_op
+    return run(
+        lambda *inputs: inputs[0] < inputs[count],
+        lambda *inputs: tuple(body(*inputs[:count], *inputs[count + 1 :])),
+        tuple(state),
+        (times, *others),
+    )
+
+
+def _tight(
+    body: fx.GraphModule, count: int, others: Sequence[Tensor]
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Return a body without inputs that it does not use, with its constants as inputs; and inputs.
+
+    Each input costs time in each turn of a loop, and a loop takes no constants.
+    """
+    body = fx.GraphModule(body, copy.deepcopy(body.graph))
+    inputs = body.graph.find_nodes(op="placeholder")
+    kept = []
+    for node, value in zip(inputs[count:], others, strict=True):
+        if node.users:
+            kept.append(value)
+        else:
+            body.graph.erase_node(node)
+    for node in body.graph.find_nodes(op="get_attr"):
+        last = body.graph.find_nodes(op="placeholder")[-1]
+        with body.graph.inserting_after(last):
+            new = body.graph.placeholder(f"constant_{node.target}")
+        node.replace_all_uses_with(new)
+        body.graph.erase_node(node)
+        kept.append(getattr(body, node.target))
+    body.recompile()
+    return body, kept
 
 
 def _sum_and_product(
@@ -53,25 +106,28 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
     Raises:
         RuntimeError: if the graph cannot be compiled.
     """
-    import torch._inductor
+    from torch import _inductor
     from torch._guards import TracingContext, tracing
+    from torch._inductor import config
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     # The cache on disk wants the shapes of a tracing context. Processes of the compiler's own take
     # longer to start than a step to compile.
-    options: dict[str, str | int | bool] = {
+    options: dict[str, Any] = {
         "fallback_random": True, "size_asserts": False, "compile_threads": 1
     }  # fmt: skip
+    newer: dict[str, Any] = {"unsafe_marked_cacheable_functions": {LOOP: torch.__version__}}
     if all(value.device.type == "cpu" for value in inputs):
         options["cpp_wrapper"] = True  # the calls of the kernels are machine code as well
         options["cpp.vec_isa_ok"] = True  # the processor says it; ten small programs would ask
+        # Calls are not worth optimising, and to compile headers once does not pay for two files.
+        newer |= {"cpp_wrapper_build_separate": True, "cpp_cache_precompile_headers": False}
+    options |= {name: value for name, value in newer.items() if hasattr(config, name)}
     shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
     with own_filters(), _quiet("torch._inductor"), tracing(shapes), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # of the compiler, about itself
-        found: Callable[..., list[Tensor]] = torch._inductor.compile(
-            graph, list(inputs), options=options
-        )
+        found: Callable[..., list[Tensor]] = _inductor.compile(graph, list(inputs), options=options)
     return found
 
 

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vmonf.training.adam_graph import AdamGraph, step_graph
 from pyro_vmonf.training.data import Arguments
-from pyro_vmonf.training.flat_adam import FlatAdam
-from pyro_vmonf.training.graphs import NotCaptured, StepGraph
+from pyro_vmonf.training.gradients import NotCaptured
+from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Terms
+from pyro_vmonf.training.lanes import Reading, Terms
 from pyro_vmonf.training.trainer import Trainer
-from pyro_vmonf.training.unread import Unread
+from pyro_vmonf.training.unread import Unread, counts_steps
 
+MOST_AT_ONCE = 16  # steps of one call
+MOST_WORK = 100_000_000  # rows by parameters of one call, so that an interrupt is soon heard
 MEASURED_STEPS = 50  # that "auto" sees before it decides
 SHARE_SAVED = 0.6  # of a step, by a compiled one
 FROM_CACHE = 4.0  # seconds to capture a step and to load its code
@@ -29,18 +34,35 @@ MOST_NUMBERS = 2_000_000  # parameters above which products are the step, and a 
 class Compiled(Unread):
     """One run, whose steps on batches of one shape are a graph once there is one.
 
+    Steps of Adam wait until the graph takes several of them at once, or until somebody reads.
     Batches of another shape, such as a short last one, take the step from Python.
 
-    Arguments: as for :class:`~pyro_vmonf.training.unread.Unread`.
+    Arguments:
+        module, clip_norm, parameters, optimizer, scheduler: as for
+            :class:`~pyro_vmonf.training.unread.Unread`.
+        batches: of an epoch.
     """
 
     graph: StepGraph | None = None
     last_batch: Arguments | None = None  # batch that the graph took
-    undo: Callable[[], dict[Tensor, Tensor]] | None = None  # values before that step
+    undo: list[Tensor] | None = None  # state before the last step of the graph: see Moved.last
     seconds = 0.0  # of the steps from Python
     count = 0
 
-    def build_(self, batch: Arguments, worth: Callable[[fx.GraphModule], bool]) -> StepGraph:
+    def __init__(
+        self,
+        module: nn.Module,
+        clip_norm: float | None,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        batches: int = MOST_AT_ONCE,
+    ) -> None:
+        super().__init__(module, clip_norm, parameters, optimizer, scheduler)
+        self.batches = batches
+        self.scheduled = counts_steps(scheduler)
+
+    def build_(self, batch: Arguments, worth: Worth) -> StepGraph:
         """Compile the step for batches like this one.
 
         Arguments:
@@ -51,8 +73,12 @@ class Compiled(Unread):
             NotCaptured: if it is not.
         """
         objective: Any = self.module
-        self.graph = StepGraph(
-            objective, self.parameters, batch, self.optimizer, self.clip_norm, self.waits, worth
+        numbers = sum(parameter.numel() for parameter in self.parameters)
+        short = MOST_WORK // (numbers * len(batch["x"]) + 1)
+        alone = self.scheduled or not self.counts.is_cpu  # the loop of a device asks the host
+        steps = 1 if alone else max(min(self.batches, MOST_AT_ONCE, short), 1)
+        self.graph = step_graph(
+            objective, self.parameters, batch, self.optimizer, self.clip_norm, steps, worth
         )
         return self.graph
 
@@ -60,58 +86,72 @@ class Compiled(Unread):
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
         graph, [batch] = self.graph, batches
-        if graph is None or graph.adam is None or not graph.takes(batch):
+        if not isinstance(graph, AdamGraph) or not graph.takes(batch):
+            self._run_()
+            self._last_finite = self.last_finite
             result = super().step(batches, going, move)
-            if graph is not None and graph.adam is not None:
+            if isinstance(graph, AdamGraph):
                 graph.adam.look_()
             return result
         self.last_batch = batch
-        take = self._take_and_read if self.waits else self._take
-        return take(graph, batch, graph.adam, move)
-
-    def _take(
-        self, graph: StepGraph, batch: Arguments, adam: FlatAdam, _: Callable[..., Any]
-    ) -> tuple[Terms, list[bool]]:
-        start = self._start()
-        terms, (new, mean, square, _old, flags), counted = graph(batch)
-        try:
-            adam.accept_(new, mean, square, flags[1])
-            graph.count_(counted)
-            finite, taken = flags.bool().unbind()
-            self._keep_where(finite, taken)
-        except BaseException:  # an interrupt may come in the middle
-            self._take_back(start)
-            raise
-        named = graph.named(terms)
-        self.add_(named, taken, len(batch["x"]))
-        return named, []
-
-    def _take_and_read(
-        self, graph: StepGraph, batch: Arguments, adam: FlatAdam, move: Callable[..., Any]
-    ) -> tuple[Terms, list[bool]]:
-        terms, (new, mean, square, old, flags), counted = graph(batch)
-        loss_is_finite, finite = flags.tolist()
-        now = dict(zip(graph.keys, terms.tolist(), strict=True))
-        if loss_is_finite:
-            self.undo = graph.before(old)
-        if not finite:
-            return now, [False]
-        try:
-            adam.accept_(new, mean, square, flags[1])
-            graph.count_(counted)
+        graph.put_(batch)
+        self.steps += 1
+        if graph.full:
+            self._run_()
+        found = self.read() if self.scheduled else None
+        if found is None:
+            return {}, []
+        if not found.rejected:
             move(parameters=False)
+        return found.terms, [not found.rejected]
+
+    def read(self) -> Reading | None:
+        self._run_()
+        return super().read()
+
+    def _run_(self) -> None:
+        """Take the steps that wait."""
+        graph = self.graph
+        if not isinstance(graph, AdamGraph) or not graph.numbers:
+            return
+        moved = graph.run(self._last_of(graph), self.counts)
+        names = tuple(graph.gradient.keys)
+        totals = moved.totals + self.totals.get(names, 0.0)
+
+        def take_over() -> None:
+            graph.accept_(moved)
+            self.undo, self.counts, self.totals[names] = moved.last, moved.counts, totals
+            self.last_terms = graph.gradient.named(moved.terms)
+            self._settle(accepted=True)
+
+        try:
+            take_over()
         except BaseException:  # an interrupt may come in the middle
-            self._take_back(self.last_finite)
+            take_over()
             raise
-        self._settle(accepted=True)
-        return now, [True]
+
+    def _last_of(self, graph: AdamGraph) -> list[Tensor]:
+        """Return the last state whose loss was finite, as the graph has it."""
+        if self.undo is not None:
+            return self.undo
+        known = dict(zip(self.kept, self._last_finite or self.kept, strict=True))
+        gradient = graph.gradient
+        parameters = [known.get(value, value) for value in gradient.parameters]
+        counted = [known.get(value, value).detach().clone() for value in gradient.counted]
+        return [graph.adam.together(parameters), *counted]
 
     @property
     def last_finite(self) -> list[Tensor]:
         """The parameters before the last step whose loss was finite."""
-        if self.undo is not None:
-            values, self.undo = self.undo(), None
-            self._last_finite = [values.get(p, p).detach().clone() for p in self.kept]
+        if self.undo is not None and isinstance(self.graph, AdamGraph):
+            graph, [vector, *counted] = self.graph, self.undo
+            names = (*graph.gradient.parameters, *graph.gradient.counted)
+            known = dict(zip(names, (*graph.adam.split(vector), *counted), strict=True))
+            values = [known.get(value, value).detach() for value in self.kept]
+            if not self._last_finite:
+                self._last_finite = [torch.empty_like(value) for value in values]
+            torch._foreach_copy_(self._last_finite, values)
+            self.undo = None
         return self._last_finite
 
     @last_finite.setter
@@ -119,18 +159,20 @@ class Compiled(Unread):
         self._last_finite, self.undo = values, None
 
     def _differentiate(self, batches: Sequence[Arguments]) -> tuple[Terms, Tensor]:
-        [batch] = batches
-        if self.graph is None or not self.graph.takes(batch):
+        graph, [batch] = self.graph, batches
+        if graph is None or isinstance(graph, AdamGraph) or not graph.takes(batch):
             start = time.perf_counter()
             result = super()._differentiate(batches)
             self.seconds, self.count = self.seconds + time.perf_counter() - start, self.count + 1
             return result
         self.last_batch = batch
-        terms, gradients, counted = self.graph(batch)
-        for parameter, gradient in zip(self.graph.parameters, gradients, strict=True):
+        terms, gradients, counted = graph(batch)
+        for parameter, gradient in zip(graph.gradient.parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.graph.count_(counted)
-        return self.graph.named(terms), -terms.sum()
+        with torch.no_grad():
+            if counted:
+                torch._foreach_copy_(graph.gradient.counted, counted)
+        return graph.gradient.named(terms), -terms.sum()
 
     def compare_(self) -> str:
         """Leave a graph that differs from the step on its last batch, and return how."""
@@ -138,8 +180,14 @@ class Compiled(Unread):
             return ""
         reason = self.graph.difference(self.last_batch)
         if reason:
-            self.graph = None
+            self.leave_()
         return reason
+
+    def leave_(self) -> None:
+        """Take the steps to come from Python."""
+        self._run_()
+        self._last_finite = self.last_finite
+        self.graph = None
 
 
 class Compiling:
@@ -161,7 +209,7 @@ class Compiling:
     def look_again(self, *_: object) -> None:
         """Leave the graph if a callback has changed what it was made of."""
         if self.lanes.graph is not None and self.lanes.graph.changed():
-            self.lanes.graph = None
+            self.lanes.leave_()
             self.history.road = "short, compiled until a part of the pair was changed"
 
     def __call__(self, trainer: Trainer, _: int) -> None:
@@ -199,7 +247,7 @@ class Compiling:
         if worth is None or graph.pays(batch):
             self.history.road = f"{road}, compiled in {graph.seconds:.1f} s"
         else:
-            self.lanes.graph = None
+            self.lanes.leave_()
             self.history.road = f"{road}, not compiled: the graph is the slower one"
 
     @staticmethod

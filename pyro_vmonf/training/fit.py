@@ -95,8 +95,9 @@ def fit(
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
         steps: training steps, in place of epochs.
-        minutes: the run stops after the step in which so many minutes are over, and its last epoch
-            is then a short one. Schedules are laid over epochs or steps and do not know of it.
+        minutes: the run stops after the step in which so many minutes are over (compiled ones: at
+            most 15 later), and its last epoch is then a short one. Schedules are laid over epochs
+            or steps and do not know of it.
         batch_size: rows of one step.
         lr, weight_decay: of the default optimiser, Adam.
         optimizer: function from the parameters to an optimiser, whose step needs no closure.
@@ -121,8 +122,8 @@ def fit(
         standardize: standardise at the first fit; later ones keep what the first one found, and
             components on a bounded set (pixels behind a logit) are left as they are.
         callbacks: called after each epoch with :class:`Progress`; returning ``True`` stops the run.
-        max_rejected: steps in a row with a non-finite loss before the run gives up. On a device
-            whose steps are not waited for it looks after each epoch, and after 256 steps.
+        max_rejected: steps in a row with a non-finite loss before the run gives up. Where steps are
+            compiled, or a device is not waited for, it looks after each epoch, and after 256 steps.
         checkpoint: file that the state of the run is written to, for ``resume``.
         every: epochs between two checkpoints; the last epoch always leaves one.
         resume: checkpoint of a run with the same options and data, which goes on from there. On
@@ -135,10 +136,11 @@ def fit(
         fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
             the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
             ran.
-        compile: run the steps on whole batches as one compiled graph, Adam included. By
-            default a run does so where the time of the steps to come is longer than the time to
-            compile, and keeps the faster of the two; ``history.road`` says what ran. Results under
-            a seed are the same to the bit on one road, which ``True`` and ``False`` fix.
+        compile: run the steps on whole batches as one compiled graph, Adam included, up to 16 steps
+            at once. By default a run does so where the time of the steps to come is longer than the
+            time to compile, and keeps the faster of the two; ``history.road`` says what ran.
+            Results under a seed are the same to the bit on one road, which ``True`` and ``False``
+            fix.
         loss: another objective of Pyro: ``TraceEnum_ELBO`` and its subclasses, such as
             :class:`~pyro_vmonf.training.losses.ImportanceWeightedELBO`; one that does not sum over
             discrete sites (``Trace_ELBO``, ``RenyiELBO``) where the guide draws all of them. The
@@ -210,7 +212,8 @@ def _fit(
         objective = Objective(model, guide, loss=options.loss)
         objective.prepare_(probe, options.fast)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        lanes = Compiled(objective, options.clip_norm, parameters, optimizer, scheduler)
+        batches = sources.train.batches
+        lanes = Compiled(objective, options.clip_norm, parameters, optimizer, scheduler, batches)
         run = run_of(sources, generator, options)
         plan = plan_of(model, guide, options, schedule)
         trainer = Trainer(lanes, [run], optimizer, scheduler, plan, after_move=settled)

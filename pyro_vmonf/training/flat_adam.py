@@ -23,25 +23,18 @@ class FlatAdam:
         optimizer: of the run, which :meth:`refuses` accepts.
         parameters: those that have a gradient.
         clip_norm: the largest norm of the gradient.
-        waits: the host reads the number of steps. It is right to the last digit, and fast, where
-            there is nothing to wait for.
 
     Source: Kingma and Ba (2015), arXiv:1412.6980.
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        parameters: Sequence[Tensor],
-        clip_norm: float,
-        waits: bool = True,
+        self, optimizer: Optimizer, parameters: Sequence[Tensor], clip_norm: float
     ) -> None:
         self.optimizer = optimizer
         self.parameters = list(parameters)
         self.clip_norm = clip_norm
-        self.waits = waits
-        self.constants: tuple[float, ...] = ()  # of the group, and as a tensor
-        self.vector = torch.zeros(0)
+        self.constants: tuple[float, ...] = ()  # of the group, and as tensors
+        self.vectors: list[Tensor] = []
         [self.group] = optimizer.param_groups
         self.sizes = [parameter.numel() for parameter in self.parameters]
         zeros = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters]
@@ -102,60 +95,71 @@ class FlatAdam:
         parts = vector.split(self.sizes)
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
+    @staticmethod
+    def together(values: Sequence[Tensor]) -> Tensor:
+        """Return tensors as one vector."""
+        return torch.cat([value.detach().flatten() for value in values])
+
     def inputs(self) -> list[Tensor]:
-        """Return the moments, the numbers of every step ``(6,)`` and of the coming one ``(2,)``."""
+        r"""Return moments, steps, constants ``(6,)``, and :math:`(\eta, \beta_1, \beta_2)`."""
         group = self.group
         lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], group["weight_decay"]
         decoupled = group["decoupled_weight_decay"]
         constants = (
             1 - beta1, beta2, 1 - beta2, group["eps"],
-            0.0 if decoupled else decay, lr * decay if decoupled else 0.0,
+            0.0 if decoupled else decay, lr * decay if decoupled else 0.0, lr, beta1, beta2,
         )  # fmt: skip
         if constants != self.constants:
-            self.constants, self.vector = constants, self._there(constants)
-        step = float(self.steps[0]) + 1 if self.waits else self.steps[0].double() + 1
-        size, root = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
-        own = self._there((size, root)) if self.waits else torch.stack((size, root)).to(self.mean)
-        return [self.mean, self.square, self.vector, own]
-
-    def _there(self, numbers: Sequence[float]) -> Tensor:
-        """Return numbers on the device, without a wait for it."""
-        here = torch.tensor(numbers, dtype=self.mean.dtype)
-        return here.to(self.mean.device, non_blocking=True)
+            kinds = ((constants[:6], self.mean.dtype), (constants[6:], torch.float64))
+            here = [torch.tensor(numbers, dtype=dtype) for numbers, dtype in kinds]
+            self.vectors = [v.to(self.mean.device, non_blocking=True) for v in here]
+            self.constants = constants
+        return [self.mean, self.square, self.steps, *self.vectors]
 
     def step(
         self,
-        before: Sequence[Tensor],
+        old: Tensor,
         gradients: Sequence[Tensor],
         mean: Tensor,
         square: Tensor,
+        steps: Tensor,
         *numbers: Tensor,
     ) -> list[Tensor]:
-        """Return parameters and moments after the step, parameters before, norm of the gradient."""
+        """Return parameters and moments after the step, and the norm of the gradient."""
         rate1, keep2, rate2, _, decay, _ = numbers[0].unbind()
-        old = torch.cat([value.flatten() for value in before])
-        gradient = torch.cat([value.flatten() for value in gradients])
+        gradient = self.together(gradients)
         norm = gradient.norm()
         gradient = gradient * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0) + decay * old
         mean = mean + rate1 * (gradient - mean)
         square = keep2 * square + rate2 * gradient * gradient
-        return [self.moved(old, mean, square, *numbers), mean, square, old, norm]
+        return [self.moved(old, mean, square, steps, *numbers), mean, square, norm]
 
     @staticmethod
-    def moved(old: Tensor, mean: Tensor, square: Tensor, every: Tensor, own: Tensor) -> Tensor:
-        """Return the parameters after the step that the moments belong to."""
+    def moved(
+        old: Tensor, mean: Tensor, square: Tensor, steps: Tensor, every: Tensor, rates: Tensor
+    ) -> Tensor:
+        """Return the parameters after the step that the moments belong to.
+
+        Arguments:
+            old, steps: before the step.
+            mean, square: after it.
+            every, rates: of :meth:`inputs`.
+        """
         *_, eps, _, decoupled = every.unbind()
-        size, root = own.unbind()
+        lr, beta1, beta2 = rates.unbind()
+        step = steps[0].double() + 1  # powers of a float32 lose their last digits
+        size, root = lr / (1 - beta1**step), (1 - beta2**step).sqrt()
+        size, root = size.to(old.dtype), root.to(old.dtype)
         return old - decoupled * old - size * mean / (square.sqrt() / root + eps)
 
     @torch.no_grad()
-    def accept_(self, new: Tensor, mean: Tensor, square: Tensor, taken: Tensor) -> None:
-        """Put parameters and optimiser into the state after a step, which counts if it is taken."""
+    def accept_(self, new: Tensor, mean: Tensor, square: Tensor, steps: Tensor) -> None:
+        """Put parameters and optimiser into the state after a step."""
         self.values.copy_(new)
         torch._foreach_copy_(self.parameters, self.views)
         self.mean.copy_(mean)
         self.square.copy_(square)
-        self.steps.add_(taken)
+        self.steps.copy_(steps)
 
 
 def special(optimizer: Optimizer) -> bool:

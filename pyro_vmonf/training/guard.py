@@ -36,7 +36,7 @@ class Guard:
         self.due = trainer.steps + min(max(trainer.steps, FEWEST), MOST)
         reason = self.objective.compare_(dict(trainer.batches[0]))
         if reason:
-            self.lanes.graph = None
+            self.lanes.leave_()
             self.said.append(f"the short road ends after {trainer.steps} steps: {reason}")
         else:
             reason = self.lanes.compare_()

@@ -29,6 +29,7 @@ class Reading:
         rows: of the accepted steps.
         rejected: number of steps that were not finite.
         in_a_row: how many of them are the last ones.
+        terms: of the last step, per row.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class Reading:
     rows: int
     rejected: int
     in_a_row: int
+    terms: Terms
 
 
 def is_watched(parameter: Tensor) -> bool:

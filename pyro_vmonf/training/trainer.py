@@ -63,7 +63,6 @@ class Trainer:
         self.seconds, self.end = 0.0, math.inf  # behind, and of the time that there is
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
-        self.terms: Terms = {}
         self.anneal(0)  # pretraining stays at the start of the schedules
 
     def run(self) -> list[History]:
@@ -237,11 +236,10 @@ class Trainer:
         self.batches = batches
         going = [run.going for run in self.runs]
         terms, taken = self.lanes.step(batches, going, self._move)
-        self.terms = terms
         self.steps += 1
+        if taken or self.steps % LONGEST_UNREAD == 0:
+            self._read()
         if not taken:
-            if self.steps % LONGEST_UNREAD == 0:
-                self._read()
             return
         alone = len(self.runs) == 1
         for i, (run, ok) in enumerate(zip(self.runs, taken, strict=True)):
@@ -272,7 +270,7 @@ class Trainer:
         if found.rejected:
             where = f"{found.rejected} of {found.steps} steps until step {self.steps}"
             logger.info("%s: %s are not finite and are rolled back", self._name, where)
-            self._reject(0, self.terms, found.rejected, found.in_a_row)
+            self._reject(0, found.terms, found.rejected, found.in_a_row)
 
     def _move(self, parameters: bool = True) -> None:
         """Move the parameters, unless the graph of the step has done so, and the schedules."""

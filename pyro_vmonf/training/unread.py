@@ -40,7 +40,8 @@ class Unread(Single):
         super().__init__(module, clip_norm, parameters)
         self.optimizer: Any = optimizer
         self.waits = has_to_wait(optimizer, scheduler, self.kept)
-        self.totals: Terms = {}
+        self.totals: dict[tuple[str, ...], Tensor] = {}  # of the terms, by their names
+        self.last_terms: Terms = {}
         self.counts = torch.zeros(3, dtype=torch.int64, device=self.kept[0].device)
         self.steps = 0  # that nobody has read
 
@@ -69,7 +70,7 @@ class Unread(Single):
             for value, old in counted:
                 value.copy_(torch.where(taken, value, old))
         self._keep_where(finite, taken)
-        self.add_(terms, taken, len(batches[0]["x"]))
+        self._add_(terms, taken, len(batches[0]["x"]))
         return terms, []
 
     @torch.no_grad()
@@ -96,27 +97,45 @@ class Unread(Single):
         self._settle(accepted=False)
 
     @torch.no_grad()
-    def add_(self, terms: Terms, taken: Tensor, rows: int) -> None:
+    def _add_(self, terms: Terms, taken: Tensor, rows: int) -> None:
         """Add a step to those that nobody has read."""
-        for name, value in terms.items():
-            own = torch.where(taken, rows * value, 0.0)
-            self.totals[name] = own + self.totals[name] if name in self.totals else own
-        accepted = taken.to(self.counts.dtype)
-        in_a_row = (self.counts[2] + 1) * (1 - accepted)
-        sums = self.counts[:2] + torch.stack((rows * accepted, accepted))
-        self.counts = torch.cat((sums, in_a_row.unsqueeze(0)))
+        stacked, names = torch.stack(list(terms.values())), tuple(terms)
+        before = self.totals.get(names, torch.zeros_like(stacked))
+        self.totals[names], self.counts = added(before, self.counts, stacked, taken, rows)
+        self.last_terms = terms
         self.steps += 1
 
     def read(self) -> Reading | None:
         if not self.steps:
             return None
         rows, accepted, in_a_row = self.counts.tolist()
-        values = torch.stack(list(self.totals.values())).tolist()
-        totals = dict(zip(self.totals, values, strict=True))
-        found = Reading(self.steps, totals, rows, self.steps - accepted, in_a_row)
+        totals: dict[str, float] = {}
+        for names, values in self.totals.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + value
+        found = Reading(self.steps, totals, rows, self.steps - accepted, in_a_row, self.last_terms)
         self.totals, self.steps = {}, 0
         self.counts.zero_()
         return found
+
+
+def added(
+    totals: Tensor, counts: Tensor, terms: Tensor, taken: Tensor, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return totals and counts after one more step.
+
+    Arguments:
+        totals: of the terms over the rows of the accepted steps ``(T,)``.
+        counts: rows of the accepted steps, their number, and how many of the last steps in a row
+            were rejected ``(3,)``.
+        terms: of the step, per row ``(T,)``.
+        taken: flag of the step, that it was accepted.
+        rows: of the step.
+    """
+    accepted = taken.to(counts.dtype)
+    in_a_row = (counts[2] + 1) * (1 - accepted)
+    new = torch.stack((counts[0] + rows * accepted, counts[1] + accepted, in_a_row))
+    return totals + torch.where(taken, rows * terms, 0.0), new
 
 
 def has_to_wait(
@@ -134,5 +153,10 @@ def has_to_wait(
         or type(optimizer) not in (Adam, AdamW)
         or special(optimizer)
         or not optimizer.param_groups[0]["fused"]
-        or not isinstance(scheduler, ReduceLROnPlateau | None)
+        or counts_steps(scheduler)
     )
+
+
+def counts_steps(scheduler: LRScheduler | None) -> bool:
+    """Return whether a scheduler counts the accepted steps."""
+    return not isinstance(scheduler, ReduceLROnPlateau | None)

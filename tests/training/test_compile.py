@@ -16,9 +16,11 @@ from torch.distributions import Dirichlet
 
 from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.schedules import linear_decay
 from pyro_vmonf.terms import Balance, Batch, Classification, CustomTerm, Term
-from pyro_vmonf.training import compiling, graphs
+from pyro_vmonf.training import adam_graph, compiling, graphs
 from pyro_vmonf.training.fit import Progress
+from pyro_vmonf.training.flat_adam import FlatAdam
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def test_every_optimiser_moves_as_it_does_from_python(
         ends.append((one, list(CALLS)))
     assert history.road.startswith("short, compiled"), history.road
     others = {"largest square", "two groups", "momentum", "watched"}
-    assert (built[0].adam is None) == (name in others)
+    assert isinstance(built[0], adam_graph.AdamGraph) == (name not in others)
     assert ends[0][1] == ends[1][1]
     for a, b in zip(*(end.state_dict().values() for end, _ in ends), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
@@ -232,6 +234,87 @@ def test_a_rejected_step_of_a_graph_leaves_no_trace() -> None:
         ends.append(one)
     for one, other in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def noisy(batch: Batch) -> torch.Tensor:
+    """Draw something in each step; two steps of an epoch are not finite."""
+    noise = torch.randn_like(batch.log_q)
+    return ((batch.log_q + noise).square().sum(-1) / (batch.index % 32 - 7.0).abs()).clamp(min=-9.0)
+
+
+def fitted(at_once: int, patch: pytest.MonkeyPatch) -> tuple[Any, VMoNF, Any]:
+    """Return history, pair and optimiser of a run whose graph takes so many steps at once."""
+    x, y, weight = rows_of(torch.float64)
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=0.02))
+        return made[-1]
+
+    patch.setattr(compiling, "MOST_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    terms = [Balance(weight=linear_decay(20, initial=2.0)), CustomTerm(noisy)]
+    guide = SoftmaxGuide(MLP(2, 3, hidden=(4,)), terms)
+    one = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), guide).double()
+    options: dict[str, Any] = {**WHOLE, "batch_size": 8, "optimizer": optimizer}
+    with pytest.warns(RuntimeWarning, match="of 48 steps"):
+        history = one.fit(x, y, sample_weight=weight, compile=True, **options)
+    assert history.road.startswith("short, compiled"), history.road
+    return history, one, made[-1]
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize("at_once", [2, 3, 16])
+def test_steps_of_one_graph_are_steps_one_by_one(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit: schedules, draws, counts, moments, steps that are not finite, and the record."""
+    plain, one, adam = fitted(1, monkeypatch)
+    history, several, others = fitted(at_once, monkeypatch)
+    assert 0 < plain.rejected == history.rejected
+    for name, values in plain.terms.items():
+        assert history.terms[name] == pytest.approx(values, rel=1e-13)
+    for a, b in zip(one.state_dict().values(), several.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for own, theirs in zip(adam.state.values(), others.state.values(), strict=True):
+        assert all(torch.equal(own[name], theirs[name]) for name in own)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_an_interrupt_while_steps_are_taken_over_loses_none(
+    pair: VMoNF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _, _ = rows_of(torch.float64)
+    own, calls = FlatAdam.accept_, [0]
+
+    def accept_(self: FlatAdam, new: torch.Tensor, *others: torch.Tensor) -> None:
+        calls[0] += 1
+        if calls[0] == stop:
+            with torch.no_grad():
+                self.parameters[0].zero_()
+            raise KeyboardInterrupt
+        own(self, new, *others)
+
+    def stopped(progress: Progress) -> bool:
+        return progress.epoch == 2
+
+    monkeypatch.setattr(FlatAdam, "accept_", accept_)
+    ends = []
+    for stop, callbacks in ((0, stopped), (3, ())):
+        one, calls[0] = copy.deepcopy(pair), 0
+        options: dict[str, Any] = {**WHOLE, "batch_size": 35, "callbacks": callbacks}
+        options["held_out"] = 0.0  # the last state stays
+        if stop:
+            with pytest.raises(KeyboardInterrupt) as found:
+                one.fit(x, compile=True, **options)
+            history = found.value.history  # type: ignore[attr-defined]
+        else:
+            history = one.fit(x, compile=True, **options)
+        ends.append((history, one))
+    (plain, first), (history, second) = ends
+    assert history.elbo == plain.elbo[:2]  # the third epoch is not closed
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.usefixtures("without_compiler")
@@ -362,6 +445,7 @@ def test_without_a_compiler_the_step_is_eager(pair: VMoNF, monkeypatch: pytest.M
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_machine_code_takes_the_same_steps() -> None:
+    """Three steps in a loop, and a short batch from Python."""
     x, y, weight = rows_of(torch.float64)
     ends = []
     for compile in (False, True):

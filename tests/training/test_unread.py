@@ -17,10 +17,9 @@ from pyro_vmonf.flows import Flow, StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import linear_decay
 from pyro_vmonf.terms import Balance, Batch, Classification
-from pyro_vmonf.training import graphs, trainer, unread
+from pyro_vmonf.training import compiling, graphs, trainer, unread
 from pyro_vmonf.training.compiling import Compiled
 from pyro_vmonf.training.fit import Progress
-from pyro_vmonf.training.flat_adam import FlatAdam
 from pyro_vmonf.training.trainer import Trainer
 from pyro_vmonf.transforms import BatchNorm
 
@@ -38,6 +37,7 @@ def unread_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def let(wait: bool) -> None:
         monkeypatch.setattr(unread, "has_to_wait", (lambda *_: False) if wait else own)
+        monkeypatch.setattr(compiling, "MOST_AT_ONCE", 1 if wait else 16)
 
     return let
 
@@ -195,19 +195,6 @@ def test_a_resumed_run_is_the_run_that_nothing_interrupts(
         history = part.fit(X, Y, resume=path, **OPTIONS)
     same(whole, part)
     assert history.elbo == plain.elbo
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_numbers_of_a_step_are_the_same_on_the_device(dtype: torch.dtype) -> None:
-    parameters = [torch.nn.Parameter(torch.ones(3, dtype=dtype))]
-    found = []
-    for waits in (True, False):
-        optimizer = torch.optim.AdamW(parameters, lr=0.3, weight_decay=0.1, fused=True)
-        adam = FlatAdam(optimizer, parameters, 1.0, waits)
-        adam.steps.fill_(41.0)
-        found.append(adam.inputs())
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_what_takes_no_verdict_is_read() -> None:

@@ -1,0 +1,253 @@
+"""Several steps of Adam as one compiled graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.optim import Optimizer
+
+from pyro_vmonf._utils.graphs import captured, repeated
+from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.flat_adam import FlatAdam
+from pyro_vmonf.training.gradients import Gradient, NotCaptured
+from pyro_vmonf.training.graphs import StepGraph, Worth
+from pyro_vmonf.training.objective import Objective
+from pyro_vmonf.training.unread import added
+
+SCHEDULED = ("guide.temperature",)  # parts of the state of which each step has its own
+
+
+class Moved(NamedTuple):
+    """What steps move.
+
+    Arguments:
+        terms: of the last step, per row ``(T,)``.
+        totals: of the terms over the rows of accepted steps ``(T,)``.
+        values: parameters, as a vector.
+        mean, square, steps: of Adam.
+        counts: see :func:`~pyro_vmonf.training.unread.added`.
+        counted: what the forward pass changes.
+        last: vector of the parameters, and what the forward pass changes, before the last step
+            whose loss was finite.
+    """
+
+    terms: Tensor
+    totals: Tensor
+    values: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+    counts: Tensor
+    counted: list[Tensor]
+    last: list[Tensor]
+
+    @classmethod
+    def of(cls, flat: Sequence[Tensor]) -> Moved:
+        """Return the state by the tensors of :meth:`flat`."""
+        terms, totals, values, mean, square, steps, counts, *others = flat
+        counted, last = others[: len(others) // 2], others[len(others) // 2 :]
+        return cls(terms, totals, values, mean, square, steps, counts, counted, last)
+
+    def flat(self) -> list[Tensor]:
+        """Return all tensors in one list."""
+        return [*self[:7], *self.counted, *self.last]
+
+
+class AdamGraph(StepGraph):
+    r"""Several steps of Adam in one graph: a loop, whose body is one step.
+
+    Batches wait in the graph until it runs. Rows, temperature and weights of the terms are those
+    of each step. A step that is not finite moves nothing.
+
+    Arguments:
+        gradient: of the objective.
+        batch: the first batch.
+        worth: function from a graph to whether it is compiled.
+        adam: the state of the optimiser.
+        steps: the most steps of one call; one of them needs no loop.
+
+    Raises:
+        NotCaptured: as for :class:`StepGraph`.
+    """
+
+    def __init__(
+        self, gradient: Gradient, batch: Arguments, worth: Worth, adam: FlatAdam, steps: int
+    ) -> None:
+        self.adam = adam
+        self.steps = steps
+        state = dict(zip(gradient.names, gradient.state, strict=True))
+        self.scheduled = [name for name in SCHEDULED if name in state]
+        self.current = [state[name] for name in self.scheduled]
+        own = [*gradient.rows.values(), *self.current]
+        self.waiting = [value.new_zeros((steps, *value.shape)) for value in own]
+        self.places = list(zip(*(value.unbind() for value in self.waiting), strict=True))
+        self.numbers: list[list[float]] = []  # weights of the terms, of the steps that wait
+        moving = {*gradient.given, *gradient.moved, *self.scheduled}
+        self.constant = [name for name in gradient.names if name not in moving]
+        super().__init__(gradient, batch, worth)
+
+    def takes(self, batch: Arguments) -> bool:
+        return self.adam.even and super().takes(batch)
+
+    def changed(self) -> bool:
+        return self.adam.changed() or super().changed()
+
+    @property
+    def full(self) -> bool:
+        """``True`` if there is no place for another batch."""
+        return len(self.numbers) == self.steps
+
+    @torch.no_grad()
+    def put_(self, batch: Arguments) -> None:
+        """Let a batch wait, with temperature and weights of the terms as they are now."""
+        rows = [batch[name] for name in self.gradient.rows]
+        torch._foreach_copy_(self.places[len(self.numbers)], [*rows, *self.current])
+        self.numbers.append(self.gradient.numbers())
+
+    @torch.no_grad()
+    def run(self, last: Sequence[Tensor], counts: Tensor) -> Moved:
+        """Return the state after the steps that wait; they wait until :meth:`accept_`.
+
+        Arguments:
+            last: as in :class:`Moved`.
+            counts: before the steps.
+        """
+        return Moved.of(self.function(*self._inputs(last, counts)))
+
+    @torch.no_grad()
+    def accept_(self, moved: Moved) -> None:
+        """Put parameters, optimiser and counts into a state; nothing waits any more."""
+        self.adam.accept_(moved.values, moved.mean, moved.square, moved.steps)
+        if moved.counted:
+            torch._foreach_copy_(self.gradient.counted, moved.counted)
+        self.numbers.clear()
+
+    def _inputs(self, last: Sequence[Tensor], counts: Tensor) -> list[Tensor]:
+        waiting = [*self.numbers, *self.numbers[:1] * (self.steps - len(self.numbers))]
+        numbers = torch.tensor(waiting, dtype=self.gradient.dtype)
+        numbers = numbers.to(counts.device, non_blocking=True)
+        times = torch.tensor(len(self.numbers)) if self.steps > 1 else counts[0]  # nobody asks
+        own = (times, *self.adam.inputs(), counts, *last)
+        return [*self.gradient.state, *own, numbers, *self.waiting]
+
+    def _inputs_of(self, batch: Arguments, steps: int = 1) -> list[Tensor]:
+        for _ in range(steps):
+            self.put_(batch)
+        last = [self.adam.together(self.gradient.parameters), *self.gradient.counted]
+        inputs = self._inputs(last, torch.zeros(3, dtype=torch.int64, device=last[0].device))
+        self.numbers.clear()
+        return inputs
+
+    def _begun(self, inputs: Sequence[Tensor]) -> tuple[Moved, list[Tensor]]:
+        """Return the state before the first step, and the tensors that stay, from the inputs."""
+        gradient, count = self.gradient, len(self.gradient.names)
+        state = dict(zip(gradient.names, inputs[:count], strict=True))
+        _, mean, square, steps, every, rates, counts, *others = inputs[count:]
+        terms, totals = (mean.new_zeros(len(gradient.keys)) for _ in range(2))
+        values = self.adam.together([state[name] for name in gradient.given])
+        counted = [state[name] for name in gradient.moved]
+        last, waiting = others[: 1 + len(counted)], others[1 + len(counted) :]
+        moved = Moved(terms, totals, values, mean, square, steps, counts, counted, last)
+        return moved, [every, rates, *waiting, *(state[name] for name in self.constant)]
+
+    def _step_inputs(self, inputs: list[Tensor]) -> list[Tensor]:
+        moved, others = self._begun(inputs)
+        return [inputs[0].new_zeros((), dtype=torch.int64), *moved.flat(), *others]
+
+    def _step(self, *inputs: Tensor) -> list[Tensor]:
+        """Return the number of the next step, and the state before it."""
+        gradient, end = self.gradient, 9 + 2 * len(self.gradient.moved)
+        number, before = inputs[0], Moved.of(inputs[1:end])
+        every, rates, *others = inputs[end:]
+        count = 1 + len(self.waiting)
+        weights, *now = (v.index_select(0, number.reshape(1)).squeeze(0) for v in others[:count])
+        rows, scheduled = now[: len(gradient.rows)], now[len(gradient.rows) :]
+        state: dict[str, Tensor] = {
+            **dict(zip(self.constant, others[count:], strict=True)),
+            **dict(zip(gradient.given, self.adam.split(before.values), strict=True)),
+            **dict(zip(gradient.moved, before.counted, strict=True)),
+            **dict(zip(self.scheduled, scheduled, strict=True)),
+        }
+        own = [state[name] for name in gradient.names]
+        terms, gradients, counted = gradient(own, weights.unbind(), rows)
+        *adam, norm = self.adam.step(
+            before.values, gradients, before.mean, before.square, before.steps, every, rates
+        )
+        loss = terms.sum()
+        finite, taken = loss.isfinite(), (loss + norm).isfinite()
+
+        def kept(flag: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+            return [torch.where(flag, a, b) for a, b in zip(new, old, strict=True)]
+
+        size = len(rows[list(gradient.rows).index("x")])
+        totals, counts = added(before.totals, before.counts, terms, taken, size)
+        adam = kept(taken, adam, (before.values, before.mean, before.square))
+        counted = kept(taken, counted, before.counted)
+        last = kept(finite, (before.values, *before.counted), before.last)
+        steps = before.steps + taken
+        return [number + 1, terms, totals, *adam, steps, counts, *counted, *last]
+
+    def _program(self, inputs: list[Tensor]) -> fx.GraphModule:
+        times = len(self.gradient.names)
+
+        def program(*inputs: Tensor) -> list[Tensor]:
+            before = self._step_inputs(list(inputs))
+            count = 9 + 2 * len(self.gradient.moved)
+            if self.steps == 1:
+                after = self.graph(*before)
+            else:
+                after = repeated(self.graph, inputs[times], before[:count], before[count:])
+            return list(after[1:])
+
+        return captured(program, inputs)
+
+    def _comparable(
+        self, mine: list[Tensor], theirs: list[Tensor], inputs: list[Tensor]
+    ) -> list[Tensor]:
+        # A gradient of zero but for rounding may move either way.
+        before, (every, rates, *_) = self._begun(inputs)
+        found, own = Moved.of(theirs), Moved.of(mine[1:])
+        moments = (found.mean, found.square, before.steps)
+        moved = self.adam.moved(before.values, *moments, every, rates)
+        taken = own.steps[0] > before.steps[0]
+        return own._replace(values=torch.where(taken, moved, before.values)).flat()
+
+
+def step_graph(
+    objective: Objective,
+    parameters: Sequence[Tensor],
+    batch: Arguments,
+    optimizer: Optimizer,
+    clip_norm: float,
+    steps: int,
+    worth: Worth,
+) -> StepGraph:
+    """Return the graph of the steps of a run.
+
+    Arguments:
+        objective: of the run, on its direct road.
+        parameters: of the optimiser.
+        batch: the first batch.
+        optimizer: of the run.
+        clip_norm: the largest norm of the gradient.
+        steps: the most steps of one call.
+        worth: function from a graph to whether it is compiled.
+
+    Raises:
+        NotCaptured: if the step cannot be compiled, is not worth it, or has other values than the
+            objective.
+    """
+    try:
+        gradient = Gradient(objective, parameters, batch)
+        own = gradient.parameters
+        if not own or FlatAdam.refuses(optimizer, own):
+            return StepGraph(gradient, batch, worth)
+        return AdamGraph(gradient, batch, worth, FlatAdam(optimizer, own, clip_norm), steps)
+    except NotCaptured:
+        raise
+    except Exception as error:  # of the compiler, which has many
+        said = str(error).strip().partition("\n")[0]
+        raise NotCaptured(f"{type(error).__name__}: {said}") from error

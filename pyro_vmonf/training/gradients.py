@@ -1,0 +1,215 @@
+"""The terms of a plain pair and their gradient as one function of tensors, fit for a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from pyro_vmonf._utils.contexts import local_seed, training
+from pyro_vmonf._utils.processes import several_processes
+from pyro_vmonf.program import unregistered
+from pyro_vmonf.terms import Term
+from pyro_vmonf.training.data import Arguments
+from pyro_vmonf.training.lanes import is_watched
+from pyro_vmonf.training.objective import Objective
+from pyro_vmonf.training.streams import Streams, kept
+
+
+class NotCaptured(RuntimeError):
+    """The step runs from Python, for the reason that the error names."""
+
+
+class Gradient:
+    r"""The terms of the ELBO and their gradient, for batches of one shape.
+
+    State, rows, temperature and the weights of the guide's terms are inputs, so that schedules go
+    on. What the forward pass counts is an output.
+
+    Arguments:
+        objective: of the run, on its direct road.
+        parameters: of the optimiser.
+        batch: the first batch.
+
+    Attributes:
+        names: of the state, in the order of the inputs.
+        parameters: those that have a gradient; ``given`` are their names.
+        counted: what the forward pass changes; ``moved`` are its names.
+
+    Raises:
+        NotCaptured: if no graph could follow the objective.
+    """
+
+    def __init__(
+        self, objective: Objective, parameters: Sequence[Tensor], batch: Arguments
+    ) -> None:
+        _check(objective, parameters)
+        self.objective = objective
+        # Frozen parameters stay constants: a forward pass leaves those of a frozen part alone.
+        free = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        state = {**free, **dict(objective.named_buffers())}
+        self.names, self.state = list(state), list(state.values())
+        own = {id(parameter) for parameter in parameters}
+        self.trained = [name for name, value in state.items() if id(value) in own]
+        self.terms = [part for part in objective.guide.modules() if isinstance(part, Term)]
+        self.rows = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        self.fixed = {name: value for name, value in batch.items() if name not in self.rows}
+        self.kinds = {name: (value.shape, value.dtype) for name, value in self.rows.items()}
+        self.keys: list[str] = []
+        self.moved = list(self.names)  # copies of everything
+        with self.running():
+            stacked, leaves, gradients = self._tried()
+        self.dtype = stacked.dtype
+        self.given = list(gradients)
+        self.moved = [name for name, value in leaves.items() if value._version]
+        self.parameters = [self.of(name, self.state) for name in self.given]
+        self.counted = [self.of(name, self.state) for name in self.moved]
+        self.settings = _settings(objective)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the objective as a step does, with draws of its own."""
+        # Checks of data would become a part of the graph.
+        unchecked = pyro.validation_enabled(False)
+        with training(self.objective), local_seed(0), unregistered(), unchecked, torch.no_grad():
+            yield
+
+    def takes(self, batch: Arguments) -> bool:
+        """Return whether a batch has the shape of the first one."""
+        return batch.keys() == self.rows.keys() | self.fixed.keys() and all(
+            isinstance(value, Tensor) and self.kinds[name] == (value.shape, value.dtype)
+            if name in self.kinds
+            else value == self.fixed[name]
+            for name, value in batch.items()
+        )
+
+    def changed(self) -> bool:
+        """Return whether a part or a setting, which a graph has as it was, is another one now."""
+        return any(_values(own, names) != kept for own, names, kept in self.settings)
+
+    def numbers(self) -> list[float]:
+        """Return the current weights of the guide's terms."""
+        return [term.current_weight for term in self.terms]
+
+    def named(self, terms: Tensor) -> dict[str, Tensor]:
+        """Return the terms by name."""
+        return dict(zip(self.keys, terms.unbind(), strict=True))
+
+    def of(self, name: str, state: Sequence[Tensor]) -> Tensor:
+        """Return the part of a state that has a name."""
+        return state[self.names.index(name)]
+
+    def __call__(
+        self, state: Sequence[Tensor], weights: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the terms per row ``(T,)``, gradients of ``parameters``, and new ``counted``."""
+        stacked, leaves, gradients = self._differentiated(state, weights, rows)
+        moved = [leaves[name].detach() for name in self.moved]
+        return stacked.detach(), list(gradients.values()), moved
+
+    def _differentiated(
+        self, state: Sequence[Tensor], weights: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the terms per row, the state afterwards, and the gradients that exist."""
+        with torch.enable_grad():
+            stacked, leaves = self._forward(state, weights, rows)
+            wanted = [leaves[name] for name in self.trained]
+            found = torch.autograd.grad(-stacked.sum(), wanted, allow_unused=True)
+        pairs = zip(self.trained, found, strict=True)
+        return stacked, leaves, {name: value for name, value in pairs if value is not None}
+
+    def _forward(
+        self, state: Sequence[Tensor], weights: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the terms per row ``(T,)``, and the state that they are computed from."""
+        moved, trained = set(self.moved), set(self.trained)
+        leaves = {
+            name: (value.clone() if name in moved else value).detach()
+            for name, value in zip(self.names, state, strict=True)
+        }
+        for name in trained:
+            leaves[name].requires_grad_()
+        before = self.numbers()
+        try:
+            for term, weight in zip(self.terms, weights, strict=True):
+                term.current_weight = weight  # type: ignore[assignment]
+            arguments = {**self.fixed, **dict(zip(self.rows, rows, strict=True))}
+            terms = functional_call(self.objective, leaves, kwargs=arguments)
+        finally:
+            for term, own in zip(self.terms, before, strict=True):
+                term.current_weight = own
+        self.keys = list(terms)
+        size = self.fixed.get("size") or 1
+        return torch.stack([value / size for value in terms.values()]), leaves
+
+    def _tried(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return what the rows of the first batch give; they stay rows that nobody has counted."""
+        state = [value.detach().clone() for value in self.state]
+        rows = [value.clone() for value in self.rows.values()]
+        weights = torch.tensor(self.numbers(), dtype=rows[0].dtype, device=rows[0].device)
+        streams = Streams(None, self.objective)
+        with kept(self.objective):
+            found = self._differentiated(state, weights.unbind(), rows)
+            drawn = list(streams.state_dict())
+        if drawn:
+            raise NotCaptured(f"{drawn[0]} is a generator of its own")
+        return found
+
+
+Values = tuple[object, ...]
+
+
+def _settings(objective: Objective) -> list[tuple[dict[str, Any], list[str], Values]]:
+    """Return the attributes of each part, names of those that are numbers, and their values."""
+    found = []
+    for part in objective.modules():
+        own = vars(part)
+        names = [
+            name
+            for name, value in own.items()
+            if isinstance(value, bool | int | float | str) and name[0] != "_"
+        ]
+        # Schedules of terms are inputs of the graph.
+        names = [name for name in names if name != "current_weight"]
+        found.append((own, names, _values(own, names)))
+    return found
+
+
+def _values(own: dict[str, Any], names: list[str]) -> Values:
+    """Return the numbers of a part, its children, and which of its parameters are trained."""
+    parameters = [p for p in own["_parameters"].values() if p is not None]
+    return (
+        *map(own.get, names),
+        *map(id, own["_modules"].values()),
+        *own["_forward_hooks"],
+        *own["_forward_pre_hooks"],
+        *map(id, parameters),
+        *(parameter.requires_grad for parameter in parameters),
+    )
+
+
+def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:
+    """Refuse what the graph could not follow.
+
+    Raises:
+        NotCaptured: with the reason.
+    """
+    model: Any = objective.model
+    if model.of_sequences:
+        raise NotCaptured("the number of rows differs between batches of sequences")
+    if model.incomplete:
+        raise NotCaptured("the missing entries differ between batches")
+    if not objective.direct:
+        raise NotCaptured("the sum over c goes through the sites of the program")
+    if several_processes():
+        raise NotCaptured("several processes share the step")
+    if any(is_watched(parameter) for parameter in objective.parameters()):
+        raise NotCaptured("a parameter has hooks on its gradient")
+    own = {id(parameter) for parameter in objective.parameters()}
+    if any(id(parameter) not in own for parameter in parameters):
+        raise NotCaptured("the optimizer moves a parameter that is not the pair's")
