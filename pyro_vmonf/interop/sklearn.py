@@ -15,7 +15,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import names_of, numeric, ordered
@@ -28,7 +28,7 @@ from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Gaussian, R
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn import MLP, Remembered
-from pyro_vmonf.starts import spectral_clusters, warm_start_
+from pyro_vmonf.starts import Spectral, warm_start_
 from pyro_vmonf.starts.means import k_means
 from pyro_vmonf.terms import Agreement, Classification
 from pyro_vmonf.training.fit import fit
@@ -160,10 +160,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
         if self.n_components != "auto":
             check_positive("n_components", self.n_components)
         if not callable(self.init) and self.init not in ("auto", "kmeans", "spectral", "random"):
-            raise ValueError(
-                f"init is {self.init!r}; expected 'kmeans', 'spectral', 'random', or a function "
-                "(rows, number of clusters) → clusters"
-            )
+            ways = "'kmeans', 'spectral', 'random', or a function (rows, clusters) → clusters"
+            raise ValueError(f"init is {self.init!r}; expected {ways}")
         labels = self._labels(y, len(X))
         if self.n_components != "auto" and len(X) < self.n_components:
             raise ValueError(
@@ -270,12 +268,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         if callable(self.init):
             return self.init
         if self.init == "spectral":
-            near = NEIGHBORS[number % len(NEIGHBORS)]
-
-            def cut(x: Tensor, num_clusters: int) -> Tensor:
-                return spectral_clusters(x, num_clusters, neighbors=min(near, max(15, len(x) - 1)))
-
-            return cut
+            return Spectral(NEIGHBORS[number % len(NEIGHBORS)])
         weight = None if sample_weight is None else sample_weight[sample_weight > 0]
         return partial(k_means, sample_weight=weight, n_init=1 if number else 4, seed=seed)
 

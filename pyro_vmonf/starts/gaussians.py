@@ -193,8 +193,8 @@ def merged_responsibilities(
         best = r.argmax(1)
         owned = np.eye(r.shape[1])[best]
         share = (r.T @ owned) / np.maximum(r.sum(0)[:, None], 1e-12)
-        np.fill_diagonal(share, 0.0)
         share = np.maximum(share, share.T)
+        np.fill_diagonal(share, -1.0)  # none is joined with itself, also where no row is mistaken
         if share.max() < mistaken:
             break
         one, other = sorted(divmod(int(share.argmax()), r.shape[1]))

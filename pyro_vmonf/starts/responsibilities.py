@@ -1,4 +1,4 @@
-"""What a start says of the rows, as responsibilities."""
+"""The answer of a start, as responsibilities."""
 
 from __future__ import annotations
 

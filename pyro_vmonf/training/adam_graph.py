@@ -21,7 +21,7 @@ SCHEDULED = ("guide.temperature",)  # parts of the state of which each step has 
 
 
 class Moved(NamedTuple):
-    """What steps move.
+    """The state that steps move.
 
     Arguments:
         terms: of the last step, per row ``(T,)``.

@@ -29,7 +29,7 @@ class Gradient:
     r"""The terms of the ELBO and their gradient, for batches of one shape.
 
     State, rows, temperature and the weights of the guide's terms are inputs, so that schedules go
-    on. What the forward pass counts is an output.
+    on. Counts of the forward pass are an output.
 
     Arguments:
         objective: of the run, on its direct road.

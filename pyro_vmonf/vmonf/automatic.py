@@ -83,13 +83,7 @@ def from_data(
     if components is None:
         found, components = _numbered(rows, z[searched], large)
         stages.enter("start")
-    made = {**CANDIDATES, "merged Gaussians": MergedGaussians(large=large)}
-    candidates = choose(z[searched], components, own or made, seed=rows.seed)
-    if found and own is None:
-        candidates = sorted([found[0], *candidates], key=rank(components))
-    if rows.y is not None:
-        labels = rows.y.numpy()[searched]
-        candidates = by_labels(z[searched], labels, components, candidates, rows.seed)
+    candidates = _candidates(rows, searched, components, large, found, own)
     best = candidates[0]
     if (parts := len(best.densities)) < components:
         said = f"{components} components were asked for, and the best start has {parts} clusters"
@@ -120,6 +114,34 @@ def from_data(
     if ChoiceReport(choice).gaussians_do_as_well:
         warnings.warn(gaussians_instead(choice["gaussians"]), UserWarning, stacklevel=3)
     return model, guide, history
+
+
+def _candidates(
+    rows: Rows,
+    searched: Array,
+    components: int,
+    large: GaussianFit,
+    found: list[Scored],
+    own: Mapping[str, FirstClusters] | None,
+) -> list[Scored]:
+    """Return the clusterings that compete, the best one first.
+
+    Arguments:
+        rows: all of them.
+        searched: numbers of those that are clustered.
+        components: number of clusters.
+        large: mixture from which clusters are merged.
+        found: clusterings that found their number, the best one first.
+        own: starts of the user.
+    """
+    z = rows.z[searched]
+    made = {**CANDIDATES, "merged Gaussians": MergedGaussians(large=large)}
+    candidates = choose(z, components, own or made, seed=rows.seed)
+    if found and own is None:
+        candidates = sorted([found[0], *candidates], key=rank(components))
+    if rows.y is None:
+        return candidates
+    return by_labels(z, rows.y.numpy()[searched], components, candidates, rows.seed)
 
 
 def number_of_components(x: Any, y: Any, *, seed: int, sample_weight: Any) -> int:

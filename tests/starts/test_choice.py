@@ -6,14 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from pyro_vmonf.starts.choice import choose, densities_of, links_of, scored
-from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians, merged
+from pyro_vmonf.starts.gaussians import (
+    GaussianFit,
+    fit_gaussians,
+    merged,
+    merged_responsibilities,
+)
 from pyro_vmonf.starts.labels import (
     along_tree,
     by_gaussians,
@@ -140,14 +147,22 @@ def test_score_is_the_formula() -> None:
 
 def test_candidate_without_enough_clusters_comes_last() -> None:
     x, _ = blobs(0)
-    found = choose(x, 2, {"one": lambda rows, k: np.zeros(len(rows), int), "two": halves})
+    found = choose(x, 2, {"one": lambda rows, k: torch.zeros(len(rows)).long(), "two": halves})
     assert [len(s.densities) for s in found] == [2, 1]
     with pytest.raises(ValueError, match="x has 2 rows; expected at least 3"):
         choose(x[:2], 3)
 
 
-def halves(x: Array, num_clusters: int) -> Array:
-    return (x[:, 0] > np.median(x[:, 0])).astype(int)
+def halves(x: Tensor, num_clusters: int) -> Tensor:
+    return (x[:, 0] > x[:, 0].median()).long()
+
+
+def test_components_that_are_never_mistaken_are_joined_all_the_same() -> None:
+    certain = np.eye(4)[np.arange(20) % 4]
+    for count in (3, 2, 1):
+        found = merged_responsibilities(certain, count)
+        assert found.shape == (20, count)
+        np.testing.assert_array_equal(found.sum(1), np.ones(20))
 
 
 @pytest.mark.parametrize("seed", range(2))
