@@ -138,6 +138,7 @@ BANKS: dict[str, Callable[[], nn.Module]] = {
     "PixelFlow": lambda: pyro_vmonf.PixelFlow(IMAGE, K, channels=4, depth=1, squeezes=1),
     "Gaussian": lambda: Gaussian(D, K),
     "GaussianMixtures": lambda: pyro_vmonf.flows.GaussianMixtures(D, K, 2),
+    "StudentMixtures": lambda: pyro_vmonf.flows.StudentMixtures(D, K, 2),
 }
 
 

@@ -97,6 +97,7 @@ BANKS: dict[str, Callable[[], Any]] = {
     "RotatedRealNVP": lambda: pyro_vmonf.RotatedRealNVP(K, blocks=2, hidden=(4,)),
     "Gaussian": lambda: Gaussian(D, K),
     "GaussianMixtures": lambda: pyro_vmonf.flows.GaussianMixtures(D, K, 2),
+    "StudentMixtures": lambda: pyro_vmonf.flows.StudentMixtures(D, K, 2),
     "Pyro": lambda: Replicated(
         lambda: dist.transforms.affine_coupling(D, hidden_dims=[4]), K, features=D
     ),

@@ -26,6 +26,7 @@ from torch.distributions import (
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf.contracts import optional
+from pyro_vmonf.distributions.radial import NORMAL, NormalLaw
 
 PROBED = 256  # draws of a component, whose mean and covariance make its proposal
 # Covariances of the two Gaussians of a proposal, by that of the component, and the share of the
@@ -126,7 +127,7 @@ def observe(components: Distribution, x: Tensor, draws: int) -> Partial:
     return found
 
 
-def gaussians_of(components: Distribution) -> Gaussians | None:
+def gaussians_of(components: Distribution) -> Ellipses | None:
     """Return distributions of torch that are Gaussian as such; ``None`` for others."""
     if getattr(components, "in_raw_units", False):  # a distribution of a user's, wrapped
         components = components.base  # type: ignore[attr-defined]
@@ -137,11 +138,11 @@ def gaussians_of(components: Distribution) -> Gaussians | None:
     else:
         return None
     loc = loc.unsqueeze(-2)
-    return Gaussians(loc.new_zeros(loc.shape[:-1]), loc, factor.unsqueeze(-3))
+    return Ellipses(loc.new_zeros(loc.shape[:-1]), loc, factor.unsqueeze(-3))
 
 
 def importance(
-    components: Distribution, x: Tensor, draws: int, proposal: Gaussians | None = None
+    components: Distribution, x: Tensor, draws: int, proposal: Ellipses | None = None
 ) -> Partial:
     r"""Return an importance-weighted mean over the missing entries.
 
@@ -154,7 +155,7 @@ def importance(
 
     Arguments:
         components, x, draws: as for :func:`observe`.
-        proposal: Gaussians whose conditionals are q; by default they have the moments of draws of
+        proposal: Ellipses whose conditionals are q; by default they have the moments of draws of
             the components, and a larger covariance.
 
     References:
@@ -201,7 +202,7 @@ def importance(
     )
 
 
-def _moments(components: Distribution) -> Gaussians:
+def _moments(components: Distribution) -> Ellipses:
     """Return two Gaussians around each component, with the moments of its draws and wider."""
     x = components.sample(Size((PROBED,)))
     loc = x.mean(0)
@@ -212,37 +213,47 @@ def _moments(components: Distribution) -> Gaussians:
     factor = torch.linalg.cholesky(covariance + level[..., None, None] * unit)
     log_weights = x.new_tensor([1 - SHARE, SHARE]).log().expand(*loc.shape[:-1], 2)
     factors = torch.stack((math.sqrt(WIDER) * factor, math.sqrt(WIDEST) * factor), -3)
-    return Gaussians(log_weights, loc.unsqueeze(-2), factors)
+    return Ellipses(log_weights, loc.unsqueeze(-2), factors)
 
 
 @dataclass(frozen=True)
-class Gaussians:
-    r"""K mixtures of M Gaussians, whose marginals and conditionals are known.
+class Ellipses:
+    r"""K mixtures of M elliptical densities, whose marginals and conditionals are known.
 
     Arguments:
         log_weights: :math:`\log w` ``(*, K, M)``.
-        loc: means ``(*, K, M, D)``.
-        scale_tril: Cholesky factors of the covariances ``(*, K, M, D, D)``.
+        loc: centres ``(*, K, M, D)``.
+        scale_tril: Cholesky factors of the scale matrices ``(*, K, M, D, D)``; of Gaussians, of
+            their covariances.
+        law: see :mod:`pyro_vmonf.distributions.radial`.
     """
 
     log_weights: Tensor
     loc: Tensor
     scale_tril: Tensor
+    law: NormalLaw = NORMAL
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density ``(*, K)`` of rows without gaps."""
         z = torch.linalg.solve_triangular(
             self.scale_tril, (x.unsqueeze(-2) - self.loc).unsqueeze(-1), upper=False
         )
-        return (self.log_weights + self._each(z.squeeze(-1), self.scale_tril)).logsumexp(-1)
+        everywhere = torch.ones_like(self.loc[..., :1, :], dtype=torch.bool)
+        return self._joint(z.squeeze(-1), self.scale_tril, everywhere)[0].logsumexp(-1)
 
-    @staticmethod
-    def _each(z: Tensor, factor: Tensor, there: Tensor | None = None) -> Tensor:
-        """Return the log-densities ``(*, K, M)`` of what is there, from whitened values."""
-        each = -0.5 * (z.square() + math.log(2 * math.pi))
-        each = each - factor.diagonal(dim1=-2, dim2=-1).log()
-        each = each if there is None else torch.where(there, each, 0.0)
-        return each.sum(-1)
+    def _joint(self, z: Tensor, factor: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-densities with their weights, squared distances and numbers of entries.
+
+        Arguments:
+            z: whitened values ``(*, K, M, D)``.
+            factor: the matrices that they were whitened with.
+            there: the entries that count.
+        """
+        log_det = torch.where(there, factor.diagonal(dim1=-2, dim2=-1).log(), 0.0).sum(-1)
+        squares = torch.where(there, z.square(), 0.0).sum(-1)
+        width = there.sum(-1).to(z)
+        density = self.law.constant(width) + self.law.kernel(squares, width)
+        return self.log_weights + density - log_det, squares, width
 
     def observe(self, x: Tensor, draws: int = 0) -> Partial:
         """Return marginals and conditionals, from one Cholesky factor a row.
@@ -255,23 +266,20 @@ class Gaussians:
             draws: of no use here.
         """
         kind = x.dtype
-        log_weights, loc, root = (
-            self.log_weights.double(),
-            self.loc.double(),
-            self.scale_tril.double(),
-        )
+        exact = self.double()
+        loc, log_weights = exact.loc, exact.log_weights
         x = x.unsqueeze(-2).double()
         gap = x.isnan()
         order = gap.long().argsort(dim=-1, stable=True)
         back = order.argsort(-1)
-        factor = _factor_of(_taken(root, order.unsqueeze(-1), -2))
+        factor = _factor_of(_taken(exact.scale_tril, order.unsqueeze(-1), -2))
         centred = torch.where(gap, 0.0, x - loc)
         centred = _taken(centred, order, -1).unsqueeze(-1)
         z = torch.linalg.solve_triangular(factor, centred, upper=False).squeeze(-1)
         there = ~gap.take_along_dim(order, -1)
-        joint = log_weights + self._each(z, factor, there)
+        joint, squares, width = exact._joint(z, factor, there)
 
-        # Far from all Gaussians no share is known, and the weights take its place.
+        # Far from all of them no share is known, and the weights take its place.
         lost = (joint == -torch.inf).all(-1, keepdim=True)
         known = torch.where(lost, log_weights, joint)
 
@@ -287,9 +295,15 @@ class Gaussians:
             shape = Size((number,))
             m = Categorical(logits=known, validate_args=False).sample(shape)[..., None, None]
             noise = torch.randn(shape + z.shape, dtype=kind, device=z.device)
-            return torch.take_along_dim(completed(noise), m, -2).squeeze(-2).to(kind)
+            wider = exact.law.spread(squares.expand(shape + z.shape[:-1]), width).unsqueeze(-1)
+            return torch.take_along_dim(completed(wider * noise), m, -2).squeeze(-2).to(kind)
 
         return exactly(joint.logsumexp(-1).to(kind), mean, draw)
+
+    def double(self) -> Ellipses:
+        """Return the same in float64."""
+        parts = (self.log_weights.double(), self.loc.double(), self.scale_tril.double())
+        return Ellipses(*parts, self.law.double())
 
 
 def _factor_of(root: Tensor) -> Tensor:

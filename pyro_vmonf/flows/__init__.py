@@ -16,6 +16,7 @@ from pyro_vmonf.flows.ready_made import (
 )
 from pyro_vmonf.flows.rotated import RotatedRealNVP
 from pyro_vmonf.flows.stack import Stack
+from pyro_vmonf.flows.students import StudentMixtures
 from pyro_vmonf.flows.submixtures import GaussianMixtures
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "RotatedRealNVP",
     "Stack",
     "StandardNormal",
+    "StudentMixtures",
     "alternating_order",
 ]

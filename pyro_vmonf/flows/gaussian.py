@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.distributions.partial import Gaussians, Partial
+from pyro_vmonf.distributions.partial import Ellipses, Partial
 from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.program import Registered
 
@@ -74,7 +74,7 @@ class StandardNormals(Independent):
         """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
         loc = self.mean.unsqueeze(-2)
         unit = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
-        return Gaussians(loc.new_zeros(loc.shape[:-1]), loc, unit.expand(*loc.shape, -1)).observe(x)
+        return Ellipses(loc.new_zeros(loc.shape[:-1]), loc, unit.expand(*loc.shape, -1)).observe(x)
 
 
 class Normals(MultivariateNormal):
@@ -84,7 +84,7 @@ class Normals(MultivariateNormal):
         """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
         loc = self.loc.unsqueeze(-2)
         factor = self.scale_tril.unsqueeze(-3)
-        return Gaussians(loc.new_zeros(loc.shape[:-1]), loc, factor).observe(x)
+        return Ellipses(loc.new_zeros(loc.shape[:-1]), loc, factor).observe(x)
 
 
 class StandardNormal(Registered, ShownModule):

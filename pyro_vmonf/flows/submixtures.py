@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,7 +13,8 @@ from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf._utils.validation import check_positive, check_simplex
 from pyro_vmonf.distributions.estimates import Estimated
-from pyro_vmonf.distributions.partial import Gaussians, Partial
+from pyro_vmonf.distributions.partial import Ellipses, Partial
+from pyro_vmonf.distributions.radial import NORMAL, NormalLaw
 from pyro_vmonf.flows.gaussian import factor_of
 from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.nn.mlp import linear, linear_of_columns
@@ -24,16 +24,17 @@ LARGEST = 2**26  # whitened values at once
 
 
 class WhitenedMixtures(Estimated):
-    r"""K mixtures of M Gaussians, each given by the matrix that whitens it.
+    r"""K mixtures of M Gaussians, or other ellipses, each given by the matrix that whitens it.
 
     .. math::
-        p(x|c) = \sum_m w_{cm}\, |W_{cm}|\, N(W_{cm}(x - \mu_{cm}); 0, I)
+        p(x|c) = \sum_m w_{cm}\, |W_{cm}|\, p_m(W_{cm}(x - \mu_{cm}))
 
     Arguments:
-        log_weights: :math:`\log w` ``(K, M)``, −∞ for a Gaussian that is not used.
-        loc: means ``(K, M, D)``.
+        log_weights: :math:`\log w` ``(K, M)``, −∞ for a part that is not used.
+        loc: centres ``(K, M, D)``.
         whitening: lower triangular matrices *W* ``(K, M, D, D)`` with a positive diagonal.
         batch_shape: ``(*, K)``; ``(K,)`` by default.
+        law: of the whitened values: see :mod:`pyro_vmonf.distributions.radial`.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -46,7 +47,9 @@ class WhitenedMixtures(Estimated):
         loc: Tensor,
         whitening: Tensor,
         batch_shape: Sequence[int] | None = None,
+        law: NormalLaw = NORMAL,
     ) -> None:
+        self.law = law
         self.log_weights = log_weights
         self.loc = loc
         self.whitening = whitening
@@ -64,7 +67,8 @@ class WhitenedMixtures(Estimated):
         factor = torch.linalg.solve_triangular(self.whitening, unit, upper=False)
         share = self.log_weights.exp().unsqueeze(-1)
         mean = (share * self.loc).sum(1, keepdim=True)
-        own = factor.square().sum(-1) + (self.loc - mean).square()
+        wide = torch.as_tensor(self.law.variance).unsqueeze(-1)
+        own = wide * factor.square().sum(-1) + (self.loc - mean).square()
         return (share * own).sum(1).expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WhitenedMixtures:
@@ -73,20 +77,20 @@ class WhitenedMixtures(Estimated):
                 f"batch_shape is {tuple(batch_shape)}; expected (*, {len(self.loc)}), the "
                 "components last"
             )
-        return WhitenedMixtures(self.log_weights, self.loc, self.whitening, batch_shape)
+        return WhitenedMixtures(self.log_weights, self.loc, self.whitening, batch_shape, self.law)
 
     def joint(self, x: Tensor) -> Tensor:
         """Return the log-density of each Gaussian, with its weight, ``(*, K, M)``."""
         check_event(x, self.event_shape)
         z = linear(x, *self._whitener())
         squares = z.unflatten(-1, self.loc.shape[1:]).square().sum(-1)
-        return self._constants() - 0.5 * squares
+        return self._constants() + self.law.kernel(squares, self.loc.shape[-1])
 
     def observe(self, x: Tensor, draws: int) -> Partial:
         """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
         unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         factor = torch.linalg.solve_triangular(self.whitening, unit, upper=False)
-        return Gaussians(self.log_weights, self.loc, factor).observe(x)
+        return Ellipses(self.log_weights, self.loc, factor, self.law).observe(x)
 
     def _whitener(self) -> tuple[Tensor, Tensor]:
         """Return matrices ``(K, M D, D)`` and shifts ``(K, M D)``."""
@@ -96,7 +100,7 @@ class WhitenedMixtures(Estimated):
     def _constants(self) -> Tensor:
         """Return what the log-densities have beside the squares, ``(K, M)``."""
         log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self.log_weights + log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
+        return self.log_weights + log_det + self.law.constant(self.loc.shape[-1])
 
     def log_prob(self, x: Tensor) -> Tensor:
         each = x.dim() > 2 and len(self.batch_shape) == 1
@@ -117,8 +121,9 @@ class WhitenedMixtures(Estimated):
         m = Categorical(logits=self.log_weights).sample(Size(sample_shape) + self.batch_shape[:-1])
         c = torch.arange(count, device=m.device).expand(m.shape)
         noise = torch.randn(*m.shape, width, 1, dtype=self.loc.dtype, device=self.loc.device)
-        z = torch.linalg.solve_triangular(self.whitening[c, m], noise, upper=False)
-        return self.loc[c, m] + z.squeeze(-1)
+        z = torch.linalg.solve_triangular(self.whitening[c, m], noise, upper=False).squeeze(-1)
+        wider = self.law[c, m].spread(z.new_zeros(m.shape), 0).unsqueeze(-1)
+        return self.loc[c, m] + wider * z
 
 
 class OneOfEach(WhitenedMixtures):
@@ -130,7 +135,8 @@ class OneOfEach(WhitenedMixtures):
         for part in self._parts(columns.joined(), -1):
             z = linear_of_columns(part, *self._whitener())
             squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
-            joint = self._constants().unsqueeze(-1) - 0.5 * squares
+            kernel = self.law[..., None].kernel(squares, self.loc.shape[-1])
+            joint = self._constants().unsqueeze(-1) + kernel
             found.append(joint.logsumexp(1, keepdim=True))
         return torch.cat(found, -1)
 
@@ -225,4 +231,8 @@ class GaussianMixtures(Registered, ShownModule):
     def forward(self, context: Tensor | None = None) -> WhitenedMixtures:
         log_weights = self.logits.masked_fill(~self.used, -torch.inf).log_softmax(-1)
         whitening = self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
-        return OneOfEach(log_weights, self.loc, whitening)
+        return OneOfEach(log_weights, self.loc, whitening, law=self._law())
+
+    def _law(self) -> NormalLaw:
+        """Return the radial law of the parts."""
+        return NORMAL

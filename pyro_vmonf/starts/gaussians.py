@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from pyro_vmonf._utils.contexts import own_filters
+from pyro_vmonf.distributions.radial import NORMAL, NormalLaw, StudentLaw
 
 Array = np.ndarray[Any, Any]
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200)
@@ -23,19 +25,26 @@ FEWEST_ROWS = 50  # below which none are held out, and the whole shrinkage is ta
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """A mixture of M Gaussians of some rows.
+    """A mixture of M Gaussians of some rows, or of Student's t.
 
     Arguments:
         weights: ``(M,)``.
         means: ``(M, D)``.
-        covariances: ``(M, D, D)``.
+        covariances: ``(M, D, D)``; of t's the scale matrices.
         free: number of free parameters.
+        freedom: degrees of freedom of t's ``(M,)``.
     """
 
     weights: Array
     means: Array
     covariances: Array
     free: int
+    freedom: Array | None = None
+
+    @property
+    def law(self) -> NormalLaw:
+        """The law of the distances."""
+        return NORMAL if self.freedom is None else StudentLaw(torch.as_tensor(self.freedom))
 
     def joint(self, x: Array) -> Array:
         r"""Return :math:`\\log w_m N(x; \\mu_m, \\Sigma_m)` of rows, ``(N, M)``."""
@@ -44,9 +53,11 @@ class GaussianFit:
         result = np.empty((len(x), len(self.weights)))
         for m, (mean, factor) in enumerate(zip(self.means, factors, strict=True)):
             z = np.linalg.solve(factor, (x - mean).T)
-            result[:, m] = -0.5 * (z * z).sum(0)
-        constant = 0.5 * x.shape[1] * np.log(2 * np.pi)
-        return result - half - constant + np.log(self.weights)
+            result[:, m] = (z * z).sum(0)
+        kernel = self.law.kernel(torch.as_tensor(result), x.shape[1]) + self.law.constant(
+            x.shape[1]
+        )
+        return np.asarray(kernel) - half + np.log(self.weights)
 
     def log_prob(self, x: Array) -> Array:
         """Return the log-density of rows ``(N,)``."""

@@ -1,7 +1,8 @@
-"""Mixtures of Gaussians that grow with the number of rows."""
+"""Mixtures of Student's t that grow with the number of rows."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmonf.distributions.radial import StudentLaw
+from pyro_vmonf.flows.students import LEAST, MOST
 from pyro_vmonf.starts.gaussians import GaussianFit
 
 Array = np.ndarray[Any, Any]
 FEWEST_ROWS = 100_000  # of a cluster whose mixture grows; of fewer rows flows learn as much
 HELD_OUT, MOST_HELD_OUT = 0.1, 10_000  # rows that end the growth
-ROWS_EACH = 256  # rows of a step for each Gaussian
+ROWS_EACH = 256  # rows of a step for each t
 FEWEST_OF_A_STEP = 4096
 LEAST_GAIN = 0.01  # nats a row that a pass has to bring on held-out rows
-RATE_POWER, FIRST_RATE = 0.6, 8  # a step has the rate (t + 8)^-0.6
+RATE_POWER, FIRST_RATE = 0.6, 8  # step s has the rate (s + 8)^-0.6
+FREEDOMS = (2.2, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0)  # that Gaussians are compared with
+HEAVY = 200.0  # degrees of freedom: if all have more, they are Gaussians
 RIDGE = 1e-5  # of the variances, in units in which the rows have unit covariance
 FLOOR = 1e-6  # of the variances of the rows, in standardised units
 NEGLIGIBLE = 1e-6  # responsibilities that are left out
@@ -27,69 +32,111 @@ CHUNK = 16_384  # rows that are scored at once
 
 @dataclass
 class _Mixture:
-    """Weights ``(M,)``, means ``(M, D)`` and covariances ``(M, D, D)`` of M Gaussians."""
+    """M t's: weights, degrees of freedom ``(M,)``, centres ``(M, D)``, scales ``(M, D, D)``."""
 
     weights: Tensor
+    freedom: Tensor
     means: Tensor
-    covariances: Tensor
+    scales: Tensor
 
-    def joint(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\\log w_m N(x; \\mu_m, \\Sigma_m)` of rows, ``(N, M)``."""
-        factors = torch.linalg.cholesky(self.covariances)
-        unit = torch.eye(x.shape[1], dtype=factors.dtype)
+    def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-density of each t, with its weight, and squared distances ``(N, M)``."""
+        width, law = x.shape[1], StudentLaw(self.freedom)
+        factors = torch.linalg.cholesky(self.scales)
+        unit = torch.eye(width, dtype=factors.dtype)
         whitening = torch.linalg.solve_triangular(factors, unit, upper=False)
         constants = self.weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        constants = constants - 0.5 * x.shape[1] * np.log(2 * np.pi)
-        result = x.new_empty(len(self.weights), len(x))
+        constants = constants + law.constant(width)
+        squares = x.new_empty(len(self.weights), len(x))
         for m, (matrix, mean) in enumerate(zip(whitening.to(x), self.means.to(x), strict=True)):
-            torch.sum(((x - mean) @ matrix.T).square_(), 1, out=result[m])
-        return torch.add(constants.to(x), result.T, alpha=-0.5)
+            torch.sum(((x - mean) @ matrix.T).square_(), 1, out=squares[m])
+        kernel = StudentLaw(self.freedom.to(x)).kernel(squares.T, width)
+        return constants.to(x) + kernel, squares.T
 
     def score(self, x: Tensor) -> float:
         """Return the mean log-density of rows in nats."""
-        parts = [self.joint(part).logsumexp(1).double().sum() for part in x.split(CHUNK)]
+        parts = [self.joint(part)[0].logsumexp(1).double().sum() for part in x.split(CHUNK)]
         return float(torch.stack(parts).sum()) / len(x)
 
     def split(self) -> _Mixture:
-        """Return two Gaussians for each one, apart along its longest axis, of the same moments."""
-        values, vectors = torch.linalg.eigh(self.covariances)
+        """Return two t's for each one, apart along its longest axis, of the same moments."""
+        values, vectors = torch.linalg.eigh(self.scales)
         axis = 0.5 * values[:, -1:].sqrt() * vectors[:, :, -1]
-        inside = self.covariances - axis.unsqueeze(2) * axis.unsqueeze(1)
+        inside = self.scales - axis.unsqueeze(2) * axis.unsqueeze(1)
         return _Mixture(
             (0.5 * self.weights).repeat(2),
+            self.freedom.repeat(2),
             torch.cat((self.means - axis, self.means + axis)),
             inside.repeat(2, 1, 1),
         )
 
+    def with_tails(self, x: Tensor) -> _Mixture:
+        """Return t's of the same covariances whose common tail suits rows best; or Gaussians."""
+        several = [
+            _Mixture(self.weights, torch.full_like(self.freedom, nu), self.means, scales)
+            for nu in FREEDOMS
+            for scales in [self.scales * (nu - 2) / nu]
+        ]
+        return max([self, *several], key=lambda mixture: mixture.score(x))
+
     def sums(self) -> list[Tensor]:
-        """Return the expected counts, sums and squares of a row."""
-        squares = self.covariances + self.means.unsqueeze(2) * self.means.unsqueeze(1)
-        weights = self.weights
-        return [weights, weights[:, None] * self.means, weights[:, None, None] * squares]
+        """Return the expected sums of a row: see :func:`_sums_of`."""
+        squares = self.scales + self.means.unsqueeze(2) * self.means.unsqueeze(1)
+        weights, half = self.weights, self.freedom / 2
+        # log u - u of a chi-squared variable over its degrees of freedom
+        tails = weights * (torch.digamma(half) - half.log() - 1)
+        means, squares = weights[:, None] * self.means, weights[:, None, None] * squares
+        return [weights.clone(), tails, weights.clone(), means, squares]
 
 
-def _of_sums(counts: Tensor, sums: Tensor, squares: Tensor) -> _Mixture:
-    """Return the mixture that has these expected counts, sums and squares of a row."""
-    weights = counts.clamp(min=1e-12)
-    means = sums / weights[:, None]
-    covariances = squares / weights[:, None, None] - means.unsqueeze(2) * means.unsqueeze(1)
-    covariances.diagonal(dim1=1, dim2=2).add_(RIDGE)
-    return _Mixture(weights / weights.sum(), means, covariances)
+def _of_sums(
+    counts: Tensor, tails: Tensor, scaled: Tensor, sums: Tensor, squares: Tensor
+) -> _Mixture:
+    """Return the mixture that has these expected sums of a row."""
+    counts, scaled = counts.clamp(min=1e-12), scaled.clamp(min=1e-12)
+    means = sums / scaled[:, None]
+    crossed = scaled[:, None, None] * means.unsqueeze(2) * means.unsqueeze(1)
+    scales = (squares - crossed) / counts[:, None, None]
+    scales.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    return _Mixture(counts / counts.sum(), _freedom(tails / counts), means, scales)
+
+
+def _freedom(tails: Tensor) -> Tensor:
+    r"""Return the :math:`\nu` that solves :math:`\log\frac\nu2 - \psi(\frac\nu2) + 1 + t = 0`."""
+    low, high = (torch.full_like(tails, math.log(bound)) for bound in (LEAST, MOST))
+    for _ in range(40):  # halves of the interval: the left side falls with the degrees of freedom
+        middle = (low + high) / 2
+        half = middle.exp() / 2
+        above = half.log() - torch.digamma(half) + 1 + tails > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return low.exp()
 
 
 def _sums_of(x: Tensor, mixture: _Mixture) -> list[Tensor]:
-    """Return the mean counts, sums and squares of rows under the posterior of a mixture."""
-    counts, sums, squares = (torch.zeros_like(s) for s in mixture.sums())
-    for m, r in enumerate(mixture.joint(x).softmax(1).T):
+    r"""Return the mean sums of rows under the posterior of a mixture.
+
+    With the responsibility r of a t and :math:`u = (\nu + D) / (\nu + r^2)`, the sums of *r*, of
+    :math:`r (E \log u - u)`, of *ru*, *rux* and :math:`rux x^\top`.
+
+    Source: Liu, Rubin (1995), ML estimation of the t distribution using EM and its extensions.
+    """
+    counts, tails, scaled, sums, squares = (torch.zeros_like(s) for s in mixture.sums())
+    joint, distances = mixture.joint(x)
+    freedom, half = mixture.freedom.to(x), (mixture.freedom + x.shape[1]) / 2
+    for m, r in enumerate(joint.softmax(1).T):
         own = (r > NEGLIGIBLE).nonzero().squeeze(1)
+        r = r[own]
+        u = (freedom[m] + x.shape[1]) / (freedom[m] + distances[own, m])
         # About the mean, since differences of large squares have few digits.
-        rows, r = x[own] - mixture.means[m].to(x), r[own]
-        counts[m], sums[m], squares[m] = r.sum(), r @ rows, (r[:, None] * rows).T @ rows
+        rows, weight = x[own] - mixture.means[m].to(x), r * u
+        counts[m], tails[m], scaled[m] = r.sum(), (r * (u.log() - u)).sum(), weight.sum()
+        sums[m], squares[m] = weight @ rows, (weight[:, None] * rows).T @ rows
+    tails += counts * (torch.digamma(half) - half.log())
     means = mixture.means
     cross = sums.unsqueeze(2) * means.unsqueeze(1)
-    raw = sums + counts[:, None] * means
-    squares += cross + cross.mT + counts[:, None, None] * means.unsqueeze(2) * means.unsqueeze(1)
-    return [value / len(x) for value in (counts, raw, squares)]
+    raw = sums + scaled[:, None] * means
+    squares += cross + cross.mT + scaled[:, None, None] * means.unsqueeze(2) * means.unsqueeze(1)
+    return [value / len(x) for value in (counts, tails, scaled, raw, squares)]
 
 
 def _pass(mixture: _Mixture, x: Tensor, end: float, draws: torch.Generator) -> _Mixture:
@@ -110,22 +157,25 @@ def _pass(mixture: _Mixture, x: Tensor, end: float, draws: torch.Generator) -> _
 def grown(
     fit: GaussianFit, x: Array, *, seconds: float, most: int = 256, seed: int = 0
 ) -> GaussianFit:
-    r"""Return a mixture of more Gaussians, as many as held-out rows of a long table want.
+    r"""Return a mixture of Student's t, as many as held-out rows of a long table want.
 
-    Passes of stepwise EM over the rows settle the mixture. Each Gaussian is then split in two along
-    its longest axis, and another pass moves them. Step t takes the sums of its rows into the
-    running ones with the rate :math:`(t + 8)^{-0.6}`. The passes end where held-out rows no longer
-    gain 0.01 nats, or with the time. Fewer than 100,000 rows keep their mixture.
+    Tails as long as those of the rows take the place of Gaussian ones. Passes of stepwise EM over
+    the rows settle the mixture. Each t is then split in two along its longest axis, and another
+    pass moves them. Step s takes the sums of its rows into the running ones with the rate
+    :math:`(s + 8)^{-0.6}`. The passes end where held-out rows no longer gain 0.01 nats, or with the
+    time. Fewer than 100,000 rows keep their mixture.
 
     Arguments:
         fit: the mixture at the start.
         x: rows ``(N, D)``.
         seconds: that the passes may take.
-        most: the largest number of Gaussians.
+        most: the largest number of t's.
         seed: of the held-out rows and of the order.
 
     References:
         Cappé, Moulines (2009), Online EM algorithm for latent data models, arXiv:0712.4273.
+        van den Oord, Schrauwen (2014), The student-t mixture as a natural image patch prior with
+        application to image compression.
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(100_000, 2))
@@ -149,9 +199,11 @@ def grown(
     judged, rows = z[:count], z[count:]
     best = _Mixture(
         torch.as_tensor(fit.weights),
+        torch.full((len(fit.weights),), MOST, dtype=torch.float64),
         torch.as_tensor((fit.means - mean) @ whitening.T),
         torch.as_tensor(whitening @ fit.covariances @ whitening.T),
     )
+    first, best = best, best.with_tails(rows[:CHUNK])
     score, grows = best.score(judged), False
     while time.perf_counter() < end:
         larger = best.split() if grows else best
@@ -164,9 +216,15 @@ def grown(
             break
         # The first mixture settles before it grows: what it gains says nothing of its size.
         grows = (grows or not better) and 2 * len(best.weights) <= most
-    size = len(best.weights)
-    means, covariances = best.means.numpy(), best.covariances.numpy()
-    free = size * (1 + width + width * (width + 1) // 2) - 1
+    if best is first:
+        return fit
+    size, heavy = len(best.weights), bool((best.freedom < HEAVY).any())
+    means, scales = best.means.numpy(), best.scales.numpy()
+    free = size * (1 + heavy + width + width * (width + 1) // 2) - 1
     return GaussianFit(
-        best.weights.numpy(), means @ root.T + mean, root @ covariances @ root.T, free
+        best.weights.numpy(),
+        means @ root.T + mean,
+        root @ scales @ root.T,
+        free,
+        best.freedom.numpy() if heavy else None,
     )

@@ -20,8 +20,9 @@ from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import check_number, has_gaps
 from pyro_vmonf.contracts import Start as FirstClusters
 from pyro_vmonf.distributions.marginal import Marginal
-from pyro_vmonf.distributions.partial import Gaussians
+from pyro_vmonf.distributions.partial import Ellipses
 from pyro_vmonf.flows.ready_made import AutoregressiveNSF
+from pyro_vmonf.flows.students import StudentMixtures
 from pyro_vmonf.flows.submixtures import GaussianMixtures
 from pyro_vmonf.guides import SoftmaxGuide
 from pyro_vmonf.model import FlowMixture
@@ -213,7 +214,7 @@ def _mean_of_gaussians(one: GaussianFit, rows: Rows, judged: Tensor) -> float:
     log_det = torch.where(z.isnan(), 0.0, log_scale).sum(-1)
     parts = (one.weights, one.means, np.linalg.cholesky(one.covariances))
     weights, loc, factor = (torch.as_tensor(part).unsqueeze(0) for part in parts)
-    log_prob = Gaussians(weights.log(), loc, factor).observe(z.unsqueeze(1)).log_prob.squeeze(-1)
+    log_prob = Ellipses(weights.log(), loc, factor).observe(z.unsqueeze(1)).log_prob.squeeze(-1)
     return float((log_prob - log_det).mean())
 
 
@@ -293,16 +294,17 @@ def _pair(rows: Rows, start: Start) -> tuple[FlowMixture, SoftmaxGuide]:
     width, components = rows.x.shape[1], len(start.base)
     sizes = [max(len(d.weights) for d in found) for found in (start.base, start.densities)]
     with local_seed(rows.seed):
-        base = GaussianMixtures(width, components, sizes[0])
+        heavy = any(density.freedom is not None for density in start.base)
+        make = StudentMixtures if heavy else GaussianMixtures
+        base = make(width, components, sizes[0])
         bank = AutoregressiveNSF(width, components, blocks=BLOCKS, hidden=HIDDEN, base=base)
         network = StartedNetwork(width, components, sizes[1])
     for transform in bank.transforms:
         start_near_zero(transform.network.layers[-1], 0.0)  # type: ignore[union-attr, index, arg-type]
     for c, density in enumerate(start.base):
-        weights, means, covariances = (
-            torch.as_tensor(v) for v in (density.weights, density.means, density.covariances)
-        )
-        base.set_(c, weights, means, covariances)
+        parts = (density.weights, density.means, density.covariances)
+        tails = () if density.freedom is None else (torch.as_tensor(density.freedom),)
+        base.set_(c, *map(torch.as_tensor, parts), *tails)
     network.set_(start.log_shares.tolist(), start.densities)
     model = FlowMixture(bank, "learned")
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, StudentT
 from pyro_vmonf import MAF, NSF, Flow, Gaussian, MAFMoG, RealNVP, Stack
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.distributions.flow import FlowDistribution
-from pyro_vmonf.distributions.partial import Gaussians, Observed, Partial, importance, observe
+from pyro_vmonf.distributions.partial import Ellipses, Observed, Partial, importance, observe
 from pyro_vmonf.flows import GaussianMixtures, StandardNormal
 from pyro_vmonf.transforms import Permutation, Standardize
 from pyro_vmonf.transforms.base import FlowTransform
@@ -208,7 +208,7 @@ def test_the_bound_is_below_the_likelihood_and_equal_for_the_exact_conditional()
     components = drawn(Gaussian(2, 2), 0.7)()
     x = PLANE.unsqueeze(1)
     exact = observe(components, x, 1).log_prob
-    own = Gaussians(
+    own = Ellipses(
         torch.zeros(2, 1).double(), components.loc.unsqueeze(1), components.scale_tril.unsqueeze(1)
     )
     with local_seed(0):
