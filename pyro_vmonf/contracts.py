@@ -31,7 +31,7 @@ class Bank(Protocol):
 
     Optional, of the distribution:
         ``observe(x, draws)``: marginals and conditionals of rows ``(*, 1, D)`` with NaN for missing
-        entries, as a :class:`~pyro_vmonf.distributions.partial.Partial`; by default
+        entries, as a :class:`~pyro_vmonf.distributions.entries.Partial`; by default
         importance-weighted draws of :func:`~pyro_vmonf.distributions.partial.importance`.
 
     Implementing a bank:

@@ -13,8 +13,9 @@ from torch.distributions import Distribution, Transform, constraints
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.contracts import optional
+from pyro_vmonf.distributions.entries import Partial, joined
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
-from pyro_vmonf.distributions.partial import PROBED, Partial, importance, joined, observe
+from pyro_vmonf.distributions.partial import PROBED, importance, observe
 from pyro_vmonf.distributions.support import inside, is_real, possible
 from pyro_vmonf.transforms.base import FlowTransform
 

@@ -6,10 +6,9 @@ NaN marks a missing entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -26,48 +25,15 @@ from torch.distributions import (
 from pyro_vmonf._utils.repr import ShownDistribution
 from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf.contracts import optional
-from pyro_vmonf.distributions.radial import NORMAL, NormalLaw
+from pyro_vmonf.distributions.ellipses import Ellipses
+from pyro_vmonf.distributions.entries import Partial
 
 PROBED = 256  # draws of a component, whose mean and covariance make its proposal
 # Covariances of the two Gaussians of a proposal, by that of the component, and the share of the
 # second: the tails of a proposal have to be the longer ones.
 WIDER, WIDEST, SHARE = 1.2, 6.0, 0.2
-PLAUSIBLE = math.log(1e-3)  # posterior of a component, above which its density matters
 RIDGE = 1e-6  # of that covariance, by its mean variance
 MOST_NUMBERS = 2**22  # that a chunk of rows may need at once
-
-
-@dataclass(frozen=True)
-class Partial:
-    r"""The entries of rows that are there, and the law of the missing ones, under K components.
-
-    Attributes:
-        log_prob: :math:`\log p(x_\text{obs} \mid c)` ``(*, K)``.
-        error: its standard error ``(*, K)``; zero where it is exact.
-        effective: the share of the draws that count, between 0 and 1 ``(*, K)``; one where it is
-            exact.
-        mean: function to the rows completed by their conditional mean ``(*, K, D)``.
-        draw: function from a number to as many completed rows ``(number, *, K, D)``.
-    """
-
-    log_prob: Tensor
-    error: Tensor
-    effective: Tensor
-    mean: Callable[[], Tensor]
-    draw: Callable[[int], Tensor]
-
-    def draws_that_count(self, log_posterior: Tensor, draws: int) -> Tensor:
-        """Return the least number of effective draws of the components that a row may be from.
-
-        Arguments:
-            log_posterior: log p(c|x_obs) ``(*, K)``.
-            draws: number of draws of each row.
-
-        Returns:
-            Numbers ``(*)``, infinite for rows whose density is exact.
-        """
-        count = torch.where(self.error == 0, torch.inf, draws * self.effective)
-        return count.masked_fill(log_posterior < PLAUSIBLE, torch.inf).amin(-1)
 
 
 _watched: ContextVar[list[Tensor] | None] = ContextVar("_watched", default=None)
@@ -85,24 +51,6 @@ def watching() -> Iterator[list[Tensor]]:
         yield found
     finally:
         _watched.reset(token)
-
-
-def exactly(log_prob: Tensor, mean: Callable[[], Tensor], draw: Callable[[int], Tensor]) -> Partial:
-    """Return what is known without an error."""
-    sure = torch.zeros_like(log_prob)
-    return Partial(log_prob, sure, sure + 1, mean, draw)
-
-
-def joined(first: Tensor, one: Partial, other: Partial) -> Partial:
-    """Return one of two answers for each row and component: the first where ``first`` is true."""
-    points = first.unsqueeze(-1)
-    return Partial(
-        torch.where(first, one.log_prob, other.log_prob),
-        torch.where(first, one.error, other.error),
-        torch.where(first, one.effective, other.effective),
-        lambda: torch.where(points, one.mean(), other.mean()),
-        lambda number: torch.where(points, one.draw(number), other.draw(number)),
-    )
 
 
 def observe(components: Distribution, x: Tensor, draws: int) -> Partial:
@@ -214,127 +162,6 @@ def _moments(components: Distribution) -> Ellipses:
     log_weights = x.new_tensor([1 - SHARE, SHARE]).log().expand(*loc.shape[:-1], 2)
     factors = torch.stack((math.sqrt(WIDER) * factor, math.sqrt(WIDEST) * factor), -3)
     return Ellipses(log_weights, loc.unsqueeze(-2), factors)
-
-
-@dataclass(frozen=True)
-class Ellipses:
-    r"""K mixtures of M elliptical densities, whose marginals and conditionals are known.
-
-    Arguments:
-        log_weights: :math:`\log w` ``(*, K, M)``.
-        loc: centres ``(*, K, M, D)``.
-        scale_tril: Cholesky factors of the scale matrices ``(*, K, M, D, D)``; of Gaussians, of
-            their covariances.
-        law: see :mod:`pyro_vmonf.distributions.radial`.
-    """
-
-    log_weights: Tensor
-    loc: Tensor
-    scale_tril: Tensor
-    law: NormalLaw = NORMAL
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log-density ``(*, K)`` of rows without gaps."""
-        z = torch.linalg.solve_triangular(
-            self.scale_tril, (x.unsqueeze(-2) - self.loc).unsqueeze(-1), upper=False
-        )
-        everywhere = torch.ones_like(self.loc[..., :1, :], dtype=torch.bool)
-        return self._joint(z.squeeze(-1), self.scale_tril, everywhere)[0].logsumexp(-1)
-
-    def _joint(self, z: Tensor, factor: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-densities with their weights, squared distances and numbers of entries.
-
-        Arguments:
-            z: whitened values ``(*, K, M, D)``.
-            factor: the matrices that they were whitened with.
-            there: the entries that count.
-        """
-        log_det = torch.where(there, factor.diagonal(dim1=-2, dim2=-1).log(), 0.0).sum(-1)
-        squares = torch.where(there, z.square(), 0.0).sum(-1)
-        width = there.sum(-1).to(z)
-        density = self.law.constant(width) + self.law.kernel(squares, width)
-        return self.log_weights + density - log_det, squares, width
-
-    def observe(self, x: Tensor, draws: int = 0) -> Partial:
-        """Return marginals and conditionals, from one Cholesky factor a row.
-
-        With the entries that are there in front, the first rows of the factor whiten them, and the
-        others are the conditional law of the rest. All of it is in float64.
-
-        Arguments:
-            x: rows ``(*, 1, D)`` or ``(*, K, D)``.
-            draws: of no use here.
-        """
-        kind = x.dtype
-        exact = self.double()
-        loc, log_weights = exact.loc, exact.log_weights
-        x = x.unsqueeze(-2).double()
-        gap = x.isnan()
-        order = gap.long().argsort(dim=-1, stable=True)
-        back = order.argsort(-1)
-        factor = _factor_of(_taken(exact.scale_tril, order.unsqueeze(-1), -2))
-        centred = torch.where(gap, 0.0, x - loc)
-        centred = _taken(centred, order, -1).unsqueeze(-1)
-        z = torch.linalg.solve_triangular(factor, centred, upper=False).squeeze(-1)
-        there = ~gap.take_along_dim(order, -1)
-        joint, squares, width = exact._joint(z, factor, there)
-
-        # Far from all of them no share is known, and the weights take its place.
-        lost = (joint == -torch.inf).all(-1, keepdim=True)
-        known = torch.where(lost, log_weights, joint)
-
-        def completed(noise: Tensor) -> Tensor:
-            values = (factor @ torch.where(there, z, noise).unsqueeze(-1)).squeeze(-1)
-            return torch.where(gap, _taken(values, back, -1) + loc, x)
-
-        def mean() -> Tensor:
-            share = known.softmax(-1).unsqueeze(-1)
-            return (share * completed(torch.zeros_like(z))).sum(-2).to(kind)
-
-        def draw(number: int) -> Tensor:
-            shape = Size((number,))
-            m = Categorical(logits=known, validate_args=False).sample(shape)[..., None, None]
-            noise = torch.randn(shape + z.shape, dtype=kind, device=z.device)
-            wider = exact.law.spread(squares.expand(shape + z.shape[:-1]), width).unsqueeze(-1)
-            return torch.take_along_dim(completed(wider * noise), m, -2).squeeze(-2).to(kind)
-
-        return exactly(joint.logsumexp(-1).to(kind), mean, draw)
-
-    def double(self) -> Ellipses:
-        """Return the same in float64."""
-        parts = (self.log_weights.double(), self.loc.double(), self.scale_tril.double())
-        return Ellipses(*parts, self.law.double())
-
-
-def _factor_of(root: Tensor) -> Tensor:
-    r"""Return the Cholesky factor of :math:`R R^T` ``(*, D, D)`` to the digits of R.
-
-    The product squares the condition of R. The factor of the product takes R nearly to an
-    orthogonal matrix, and the factor of that one brings the digits back.
-
-    Raises:
-        ValueError: if the product is singular to rounding.
-
-    References:
-        Yamamoto, Nakatsukasa, Yanagisawa, Fukaya (2015), Roundoff error analysis of the CholeskyQR2
-        algorithm.
-    """
-    try:
-        first = torch.linalg.cholesky(root @ root.mT)
-        near = torch.linalg.solve_triangular(first, root, upper=False)
-        return first @ torch.linalg.cholesky(near @ near.mT)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            "the covariance of a component is singular to rounding, so rows with missing entries "
-            "have no density; drop columns that follow from others"
-        ) from error
-
-
-def _taken(values: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Return values along a dimension, where the other dimensions broadcast from the right."""
-    left = max(values.dim(), index.dim())
-    values = values[(None,) * (left - values.dim())]
-    return torch.take_along_dim(values, index[(None,) * (left - index.dim())], dim)
 
 
 class Observed(ShownDistribution):

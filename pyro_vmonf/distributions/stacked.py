@@ -10,8 +10,9 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.shapes import broadcast, check_event
+from pyro_vmonf.distributions.entries import Partial
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, icdf_of
-from pyro_vmonf.distributions.partial import Partial, observe
+from pyro_vmonf.distributions.partial import observe
 from pyro_vmonf.distributions.support import Several, in_units, is_real
 
 

@@ -11,8 +11,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.func import functional_call
 
+from pyro_vmonf.distributions.entries import Partial
 from pyro_vmonf.distributions.estimates import Asking
-from pyro_vmonf.distributions.partial import Partial, observe
+from pyro_vmonf.distributions.partial import observe
 
 
 class Use(nn.Module):

@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.distributions.partial import Ellipses, Partial
+from pyro_vmonf.distributions.ellipses import Ellipses
+from pyro_vmonf.distributions.entries import Partial
 from pyro_vmonf.nn.columns import Columns
 from pyro_vmonf.program import Registered
 

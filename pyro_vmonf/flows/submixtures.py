@@ -12,8 +12,9 @@ from torch.distributions import Categorical, constraints
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf._utils.validation import check_positive, check_simplex
+from pyro_vmonf.distributions.ellipses import Ellipses
+from pyro_vmonf.distributions.entries import Partial
 from pyro_vmonf.distributions.estimates import Estimated
-from pyro_vmonf.distributions.partial import Ellipses, Partial
 from pyro_vmonf.distributions.radial import NORMAL, NormalLaw
 from pyro_vmonf.flows.gaussian import factor_of
 from pyro_vmonf.nn.columns import Columns

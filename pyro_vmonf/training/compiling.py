@@ -95,7 +95,6 @@ class Compiled(Unread):
             return result
         self.last_batch = batch
         graph.put_(batch)
-        self.steps += 1
         if graph.full:
             self._run_()
         found = self.read() if self.scheduled else None
@@ -115,12 +114,13 @@ class Compiled(Unread):
         if not isinstance(graph, AdamGraph) or not graph.numbers:
             return
         moved = graph.run(self._last_of(graph), self.counts)
-        names = tuple(graph.gradient.keys)
+        names, steps = tuple(graph.gradient.keys), self.steps + len(graph.numbers)
         totals = moved.totals + self.totals.get(names, 0.0)
 
         def take_over() -> None:
             graph.accept_(moved)
             self.undo, self.counts, self.totals[names] = moved.last, moved.counts, totals
+            self.steps = steps
             self.last_terms = graph.gradient.named(moved.terms)
             self._settle(accepted=True)
 

@@ -19,8 +19,8 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import check_number, has_gaps
 from pyro_vmonf.contracts import Start as FirstClusters
+from pyro_vmonf.distributions.ellipses import Ellipses
 from pyro_vmonf.distributions.marginal import Marginal
-from pyro_vmonf.distributions.partial import Ellipses
 from pyro_vmonf.flows.ready_made import AutoregressiveNSF
 from pyro_vmonf.flows.students import StudentMixtures
 from pyro_vmonf.flows.submixtures import GaussianMixtures

@@ -12,8 +12,10 @@ from torch.distributions import Distribution, Independent, StudentT
 
 from pyro_vmonf import MAF, NSF, Flow, Gaussian, MAFMoG, RealNVP, Stack
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.distributions.ellipses import Ellipses
+from pyro_vmonf.distributions.entries import Partial
 from pyro_vmonf.distributions.flow import FlowDistribution
-from pyro_vmonf.distributions.partial import Ellipses, Observed, Partial, importance, observe
+from pyro_vmonf.distributions.partial import Observed, importance, observe
 from pyro_vmonf.flows import GaussianMixtures, StandardNormal
 from pyro_vmonf.transforms import Permutation, Standardize
 from pyro_vmonf.transforms.base import FlowTransform
