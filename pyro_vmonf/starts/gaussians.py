@@ -194,7 +194,7 @@ def merged_responsibilities(
         mistaken: share of rows that are assigned to the other one, below which two stay apart.
 
     Returns:
-        The posterior of the clusters: ``(N, K)``, or of more that stay apart.
+        The posterior ``(N, K)`` of the clusters, or of more that stay apart.
 
     References:
         Hennig (2010), Methods for merging Gaussian mixture components.
