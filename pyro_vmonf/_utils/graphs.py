@@ -75,7 +75,7 @@ def _tight(
     for node in body.graph.find_nodes(op="get_attr"):
         last = body.graph.find_nodes(op="placeholder")[-1]
         with body.graph.inserting_after(last):
-            new = body.graph.placeholder(f"constant_{node.target}")
+            new = body.graph.placeholder(f"constant_{node.name}")
         node.replace_all_uses_with(new)
         body.graph.erase_node(node)
         kept.append(getattr(body, node.target))

@@ -74,9 +74,12 @@ class StudentMixtures(GaussianMixtures):
             ValueError: as for :meth:`GaussianMixtures.set_`, or if a degree of freedom is not
                 positive.
         """
-        wanted = torch.full((len(weights),), MOST) if freedom is None else freedom
-        if not bool((wanted > 0).all()):
-            raise ValueError(f"freedom is {wanted.tolist()}; expected positive numbers")
+        wanted = torch.full((len(weights),), MOST) if freedom is None else torch.as_tensor(freedom)
+        if tuple(wanted.shape) != (len(weights),) or not bool((wanted > 0).all()):
+            raise ValueError(
+                f"freedom is {wanted.tolist()}; expected {len(weights)} positive numbers, one for "
+                "each weight"
+            )
         super().set_(component, weights, means, covariances)
         share = (wanted.double() / LEAST).log() / torch.tensor(MOST / LEAST).double().log()
         tail = share.clamp(1e-3, 1 - 1e-3).logit()

@@ -70,6 +70,7 @@ class WhitenedMixtures(Estimated):
         mean = (share * self.loc).sum(1, keepdim=True)
         wide = torch.as_tensor(self.law.variance).unsqueeze(-1)
         own = wide * factor.square().sum(-1) + (self.loc - mean).square()
+        own = torch.where(share > 0, own, 0.0)  # a part that is not used may have no variance
         return (share * own).sum(1).expand(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> WhitenedMixtures:
@@ -221,6 +222,12 @@ class GaussianMixtures(Registered, ShownModule):
         if not 0 <= component < self.components:
             raise ValueError(f"component is {component}; expected 0 to {self.components - 1}")
         check_simplex("weights", weights)
+        shapes = (tuple(means.shape), tuple(covariances.shape))
+        wanted = ((count, self.features), (count, self.features, self.features))
+        if shapes != wanted:
+            raise ValueError(
+                f"means and covariances have shapes {shapes}; expected {wanted} for {count} weights"
+            )
         whitening = torch.linalg.inv(factor_of(means, covariances))
         self.used[component] = torch.arange(self.mixtures, device=self.used.device) < count
         self.logits[component, :count] = weights.log().to(self.logits)

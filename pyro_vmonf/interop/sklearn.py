@@ -74,7 +74,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         hidden: widths of the hidden layers of the guide.
         init: first clusters of the guide: ``"kmeans"`` (the default of training by hand),
             ``"spectral"`` (clusters along neighbours), ``"random"``, or a
-            :class:`~pyro_vmonf.contracts.Start`.
+            :class:`~pyro_vmonf.contracts.Start`, which gives each start the same clusters.
         n_init: number of starts of the kind of ``init``, from other seeds and, for ``"spectral"``,
             with other numbers of neighbours; the one with the best objective on held-out rows
             stays.

@@ -12,7 +12,7 @@ import torch
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.starts.gaussians import GaussianFit, fit_gaussians
 from pyro_vmonf.starts.ready_made import MergedGaussians, SpanningTree, Spectral
-from pyro_vmonf.starts.responsibilities import as_responsibilities
+from pyro_vmonf.starts.responsibilities import as_responsibilities, check_start
 from pyro_vmonf.starts.valleys import valleys
 
 Array = np.ndarray[Any, Any]
@@ -38,14 +38,13 @@ def by_name(starts: Mapping[str, Start] | Sequence[Start]) -> dict[str, Start]:
         TypeError: if one cannot be called.
         ValueError: if there are none, or two have one name.
     """
+    if callable(starts) or isinstance(starts, str):
+        raise TypeError(f"starts is {starts!r}; expected a list of starts, or a dict of them")
+    starts = starts if isinstance(starts, Mapping) else list(starts)
     names = [getattr(start, "__name__", type(start).__name__) for start in starts]
     found = dict(starts) if isinstance(starts, Mapping) else dict(zip(names, starts, strict=True))
     for name, start in found.items():
-        if not callable(start):
-            raise TypeError(
-                f"the start {name!r} is {start!r}; expected a function from rows and the number "
-                "of clusters to clusters or responsibilities"
-            )
+        check_start(f"the start {name!r}", start)
     if not found:
         raise ValueError("starts is empty; expected one start or more")
     if len(found) < len(starts):
@@ -205,7 +204,8 @@ def _clusters(name: str, start: Start, x: Array, num_clusters: int) -> Array:
     """Return the cluster ``(N,)`` that a start gives each row."""
     rows = torch.as_tensor(x)
     try:
-        found = as_responsibilities(start(rows, num_clusters), len(x), num_clusters, rows)
+        own = start(rows.clone(), num_clusters)  # it may work in place
+        found = as_responsibilities(own, len(x), num_clusters, rows)
     except (TypeError, ValueError) as error:
         raise type(error)(f"the start {name!r} failed: {error}") from error
     return found.argmax(1).numpy()

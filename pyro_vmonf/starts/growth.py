@@ -190,7 +190,9 @@ def grown(
     end = time.perf_counter() + seconds
     # Where the rows have unit covariance float32 has digits enough for nearly singular columns.
     mean, width = x.mean(0), x.shape[1]
-    root = np.linalg.cholesky(np.cov(x.T).reshape(width, width) + FLOOR * np.eye(width))
+    covariance = np.cov(x.T).reshape(width, width)
+    floor = FLOOR * np.maximum(np.diag(covariance), 1.0)
+    root = np.linalg.cholesky(covariance + np.diag(floor))
     whitening = np.linalg.inv(root)
     z = torch.as_tensor(((x - mean) @ whitening.T).astype(np.float32))
     draws = torch.Generator().manual_seed(seed)

@@ -39,6 +39,8 @@ class Clustering(ABC):
         """
         check_positive("num_clusters", num_clusters)
         shape = tuple(x.shape[1:]) if isinstance(x, Tensor) else np.shape(x)[1:]
+        if not shape or 0 in shape:
+            raise ValueError(f"x has shape {(len(x), *shape)}; expected rows (N, D)")
         kind = x if isinstance(x, Tensor) and x.is_floating_point() else torch.zeros(())
         rows = check_rows(x, shape, kind)
         if len(rows) < num_clusters:
@@ -72,7 +74,8 @@ class GaussianMixture(Clustering):
     seed: int = 0
 
     def _find(self, x: Array, num_clusters: int) -> Array:
-        return gaussians_of_size(x, num_clusters, seed=self.seed).responsibilities(x)
+        z = _standardized(x)
+        return gaussians_of_size(z, num_clusters, seed=self.seed).responsibilities(z)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class MergedGaussians(Clustering):
 
     Arguments:
         seed: of the mixture's start.
-        large: mixture from which clusters are merged, where there is one already.
+        large: mixture from which clusters are merged, where there is one of the same rows already.
 
     Source: Hennig (2010), Methods for merging Gaussian mixture components.
 
@@ -98,6 +101,7 @@ class MergedGaussians(Clustering):
     large: GaussianFit | None = field(default=None, repr=False)
 
     def _find(self, x: Array, num_clusters: int) -> Array:
+        x = x if self.large else _standardized(x)
         found = self.large or large_mixture(x, num_clusters, seed=self.seed)
         if len(found.weights) < num_clusters:
             found = gaussians_of_size(x, num_clusters, seed=self.seed)
@@ -108,10 +112,12 @@ class MergedGaussians(Clustering):
 class SpanningTree(Clustering):
     """The sides of the longest edges of a spanning tree: see ``pyro_vmonf.starts.tree``.
 
-    An edge is cut if N/(2K) rows or more are left on both sides.
+    An edge is cut if N/(2K) rows or more are left on both sides. Columns of other units want
+    standardising first.
 
     Arguments:
-        neighbors: number of the neighbour whose distance says how dense a place is.
+        neighbors: number of the neighbour whose distance says how dense a place is; smaller than
+            the smallest cluster.
 
     Source: Gagolewski (2026), Lumbermark, arXiv:2604.07143, for the bound on the sizes.
 
@@ -122,6 +128,9 @@ class SpanningTree(Clustering):
     """
 
     neighbors: int = NEIGHBORS
+
+    def __post_init__(self) -> None:
+        check_positive("neighbors", self.neighbors)
 
     def _find(self, x: Array, num_clusters: int) -> Array:
         return cut_tree(*spanning_tree(x, self.neighbors), num_clusters)
@@ -141,6 +150,9 @@ class Spectral(Clustering):
     """
 
     neighbors: int = 15
+
+    def __post_init__(self) -> None:
+        check_positive("neighbors", self.neighbors)
 
     def _find(self, x: Array, num_clusters: int) -> Array:
         near = min(self.neighbors, len(x) - 1)
@@ -164,9 +176,18 @@ class KMeans(Clustering):
     seed: int = 0
     n_init: int = 4
 
+    def __post_init__(self) -> None:
+        check_positive("n_init", self.n_init)
+
     def _find(self, x: Array, num_clusters: int) -> Array:
         found = k_means(torch.as_tensor(x), num_clusters, n_init=self.n_init, seed=self.seed)
         return found.numpy()
+
+
+def _standardized(x: Array) -> Array:
+    """Return columns in units in which the ridge of a Gaussian fit is small."""
+    spread = x.std(0)
+    return np.asarray((x - x.mean(0)) / np.where(spread > 0, spread, 1.0))
 
 
 def large_mixture(x: Array, num_clusters: int | None = None, *, seed: int = 0) -> GaussianFit:

@@ -13,6 +13,19 @@ from pyro_vmonf._utils.validation import as_tensor
 SUM_TOLERANCE = 1e-3
 
 
+def check_start(name: str, start: Any) -> None:
+    """Refuse something that is no start.
+
+    Raises:
+        TypeError: if it cannot be called, or is a class.
+    """
+    if isinstance(start, type) or not callable(start):
+        raise TypeError(
+            f"{name} is {start!r}; expected an object such as KMeans(), or a function from rows "
+            "and the number of clusters to clusters or responsibilities"
+        )
+
+
 def as_responsibilities(found: Any, rows: int, num_clusters: int, like: Tensor) -> Tensor:
     """Return clusters ``(N,)`` or responsibilities ``(N, K)`` as responsibilities.
 

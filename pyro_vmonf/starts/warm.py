@@ -12,6 +12,7 @@ from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
 from pyro_vmonf._utils.frames import names_of
 from pyro_vmonf._utils.validation import check_number, check_positive, floating_buffer
+from pyro_vmonf._utils.warned import warn
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.starts.clusters import spectral_clusters
@@ -24,7 +25,7 @@ from pyro_vmonf.starts.lessons import (
     numbers_of,
     teach,
 )
-from pyro_vmonf.starts.responsibilities import as_responsibilities
+from pyro_vmonf.starts.responsibilities import as_responsibilities, check_start
 
 
 def warm_start_(
@@ -81,7 +82,10 @@ def warm_start_(
         clusters = clusters[kept] if isinstance(clusters, Tensor) else clusters
     if not isinstance(clusters, Tensor):
         find = spectral_clusters if clusters is None else clusters
-        clusters = as_responsibilities(find(x, count), len(x), count, like)
+        check_start("clusters", find)
+        clusters = as_responsibilities(find(x.clone(), count), len(x), count, like)
+        if (some := len(clusters.argmax(1).unique())) < count:
+            warn(f"the start found {some} clusters, and the mixture has {count} components")
     if y is not None:
         numbers = numbers_of(clusters.argmax(1), y, count)
         clusters = clusters[:, numbers.argsort()]

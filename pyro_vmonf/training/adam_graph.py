@@ -15,7 +15,7 @@ from pyro_vmonf.training.flat_adam import FlatAdam
 from pyro_vmonf.training.gradients import Gradient, NotCaptured
 from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.unread import added
+from pyro_vmonf.training.unread import COUNTS, added
 
 SCHEDULED = ("guide.temperature",)  # parts of the state of which each step has its own
 
@@ -137,7 +137,7 @@ class AdamGraph(StepGraph):
         for _ in range(steps):
             self.put_(batch)
         last = [self.adam.together(self.gradient.parameters), *self.gradient.counted]
-        inputs = self._inputs(last, torch.zeros(3, dtype=torch.int64, device=last[0].device))
+        inputs = self._inputs(last, torch.zeros(COUNTS, dtype=torch.int64, device=last[0].device))
         self.numbers.clear()
         return inputs
 

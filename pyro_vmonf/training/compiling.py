@@ -18,7 +18,7 @@ from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.gradients import NotCaptured
 from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Reading, Terms
+from pyro_vmonf.training.reading import Reading, Terms
 from pyro_vmonf.training.trainer import Trainer
 from pyro_vmonf.training.unread import Unread, counts_steps
 

@@ -17,8 +17,8 @@ from pyro_vmonf.program import follows, unregistered
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training.data import check_data
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.loaders import is_streamed
+from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.rows import Arguments, TensorSource
 from pyro_vmonf.training.selection import MEASURED_ROWS
 

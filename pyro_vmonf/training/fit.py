@@ -30,11 +30,11 @@ from pyro_vmonf.training.endings import culprit, endings, warn
 from pyro_vmonf.training.guard import Guard
 from pyro_vmonf.training.history import OVER, STOPPED, History
 from pyro_vmonf.training.knowledge import start_parts
-from pyro_vmonf.training.lanes import Terms
 from pyro_vmonf.training.losses import sums_weights
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
 from pyro_vmonf.training.plan import Plan, Run
+from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
 from pyro_vmonf.training.streams import Streams
 from pyro_vmonf.training.trainer import Trainer

@@ -78,6 +78,8 @@ class FlatAdam:
         names = ("step", "exp_avg", "exp_avg_sq")
         return (
             not self.even
+            or self.optimizer.state is not self.state
+            or self.optimizer.param_groups[0] is not self.group
             or special(self.optimizer)
             or any(
                 self.state[parameter].get(name) is not own

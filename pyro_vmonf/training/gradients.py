@@ -63,10 +63,14 @@ class Gradient:
         self.keys: list[str] = []
         self.moved = list(self.names)  # copies of everything
         with self.running():
-            stacked, leaves, gradients = self._tried()
+            stacked, before, leaves, gradients = self._tried()
         self.dtype = stacked.dtype
         self.given = list(gradients)
-        self.moved = [name for name, value in leaves.items() if value._version]
+        self.moved = [  # batch normalisation moves its buffers without a new version
+            name
+            for name, value in leaves.items()
+            if value._version or not torch.equal(value, before[name])
+        ]
         self.parameters = [self.of(name, self.state) for name in self.given]
         self.counted = [self.of(name, self.state) for name in self.moved]
         self.settings = _settings(objective)
@@ -90,7 +94,9 @@ class Gradient:
 
     def changed(self) -> bool:
         """Return whether a part or a setting, which a graph has as it was, is another one now."""
-        return any(_values(own, names) != kept for own, names, kept in self.settings)
+        return any(_values(own, names) != kept for own, names, kept in self.settings) or any(
+            is_watched(parameter) for parameter in self.parameters
+        )
 
     def numbers(self) -> list[float]:
         """Return the current weights of the guide's terms."""
@@ -147,21 +153,25 @@ class Gradient:
         size = self.fixed.get("size") or 1
         return torch.stack([value / size for value in terms.values()]), leaves
 
-    def _tried(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return what the rows of the first batch give; they stay rows that nobody has counted."""
+    def _tried(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Return the terms of the first batch, the state before and after, and the gradients.
+
+        The rows stay rows that nobody has counted.
+        """
         state = [value.detach().clone() for value in self.state]
         rows = [value.clone() for value in self.rows.values()]
         weights = torch.tensor(self.numbers(), dtype=rows[0].dtype, device=rows[0].device)
         streams = Streams(None, self.objective)
         with kept(self.objective):
-            found = self._differentiated(state, weights.unbind(), rows)
+            stacked, leaves, gradients = self._differentiated(state, weights.unbind(), rows)
             drawn = list(streams.state_dict())
         if drawn:
             raise NotCaptured(f"{drawn[0]} is a generator of its own")
-        return found
+        return stacked, dict(zip(self.names, state, strict=True)), leaves, gradients
 
 
 Values = tuple[object, ...]
+KINDS = (bool, int, float, str, Tensor)  # of attributes that a graph has as they were
 
 
 def _settings(objective: Objective) -> list[tuple[dict[str, Any], list[str], Values]]:
@@ -172,7 +182,7 @@ def _settings(objective: Objective) -> list[tuple[dict[str, Any], list[str], Val
         names = [
             name
             for name, value in own.items()
-            if isinstance(value, bool | int | float | str) and name[0] != "_"
+            if name[0] != "_" and (isinstance(value, KINDS) or callable(value))
         ]
         # Schedules of terms are inputs of the graph.
         names = [name for name in names if name != "current_weight"]
@@ -184,13 +194,24 @@ def _values(own: dict[str, Any], names: list[str]) -> Values:
     """Return the numbers of a part, its children, and which of its parameters are trained."""
     parameters = [p for p in own["_parameters"].values() if p is not None]
     return (
-        *map(own.get, names),
+        *(_value(own.get(name)) for name in names),
         *map(id, own["_modules"].values()),
+        *map(id, own["_buffers"].values()),
         *own["_forward_hooks"],
         *own["_forward_pre_hooks"],
         *map(id, parameters),
         *(parameter.requires_grad for parameter in parameters),
     )
+
+
+def _value(value: Any) -> object:
+    """Return a number as it is, and of a tensor or a function what tells it from another one."""
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, bool | int | float | str) or not callable(value):
+        return value
+    cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    return id(value), *(v if isinstance(v, KINDS) else id(v) for v in cells)
 
 
 def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from pyro_vmonf.program import unregistered
 from pyro_vmonf.schedules import SMALLEST_TEMPERATURE
 from pyro_vmonf.training.data import Arguments
-
-Terms = dict[str, Any]  # tensors, or the numbers that were read of them
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Steps that nobody had read.
-
-    Arguments:
-        steps: their number.
-        totals: sum of each term over the rows of the accepted steps.
-        rows: of the accepted steps.
-        rejected: number of steps that were not finite.
-        in_a_row: how many of them are the last ones.
-        terms: of the last step, per row.
-    """
-
-    steps: int
-    totals: dict[str, float]
-    rows: int
-    rejected: int
-    in_a_row: int
-    terms: Terms
+from pyro_vmonf.training.reading import Reading, Terms
 
 
 def is_watched(parameter: Tensor) -> bool:
@@ -120,6 +98,16 @@ class Single:
         self.buffers = [b for b in own if b.is_floating_point() or _counts(b)]
         self.copies = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
+        norms = (part for part in self.module.modules() if isinstance(part, _NormBase))
+        silent = {id(b) for part in norms for b in part.buffers(recurse=False)}
+        self.silent = [id(b) in silent for b in self.buffers]  # they move without a new version
+
+    def moved(self) -> list[int]:
+        """Return the numbers of the buffers that the forward pass may have moved."""
+        every = zip(self.buffers, self.versions, self.silent, strict=True)
+        return [
+            i for i, (b, version, silent) in enumerate(every) if silent or b._version != version
+        ]
 
     def terms(self, batches: Sequence[Arguments]) -> Terms:
         with unregistered():
@@ -194,13 +182,13 @@ class Single:
     @torch.no_grad()
     def _settle(self, accepted: bool) -> None:
         """Keep what the forward pass moved, or put it back."""
-        for i, buffer in enumerate(self.buffers):
-            if buffer._version != self.versions[i]:
-                if accepted:
-                    self.copies[i].copy_(buffer)
-                else:
-                    buffer.copy_(self.copies[i])
-                self.versions[i] = buffer._version
+        for i in self.moved():
+            buffer = self.buffers[i]
+            if accepted:
+                self.copies[i].copy_(buffer)
+            else:
+                buffer.copy_(self.copies[i])
+            self.versions[i] = buffer._version
 
     def set_temperature_(self, value: float) -> None:
         self.module.guide.set_temperature_(value)  # type: ignore[operator, union-attr]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vmonf.schedules import Schedule
 from pyro_vmonf.training.data import Arguments, Source, TensorSource
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Terms
+from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.selection import Keeper
 
 

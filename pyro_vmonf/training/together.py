@@ -23,10 +23,11 @@ from pyro_vmonf.training.data import Sources, TensorSource, check_data
 from pyro_vmonf.training.fit import fit, in_units, plan_of, quiet_scope, run_of
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.knowledge import start_parts
-from pyro_vmonf.training.lanes import Stacked, Terms
+from pyro_vmonf.training.lanes import Stacked
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.plan import Run
+from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.trainer import Trainer
 
 # The options of ``fit`` under which runs go on side by side.

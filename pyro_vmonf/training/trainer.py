@@ -16,9 +16,10 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed, training
 from pyro_vmonf._utils.progress import progress_bar
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.history import History
-from pyro_vmonf.training.lanes import Lanes, Terms
+from pyro_vmonf.training.lanes import Lanes
 from pyro_vmonf.training.optimisers import flush_
 from pyro_vmonf.training.plan import Plan, Run
+from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.selection import START
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,11 @@ class Trainer:
         An error that ends a single run after its first step carries the history: see
         :meth:`History.kept_by`. The module is then in its last accepted state.
         """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "training needs gradients, and torch.inference_mode() has none; call it outside of "
+                "that block"
+            )
         start = time.perf_counter() - self.seconds
         if self.plan.minutes is not None:
             self.end = start + 60 * self.plan.minutes
@@ -97,7 +103,7 @@ class Trainer:
 
     def _go_through_all(self, start: float) -> None:
         bar = progress_bar(self._total(), bool(self.plan.title), self.plan.title)
-        with training(self.lanes.module), bar as self.bar:
+        with torch.enable_grad(), training(self.lanes.module), bar as self.bar:
             self.bar.update(self.scheduled_steps if self.plan.epochs is None else self.steps)
             if self.steps == 0:
                 self._measure(START)
@@ -262,15 +268,16 @@ class Trainer:
         if found is None:
             return
         run.taken += found.rows
-        for name, value in found.totals.items():
+        for name, value in found.totals.items() if found.rows else []:
             run.totals[name] = run.totals.get(name, 0.0) + value
+        streak = max(found.longest, run.rejected_in_a_row + found.leading)
         if found.rejected < found.steps:
             run.rejected_in_a_row = 0
             self.after_move()
         if found.rejected:
             where = f"{found.rejected} of {found.steps} steps until step {self.steps}"
             logger.info("%s: %s are not finite and are rolled back", self._name, where)
-            self._reject(0, found.terms, found.rejected, found.in_a_row)
+            self._reject(0, found.terms, found.rejected, found.in_a_row, streak)
 
     def _move(self, parameters: bool = True) -> None:
         """Move the parameters, unless the graph of the step has done so, and the schedules."""
@@ -280,18 +287,30 @@ class Trainer:
             self.scheduler.step()
         self.after_move()
 
-    def _reject(self, number: int, terms: Terms, count: int = 1, in_a_row: int = 1) -> None:
+    def _reject(
+        self, number: int, terms: Terms, count: int = 1, in_a_row: int = 1, streak: int = 0
+    ) -> None:
+        """Count rejected steps of a run, and give it up after too many in a row.
+
+        Arguments:
+            number: of the run.
+            terms: of the last step.
+            count: of the rejected steps.
+            in_a_row: how many of them are the last ones.
+            streak: the most in a row, which may be behind.
+        """
         run = self.runs[number]
         run.history.rejected += count
         run.rejected_in_a_row += in_a_row
-        if run.rejected_in_a_row < self.plan.max_rejected:
+        streak = max(streak, run.rejected_in_a_row)
+        if streak < self.plan.max_rejected:
             return
         culprit = self.plan.culprit(terms, self.batches[number])
         self.lanes.step_back_(number)
         run.going = False
-        run.history.stopped = f"{run.rejected_in_a_row} steps in a row were not finite"
+        run.history.stopped = f"{streak} steps in a row were not finite"
         run.failure = (
-            f"{run.rejected_in_a_row} steps in a row had a loss or gradient that is not "
+            f"{streak} steps in a row had a loss or gradient that is not "
             f"finite (step {self.steps}: {culprit}); the last good state was kept. "
             "Try a smaller lr, clip_norm, or a smaller bound of the flows"
         )

@@ -12,7 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.flat_adam import special
-from pyro_vmonf.training.lanes import Reading, Single, Terms
+from pyro_vmonf.training.lanes import Single
+from pyro_vmonf.training.reading import Reading, Terms
+
+COUNTS = 5  # see :func:`added`
 
 
 class Unread(Single):
@@ -42,7 +45,7 @@ class Unread(Single):
         self.waits = has_to_wait(optimizer, scheduler, self.kept)
         self.totals: dict[tuple[str, ...], Tensor] = {}  # of the terms, by their names
         self.last_terms: Terms = {}
-        self.counts = torch.zeros(3, dtype=torch.int64, device=self.kept[0].device)
+        self.counts = torch.zeros(COUNTS, dtype=torch.int64, device=self.kept[0].device)
         self.steps = 0  # that nobody has read
 
     def _step(
@@ -91,9 +94,8 @@ class Unread(Single):
     def _keep_where(self, finite: Tensor, taken: Tensor) -> None:
         """Keep the parameters before the step, and the buffers after it, where a flag is true."""
         torch.where(finite, self.flat, self.last, out=self.last)
-        for i, buffer in enumerate(self.buffers):
-            if buffer._version != self.versions[i]:
-                self.copies[i].copy_(torch.where(taken, buffer, self.copies[i]))
+        for i in self.moved():
+            self.copies[i].copy_(torch.where(taken, self.buffers[i], self.copies[i]))
         self._settle(accepted=False)
 
     @torch.no_grad()
@@ -108,12 +110,14 @@ class Unread(Single):
     def read(self) -> Reading | None:
         if not self.steps:
             return None
-        rows, accepted, in_a_row = self.counts.tolist()
+        rows, accepted, in_a_row, longest, leading = self.counts.tolist()
         totals: dict[str, float] = {}
         for names, values in self.totals.items():
             for name, value in zip(names, values.tolist(), strict=True):
                 totals[name] = totals.get(name, 0.0) + value
-        found = Reading(self.steps, totals, rows, self.steps - accepted, in_a_row, self.last_terms)
+        rejected = self.steps - accepted
+        streaks = (in_a_row, longest, leading)
+        found = Reading(self.steps, totals, rows, rejected, *streaks, self.last_terms)
         self.totals, self.steps = {}, 0
         self.counts.zero_()
         return found
@@ -126,15 +130,18 @@ def added(
 
     Arguments:
         totals: of the terms over the rows of the accepted steps ``(T,)``.
-        counts: rows of the accepted steps, their number, and how many of the last steps in a row
-            were rejected ``(3,)``.
+        counts: rows of the accepted steps, their number, how many of the last steps in a row were
+            rejected, the most in a row, and the number before the first accepted one ``(5,)``.
         terms: of the step, per row ``(T,)``.
         taken: flag of the step, that it was accepted.
         rows: of the step.
     """
     accepted = taken.to(counts.dtype)
     in_a_row = (counts[2] + 1) * (1 - accepted)
-    new = torch.stack((counts[0] + rows * accepted, counts[1] + accepted, in_a_row))
+    number = counts[1] + accepted
+    longest = torch.maximum(counts[3], in_a_row)
+    leading = torch.where(number == 0, in_a_row, counts[4])
+    new = torch.stack((counts[0] + rows * accepted, number, in_a_row, longest, leading))
     return totals + torch.where(taken, rows * terms, 0.0), new
 
 

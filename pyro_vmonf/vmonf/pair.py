@@ -128,8 +128,8 @@ class VMoNF(Scores, Drawn, Halves):
                 ``pyro_vmonf.starts.background.far_rows`` finds any.
             starts: the candidates for the first clustering, in place of the library's: a list of
                 :class:`~pyro_vmonf.contracts.Start`, or a dict that names them. Each is given
-                standardised rows ``(N, D)``, at most 10,000 of them. Spread labels stay
-                candidates beside them.
+                standardised rows ``(N, D)``, at most 10,000 of them, and has a seed of its own.
+                Spread labels stay candidates beside them.
 
         Returns:
             The fitted pair. ``history.choice`` and :meth:`report` say what was chosen. Its verbs

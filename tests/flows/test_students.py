@@ -110,13 +110,35 @@ def test_many_degrees_of_freedom_are_a_gaussian() -> None:
     )
 
 
-@pytest.mark.parametrize("freedom", [0.0, -1.0, float("nan")])
-def test_degrees_of_freedom_that_are_none_are_refused(freedom: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("freedom", torch.tensor([3.0, 0.0])),
+        ("freedom", torch.tensor([3.0, float("nan")])),
+        ("freedom", torch.tensor([3.0])),
+        ("freedom", torch.tensor(3.0)),
+        ("freedom", torch.ones(3)),
+        ("means", torch.zeros(1, D)),
+        ("means", torch.zeros(3, D)),
+        ("covariances", torch.eye(D)[None]),
+    ],
+)
+def test_parts_that_do_not_fit_change_nothing(name: str, value: Tensor) -> None:
     made = bank()
-    before = made.tail.clone()
-    with pytest.raises(ValueError, match="freedom is"):
-        made.set_(0, *parts(0), torch.tensor([3.0, freedom]))
-    assert torch.equal(made.tail, before)
+    before = {key: v.clone() for key, v in made.state_dict().items()}
+    weights, means, covariances = parts(1)
+    given = {"means": means, "covariances": covariances, "freedom": FREEDOM, name: value}
+    with pytest.raises(ValueError, match=name):
+        made.set_(0, weights, **given)
+    assert all(torch.equal(v, before[key]) for key, v in made.state_dict().items())
+
+
+def test_parts_that_are_not_used_have_no_part_in_the_variance() -> None:
+    made = StudentMixtures(2, 1, 2).double()
+    with torch.no_grad():
+        made.tail[0, 1] = -1e9
+    made.set_(0, torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], torch.tensor([4.0]))
+    torch.testing.assert_close(made().variance, torch.full((1, 2), 2.0).double(), rtol=1e-9, atol=0)
 
 
 def test_as_a_base_it_is_the_flow_at_the_identity() -> None:

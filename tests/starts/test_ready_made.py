@@ -23,6 +23,7 @@ from pyro_vmonf.starts import (
     Spectral,
     warm_start_,
 )
+from pyro_vmonf.starts.choice import choose
 from pyro_vmonf.starts.gaussians import gaussians_of_size
 from pyro_vmonf.starts.responsibilities import as_responsibilities
 
@@ -70,12 +71,58 @@ def test_a_start_refuses_what_it_cannot_cluster(make: Make) -> None:
         make()(x.long(), 3)
 
 
+@pytest.mark.parametrize("make", [GaussianMixture, MergedGaussians, KMeans])
+def test_units_of_the_columns_do_not_matter(make: Make) -> None:
+    x, c = blobs()
+    found = make()(x.double() * torch.tensor([1e-5, 1e3]).double(), 3)
+    assert accuracy(c, found.argmax(1)) == 1.0
+
+
+@pytest.mark.parametrize("make", [SpanningTree, Spectral, KMeans])
+def test_options_that_are_no_counts_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match="n_init" if make is KMeans else "neighbors"):
+        make(**{"n_init" if make is KMeans else "neighbors": 0})
+
+
+def test_rows_without_columns_are_refused() -> None:
+    for x in (torch.zeros(9), torch.zeros(9, 0)):
+        with pytest.raises(ValueError, match="expected rows"):
+            KMeans()(x, 3)
+
+
+def spoiling(x: Tensor, num_clusters: int) -> Tensor:
+    found = KMeans()(x, num_clusters)
+    x.zero_()
+    return found
+
+
+def test_a_start_that_works_in_place_spoils_nothing() -> None:
+    x, _ = blobs()
+    before, rows = x.clone(), x.double().numpy()
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3)))
+    warm_start_(vmonf.guide, x, spoiling, steps=2, seed=0)
+    assert torch.equal(x, before)
+    alone = choose(rows, 3, {"tree": SpanningTree()})[0].score
+    found = {s.name: s.score for s in choose(rows, 3, {"own": spoiling, "tree": SpanningTree()})}
+    assert found["tree"] == alone == pytest.approx(found["own"], abs=0.2)
+    FlowMixtureClustering(3, init=spoiling, max_iter=1, random_state=0).fit(rows)
+    assert np.array_equal(rows, before.double().numpy())
+
+
+def test_a_start_with_too_few_clusters_says_so() -> None:
+    x, _ = blobs()
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3)))
+    with pytest.warns(RuntimeWarning, match="the start found 1 clusters, and the mixture has 3"):
+        warm_start_(vmonf.guide, x, lambda x, k: torch.zeros(len(x)).long(), steps=2, seed=0)
+
+
 def test_responsibilities_of_gaussians_are_their_posterior() -> None:
     x, _ = blobs()
     rows = x.double() / 4  # that overlap
+    rows = (rows - rows.mean(0)) / rows.std(0, correction=0)
     found = GaussianMixture(seed=3)(rows, 3)
     exact = gaussians_of_size(rows.numpy(), 3, seed=3).responsibilities(rows.numpy())
-    np.testing.assert_array_equal(found.numpy(), exact)
+    np.testing.assert_allclose(found.numpy(), exact, atol=1e-9)
     merged = MergedGaussians(large=gaussians_of_size(rows.numpy(), 5))(rows, 3)
     assert merged.shape == (120, 3)
     torch.testing.assert_close(merged.sum(1), torch.ones(120).double())
@@ -145,8 +192,10 @@ def wrong(x: Tensor, num_clusters: int) -> Tensor:
     ("starts", "error", "words"),
     [
         ([], ValueError, "starts is empty"),
+        (KMeans(), TypeError, "starts is KMeans.*; expected a list"),
+        ([KMeans], TypeError, r"expected an object such as KMeans\(\)"),
         ([KMeans(), KMeans(seed=1)], ValueError, "pass a dict with a name for each"),
-        ("spectral", TypeError, "start 'str' is 'l'; expected a function"),
+        ("spectral", TypeError, "starts is 'spectral'; expected a list"),
         ([wrong], TypeError, "the start 'wrong' failed: clusters have dtype torch.float64"),
     ],
 )
