@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor, fx
 
 from pyro_vmonf.training.adam_graph import AdamGraph, step_graph
 from pyro_vmonf.training.data import Arguments
@@ -20,7 +18,7 @@ from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.reading import Reading, Terms
 from pyro_vmonf.training.trainer import Trainer
-from pyro_vmonf.training.unread import Unread, counts_steps
+from pyro_vmonf.training.unread import Unread
 
 MOST_AT_ONCE = 16  # steps of one call
 MOST_WORK = 100_000_000  # rows by parameters of one call, so that an interrupt is soon heard
@@ -37,30 +35,15 @@ class Compiled(Unread):
     Steps of Adam wait until the graph takes several of them at once, or until somebody reads.
     Batches of another shape, such as a short last one, take the step from Python.
 
-    Arguments:
-        module, clip_norm, parameters, optimizer, scheduler: as for
-            :class:`~pyro_vmonf.training.unread.Unread`.
-        batches: of an epoch.
+    Arguments: as for :class:`~pyro_vmonf.training.unread.Unread`.
     """
 
+    batches = MOST_AT_ONCE  # of an epoch
     graph: StepGraph | None = None
     last_batch: Arguments | None = None  # batch that the graph took
     undo: list[Tensor] | None = None  # state before the last step of the graph: see Moved.last
     seconds = 0.0  # of the steps from Python
     count = 0
-
-    def __init__(
-        self,
-        module: nn.Module,
-        clip_norm: float | None,
-        parameters: Sequence[Tensor],
-        optimizer: Optimizer,
-        scheduler: LRScheduler | None = None,
-        batches: int = MOST_AT_ONCE,
-    ) -> None:
-        super().__init__(module, clip_norm, parameters, optimizer, scheduler)
-        self.batches = batches
-        self.scheduled = counts_steps(scheduler)
 
     def build_(self, batch: Arguments, worth: Worth) -> StepGraph:
         """Compile the step for batches like this one.

@@ -212,8 +212,8 @@ def _fit(
         objective = Objective(model, guide, loss=options.loss)
         objective.prepare_(probe, options.fast)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        batches = sources.train.batches
-        lanes = Compiled(objective, options.clip_norm, parameters, optimizer, scheduler, batches)
+        lanes = Compiled(objective, options.clip_norm, parameters, optimizer, scheduler)
+        lanes.batches = sources.train.batches
         run = run_of(sources, generator, options)
         plan = plan_of(model, guide, options, schedule)
         trainer = Trainer(lanes, [run], optimizer, scheduler, plan, after_move=settled)

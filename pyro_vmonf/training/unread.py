@@ -42,6 +42,7 @@ class Unread(Single):
     ) -> None:
         super().__init__(module, clip_norm, parameters)
         self.optimizer: Any = optimizer
+        self.scheduled = counts_steps(scheduler)
         self.waits = has_to_wait(optimizer, scheduler, self.kept)
         self.totals: dict[tuple[str, ...], Tensor] = {}  # of the terms, by their names
         self.last_terms: Terms = {}

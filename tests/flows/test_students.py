@@ -13,6 +13,7 @@ from pyro_vmonf.distributions.partial import observe
 from pyro_vmonf.distributions.radial import NORMAL, StudentLaw
 from pyro_vmonf.flows import GaussianMixtures, StudentMixtures
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.nn.mlp import start_near_zero
 
 K, M, D = 3, 2, 3
 FREEDOM = torch.tensor([3.0, 8.0], dtype=torch.float64)
@@ -145,8 +146,7 @@ def test_as_a_base_it_is_the_flow_at_the_identity() -> None:
     """A flow passes columns to its base, and gradients reach the tails."""
     flow = RealNVP(D, K, blocks=2, base=bank()).double()
     for transform in flow.transforms:
-        torch.nn.init.zeros_(transform.network.layers[-1].weight)
-        torch.nn.init.zeros_(transform.network.layers[-1].bias)
+        start_near_zero(transform.network.layers[-1], 0.0)
     x = torch.randn(5, 1, D).double()
     made = bank()
     found, expected = flow().log_prob(x), made().log_prob(x)

@@ -10,6 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.flows import GaussianMixtures, submixtures
 from pyro_vmonf.nn import StartedNetwork
+from pyro_vmonf.nn.mlp import start_near_zero
 from pyro_vmonf.starts.gaussians import GaussianFit
 
 K, M, D = 3, 2, 2
@@ -70,8 +71,7 @@ def test_draws_have_the_moments() -> None:
 def test_as_a_base_it_is_the_flow_at_the_identity() -> None:
     flow = RealNVP(D, K, blocks=2, base=bank()).double()
     for transform in flow.transforms:
-        torch.nn.init.zeros_(transform.network.layers[-1].weight)
-        torch.nn.init.zeros_(transform.network.layers[-1].bias)
+        start_near_zero(transform.network.layers[-1], 0.0)
     x = torch.randn(5, 1, D).double()
     torch.testing.assert_close(flow().log_prob(x), bank()().log_prob(x))
 
