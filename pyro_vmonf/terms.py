@@ -160,9 +160,10 @@ class Balance(Term):
     r"""The batch's aggregated posterior is close to the weights: :math:`KL(\bar q \,\|\, \pi)`.
 
     With :math:`\bar q_c` the mean of :math:`q(c|x)` over the rows of the batch; for uniform weights
-    it is :math:`\log K - H(\bar q)`. With fixed weights it keeps components alive; learned ones
-    move towards :math:`\bar q` as well. The ELBO asks for the same through
-    :math:`E_q[\log\pi_c]`, but no more strongly than for likelihood.
+    it is :math:`\log K - H(\bar q)`. With fixed weights it keeps components alive. Weights of the
+    optimiser move towards :math:`\bar q` as well; those in closed form follow the responsibilities
+    alone. The ELBO asks for the same through :math:`E_q[\log\pi_c]`, but no more strongly than for
+    likelihood.
 
     Arguments:
         weight: the factor in front.

@@ -16,6 +16,7 @@ from pyro_vmonf import (
     ExactGuide,
     FlowMixture,
     Gaussian,
+    GroupWeights,
     LearnedWeights,
     RandomWeights,
     RealNVP,
@@ -26,6 +27,7 @@ from pyro_vmonf import (
 )
 from pyro_vmonf.counts import Counts
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.terms import Balance
 
 K, D = 3, 2
 SIZES = torch.tensor([270, 27, 3])
@@ -157,3 +159,21 @@ def test_updated_weights_of_earlier_files_are_read() -> None:
     state = {"probs": torch.tensor([0.2, 0.3, 0.5])}
     weights.load_state_dict(state)
     torch.testing.assert_close(weights().exp(), torch.tensor([0.2, 0.3, 0.5]))
+
+
+@pytest.mark.parametrize("name", [*CLOSED, "groups"])
+def test_a_term_of_the_guide_does_not_move_them(name: str) -> None:
+    """In the program itself, the gradient of the weights is none."""
+    torch.manual_seed(0)
+    weights = GroupWeights(2, K) if name == "groups" else CLOSED[name]()
+    context = int(name == "groups")
+    model = FlowMixture(Gaussian(D, K), weights, context_features=context)
+    pair = VMoNF(model, SoftmaxGuide(torch.nn.Linear(D + context, K), [Balance()]))
+    given = torch.arange(20)[:, None] % 2.0 if context else None
+    for _ in range(2):  # a posterior draws before it has counted for the first time
+        pair.zero_grad()
+        rows = torch.randn(20, D)
+        elbo = TraceEnum_ELBO(max_plate_nesting=1)
+        elbo.differentiable_loss(pair.model, pair.guide, rows, size=40, given=given).backward()
+    assert all(p.grad is None for p in pair.model.weights.parameters())
+    assert all(p.grad is not None for p in pair.guide.parameters())

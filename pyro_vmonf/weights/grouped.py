@@ -62,10 +62,6 @@ class GroupWeights(CountedWeights):
         group = self._groups(context)
         return super().next_call()[group]
 
-    def log_mean(self, context: Tensor | None = None) -> Tensor:
-        log_weights: Tensor = self._parameter("logits").log_softmax(-1)
-        return log_weights[self._groups(context)]
-
     def update_given_(
         self,
         context: Tensor | None,

@@ -110,6 +110,9 @@ class CountedWeights(Weights):
         logits: Tensor = self._parameter("logits")
         return (logits.detach() if self._counted else logits).log_softmax(-1)
 
+    def log_mean(self, context: Tensor | None = None) -> Tensor:
+        return self.next_call(context)
+
     def _learn(self, count: Callable[[], Tensor], fraction: float) -> None:
         """Learn from the counts ``(*, K)`` of a batch, one row for each group."""
         logits = self._parameter("logits")
@@ -183,9 +186,6 @@ class LearnedWeights(CountedWeights):
         pseudo_count: float = 0.0,
     ) -> None:
         super().__init__(num_components, update, rate, pseudo_count)
-
-    def log_mean(self, context: Tensor | None = None) -> Tensor:
-        return self._parameter("logits").log_softmax(-1)
 
     def update_(
         self, log_posterior: LogPosterior, sample_weight: Tensor | None, fraction: float = 1.0
@@ -279,6 +279,7 @@ class RandomWeights(Weights):
     """
 
     in_program = True
+    _counted = False  # in the guide of the run
 
     def __init__(
         self, prior: Tensor | Distribution | nn.Module, posterior: Posterior | None = None
@@ -302,6 +303,7 @@ class RandomWeights(Weights):
         return name_of(self, "weights")
 
     def forward(self, context: Tensor | None = None) -> Tensor:
+        self._counted = False
         drawn = sample(self._site, self.prior())
         return drawn.clamp_min(torch.finfo(drawn.dtype).tiny).log()
 
@@ -316,6 +318,7 @@ class RandomWeights(Weights):
         log_q = log_posterior()
         if log_q.dim() == 2:  # several groups draw weights of their own: no count of all is theirs
             optional(self.posterior, "update_", _nothing)(lambda: log_q, sample_weight, fraction)
+            self._counted = self.training and self.posterior.counts is not None
 
     @property
     def takes_draws(self) -> bool:
@@ -325,10 +328,14 @@ class RandomWeights(Weights):
         self.posterior.take_draws_(draws)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        return self.posterior.log_mean()
+        return self._moved(self.posterior.log_mean())  # type: ignore[operator]
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
-        return self.posterior.mean_log()
+        return self._moved(self.posterior.mean_log())  # type: ignore[operator]
+
+    def _moved(self, value: Tensor) -> Tensor:
+        """Return a moment of the posterior, as a constant where the counts have moved it."""
+        return value.detach() if self._counted else value
 
 
 def _nothing(*_: object) -> None:
