@@ -73,8 +73,8 @@ class Counts(ShownModule):
                 batch, which count anew in place of themselves.
             present: shares ``(K,)`` by which unseen rows count in the first pass.
         """
-        batch, share = sum_over_processes(batch), sum_over_processes(batch.new_tensor(fraction))
-        if not fraction:
+        batch, share = sum_over_processes(batch), sum_over_processes(batch.new_full((), fraction))
+        if fraction == 0:
             passes = torch.stack((self.passes[:, 0] - self.recent + batch, self.passes[:, 1]), 1)
             fine = passes.isfinite().all()
             self.passes.copy_(torch.where(fine, passes, self.passes))

@@ -7,80 +7,126 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pyro_vmonf._utils.contexts import own_filters
 
 LOOP = "torch.ops.higher_order.while_loop"  # a graph in a graph, which the key of the cache knows
 
 
-def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """Return the operations that a function does on inputs of these shapes, derivatives included.
+class Shapes:
+    """Inputs of a graph without their values, with one length that may be open.
 
-    Python runs once: the graph holds the branches that it took. A branch by the value of a tensor
-    is refused.
+    Arguments:
+        inputs: tensors.
+        open: for each of them, the dimension of the open length, which is the same in all; or
+            ``None``.
+
+    Attributes:
+        inputs: for :func:`captured` and :func:`compiled`.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], open: Sequence[int | None]) -> None:
+        from torch._dynamo.source import ConstantSource
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import (
+            DimDynamic,
+            ShapeEnv,
+            StatelessSymbolicContext,
+        )
+
+        self.env = ShapeEnv(allow_scalar_outputs=False)
+        mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.inputs: list[Tensor] = []
+        for number, (value, place) in enumerate(zip(inputs, open, strict=True)):
+            if place is None:
+                fake = mode.from_tensor(value.detach(), static_shapes=True)
+            else:
+                lengths = [DimDynamic.STATIC] * value.dim()
+                lengths[place] = DimDynamic.DUCK
+                context: Any = StatelessSymbolicContext(dynamic_sizes=lengths)
+                source = ConstantSource(f"input_{number}")
+                fake = mode.from_tensor(value.detach(), source=source, symbolic_context=context)
+            self.inputs.append(fake)
+
+    def allow(self, length: int) -> bool:
+        """Return whether what was captured and compiled holds for another length.
+
+        Arguments:
+            length: in place of the open one.
+        """
+        if not self.env.var_to_range:
+            return False
+        [[symbol, bounds], *others] = self.env.var_to_range.items()
+        return (
+            not others
+            and symbol not in self.env.replacements
+            and length in bounds
+            and all(bool(guard.expr.subs(symbol, length)) for guard in self.env.guards)
+        )
+
+
+def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Return the operations that a function does on inputs of some :class:`Shapes`.
+
+    Derivatives are included. Python runs once: the graph holds the branches that it took. A branch
+    by the value of a tensor is refused.
 
     Raises:
         RuntimeError: if the function cannot be captured.
     """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._subclasses.fake_tensor import DataDependentOutputException
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    capture = make_fx(function, APART, tracing_mode="fake", _allow_non_fake_inputs=True)
     # A part that torch.compile took on its own runs plainly inside of the graph.
-    with torch.compiler.set_stance("force_eager"):
-        return make_fx(function, decomposition_table=APART)(*inputs)
+    with torch.compiler.set_stance("force_eager"), enable_python_dispatcher():
+        try:
+            return capture(*inputs)
+        except DataDependentOutputException as error:
+            raise RuntimeError("Python asks for the value of a tensor") from error
 
 
-def repeated(
-    body: fx.GraphModule, times: Tensor, state: Sequence[Tensor], others: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    """Return the state after a loop, which is one operation of a graph.
+def repeated(body: fx.GraphModule, count: int) -> fx.GraphModule:
+    """Return a loop of a captured body as a graph, with the same inputs and outputs.
 
     Arguments:
-        body: from state and others to the next state.
-        times: up to which the first number of the state is counted.
-        state: tensors that the body moves; no two share memory.
-        others: those that stay.
+        body: from a state, a number and others to the next state; it goes on as long as the first
+            entry of the state is below the number. No two tensors of the state share memory.
+        count: tensors of the state.
     """
     from torch._higher_order_ops.while_loop import while_loop_op
 
-    count = len(state)
-    body, others = _tight(body, count, others)
-    run: Callable[..., Sequence[Tensor]] = while_loop_op
-    return run(
-        lambda *inputs: inputs[0] < inputs[count],
-        lambda *inputs: tuple(body(*inputs[:count], *inputs[count + 1 :])),
-        tuple(state),
-        (times, *others),
-    )
-
-
-def _tight(
-    body: fx.GraphModule, count: int, others: Sequence[Tensor]
-) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Return a body without inputs that it does not use, with its constants as inputs; and inputs.
-
-    Each input costs time in each turn of a loop, and a loop takes no constants.
-    """
-    body = fx.GraphModule(body, copy.deepcopy(body.graph))
-    inputs = body.graph.find_nodes(op="placeholder")
-    kept = []
-    for node, value in zip(inputs[count:], others, strict=True):
-        if node.users:
-            kept.append(value)
-        else:
-            body.graph.erase_node(node)
-    for node in body.graph.find_nodes(op="get_attr"):
-        last = body.graph.find_nodes(op="placeholder")[-1]
-        with body.graph.inserting_after(last):
-            new = body.graph.placeholder(f"constant_{node.name}")
-        node.replace_all_uses_with(new)
-        body.graph.erase_node(node)
-        kept.append(getattr(body, node.target))
-    body.recompile()
-    return body, kept
+    module, graph, turn = nn.Module(), fx.Graph(), copy.deepcopy(body.graph)
+    places = turn.find_nodes(op="placeholder")
+    used = [graph.placeholder(node.name) for node in places]
+    # Each input costs time in each turn, and a loop takes no constants.
+    for node, value in list(zip(places, used, strict=True))[count + 1 :]:
+        if not node.users:
+            turn.erase_node(node)
+            used.remove(value)
+    for node in turn.find_nodes(op="get_attr"):
+        with turn.inserting_after(turn.find_nodes(op="placeholder")[-1]):
+            node.replace_all_uses_with(turn.placeholder(f"own_{node.name}"))
+        turn.erase_node(node)
+        setattr(module, node.name, getattr(body, str(node.target)))
+        used.append(graph.get_attr(node.name))
+    [end] = turn.find_nodes(op="output")
+    end.args = (tuple(end.args[0]),)
+    condition = fx.Graph()
+    first, *_ = (condition.placeholder(node.name) for node in turn.find_nodes(op="placeholder"))
+    times = condition.find_nodes(op="placeholder")[count]
+    condition.output(condition.call_function(torch.ops.aten.lt.Tensor, (first, times)))
+    module.goes_on, module.turn = (fx.GraphModule(nn.Module(), g) for g in (condition, turn))
+    parts = (graph.get_attr("goes_on"), graph.get_attr("turn"))
+    results = graph.call_function(while_loop_op, (*parts, tuple(used[:count]), tuple(used[count:])))
+    graph.output([graph.call_function(getitem, (results, i)) for i in range(count)])
+    return fx.GraphModule(module, graph)
 
 
 def _sum_and_product(
@@ -99,7 +145,7 @@ APART: dict[Any, Callable[..., Tensor]] = {torch.ops.aten.baddbmm.default: _sum_
 
 
 def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """Return a graph as machine code for inputs of these shapes; it needs a C++ compiler.
+    """Return a graph as machine code for inputs of some :class:`Shapes`; it needs a C++ compiler.
 
     Random numbers are those of torch. The code is kept in the compiler's cache on disk.
 
@@ -109,8 +155,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
     from torch import _inductor
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch._subclasses.fake_tensor import FakeTensor
 
     # The cache on disk wants the shapes of a tracing context. Processes of the compiler's own take
     # longer to start than a step to compile.
@@ -124,7 +169,8 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., l
         # Calls are not worth optimising, and to compile headers once does not pay for two files.
         newer |= {"cpp_wrapper_build_separate": True, "cpp_cache_precompile_headers": False}
     options |= {name: value for name, value in newer.items() if hasattr(config, name)}
-    shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
+    [mode] = {value.fake_mode for value in inputs if isinstance(value, FakeTensor)}
+    shapes = TracingContext(mode)
     with own_filters(), _quiet("torch._inductor"), tracing(shapes), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # of the compiler, about itself
         found: Callable[..., list[Tensor]] = _inductor.compile(graph, list(inputs), options=options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Optimizer
 
-from pyro_vmonf._utils.graphs import captured, repeated
+from pyro_vmonf._utils.graphs import repeated
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.flat_adam import FlatAdam
 from pyro_vmonf.training.gradients import Gradient, NotCaptured
@@ -56,6 +56,24 @@ class Moved(NamedTuple):
         return [*self[:7], *self.counted, *self.last]
 
 
+class Room(NamedTuple):
+    """The batches of one length that wait.
+
+    Arguments:
+        waiting: scheduled parts of the state, and rows, of all steps in one tensor each.
+        places: those of each step.
+    """
+
+    waiting: list[Tensor]
+    places: list[tuple[Tensor, ...]]
+
+    @classmethod
+    def like(cls, values: Sequence[Tensor], steps: int) -> Room:
+        """Return a room for the values of so many steps."""
+        waiting = [value.new_zeros((steps, *value.shape)) for value in values]
+        return cls(waiting, list(zip(*(value.unbind() for value in waiting), strict=True)))
+
+
 class AdamGraph(StepGraph):
     r"""Several steps of Adam in one graph: a loop, whose body is one step.
 
@@ -66,6 +84,7 @@ class AdamGraph(StepGraph):
         gradient: of the objective.
         batch: the first batch.
         worth: function from a graph to whether it is compiled.
+        others: numbers of rows of other batches.
         adam: the state of the optimiser.
         steps: the most steps of one call; one of them needs no loop.
 
@@ -73,27 +92,38 @@ class AdamGraph(StepGraph):
         NotCaptured: as for :class:`StepGraph`.
     """
 
+    place = 1  # of the rows of a batch in an input
+
     def __init__(
-        self, gradient: Gradient, batch: Arguments, worth: Worth, adam: FlatAdam, steps: int
+        self,
+        gradient: Gradient,
+        batch: Arguments,
+        worth: Worth,
+        others: Sequence[int],
+        adam: FlatAdam,
+        steps: int,
     ) -> None:
         self.adam = adam
         self.steps = steps
         state = dict(zip(gradient.names, gradient.state, strict=True))
         self.scheduled = [name for name in SCHEDULED if name in state]
         self.current = [state[name] for name in self.scheduled]
-        own = [*gradient.rows.values(), *self.current]
-        self.waiting = [value.new_zeros((steps, *value.shape)) for value in own]
-        self.places = list(zip(*(value.unbind() for value in self.waiting), strict=True))
+        self.rooms: dict[int, Room] = {}
         self.numbers: list[list[float]] = []  # weights of the terms, of the steps that wait
         moving = {*gradient.given, *gradient.moved, *self.scheduled}
         self.constant = [name for name in gradient.names if name not in moving]
-        super().__init__(gradient, batch, worth)
+        self.count = 9 + 2 * len(gradient.moved)  # tensors of the state, and the number of a step
+        super().__init__(gradient, batch, worth, others)
 
     def takes(self, batch: Arguments) -> bool:
         return self.adam.even and super().takes(batch)
 
     def changed(self) -> bool:
         return self.adam.changed() or super().changed()
+
+    def has_room(self, batch: Arguments) -> bool:
+        """Return whether a batch can wait beside the others, which have one length."""
+        return not self.numbers or self.room is self.rooms.get(len(batch["x"]))
 
     @property
     def full(self) -> bool:
@@ -103,8 +133,12 @@ class AdamGraph(StepGraph):
     @torch.no_grad()
     def put_(self, batch: Arguments) -> None:
         """Let a batch wait, with temperature and weights of the terms as they are now."""
-        rows = [batch[name] for name in self.gradient.rows]
-        torch._foreach_copy_(self.places[len(self.numbers)], [*rows, *self.current])
+        own = [*self.current, *(batch[name] for name in self.gradient.rows)]
+        length = len(batch["x"])
+        if length not in self.rooms:
+            self.rooms[length] = Room.like(own, self.steps)
+        self.room = self.rooms[length]
+        torch._foreach_copy_(self.room.places[len(self.numbers)], own)
         self.numbers.append(self.gradient.numbers())
 
     @torch.no_grad()
@@ -115,7 +149,7 @@ class AdamGraph(StepGraph):
             last: as in :class:`Moved`.
             counts: before the steps.
         """
-        return Moved.of(self.function(*self._inputs(last, counts)))
+        return Moved.of(self.function(*self._inputs(last, counts))[1:])
 
     @torch.no_grad()
     def accept_(self, moved: Moved) -> None:
@@ -126,47 +160,40 @@ class AdamGraph(StepGraph):
         self.numbers.clear()
 
     def _inputs(self, last: Sequence[Tensor], counts: Tensor) -> list[Tensor]:
+        """Return the number of the next step and the state before it, and what stays."""
+        gradient, device = self.gradient, counts.device
+        state = dict(zip(gradient.names, gradient.state, strict=True))
+        mean, square, steps, every, rates = self.adam.inputs()
+        terms, totals = (mean.new_zeros(len(gradient.keys)) for _ in range(2))
+        values, counted = self.adam.together(gradient.parameters), list(gradient.counted)
+        moved = Moved(terms, totals, values, mean, square, steps, counts, counted, list(last))
+        number = torch.zeros((), dtype=torch.int64, device=device)
+        times = torch.full((), len(self.numbers), device=device)
+        constant = [state[name] for name in self.constant]
         waiting = [*self.numbers, *self.numbers[:1] * (self.steps - len(self.numbers))]
-        numbers = torch.tensor(waiting, dtype=self.gradient.dtype)
-        numbers = numbers.to(counts.device, non_blocking=True)
-        times = torch.tensor(len(self.numbers)) if self.steps > 1 else counts[0]  # nobody asks
-        own = (times, *self.adam.inputs(), counts, *last)
-        return [*self.gradient.state, *own, numbers, *self.waiting]
+        weights = torch.tensor(waiting, dtype=gradient.dtype).to(device, non_blocking=True)
+        stays = [times, every, rates, *constant, weights, *self.room.waiting]
+        return [number, *moved.flat(), *stays]
 
     def _inputs_of(self, batch: Arguments, steps: int = 1) -> list[Tensor]:
         for _ in range(steps):
             self.put_(batch)
-        last = [self.adam.together(self.gradient.parameters), *self.gradient.counted]
+        gradient = self.gradient
+        last = [self.adam.together(gradient.parameters), *(v.clone() for v in gradient.counted)]
         inputs = self._inputs(last, torch.zeros(COUNTS, dtype=torch.int64, device=last[0].device))
         self.numbers.clear()
-        return inputs
-
-    def _begun(self, inputs: Sequence[Tensor]) -> tuple[Moved, list[Tensor]]:
-        """Return the state before the first step, and the tensors that stay, from the inputs."""
-        gradient, count = self.gradient, len(self.gradient.names)
-        state = dict(zip(gradient.names, inputs[:count], strict=True))
-        _, mean, square, steps, every, rates, counts, *others = inputs[count:]
-        terms, totals = (mean.new_zeros(len(gradient.keys)) for _ in range(2))
-        values = self.adam.together([state[name] for name in gradient.given])
-        counted = [state[name] for name in gradient.moved]
-        last, waiting = others[: 1 + len(counted)], others[1 + len(counted) :]
-        moved = Moved(terms, totals, values, mean, square, steps, counts, counted, last)
-        return moved, [every, rates, *waiting, *(state[name] for name in self.constant)]
-
-    def _step_inputs(self, inputs: list[Tensor]) -> list[Tensor]:
-        moved, others = self._begun(inputs)
-        return [inputs[0].new_zeros((), dtype=torch.int64), *moved.flat(), *others]
+        return [value.detach() for value in inputs]
 
     def _step(self, *inputs: Tensor) -> list[Tensor]:
         """Return the number of the next step, and the state before it."""
-        gradient, end = self.gradient, 9 + 2 * len(self.gradient.moved)
-        number, before = inputs[0], Moved.of(inputs[1:end])
-        every, rates, *others = inputs[end:]
-        count = 1 + len(self.waiting)
-        weights, *now = (v.index_select(0, number.reshape(1)).squeeze(0) for v in others[:count])
-        rows, scheduled = now[: len(gradient.rows)], now[len(gradient.rows) :]
+        gradient, count = self.gradient, self.count
+        number, before = inputs[0], Moved.of(inputs[1:count])
+        _, every, rates, *others = inputs[count:]
+        constant, others = others[: len(self.constant)], others[len(self.constant) :]
+        weights, *now = (v.index_select(0, number.reshape(1)).squeeze(0) for v in others)
+        scheduled, rows = now[: len(self.scheduled)], now[len(self.scheduled) :]
         state: dict[str, Tensor] = {
-            **dict(zip(self.constant, others[count:], strict=True)),
+            **dict(zip(self.constant, constant, strict=True)),
             **dict(zip(gradient.given, self.adam.split(before.values), strict=True)),
             **dict(zip(gradient.moved, before.counted, strict=True)),
             **dict(zip(self.scheduled, scheduled, strict=True)),
@@ -182,38 +209,28 @@ class AdamGraph(StepGraph):
         def kept(flag: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
             return [torch.where(flag, a, b) for a, b in zip(new, old, strict=True)]
 
-        size = len(rows[list(gradient.rows).index("x")])
-        totals, counts = added(before.totals, before.counts, terms, taken, size)
+        length = rows[list(gradient.rows).index("x")].shape[0]  # len() would close it
+        totals, counts = added(before.totals, before.counts, terms, taken, length)
         adam = kept(taken, adam, (before.values, before.mean, before.square))
         counted = kept(taken, counted, before.counted)
         last = kept(finite, (before.values, *before.counted), before.last)
         steps = before.steps + taken
         return [number + 1, terms, totals, *adam, steps, counts, *counted, *last]
 
-    def _program(self, inputs: list[Tensor]) -> fx.GraphModule:
-        times = len(self.gradient.names)
-
-        def program(*inputs: Tensor) -> list[Tensor]:
-            before = self._step_inputs(list(inputs))
-            count = 9 + 2 * len(self.gradient.moved)
-            if self.steps == 1:
-                after = self.graph(*before)
-            else:
-                after = repeated(self.graph, inputs[times], before[:count], before[count:])
-            return list(after[1:])
-
-        return captured(program, inputs)
+    def _program(self) -> fx.GraphModule:
+        return self.graph if self.steps == 1 else repeated(self.graph, self.count)
 
     def _comparable(
         self, mine: list[Tensor], theirs: list[Tensor], inputs: list[Tensor]
     ) -> list[Tensor]:
         # A gradient of zero but for rounding may move either way.
-        before, (every, rates, *_) = self._begun(inputs)
-        found, own = Moved.of(theirs), Moved.of(mine[1:])
+        before, found, own = (Moved.of(v[1 : self.count]) for v in (inputs, theirs, mine))
+        every, rates = inputs[self.count + 1 : self.count + 3]
         moments = (found.mean, found.square, before.steps)
         moved = self.adam.moved(before.values, *moments, every, rates)
         taken = own.steps[0] > before.steps[0]
-        return own._replace(values=torch.where(taken, moved, before.values)).flat()
+        values = torch.where(taken, moved, before.values)
+        return [mine[0], *own._replace(values=values).flat()]
 
 
 def step_graph(
@@ -224,6 +241,7 @@ def step_graph(
     clip_norm: float,
     steps: int,
     worth: Worth,
+    others: Sequence[int] = (),
 ) -> StepGraph:
     """Return the graph of the steps of a run.
 
@@ -235,6 +253,7 @@ def step_graph(
         clip_norm: the largest norm of the gradient.
         steps: the most steps of one call.
         worth: function from a graph to whether it is compiled.
+        others: numbers of rows of other batches.
 
     Raises:
         NotCaptured: if the step cannot be compiled, is not worth it, or has other values than the
@@ -244,8 +263,9 @@ def step_graph(
         gradient = Gradient(objective, parameters, batch)
         own = gradient.parameters
         if not own or FlatAdam.refuses(optimizer, own):
-            return StepGraph(gradient, batch, worth)
-        return AdamGraph(gradient, batch, worth, FlatAdam(optimizer, own, clip_norm), steps)
+            return StepGraph(gradient, batch, worth, others)
+        adam = FlatAdam(optimizer, own, clip_norm)
+        return AdamGraph(gradient, batch, worth, others, adam, steps)
     except NotCaptured:
         raise
     except Exception as error:  # of the compiler, which has many

@@ -17,11 +17,13 @@ from pyro_vmonf.training.gradients import NotCaptured
 from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.reading import Reading, Terms
+from pyro_vmonf.training.rows import Source
 from pyro_vmonf.training.trainer import Trainer
 from pyro_vmonf.training.unread import Unread
 
 MOST_AT_ONCE = 16  # steps of one call
 MOST_WORK = 100_000_000  # rows by parameters of one call, so that an interrupt is soon heard
+MOST_BATCHES = 50  # of an epoch whose short one is worth a graph that takes longer to compile
 MEASURED_STEPS = 50  # that "auto" sees before it decides
 SHARE_SAVED = 0.6  # of a step, by a compiled one
 FROM_CACHE = 4.0  # seconds to capture a step and to load its code
@@ -30,15 +32,16 @@ MOST_NUMBERS = 2_000_000  # parameters above which products are the step, and a 
 
 
 class Compiled(Unread):
-    """One run, whose steps on batches of one shape are a graph once there is one.
+    """One run, whose steps are a graph once there is one.
 
-    Steps of Adam wait until the graph takes several of them at once, or until somebody reads.
-    Batches of another shape, such as a short last one, take the step from Python.
+    Steps of Adam wait until the graph takes several of them at once, until somebody reads, or
+    until a batch of another length comes. Batches that the graph does not take, such as those of
+    labelled rows alone, take the step from Python.
 
     Arguments: as for :class:`~pyro_vmonf.training.unread.Unread`.
     """
 
-    batches = MOST_AT_ONCE  # of an epoch
+    source: Source | None = None  # of the rows
     graph: StepGraph | None = None
     last_batch: Arguments | None = None  # batch that the graph took
     undo: list[Tensor] | None = None  # state before the last step of the graph: see Moved.last
@@ -59,9 +62,13 @@ class Compiled(Unread):
         numbers = sum(parameter.numel() for parameter in self.parameters)
         short = MOST_WORK // (numbers * len(batch["x"]) + 1)
         alone = self.scheduled or not self.counts.is_cpu  # the loop of a device asks the host
-        steps = 1 if alone else max(min(self.batches, MOST_AT_ONCE, short), 1)
+        batches = MOST_AT_ONCE if self.source is None else self.source.batches
+        steps = 1 if alone else max(min(batches, MOST_AT_ONCE, short), 1)
+        open = self.counts.is_cpu and batches <= MOST_BATCHES
+        lengths = getattr(self.source, "lengths", ()) if open else ()
+        others = [length for length in lengths if length < len(batch["x"])]
         self.graph = step_graph(
-            objective, self.parameters, batch, self.optimizer, self.clip_norm, steps, worth
+            objective, self.parameters, batch, self.optimizer, self.clip_norm, steps, worth, others
         )
         return self.graph
 
@@ -77,6 +84,8 @@ class Compiled(Unread):
                 graph.adam.look_()
             return result
         self.last_batch = batch
+        if not graph.has_room(batch):
+            self._run_()
         graph.put_(batch)
         if graph.full:
             self._run_()

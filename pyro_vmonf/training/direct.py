@@ -64,7 +64,7 @@ def direct_terms(
         model, guide: a plain pair.
         x, y, index, size, sample_weight, given: as in the call of the model.
     """
-    count = len(x)
+    count = x.shape[0]  # len() would close the number of rows in a graph
     scale = 1.0 if size is None else size / count
     rows = Rows(x, y, index, size, sample_weight, given, 1.0 if size is None else count / size)
     if hasattr(model, "terms"):  # another model, which says them itself

@@ -136,7 +136,7 @@ def fit(
         fast: sum over c directly where this is the same as ``TraceEnum_ELBO``, which is checked at
             the start; ``False`` asks for ``TraceEnum_ELBO`` itself. ``history.road`` says which one
             ran.
-        compile: run the steps on whole batches as one compiled graph, Adam included, up to 16 steps
+        compile: run the steps as one compiled graph, Adam included, up to 16 steps
             at once. By default a run does so where the time of the steps to come is longer than the
             time to compile, and keeps the faster of the two; ``history.road`` says what ran.
             Results under a seed are the same to the bit on one road, which ``True`` and ``False``
@@ -213,7 +213,7 @@ def _fit(
         objective.prepare_(probe, options.fast)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         lanes = Compiled(objective, options.clip_norm, parameters, optimizer, scheduler)
-        lanes.batches = sources.train.batches
+        lanes.source = sources.train
         run = run_of(sources, generator, options)
         plan = plan_of(model, guide, options, schedule)
         trainer = Trainer(lanes, [run], optimizer, scheduler, plan, after_move=settled)

@@ -26,7 +26,7 @@ class NotCaptured(RuntimeError):
 
 
 class Gradient:
-    r"""The terms of the ELBO and their gradient, for batches of one shape.
+    r"""The terms of the ELBO and their gradient, for batches that have the same parts.
 
     State, rows, temperature and the weights of the guide's terms are inputs, so that schedules go
     on. Counts of the forward pass are an output.
@@ -59,7 +59,7 @@ class Gradient:
         self.terms = [part for part in objective.guide.modules() if isinstance(part, Term)]
         self.rows = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         self.fixed = {name: value for name, value in batch.items() if name not in self.rows}
-        self.kinds = {name: (value.shape, value.dtype) for name, value in self.rows.items()}
+        self.kinds = {name: (v.shape[1:], v.dtype) for name, v in self.rows.items()}
         self.keys: list[str] = []
         self.moved = list(self.names)  # copies of everything
         with self.running():
@@ -84,9 +84,9 @@ class Gradient:
             yield
 
     def takes(self, batch: Arguments) -> bool:
-        """Return whether a batch has the shape of the first one."""
+        """Return whether a batch has the shape of the first one, but for the number of rows."""
         return batch.keys() == self.rows.keys() | self.fixed.keys() and all(
-            isinstance(value, Tensor) and self.kinds[name] == (value.shape, value.dtype)
+            isinstance(value, Tensor) and self.kinds[name] == (value.shape[1:], value.dtype)
             if name in self.kinds
             else value == self.fixed[name]
             for name, value in batch.items()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from pyro_vmonf._utils.contexts import local_seed
-from pyro_vmonf._utils.graphs import captured, compiled
+from pyro_vmonf._utils.graphs import Shapes, captured, compiled
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.gradients import Gradient, NotCaptured
+from pyro_vmonf.training.objective import first_rows
 
 MEASURED_CALLS = 15
 Worth = Callable[[fx.GraphModule], bool]
@@ -24,6 +25,10 @@ class StepGraph:
         gradient: of the objective.
         batch: the first batch.
         worth: function from a graph to whether it is compiled.
+        others: numbers of rows of other batches, at most as many as this one has.
+
+    Attributes:
+        lengths: numbers of rows of the batches that the graph takes.
 
     Raises:
         NotCaptured: if it cannot be compiled, is not worth it, or has other values than the
@@ -31,24 +36,36 @@ class StepGraph:
     """
 
     steps = 1  # of one call
+    place = 0  # of the rows of a batch in an input
 
-    def __init__(self, gradient: Gradient, batch: Arguments, worth: Worth) -> None:
+    def __init__(
+        self, gradient: Gradient, batch: Arguments, worth: Worth, others: Sequence[int] = ()
+    ) -> None:
         self.gradient = gradient
         start = time.perf_counter()
-        inputs = [value.detach() for value in self._inputs_of(batch)]
+        inputs = self._inputs_of(batch)
         with gradient.running():
-            self.graph = captured(self._step, self._step_inputs(inputs))
+            try:
+                shapes, self.graph = self._captured(inputs, bool(others))
+            except Exception:  # of an operation that knows closed lengths alone
+                shapes, self.graph = self._captured(inputs, False)
             if not worth(self.graph):
                 raise NotCaptured("it would take longer than the steps to come")
-            self.function = compiled(self._program(inputs), inputs)
+            self.function = compiled(self._program(), shapes.inputs)
         reason = self.difference(batch)
         if reason:
             raise NotCaptured(reason)
+        self.lengths = {len(batch["x"])}
+        self.lengths.update(
+            length
+            for length in others
+            if shapes.allow(length) and not self.difference(first_rows(batch, length))
+        )
         self.seconds = time.perf_counter() - start
 
     def takes(self, batch: Arguments) -> bool:
         """Return whether the graph is made for such a batch."""
-        return self.gradient.takes(batch)
+        return len(batch["x"]) in self.lengths and self.gradient.takes(batch)
 
     def changed(self) -> bool:
         """Return whether something that the graph has as it was is another one now."""
@@ -65,7 +82,7 @@ class StepGraph:
         """Return how the graph differs from the objective on a batch; empty if it does not."""
         inputs = self._inputs_of(batch)
         with self.gradient.running():
-            mine = self._step(*self._step_inputs(inputs))
+            mine = self._step(*inputs)
         with local_seed(0), torch.no_grad():
             theirs = self.function(*inputs)
         rounding = 1e3 * torch.finfo(self.gradient.dtype).eps
@@ -84,29 +101,32 @@ class StepGraph:
         own: list[float] = []
         theirs: list[float] = []
         inputs = self._inputs_of(batch, self.steps)
-        step = self._step_inputs(inputs)
         with self.gradient.running():
             for _ in range(MEASURED_CALLS):
-                calls = ((own, self.function, inputs, self.steps), (theirs, self._step, step, 1))
-                for times, function, given, steps in calls:
+                for times, function, steps in (
+                    (own, self.function, self.steps), (theirs, self._step, 1)
+                ):  # fmt: skip
                     start = time.perf_counter()
                     with torch.no_grad():
-                        function(*given)
+                        function(*inputs)
                     if not inputs[0].is_cpu:
                         torch.accelerator.synchronize(inputs[0].device)
                     times.append((time.perf_counter() - start) / steps)
         return min(own) < min(theirs)
 
     def _inputs_of(self, batch: Arguments, steps: int = 1) -> list[Tensor]:
-        """Return the inputs of the graph for so many steps on one batch."""
+        """Return the inputs of the graph for so many steps on one batch; its rows are the last."""
         gradient = self.gradient
         numbers = torch.tensor(gradient.numbers(), dtype=gradient.dtype)
         rows = [batch[name] for name in gradient.rows]
         return [*gradient.state, numbers.to(rows[0].device), *rows]
 
-    def _step_inputs(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Return the inputs of a step by those of the graph."""
-        return inputs
+    def _captured(self, inputs: list[Tensor], open: bool) -> tuple[Shapes, fx.GraphModule]:
+        """Return a step as a graph, for batches of one length or of any."""
+        rows = len(self.gradient.rows)
+        fixed: list[int | None] = [None] * (len(inputs) - rows)
+        shapes = Shapes(inputs, fixed + [self.place if open else None] * rows)
+        return shapes, captured(self._step, shapes.inputs)
 
     def _step(self, *inputs: Tensor) -> list[Tensor]:
         count = len(self.gradient.names)
@@ -114,8 +134,8 @@ class StepGraph:
         terms, gradients, counted = self.gradient(inputs[:count], numbers, rows)
         return [terms, *gradients, *counted]
 
-    def _program(self, inputs: list[Tensor]) -> fx.GraphModule:
-        """Return what is compiled."""
+    def _program(self) -> fx.GraphModule:
+        """Return what is compiled, with the inputs of a step."""
         return self.graph
 
     def _comparable(

@@ -312,7 +312,8 @@ def road(
     Raises:
         ValueError: if the program has no bound.
     """
-    some = _first_rows(arguments, GUARDED_ROWS)
+    some = first_rows(arguments, GUARDED_ROWS)
+    some = {name: _as_float64(value) for name, value in some.items()}
     try:
         pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
         pair[1].bind_(pair[0])  # type: ignore[operator]
@@ -371,13 +372,15 @@ def _value_and_gradient(
     ]
 
 
-def _first_rows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return the arguments of the first rows of a batch, in float64."""
+def first_rows(arguments: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the arguments of the first rows of a batch."""
     rows = len(arguments["x"])
-    result = {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            value = value[:count] if value.dim() and len(value) == rows else value
-            value = value.double() if value.is_floating_point() else value
-        result[name] = value
-    return result
+    return {
+        name: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
+        for name, value in arguments.items()
+    }
+
+
+def _as_float64(value: Any) -> Any:
+    """Return a tensor of numbers with all the digits there are, and everything else as it is."""
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -66,6 +66,14 @@ class TensorSource:
         whole, rest = divmod(self.size, self.batch_size)
         return max(whole + (rest > 1), 1)
 
+    @property
+    def lengths(self) -> frozenset[int]:
+        """Numbers of rows of the batches."""
+        rest = self.size % self.batch_size
+        if self.size <= self.batch_size or rest == 0:
+            return frozenset({min(self.size, self.batch_size)})
+        return frozenset({self.batch_size, rest if rest > 1 else self.batch_size + 1})
+
     def standardize(self, model: FlowMixture) -> None:
         """Let the model take the rows' units."""
         model.standardizer.fit_(*model.each_row(self.x, self.sample_weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,19 @@ def test_a_copy_of_a_compiled_pair_has_its_own_parameters(pair: VMoNF) -> None:
 
 
 @pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[compiling.Compiled]:
+    """The lanes that got a graph."""
+    own, found = compiling.Compiled.build_, []
+
+    def build_(self: compiling.Compiled, *arguments: Any) -> Any:
+        found.append(self)
+        return own(self, *arguments)
+
+    monkeypatch.setattr(compiling.Compiled, "build_", build_)
+    return found
+
+
+@pytest.fixture
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph runs as it was captured, operation by operation."""
     monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
@@ -98,7 +111,9 @@ WHOLE: dict[str, Any] = {
 @pytest.mark.parametrize("weights", ["uniform", "learned"])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.usefixtures("without_compiler")
-def test_the_captured_step_is_the_step(weights: str, dtype: torch.dtype, atol: float) -> None:
+def test_the_captured_step_is_the_step(
+    weights: str, dtype: torch.dtype, atol: float, built: list[compiling.Compiled]
+) -> None:
     """Labels, row weights, schedules of term and temperature, counts and a short last batch."""
     x, y, weight = rows_of(dtype)
     ends = []
@@ -111,6 +126,7 @@ def test_the_captured_step_is_the_step(weights: str, dtype: torch.dtype, atol: f
         ends.append((history, one))
     (plain, first), (history, second) = ends
     assert history.road.startswith("short, compiled"), history.road
+    assert built[0].count == 0  # steps from Python
     for name, value in plain.terms.items():
         assert value == pytest.approx(history.terms[name], abs=atol)
     for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
@@ -142,18 +158,10 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("without_compiler")
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_every_optimiser_moves_as_it_does_from_python(
-    pair: VMoNF, name: str, monkeypatch: pytest.MonkeyPatch
+    pair: VMoNF, name: str, built: list[compiling.Compiled]
 ) -> None:
     """The graph of the step has Adam's own, and others move by its gradients."""
     x, _, _ = rows_of(torch.float64)
-    built = []
-
-    def build_(self: Any, *arguments: Any) -> Any:
-        built.append(compiled(self, *arguments))
-        return built[-1]
-
-    compiled = compiling.Compiled.build_
-    monkeypatch.setattr(compiling.Compiled, "build_", build_)
     ends = []
     for compile in (False, True):
         one, options = copy.deepcopy(pair), dict(OPTIMISERS[name])
@@ -162,7 +170,7 @@ def test_every_optimiser_moves_as_it_does_from_python(
         ends.append((one, list(CALLS)))
     assert history.road.startswith("short, compiled"), history.road
     others = {"largest square", "two groups", "momentum", "watched"}
-    assert isinstance(built[0], adam_graph.AdamGraph) == (name not in others)
+    assert isinstance(built[0].graph, adam_graph.AdamGraph) == (name not in others)
     assert ends[0][1] == ends[1][1]
     for a, b in zip(*(end.state_dict().values() for end, _ in ends), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
@@ -171,27 +179,59 @@ def test_every_optimiser_moves_as_it_does_from_python(
 class OfWholeBatches(Term):
     """A term whose parameter a short last batch does not use."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: Callable[[torch.Tensor], int]) -> None:
         super().__init__()
+        self.length = length
         self.level = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         flat = batch.log_q.square().sum(-1)
-        return flat * self.level.square() if len(batch.x) == 16 else flat
+        return flat * self.level.square() if self.length(batch.x) == 16 else flat
 
 
 @pytest.mark.usefixtures("without_compiler")
-def test_a_parameter_that_a_short_batch_leaves_out_keeps_its_own_steps(pair: VMoNF) -> None:
+@pytest.mark.parametrize("length", [len, lambda x: x.shape[0]])
+def test_a_parameter_that_a_short_batch_leaves_out_keeps_its_own_steps(
+    pair: VMoNF, length: Callable[[torch.Tensor], int], built: list[compiling.Compiled]
+) -> None:
     """Adam counts the steps of each parameter; the graph has one number for all."""
     x, _, _ = rows_of(torch.float64)
     ends = []
     for compile in (False, True):
         torch.manual_seed(0)
-        guide = SoftmaxGuide(MLP(2, 3, hidden=(4,)).double(), [OfWholeBatches()])
+        guide = SoftmaxGuide(MLP(2, 3, hidden=(4,)).double(), [OfWholeBatches(length)])
         one = VMoNF(copy.deepcopy(pair.model), guide)
         history = one.fit(x, compile=compile, lr=0.05, **WHOLE)
         ends.append(one)
+    assert built[0].count > 0
     assert history.road == "short, compiled until a part of the pair was changed"
+    for a, b in zip(*(end.state_dict().values() for end in ends), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_graph_of_one_length_leaves_short_batches_to_python(
+    pair: VMoNF, monkeypatch: pytest.MonkeyPatch, built: list[compiling.Compiled]
+) -> None:
+    """Operations of others may know no open length."""
+    own = graphs.StepGraph._captured
+
+    def closed(self: Any, inputs: Any, open: bool) -> Any:
+        if open:
+            raise RuntimeError("expected to contain only concrete integers")
+        return own(self, inputs, open)
+
+    monkeypatch.setattr(graphs.StepGraph, "_captured", closed)
+    x, _, _ = rows_of(torch.float64)
+    ends = []
+    for compile in (False, True):
+        one = copy.deepcopy(pair)
+        history = one.fit(x, compile=compile, **WHOLE)
+        ends.append(one)
+    assert history.road.startswith("short, compiled in"), history.road
+    assert built[0].count == 6
+    assert built[0].graph is not None
+    assert built[0].graph.lengths == {16}
     for a, b in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
@@ -362,7 +402,7 @@ def test_auto_compiles_where_the_steps_to_come_are_worth_it(
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("branch", "RuntimeError: "),
+        ("branch", "RuntimeError: Python asks for the value of a tensor"),
         ("generator", "pair.guide.terms.0.penalty.numbers is a generator of its own"),
         ("sites", "the sum over c goes through the sites of the program"),
     ],
@@ -442,8 +482,8 @@ def test_without_a_compiler_the_step_is_eager(pair: VMoNF, monkeypatch: pytest.M
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_machine_code_takes_the_same_steps() -> None:
-    """Three steps in a loop, and a short batch from Python."""
+def test_machine_code_takes_the_same_steps(built: list[compiling.Compiled]) -> None:
+    """Three steps in a loop, and one of a short batch."""
     x, y, weight = rows_of(torch.float64)
     ends = []
     for compile in (False, True):
@@ -454,5 +494,6 @@ def test_machine_code_takes_the_same_steps() -> None:
         )
         ends.append(one)
     assert history.road.startswith("short, compiled in"), history.road
+    assert built[0].count == 0
     for one, other in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
