@@ -24,7 +24,6 @@ from pyro_vmonf.training.selection import START
 
 logger = logging.getLogger(__name__)
 LONGEST_UNREAD = 256  # steps
-FLUSHED = 64  # steps after which moments may have become denormal; from epoch to epoch they do not
 
 
 class Trainer:
@@ -199,8 +198,7 @@ class Trainer:
 
     def _go_through_epoch(self) -> None:
         plan = self.plan
-        if self.epoch % max(FLUSHED // self.runs[0].train.batches, 1) == 0:
-            flush_(self.optimizer)
+        flush_(self.optimizer)
         if plan.epochs is not None:
             where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
             self.bar.set_description(f"{plan.title}, {where}", refresh=False)
