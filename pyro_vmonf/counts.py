@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,28 @@ from pyro_vmonf._utils.repr import ShownModule
 
 LogPosterior = Callable[[], Tensor]
 Update = Literal["counts", "gradient"]
+
+
+_counted_dims: ContextVar[int] = ContextVar("counted_dims", default=0)
+
+
+@contextmanager
+def counting(dims: int) -> Iterator[None]:
+    """Let weights in closed form be constants in a block: the guide that runs counts its rows.
+
+    Arguments:
+        dims: batch dimensions of the rows; 0 if the guide counts none.
+    """
+    token = _counted_dims.set(dims)
+    try:
+        yield
+    finally:
+        _counted_dims.reset(token)
+
+
+def counted_dims() -> int:
+    """Return the batch dimensions of the rows that the guide counts; 0 if none counts."""
+    return _counted_dims.get()
 
 
 class Counts(ShownModule):
@@ -43,7 +67,6 @@ class Counts(ShownModule):
     recent: Tensor
     stale: Tensor
     batched_buffers = ("passes", "recent")
-    _begun = False  # once a look at ``seen`` has found rows: each look waits for a device
 
     def __init__(self, num_components: int, num_groups: int | None = None) -> None:
         super().__init__()
@@ -58,7 +81,6 @@ class Counts(ShownModule):
 
     def reset_parameters(self) -> None:
         """Forget every row."""
-        self._begun = False
         self.passes.zero_()
         self.seen.zero_()
         self.stale.zero_()
@@ -94,12 +116,6 @@ class Counts(ShownModule):
         self.stale.copy_(torch.where(fine, 0.0, self.stale))
         self.recent.copy_(torch.where(fine, batch, self.recent))
 
-    @property
-    def begun(self) -> bool:
-        """``True`` once rows have been counted."""
-        self._begun = self._begun or bool(self.seen)
-        return self._begun
-
     def over_the_data(self) -> Tensor:
         """Return the counts ``(K,)`` of all rows."""
         return self.passes[:, 0] + (1 - self.seen).clamp_min(0) * self.passes[:, 1]
@@ -108,7 +124,6 @@ class Counts(ShownModule):
         for name in ("passes", "seen"):  # files of earlier versions have none
             state_dict.setdefault(prefix + name, torch.zeros_like(self.get_buffer(name)))
         self.stale.zero_()
-        self._begun = False
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

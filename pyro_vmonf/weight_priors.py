@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.distributions import Delta, Dirichlet, Normal, TorchDistribution, TransformedDistribution
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import Distribution, StickBreakingTransform, constraints
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf.contracts import no_draws
-from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
+from pyro_vmonf.counts import Counts, LogPosterior, Update, counted_dims, counts_of, is_learning
+from pyro_vmonf.distributions.simplex import OnSimplex, is_simplex
 from pyro_vmonf.distributions.sticks import StickBreaking
 from pyro_vmonf.flows.constant import ConstantDistribution
 
@@ -66,7 +67,7 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
                 f"concentration is {prior.tolist()}; expected a vector of K positive finite numbers"
             )
         return DirichletPrior(prior)
-    if prior.batch_shape or not _is_simplex(prior.support):
+    if prior.batch_shape or not is_simplex(prior.support):
         raise ValueError(
             f"the weights' prior is a {type(prior).__name__} of batch_shape "
             f"{tuple(prior.batch_shape)} and event_shape {tuple(prior.event_shape)}; expected a "
@@ -94,48 +95,14 @@ def as_prior(prior: Tensor | Distribution | nn.Module) -> nn.Module:
     return ConstantDistribution(prior if plain else OnSimplex(prior))
 
 
-class OnSimplex(TorchDistribution):
-    """A distribution whose support is the simplex, under that name, for autoguides and NUTS.
-
-    Arguments:
-        distribution: of torch alone, or such as a mixture of Dirichlets, whose support has
-            another name.
-    """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.simplex
-
-    def __init__(self, distribution: Distribution) -> None:
-        self.distribution = distribution
-        super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
-
-    def __repr__(self) -> str:
-        return f"OnSimplex({self.distribution!r})"
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> OnSimplex:
-        return OnSimplex(self.distribution.expand(Size(batch_shape)))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.distribution.sample(Size(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.distribution.log_prob(value)
-
-
-def _is_simplex(support: Any) -> bool:
-    """Return whether a support is the simplex, also that of a mixture."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.simplex))
-
-
 class Posterior(nn.Module):
     """An approximate posterior of the weights: its call returns a distribution on the simplex.
 
     To implement one, write :meth:`forward`, :meth:`log_mean`, :meth:`mean_log`, and
     :meth:`reset_parameters`, which starts it anew.
 
-    One that is conjugate to the rows writes :meth:`update_` by :meth:`count_`.
+    One that is conjugate to the rows writes :meth:`update_` by :meth:`count_`, and says so by
+    :attr:`conjugate`.
 
     Arguments:
         prior: the weights' prior, as :func:`as_prior` takes it.
@@ -158,10 +125,16 @@ class Posterior(nn.Module):
     def forward(self) -> Distribution:
         raise NotImplementedError
 
+    @property
+    def conjugate(self) -> bool:
+        """``True`` if the counts of the rows move it; by default they do not."""
+        return False
+
     def settled(self, parameter: Tensor) -> Tensor:
-        """Return a parameter, as a constant once counts have moved it."""
-        counted = self.counts is not None and self.counts.begun
-        return parameter.detach() if counted and self.training else parameter
+        """Return a parameter, as a constant where the guide that runs moves it by counts."""
+        # Several groups draw weights of their own: nobody counts for all of them.
+        moved = counted_dims() == 1 and self.conjugate and is_learning(self, parameter)
+        return parameter.detach() if moved else parameter
 
     def count_(
         self,
@@ -178,7 +151,7 @@ class Posterior(nn.Module):
             posterior: function from the counts of the data ``(K,)`` to those parameters.
             log_posterior, sample_weight, fraction: of the batch, as guides pass them.
         """
-        if self.counts is None or not is_learning(self, parameter):
+        if self.counts is None or not self.conjugate or not is_learning(self, parameter):
             return
         with torch.no_grad():
             batch = counts_of(log_posterior(), sample_weight)
@@ -203,6 +176,24 @@ class Posterior(nn.Module):
         raise NotImplementedError
 
 
+def check_prior(prior: nn.Module, posterior: Any) -> None:
+    """Refuse a posterior that adds its counts to another prior than that of the weights.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if not posterior.conjugate:
+        return
+    mine, theirs = prior(), posterior.prior()
+    if type(mine) is not type(theirs) or not all(
+        torch.equal(getattr(mine, name), getattr(theirs, name)) for name in mine.arg_constraints
+    ):
+        raise ValueError(
+            f"the posterior has the prior {theirs}, and the weights have {mine}; pass the same one "
+            "to both"
+        )
+
+
 class DirichletPosterior(Posterior):
     """A Dirichlet, which starts at a Dirichlet prior, or at equal concentrations.
 
@@ -222,14 +213,17 @@ class DirichletPosterior(Posterior):
         if isinstance(self.prior, DirichletPrior):
             self.log_concentration.copy_(self.prior.concentration.log())
 
+    @property
+    def conjugate(self) -> bool:
+        return self.update == "counts" and isinstance(self.prior, DirichletPrior)
+
     def forward(self) -> Distribution:
         return Dirichlet(self.settled(self.log_concentration).exp())
 
     def update_(self, *batch: Any) -> None:
         """Add the counts of the responsibilities to the prior's concentrations."""
-        prior = self.prior
-        if isinstance(prior, DirichletPrior):
-            self.count_(self.log_concentration, lambda n: prior.concentration + n, *batch)
+        prior: Any = self.prior
+        self.count_(self.log_concentration, lambda n: prior.concentration + n, *batch)
 
     @torch.no_grad()
     def take_draws_(self, draws: Tensor) -> None:
@@ -240,10 +234,10 @@ class DirichletPosterior(Posterior):
         self.log_concentration.copy_((mean * precision).log())
 
     def log_mean(self) -> Tensor:
-        return self.log_concentration.log_softmax(-1)
+        return self.settled(self.log_concentration).log_softmax(-1)
 
     def mean_log(self) -> Tensor:
-        concentration = self.log_concentration.exp()
+        concentration = self.settled(self.log_concentration).exp()
         return concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
 
 
@@ -259,7 +253,13 @@ class SticksPosterior(Posterior):
     def __init__(self, prior: Tensor | Distribution | nn.Module, update: Update = "counts") -> None:
         super().__init__(prior, update)
         self.log_sticks = nn.Parameter(self.like.new_zeros(2, self.num_components - 1))
+        with local_seed(0):
+            self._of_sticks = isinstance(self.prior(), StickBreaking)
         self.reset_parameters()
+
+    @property
+    def conjugate(self) -> bool:
+        return self.update == "counts" and self._of_sticks
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -278,8 +278,8 @@ class SticksPosterior(Posterior):
 
     def update_(self, *batch: Any) -> None:
         """Add the counts of each piece, and of the pieces behind it, to those of the prior."""
-        prior = self.prior()
-        if isinstance(prior, StickBreaking):
+        if self.conjugate:
+            prior = self.prior()
             self.count_(
                 self.log_sticks,
                 lambda n: torch.stack(
@@ -299,10 +299,10 @@ class SticksPosterior(Posterior):
         self.log_sticks.copy_((torch.stack((mean, 1 - mean)) * precision).log())
 
     def log_mean(self) -> Tensor:
-        return self._sticks(self.log_sticks).mean.log()
+        return self._sticks(self.settled(self.log_sticks)).mean.log()
 
     def mean_log(self) -> Tensor:
-        return self._sticks(self.log_sticks).mean_log
+        return self._sticks(self.settled(self.log_sticks)).mean_log
 
 
 class PointPosterior(Posterior):

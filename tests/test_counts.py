@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import Dirichlet
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
@@ -15,9 +18,12 @@ from torch import Tensor
 from pyro_vmonf import (
     ExactGuide,
     FlowMixture,
+    GammaDirichlet,
     Gaussian,
     GroupWeights,
     LearnedWeights,
+    MarkovMixture,
+    MarkovVMoNF,
     RandomWeights,
     RealNVP,
     SoftmaxGuide,
@@ -25,9 +31,13 @@ from pyro_vmonf import (
     UpdatedWeights,
     VMoNF,
 )
+from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.counts import Counts
+from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.program import Rows
 from pyro_vmonf.terms import Balance
+from pyro_vmonf.weight_priors import DirichletPosterior
 
 K, D = 3, 2
 SIZES = torch.tensor([270, 27, 3])
@@ -177,3 +187,126 @@ def test_a_term_of_the_guide_does_not_move_them(name: str) -> None:
         elbo.differentiable_loss(pair.model, pair.guide, rows, size=40, given=given).backward()
     assert all(p.grad is None for p in pair.model.weights.parameters())
     assert all(p.grad is not None for p in pair.guide.parameters())
+
+
+class OwnGuide(BoundGuide):
+    """A guide of a user, which does not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(D, K)
+
+    def log_q(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        return self.network(x).log_softmax(-1)
+
+    def infer(self, rows: Rows) -> None:
+        with rows.plate(self.site("data"), (D,)):
+            q = pyro.distributions.Categorical(logits=self.log_q(rows.x))
+            pyro.sample(self.site("c"), q, infer={"enumerate": "parallel"})
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "sticks"])
+def test_the_optimiser_moves_them_where_nobody_counts(name: str) -> None:
+    """After a fit by a guide that counts, with a guide that does not, and in a plate of groups."""
+    torch.manual_seed(0)
+    model = FlowMixture(Gaussian(D, K), CLOSED[name]())
+    pair = VMoNF(model, SoftmaxGuide(torch.nn.Linear(D, K)))
+    pair.fit(torch.randn(30, D), epochs=2, progress=False)
+    [parameter] = model.weights.parameters()
+    loss = TraceEnum_ELBO(max_plate_nesting=2).differentiable_loss
+    own = OwnGuide()
+    own.bind_(model)
+
+    def groups(program: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Tensor) -> None:
+            with pyro.plate("groups", 4):
+                program(x)
+
+        return run
+
+    rows = torch.randn(15, 4, D)
+    for programs in ((model, own, rows[:, 0]), (groups(model), groups(pair.guide), rows)):
+        parameter.grad = None
+        loss(*programs).backward()
+        assert parameter.grad is not None
+        assert bool((parameter.grad != 0).any())
+
+
+def test_a_term_moves_weights_of_the_optimiser() -> None:
+    """Rows say nothing of a hierarchical prior's posterior; a balance does."""
+    torch.manual_seed(0)
+    model = FlowMixture(Gaussian(D, K), RandomWeights(GammaDirichlet(K)))
+    guide = SoftmaxGuide(torch.nn.Linear(D, K), [Balance()])
+    pair, rows, found = VMoNF(model, guide), torch.randn(20, D), []
+    for weight in (0.0, 1000.0):
+        pair.zero_grad()
+        guide.terms[0].current_weight = weight  # type: ignore[assignment]
+        with local_seed(0):
+            TraceEnum_ELBO().differentiable_loss(pair.model, pair.guide, rows).backward()
+        found.append(model.weights.posterior.log_concentration.grad.clone())
+    assert float((found[1] - found[0]).abs().max()) > 1
+
+
+def test_a_term_does_not_move_the_rows_of_a_chain() -> None:
+    torch.manual_seed(0)
+    chain = MarkovMixture(Gaussian(D, K), "learned", "learned")
+    pair = MarkovVMoNF(chain, SoftmaxGuide(torch.nn.Linear(D, K), [Balance()]))
+    elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    elbo.differentiable_loss(pair.model, pair.guide, torch.randn(5, 6, D)).backward()
+    assert all(p.grad is None or not p.grad.any() for p in chain.weights.parameters())
+
+
+def test_the_marginal_has_their_gradient_after_a_guide_alone() -> None:
+    for name in CLOSED:
+        torch.manual_seed(0)
+        model = FlowMixture(Gaussian(D, K), CLOSED[name]())
+        pair, rows = VMoNF(model, SoftmaxGuide(torch.nn.Linear(D, K))), torch.randn(20, D)
+        pair.guide(rows)
+        pair.marginal().log_prob(rows).sum().backward()
+        assert all(p.grad is not None for p in model.weights.parameters())
+
+
+def test_batches_that_numpy_writes_into_one_buffer_count_each() -> None:
+    torch.manual_seed(0)
+    table, ends = torch.randn(60, D), []
+    for buffered in (False, True):
+        torch.manual_seed(1)
+        model = FlowMixture(Gaussian(D, K), "learned")
+        pair, buffer = VMoNF(model, SoftmaxGuide(torch.nn.Linear(D, K))), np.empty((20, D), "f4")
+        shared = torch.from_numpy(buffer)
+        for batch in table.split(20):
+            buffer[:] = batch.numpy()
+            pair.guide(shared if buffered else batch, size=60)
+            pair.model(None, size=1)
+        ends.append(model.weights.counts.passes.clone())
+    assert torch.equal(*ends)
+
+
+def test_two_mixtures_of_one_program_do_not_share_counts() -> None:
+    torch.manual_seed(0)
+    weights = LearnedWeights(K)
+    pairs = [VMoNF(FlowMixture(Gaussian(D, K), weights), ExactGuide()) for _ in range(2)]
+    pairs[0].guide(torch.randn(20, D))
+    with pytest.raises(ValueError, match="two mixtures of one program share a LearnedWeights"):
+        pairs[1].guide(torch.randn(20, D))
+
+
+def test_a_posterior_of_another_prior_is_refused() -> None:
+    with pytest.raises(ValueError, match="the posterior has the prior Dirichlet"):
+        RandomWeights(torch.tensor([2.0, 2.0]), DirichletPosterior(torch.tensor([50.0, 50.0])))
+    RandomWeights(torch.tensor([2.0, 2.0]), DirichletPosterior(torch.tensor([2.0, 2.0])))
+
+
+@pytest.mark.parametrize("name", ["mask", "scale"])
+def test_a_balance_is_over_the_rows_that_count(name: str) -> None:
+    torch.manual_seed(0)
+    pair = VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(torch.nn.Linear(D, K), [Balance()]))
+    rows, each = torch.randn(12, D), torch.rand(12)
+    each = (each > 0.5).float() if name == "mask" else each
+    handler: Any = partial(poutine.mask, mask=each > 0) if name == "mask" else partial(
+        poutine.scale, scale=each
+    )  # fmt: skip
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    found = elbo.loss(handler(pair.model), handler(pair.guide), rows)
+    wanted = elbo.loss(pair.model, pair.guide, rows, sample_weight=each)
+    assert found == pytest.approx(wanted, rel=1e-6)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vmonf.contracts import optional
+from pyro_vmonf.counts import counting
 from pyro_vmonf.distributions.marginal import Marginal
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import (
@@ -28,12 +30,16 @@ from pyro_vmonf.program import (
 class LastRows:
     """The rows of the last step: which tensors they were, and what these held.
 
+    Torch counts what it writes into a tensor. Others, such as NumPy, write into memory of their
+    own, of which a copy is kept.
+
     Arguments:
         rows: the rows.
     """
 
     def __init__(self, rows: Rows) -> None:
         self.kept = [(weakref.ref(tensor), _version(tensor)) for tensor in self._of(rows)]
+        self.copies = [tensor.clone() if _is_foreign(tensor) else None for tensor in self._of(rows)]
 
     @staticmethod
     def _of(rows: Rows) -> list[Tensor]:
@@ -41,10 +47,12 @@ class LastRows:
 
     def holds(self, rows: Rows) -> bool:
         """Return whether rows are the same tensors, and nobody wrote into them since."""
-        given = [(tensor, _version(tensor)) for tensor in self._of(rows)]
+        given = self._of(rows)
         return len(given) == len(self.kept) and all(
-            kept() is tensor and before == now
-            for (kept, before), (tensor, now) in zip(self.kept, given, strict=True)
+            kept() is tensor
+            and before == _version(tensor)
+            and (copy is None or torch.equal(copy, tensor))
+            for (kept, before), copy, tensor in zip(self.kept, self.copies, given, strict=True)
         )
 
 
@@ -53,7 +61,19 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _is_foreign(tensor: Tensor) -> bool:
+    """Return whether the memory of a tensor is not torch's own."""
+    if type(tensor) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return tensor.is_cpu and not tensor.untyped_storage().resizable()
+
+
 _last_rows: weakref.WeakKeyDictionary[BoundGuide, LastRows] = weakref.WeakKeyDictionary()
+
+
+# The mixture whose rows weights in closed form have counted last.
+_counted_for: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+Infer = TypeVar("Infer", bound=Callable[..., None])
 
 
 def best_log_q(
@@ -74,6 +94,12 @@ def best_log_q(
         return model.log_posterior(x, y, given)
     mixture = Marginal(model.weights.mean_log(given), model.observed(model.components(given), x))
     return posterior_of_joint(mixture.joint_log_prob(x), mixture.log_weights, y)
+
+
+def counts_rows(infer: Infer) -> Infer:
+    """Say of an ``infer`` that weights in closed form learn in it, and so have no gradient."""
+    infer.counts_rows = True  # type: ignore[attr-defined]
+    return infer
 
 
 class BoundGuide(Program):
@@ -127,13 +153,20 @@ class BoundGuide(Program):
         The arguments are those of the model, so that ``Predictive`` runs both. Where a model of
         sequences generates, ``steps`` is their length, of which the guide takes no notice.
         """
-        self._begin()
+        model = self.model
+        events = 0 if model is None else len(model.event_shape) + model.of_sequences
+        with self._counting(0 if x is None else x.dim() - events):
+            self._begin()
         if x is not None:  # without rows c keeps its prior
             share, outer = enclosing()
             fraction = share * self._fraction(x, size)
             rows = Rows(x, y, index, size, sample_weight, given, fraction, outer)
             # A model of sequences has another program for the same guide.
             optional(self.model, "infer_by", lambda guide, rows: guide.infer(rows))(self, rows)
+
+    def _counting(self, dims: int) -> AbstractContextManager[None]:
+        """Let weights in closed form be constants in a block, if this guide counts its rows."""
+        return counting(dims if getattr(type(self).infer, "counts_rows", False) else 0)
 
     def _fraction(self, x: Tensor, size: int | None) -> float:
         """Return the share of the data set's rows that ``x`` has."""
@@ -300,6 +333,14 @@ class BoundGuide(Program):
         """Let weights in closed form learn from the posterior of the rows."""
         if self.model is not None and not self.model.of_sequences:
             weights = self.model.weights
+            last = _counted_for.get(weights, lambda: None)()
+            if last not in (None, self.model) and getattr(weights, "_counted", False):
+                raise ValueError(
+                    f"two mixtures of one program share a {type(weights).__name__}, and the counts "
+                    "of each would replace those of the other; take weights of the optimiser, such "
+                    "as LearnedWeights(K, 'gradient'), or weights of their own"
+                )
+            _counted_for[weights] = weakref.ref(self.model)
             share = self.new_share(rows)
             weights.update_given_(rows.given, log_posterior, rows.counted(), share)
 

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
-from pyro_vmonf.guides.base import BoundGuide, best_log_q
+from pyro_vmonf.guides.base import BoundGuide, best_log_q, counts_rows
 from pyro_vmonf.program import Rows
 
 
@@ -37,6 +37,7 @@ class ExactGuide(BoundGuide):
         True
     """
 
+    @counts_rows
     def infer(self, rows: Rows) -> None:
         with rows.plate(self.site("data"), self._bound_model().event_shape) as positions:
             logits, _ = self.parts(rows, positions)
@@ -70,6 +71,7 @@ class MarginalGuide(BoundGuide):
 
     draws_component = False
 
+    @counts_rows
     def infer(self, rows: Rows) -> None:
         self._observe(lambda: best_log_q(self._bound_model(), rows.x, rows.y, rows.given), rows)
 

@@ -14,7 +14,7 @@ from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf._utils.validation import check_positive, floating_buffer
 from pyro_vmonf.contracts import Batch
 from pyro_vmonf.distributions.truncated import TopCategorical
-from pyro_vmonf.guides.base import BoundGuide
+from pyro_vmonf.guides.base import BoundGuide, counts_rows
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.picked import Picked
 from pyro_vmonf.program import Rows, free_dim, log_evidence
@@ -191,6 +191,7 @@ class SoftmaxGuide(BoundGuide):
         finally:
             self.bind_(before)
 
+    @counts_rows
     def infer(self, rows: Rows) -> None:
         dim, event_dim = free_dim(), self._event_dim()
         with rows.plate(self.site("data"), rows.x.shape[rows.x.dim() - event_dim :]) as positions:
@@ -224,8 +225,11 @@ class SoftmaxGuide(BoundGuide):
         gaps = self._gaps(x)
         if gaps is not None:
             x = self._bound_model().standardizer.filled(x)
-        batch = Batch(self, x, log_q, evidence, index, dim, rows.sample_weight, given)
-        penalties = {name: term.current_weight * term(batch) for name, term in self.named_terms()}
+        batch = Batch(self, x, log_q, evidence, index, dim, rows.counted(), given)
+        with self._counting(log_q.dim() - 1):
+            penalties = {
+                name: term.current_weight * term(batch) for name, term in self.named_terms()
+            }
         if gaps is not None:  # terms teach the network, which does not see these rows
             for name, penalty in penalties.items():
                 if penalty.shape == gaps.shape:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor
 from torch.func import functional_call
 
@@ -94,7 +96,7 @@ class Gradient:
 
     def changed(self) -> bool:
         """Return whether a part or a setting, which a graph has as it was, is another one now."""
-        return any(_values(own, names) != kept for own, names, kept in self.settings) or any(
+        return any(_values(own, ours) != kept for own, ours, kept in self.settings) or any(
             is_watched(parameter) for parameter in self.parameters
         )
 
@@ -171,30 +173,31 @@ class Gradient:
 
 
 Values = tuple[object, ...]
-KINDS = (bool, int, float, str, Tensor)  # of attributes that a graph has as they were
+KINDS = (bool, int, float, str, Tensor)  # of what a function closes over
+# What each module has; schedules of terms are inputs of the graph.
+PRIVATE = {*vars(PyroModule()), "current_weight"} - {"training"}
+MOST_ENTRIES = 50  # of a list in a list; none below
 
 
-def _settings(objective: Objective) -> list[tuple[dict[str, Any], list[str], Values]]:
-    """Return the attributes of each part, names of those that are numbers, and their values."""
+def _settings(objective: Objective) -> list[tuple[dict[str, Any], bool, Values]]:
+    """Return the attributes of each part, whether it is no part of the user's, and its settings."""
     found = []
     for part in objective.modules():
-        own = vars(part)
-        names = [
-            name
-            for name, value in own.items()
-            if name[0] != "_" and (isinstance(value, KINDS) or callable(value))
-        ]
-        # Schedules of terms are inputs of the graph.
-        names = [name for name in names if name != "current_weight"]
-        found.append((own, names, _values(own, names)))
+        # What a part of this library, or of torch, remembers under a private name is no setting.
+        ours = type(part).__module__.partition(".")[0] in ("pyro_vmonf", "torch", "pyro")
+        found.append((vars(part), ours, _values(vars(part), ours)))
     return found
 
 
-def _values(own: dict[str, Any], names: list[str]) -> Values:
-    """Return the numbers of a part, its children, and which of its parameters are trained."""
+def _values(own: dict[str, Any], ours: bool) -> Values:
+    """Return the settings of a part, its children, and which of its parameters are trained."""
     parameters = [p for p in own["_parameters"].values() if p is not None]
     return (
-        *(_value(own.get(name)) for name in names),
+        *(
+            (name, _value(value))
+            for name, value in own.items()
+            if name not in PRIVATE and not (ours and name[0] == "_")
+        ),
         *map(id, own["_modules"].values()),
         *map(id, own["_buffers"].values()),
         *own["_forward_hooks"],
@@ -204,14 +207,29 @@ def _values(own: dict[str, Any], names: list[str]) -> Values:
     )
 
 
-def _value(value: Any) -> object:
-    """Return a number as it is, and of a tensor or a function what tells it from another one."""
+def _value(value: Any, depth: int = 3) -> object:
+    """Return a number as it is, and of anything else what tells it from another one.
+
+    Arguments:
+        value: the value.
+        depth: of the lists and objects that are looked into.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, Tensor):
         return id(value), value._version
-    if isinstance(value, bool | int | float | str) or not callable(value):
-        return value
-    cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-    return id(value), *(v if isinstance(v, KINDS) else id(v) for v in cells)
+    entries: Any = ()
+    if isinstance(value, dict):
+        entries = itertools.chain(*value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        entries = value
+    elif not callable(value):
+        entries = itertools.chain(*getattr(value, "__dict__", {}).items())
+    else:
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        return id(value), *(v if isinstance(v, KINDS) else id(v) for v in cells)
+    inner = [_value(entry, depth - 1) for entry in itertools.islice(entries, MOST_ENTRIES * depth)]
+    return type(value), len(inner), *inner
 
 
 def _check(objective: Objective, parameters: Sequence[Tensor]) -> None:

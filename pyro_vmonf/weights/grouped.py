@@ -58,9 +58,8 @@ class GroupWeights(CountedWeights):
     def num_free(self) -> int:
         return self.num_groups * super().num_free()
 
-    def next_call(self, context: Tensor | None = None) -> Tensor:
-        group = self._groups(context)
-        return super().next_call()[group]
+    def _of(self, log_weights: Tensor, context: Tensor | None) -> Tensor:
+        return log_weights[self._groups(context)]
 
     def update_given_(
         self,

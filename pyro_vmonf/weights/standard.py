@@ -14,9 +14,9 @@ from torch.distributions import Distribution
 from pyro_vmonf._utils.processes import sum_over_processes
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import optional
-from pyro_vmonf.counts import Counts, LogPosterior, Update, counts_of, is_learning
+from pyro_vmonf.counts import Counts, LogPosterior, Update, counted_dims, counts_of, is_learning
 from pyro_vmonf.program import name_of
-from pyro_vmonf.weight_priors import Posterior, as_prior, posterior_of
+from pyro_vmonf.weight_priors import Posterior, as_prior, check_prior, posterior_of
 from pyro_vmonf.weights.base import Weights
 
 
@@ -108,15 +108,24 @@ class CountedWeights(Weights):
     def next_call(self, context: Tensor | None = None) -> Tensor:
         """Return what the next call returns, which leaves that one as it is."""
         logits: Tensor = self._parameter("logits")
-        return (logits.detach() if self._counted else logits).log_softmax(-1)
+        return self._of((logits.detach() if self._counted else logits).log_softmax(-1), context)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        return self.next_call(context)
+        logits = self._parameter("logits")
+        logits = logits.detach() if counted_dims() and self._is_counted() else logits
+        return self._of(logits.log_softmax(-1), context)
+
+    def _of(self, log_weights: Tensor, context: Tensor | None) -> Tensor:
+        return log_weights  # of rows with this context
+
+    def _is_counted(self) -> bool:
+        """Return whether counts move the weights, where a guide counts."""
+        return self.update != "gradient" and is_learning(self, self._parameter("logits"))
 
     def _learn(self, count: Callable[[], Tensor], fraction: float) -> None:
         """Learn from the counts ``(*, K)`` of a batch, one row for each group."""
         logits = self._parameter("logits")
-        if self.update == "gradient" or not is_learning(self, logits):
+        if not self._is_counted():
             return
         self._counted = True
         if fraction == 0 and self.rate is not None:  # the step has been taken
@@ -279,7 +288,6 @@ class RandomWeights(Weights):
     """
 
     in_program = True
-    _counted = False  # in the guide of the run
 
     def __init__(
         self, prior: Tensor | Distribution | nn.Module, posterior: Posterior | None = None
@@ -293,6 +301,7 @@ class RandomWeights(Weights):
                 f"the posterior has {self.posterior.num_components} weights and the prior "
                 f"{self.num_components}; expected as many"
             )
+        check_prior(self.prior, self.posterior)
 
     def reset_parameters(self) -> None:
         """Start the posterior anew."""
@@ -303,7 +312,6 @@ class RandomWeights(Weights):
         return name_of(self, "weights")
 
     def forward(self, context: Tensor | None = None) -> Tensor:
-        self._counted = False
         drawn = sample(self._site, self.prior())
         return drawn.clamp_min(torch.finfo(drawn.dtype).tiny).log()
 
@@ -318,7 +326,6 @@ class RandomWeights(Weights):
         log_q = log_posterior()
         if log_q.dim() == 2:  # several groups draw weights of their own: no count of all is theirs
             optional(self.posterior, "update_", _nothing)(lambda: log_q, sample_weight, fraction)
-            self._counted = self.training and self.posterior.counts is not None
 
     @property
     def takes_draws(self) -> bool:
@@ -328,14 +335,10 @@ class RandomWeights(Weights):
         self.posterior.take_draws_(draws)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        return self._moved(self.posterior.log_mean())  # type: ignore[operator]
+        return self.posterior.log_mean()
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
-        return self._moved(self.posterior.mean_log())  # type: ignore[operator]
-
-    def _moved(self, value: Tensor) -> Tensor:
-        """Return a moment of the posterior, as a constant where the counts have moved it."""
-        return value.detach() if self._counted else value
+        return self.posterior.mean_log()
 
 
 def _nothing(*_: object) -> None:

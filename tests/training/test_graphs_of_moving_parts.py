@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,14 +133,21 @@ def test_a_new_state_of_the_optimiser_ends_the_graph() -> None:
 
 
 class Scaled(Term):
+    power = 1.0
+
     def __init__(self) -> None:
         super().__init__()
+        self.more: float | None = None
+        self._private = 1.0
+        self.settings: dict[str, Any] = {"factors": [1.0], "object": SimpleNamespace(factor=1.0)}
         self.scale = torch.tensor(1.0, dtype=torch.float64)
         self.penalty: Callable[[Tensor], Tensor] = torch.square
         self.register_buffer("level", torch.tensor(0.1, dtype=torch.float64))
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.level * (self.scale * self.penalty(batch.log_q)).sum(-1)
+        factors = (self.power, self.more or 1.0, self._private, self.settings["factors"][0])
+        factor = math.prod(factors) * self.settings["object"].factor
+        return factor * self.level * (self.scale * self.penalty(batch.log_q)).sum(-1)
 
 
 def multiple(factor: float) -> Callable[[Tensor], Tensor]:
@@ -150,6 +159,14 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "tensor": lambda term: setattr(term, "scale", 3 * term.scale),
     "tensor in place": lambda term: term.scale.mul_(3.0),
     "buffer": lambda term: setattr(term, "level", 3 * term.level),
+    "of the class": lambda term: setattr(term, "power", 3.0),
+    "none": lambda term: setattr(term, "more", 3.0),
+    "private": lambda term: setattr(term, "_private", 3.0),
+    "list": lambda term: term.settings["factors"].__setitem__(0, 3.0),
+    "object": lambda term: setattr(term.settings["object"], "factor", 3.0),
+    "forward": lambda term: setattr(
+        term, "forward", lambda batch: 3 * batch.log_q.square().sum(-1)
+    ),
 }
 
 
@@ -162,6 +179,21 @@ def test_what_a_callback_changes_is_seen(name: str) -> None:
     one, _, other, history = both(lambda: pair(Scaled()), callbacks=callback)
     same(one, other)
     assert "until a part of the pair was changed" in history.road
+
+
+def test_a_term_that_counts_its_calls_goes_on_counting() -> None:
+    class Late(Term):
+        def __init__(self) -> None:
+            super().__init__()
+            self._calls = 0
+
+        def forward(self, batch: Batch) -> Tensor:
+            self._calls += 1
+            return (10.0 if self._calls > 30 else 0.0) * batch.log_q.square().sum(-1)
+
+    _, history, _, other = both(lambda: pair(Late()), epochs=20)
+    assert history.terms["late"][-1] < 0
+    assert other.terms["late"][-1] == pytest.approx(history.terms["late"][-1], rel=0.3)
 
 
 def test_a_number_in_a_function_is_seen() -> None:
