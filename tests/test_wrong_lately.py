@@ -333,11 +333,16 @@ def test_the_error_of_an_inversion_is_in_standard_deviations(unit: float) -> Non
     assert 1e-8 < max(vmonf.report(x).inversion_error) < 1e-5
 
 
-def test_small_sample_weights_warn() -> None:
+def test_small_and_large_sample_weights_warn() -> None:
     vmonf, x = VMoNF(FlowMixture(RealNVP(2, 2)), SoftmaxGuide(MLP(2, 2))), rows(60, 2)
     options: dict[str, Any] = {"epochs": 1, "seed": 0, "progress": False}
-    with pytest.warns(UserWarning, match="a mean weight of 1e-07: gradients of this size"):
+    with pytest.warns(UserWarning, match="a mean weight of 1e-07: gradients of this size vanish"):
         vmonf.fit(x, sample_weight=torch.full((60,), 1e-7), **options)
+    with (
+        pytest.warns(UserWarning, match=r"a mean weight of 1e\+30: gradients of this size have"),
+        pytest.raises(FloatingPointError),
+    ):
+        vmonf.fit(x, sample_weight=torch.full((60,), 1e30), **options)
     zero = torch.ones(60)
     zero[::2] = 0
     vmonf.fit(x, sample_weight=zero, **options)

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-LEAST_WEIGHT = 1e-5  # on average, of the rows that count
+LEAST_WEIGHT, MOST_WEIGHT = 1e-5, 1e18  # on average, of the rows that count
 
 
 class Sources(NamedTuple):
@@ -104,11 +104,12 @@ def check_data(
         if not bool((sample_weight > 0).any()):
             raise ValueError("sample_weight is zero for every row; some have to count")
         mean = float(sample_weight[sample_weight > 0].double().mean())
-        if mean < LEAST_WEIGHT:
+        if not LEAST_WEIGHT <= mean <= MOST_WEIGHT:
+            small = "vanish beside the eps of Adam, 1e-8, and the fit hardly moves"
+            large = "have squares beyond the range of numbers, and no step is finite"
             warn(
                 f"the rows that count have a mean weight of {mean:.3g}: gradients of this size "
-                "vanish beside the eps of Adam, 1e-8, and the fit hardly moves; divide "
-                "sample_weight by its mean",
+                f"{small if mean < LEAST_WEIGHT else large}; divide sample_weight by its mean",
                 category=UserWarning,
             )
     rows, weight = model.each_row(x, sample_weight)

@@ -111,7 +111,7 @@ class CountedWeights(Weights):
         return self._of((logits.detach() if self._counted else logits).log_softmax(-1), context)
 
     def log_mean(self, context: Tensor | None = None) -> Tensor:
-        logits = self._parameter("logits")
+        logits: Tensor = self._parameter("logits")
         logits = logits.detach() if counted_dims() and self._is_counted() else logits
         return self._of(logits.log_softmax(-1), context)
 
