@@ -101,8 +101,7 @@ class Posterior(nn.Module):
     To implement one, write :meth:`forward`, :meth:`log_mean`, :meth:`mean_log`, and
     :meth:`reset_parameters`, which starts it anew.
 
-    One that is conjugate to the rows writes :meth:`update_` by :meth:`count_`, and says so by
-    :attr:`conjugate`.
+    One that is conjugate to the rows writes :meth:`update_` by :meth:`count_`.
 
     Arguments:
         prior: the weights' prior, as :func:`as_prior` takes it.
@@ -127,8 +126,8 @@ class Posterior(nn.Module):
 
     @property
     def conjugate(self) -> bool:
-        """``True`` if the counts of the rows move it; by default they do not."""
-        return False
+        """``True`` if the counts of the rows move it."""
+        return self.counts is not None and hasattr(self, "update_")
 
     def settled(self, parameter: Tensor) -> Tensor:
         """Return a parameter, as a constant where the guide that runs moves it by counts."""
@@ -215,7 +214,7 @@ class DirichletPosterior(Posterior):
 
     @property
     def conjugate(self) -> bool:
-        return self.update == "counts" and isinstance(self.prior, DirichletPrior)
+        return super().conjugate and isinstance(self.prior, DirichletPrior)
 
     def forward(self) -> Distribution:
         return Dirichlet(self.settled(self.log_concentration).exp())
@@ -259,7 +258,7 @@ class SticksPosterior(Posterior):
 
     @property
     def conjugate(self) -> bool:
-        return self.update == "counts" and self._of_sticks
+        return super().conjugate and self._of_sticks
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

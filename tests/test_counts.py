@@ -37,7 +37,7 @@ from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.program import Rows
 from pyro_vmonf.terms import Balance
-from pyro_vmonf.weight_priors import DirichletPosterior
+from pyro_vmonf.weight_priors import DirichletPosterior, Posterior
 
 K, D = 3, 2
 SIZES = torch.tensor([270, 27, 3])
@@ -289,6 +289,26 @@ def test_two_mixtures_of_one_program_do_not_share_counts() -> None:
     pairs[0].guide(torch.randn(20, D))
     with pytest.raises(ValueError, match="two mixtures of one program share a LearnedWeights"):
         pairs[1].guide(torch.randn(20, D))
+
+
+def test_a_posterior_of_a_user_counts() -> None:
+    class Own(DirichletPosterior):
+        """It knows its prior by itself."""
+
+        conjugate = Posterior.conjugate
+
+        def update_(self, *batch: Any) -> None:
+            self.count_(self.log_concentration, lambda n: 1 + n, *batch)
+
+    torch.manual_seed(0)
+    own = Own(torch.ones(K))
+    pair = VMoNF(FlowMixture(Gaussian(D, K), RandomWeights(torch.ones(K), own)), ExactGuide())
+    rows = torch.randn(20, D)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    for _ in range(2):
+        elbo.differentiable_loss(pair.model, pair.guide, rows).backward()
+    assert own.log_concentration.grad is None
+    assert float(own.log_concentration.detach().exp().sum()) == pytest.approx(K + 20, rel=1e-5)
 
 
 def test_a_posterior_of_another_prior_is_refused() -> None:
