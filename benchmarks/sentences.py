@@ -39,8 +39,8 @@ def other_times() -> str:
     said = [
         f"A thousand steps of `fit` with hold-out and history take {float(fit[4]):.2f} times a "
         f"thousand bare steps. Compiled they take {float(compiled[4]):.2f} times as long as "
-        "compiled bare steps: an epoch has five of them, and the held-out rows are measured from "
-        "Python after each.",
+        "compiled bare steps. An epoch has five steps here, and after each epoch the held-out rows "
+        "are measured from Python.",
         f"From one to 64 components the time per component falls from {float(one[3]):.1f} to "
         f"{float(many[3]):.2f} ms. With 256 components and `top=4` a step takes {top:.1f} times "
         "the step of 8.",
