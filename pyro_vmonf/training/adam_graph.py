@@ -118,8 +118,8 @@ class AdamGraph(StepGraph):
     def takes(self, batch: Arguments) -> bool:
         return self.adam.even and super().takes(batch)
 
-    def changed(self) -> bool:
-        return self.adam.changed() or super().changed()
+    def changed(self, anywhere: bool = True) -> bool:
+        return self.adam.changed() or super().changed(anywhere)
 
     def has_room(self, batch: Arguments) -> bool:
         """Return whether a batch can wait beside the others, which have one length."""

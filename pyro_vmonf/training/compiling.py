@@ -16,6 +16,7 @@ from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.gradients import NotCaptured
 from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.history import History
+from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.reading import Reading, Terms
 from pyro_vmonf.training.rows import Source
 from pyro_vmonf.training.trainer import Trainer
@@ -191,16 +192,18 @@ class Compiling:
     Arguments:
         lanes: of the run.
         history: whose road says what was done.
+        options: of the fit.
     """
 
-    def __init__(self, lanes: Compiled, history: History) -> None:
+    def __init__(self, lanes: Compiled, history: History, options: Options) -> None:
         self.lanes = lanes
         self.history = history
-        self.decided = False
+        self.decided = options.compile != "auto"
+        self.watched = bool(options.callbacks)  # they see the pair, and may change any part
 
     def look_again(self, *_: object) -> None:
-        """Leave the graph if a callback has changed what it was made of."""
-        if self.lanes.graph is not None and self.lanes.graph.changed():
+        """Leave the graph if what it was made of has changed."""
+        if self.lanes.graph is not None and self.lanes.graph.changed(self.watched):
             self.lanes.leave_()
             self.history.road = "short, compiled until a part of the pair was changed"
 

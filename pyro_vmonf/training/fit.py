@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO
@@ -24,15 +23,16 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.terms import Term
 from pyro_vmonf.training import checkpoints
+from pyro_vmonf.training.callbacks import Callback, Callbacks, Progress
 from pyro_vmonf.training.compiling import Compiled, Compiling
 from pyro_vmonf.training.data import Arguments, Sources, fingerprint, make_sources
 from pyro_vmonf.training.endings import culprit, endings, warn
 from pyro_vmonf.training.guard import Guard
-from pyro_vmonf.training.history import OVER, STOPPED, History
+from pyro_vmonf.training.history import OVER, History
 from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.losses import sums_weights
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.options import Callback, Compile, Keep, Options, Progress, seed_of
+from pyro_vmonf.training.options import Compile, Keep, Options, seed_of
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
@@ -225,11 +225,12 @@ def _fit(
         else:
             start_parts(model, guide, probe)
             lanes.guard_()
-        guard, compiling = Guard(objective, lanes, run.history), Compiling(lanes, run.history)
-        compiling.decided = options.compile != "auto"
+        guard = Guard(objective, lanes, run.history)
+        compiling = Compiling(lanes, run.history, options)
         if options.compile is True or (past or {}).get("compiled"):
             compiling.build_(probe)
-        trainer.after_epoch = [guard, compiling, _hook(model, guide, options), compiling.look_again]
+        over, callbacks = _time(options.minutes), Callbacks(options.callbacks, model, guide)
+        trainer.after_epoch = [guard, compiling, over, callbacks, compiling.look_again]
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
         guide.settle_()
@@ -372,29 +373,12 @@ def plan_of(
     )
 
 
-def _hook(
-    model: FlowMixture, guide: BoundGuide, options: Options
-) -> Callable[[Trainer, int], str | None]:
-    """Return the hook that calls the user's callbacks and looks at the time after each epoch."""
-    trained = _kinds(model, guide)
+def _time(minutes: float | None) -> Callable[[Trainer, int], str | None]:
+    """Return the hook that ends a run whose time is over."""
 
-    def hook(trainer: Trainer, epoch: int) -> str | None:
-        callbacks: Any = options.callbacks
-        view = Progress(epoch, trainer.steps, model, guide, trainer.runs[0].history)
-        said = [callback(view) for callback in callbacks]  # all of them see every epoch
-        if _kinds(model, guide) != trained:
-            raise ValueError(
-                "a callback has put other parameters into the pair, as prune_, another bank and "
-                "double() do, and the run would train those that it began with; change the pair "
-                "between two fits (within one, Reseed fills empty components)"
-            )
-        if options.minutes is not None and trainer.seconds >= 60 * options.minutes:
-            return f"{options.minutes:g} {OVER}"
-        return STOPPED if any(isinstance(stop, bool | np.bool_) and stop for stop in said) else None
+    def hook(trainer: Trainer, _: int) -> str | None:
+        if minutes is None or trainer.seconds < 60 * minutes:
+            return None
+        return f"{minutes:g} {OVER}"
 
     return hook
-
-
-def _kinds(*modules: nn.Module) -> list[tuple[int, torch.dtype]]:
-    """Return identity and dtype of every parameter."""
-    return [(id(p), p.dtype) for module in modules for p in module.parameters()]

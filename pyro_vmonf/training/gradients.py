@@ -94,10 +94,15 @@ class Gradient:
             for name, value in batch.items()
         )
 
-    def changed(self) -> bool:
-        """Return whether a part or a setting, which a graph has as it was, is another one now."""
-        return any(_values(own, ours) != kept for own, ours, kept in self.settings) or any(
-            is_watched(parameter) for parameter in self.parameters
+    def changed(self, anywhere: bool = True) -> bool:
+        """Return whether a part or a setting, which a graph has as it was, is another one now.
+
+        Arguments:
+            anywhere: look at all parts; else at those of the user, which may change themselves.
+        """
+        settings = (s for s in self.settings if anywhere or not s[1])
+        return any(_values(own, ours) != kept for own, ours, kept in settings) or any(
+            is_watched(parameter) for parameter in self.parameters if anywhere
         )
 
     def numbers(self) -> list[float]:

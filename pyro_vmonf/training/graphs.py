@@ -67,9 +67,9 @@ class StepGraph:
         """Return whether the graph is made for such a batch."""
         return len(batch["x"]) in self.lengths and self.gradient.takes(batch)
 
-    def changed(self) -> bool:
-        """Return whether something that the graph has as it was is another one now."""
-        return self.gradient.changed()
+    def changed(self, anywhere: bool = True) -> bool:
+        """Return whether what the graph has as it was is another now: see ``Gradient.changed``."""
+        return self.gradient.changed(anywhere)
 
     @torch.no_grad()
     def __call__(self, batch: Arguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:

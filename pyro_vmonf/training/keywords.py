@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf.schedules import Cooling, Schedule
-from pyro_vmonf.training.options import Callback, Compile, Keep
+from pyro_vmonf.training.callbacks import Callback
+from pyro_vmonf.training.options import Compile, Keep
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

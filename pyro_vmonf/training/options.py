@@ -22,25 +22,11 @@ from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.schedules import Cooling, Schedule, as_schedule, check_temperature
 from pyro_vmonf.terms import Term
-from pyro_vmonf.training.history import History
+from pyro_vmonf.training.callbacks import Callback
 from pyro_vmonf.training.optimisers import make_optimizer, make_scheduler
 
 Keep = Literal["last", "best"]
 Compile = bool | Literal["auto"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of a run after an epoch, as a callback sees it."""
-
-    epoch: int
-    step: int
-    model: FlowMixture
-    guide: BoundGuide
-    history: History
-
-
-Callback = Callable[[Progress], bool | None]
 
 
 @dataclass
@@ -82,8 +68,6 @@ class Options:
         self._check_kinds()
         if not isinstance(self.temperature, Cooling) and self.temperature is not None:
             check_temperature(_at(as_schedule(self.temperature), 0))
-        if callable(self.callbacks):
-            self.callbacks = [self.callbacks]
         if self.checkpoint is not None:
             try:
                 files.check_writable(self.checkpoint)

@@ -24,6 +24,7 @@ from pyro_vmonf.training.selection import START
 
 logger = logging.getLogger(__name__)
 LONGEST_UNREAD = 256  # steps
+FLUSHED = 256  # steps, after which an epoch's end sets denormal numbers to zero
 
 
 class Trainer:
@@ -197,8 +198,7 @@ class Trainer:
             self._follow(self.followed)
 
     def _go_through_epoch(self) -> None:
-        plan = self.plan
-        flush_(self.optimizer)
+        plan, before = self.plan, self.steps
         if plan.epochs is not None:
             where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
             self.bar.set_description(f"{plan.title}, {where}", refresh=False)
@@ -209,6 +209,8 @@ class Trainer:
             batches = [run.train.epoch(run.generator) for run in self.runs]
             self._go_through(batches, scheduled=True)
         self._read()
+        if self.steps // FLUSHED > before // FLUSHED:  # the same after a resumed run
+            flush_(self.optimizer)
         for run in self.runs:
             if not run.history.stopped and not run.failure:
                 run.close_epoch(self.epoch, self.steps, self.temperature, plan.objective)
