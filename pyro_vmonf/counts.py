@@ -90,12 +90,12 @@ class Counts(ShownModule):
         """Count a batch.
 
         Arguments:
-            batch: its counts ``(K,)``.
+            batch: its counts ``(K,)``, of all processes.
             fraction: the share of the data set's rows that it has; 0 for the rows of the last
                 batch, which count anew in place of themselves.
             present: shares ``(K,)`` by which unseen rows count in the first pass.
         """
-        batch, share = sum_over_processes(batch), sum_over_processes(batch.new_full((), fraction))
+        share = sum_over_processes(batch.new_full((), fraction))
         if fraction == 0:
             passes = torch.stack((self.passes[:, 0] - self.recent + batch, self.passes[:, 1]), 1)
             fine = passes.isfinite().all()

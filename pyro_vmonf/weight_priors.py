@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, StickBreakingTransform, constraints
 
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf._utils.processes import sum_over_processes
 from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf.contracts import no_draws
 from pyro_vmonf.counts import Counts, LogPosterior, Update, counted_dims, counts_of, is_learning
@@ -153,7 +154,7 @@ class Posterior(nn.Module):
         if self.counts is None or not self.conjugate or not is_learning(self, parameter):
             return
         with torch.no_grad():
-            batch = counts_of(log_posterior(), sample_weight)
+            batch = sum_over_processes(counts_of(log_posterior(), sample_weight))
             self.counts.add_(batch, fraction, self.log_mean().exp())
             moved = posterior(self.counts.over_the_data()).log()
             parameter.copy_(torch.where(moved.isfinite().all(), moved, parameter))

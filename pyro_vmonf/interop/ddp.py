@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from pyro_vmonf._utils.evidence import check_evidence, check_sample_weight
 from pyro_vmonf._utils.validation import floating_buffer, has_gaps, listed
+from pyro_vmonf._utils.warned import warn
+from pyro_vmonf.counts import Counts
 from pyro_vmonf.program import unregistered
 from pyro_vmonf.training.objective import Objective
 
+FIRST_ROWS = 64  # by which a batch is known again
 NAMES = {"size", "index", "sample_weight", "given"}  # of further arguments of a batch
 
 
@@ -38,6 +41,14 @@ class TrainingLoss(nn.Module):
             raise TypeError(f"vmonf is a {type(vmonf).__name__}; expected a VMoNF")
         self.objective = Objective(vmonf.model, vmonf.guide)  # type: ignore[arg-type]
         self.prepared = False
+        self.first: Tensor | None = None  # rows of a first batch that came without size
+
+    @property
+    def needs_size(self) -> bool:
+        """``True`` if the pair has to know how many rows the whole data set has."""
+        model: Any = self.objective.model
+        counts = any(isinstance(part, Counts) for part in model.modules())
+        return counts or not model.sums_directly()
 
     def forward(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:
         """Return the loss of a batch.
@@ -46,14 +57,17 @@ class TrainingLoss(nn.Module):
             x: rows ``(B, *event_shape)``.
             y: labels ``(B,)`` or log-likelihoods ``(B, K)``.
             arguments: other arguments of the model: ``size``, ``index``, ``sample_weight`` and
-                ``given``. ``size=N`` is the number of rows of the whole data set; the prior of
-                random weights counts once for N rows.
+                ``given``. ``size=N`` is the number of rows of the whole data set. Weights in closed
+                form are the counts of N rows, and the prior of random weights counts once for them.
+                By default each batch is the whole; a second batch of other rows then warns.
 
         Raises:
             TypeError: if an argument has the wrong kind.
             ValueError: if it does not fit, or is out of range.
         """
         x, y, arguments = self._checked(x, y, arguments)
+        if "size" not in arguments and self.training and torch.is_grad_enabled():
+            self._look_at(x)
         size = arguments.setdefault("size", len(x))
         if not self.prepared:  # the depth of the plates, and the road, from the first batch
             self.objective.prepare_({"x": x, "y": y, **arguments})
@@ -65,6 +79,22 @@ class TrainingLoss(nn.Module):
         # processes would wait for their gradients forever.
         untouched = sum(p.flatten()[:1].sum() for p in self.parameters() if p.requires_grad)
         return loss + 0 * untouched  # type: ignore[no-any-return]
+
+    def _look_at(self, x: Tensor) -> None:
+        """Warn where a second batch is not the first one, and the number of all rows counts."""
+        if self.first is None:
+            self.first = x[:FIRST_ROWS].detach().clone()
+            return
+        some = x[:FIRST_ROWS]
+        same = some.shape == self.first.shape and torch.allclose(
+            some, self.first, 0.0, 0.0, equal_nan=True
+        )
+        if not same and self.needs_size:
+            warn(
+                "the loss takes each batch for the whole data set: weights in closed form, random "
+                "weights and random parameters are then those of the last batch; pass size=, the "
+                "number of rows of the data set"
+            )
 
     def _checked(self, x: Any, y: Any, arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Return what ``fit`` would make of the arguments."""

@@ -9,12 +9,13 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.files import difference, settings_of
 from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.schedules import Cooling, Schedule
-from pyro_vmonf.training.loaders import parts_of
+from pyro_vmonf.training.loaders import parts_of, rows_and_batches
 from pyro_vmonf.vmonf import VMoNF
 
 
@@ -29,13 +30,14 @@ class LightningMixture(LightningModule):
         lr: learning rate of Adam.
         temperature: a number, or a function from the step to the temperature of the guide; by
             default it stays.
-        size: rows of the whole data set; random weights or parameters need it.
+        size: rows of the whole data set. Weights in closed form, random weights and random
+            parameters need it. By default it is that of the trainer's loader.
         optimizer: function from the parameters to an optimiser, in place of Adam.
 
     Raises:
         TypeError: if the temperature is laid over the steps of ``fit``, which are not known here.
-        ValueError: if ``size`` is not above zero; at the first step, if the guide has no
-            temperature to set.
+        ValueError: if ``size`` is not above zero; in training, if the pair needs a size that the
+            loader does not know, or the guide has no temperature to set.
     """
 
     def __init__(
@@ -58,12 +60,32 @@ class LightningMixture(LightningModule):
         self.lr = lr
         self.temperature = temperature
         self.size = None if size is None else check_positive("size", size)
+        self.rows: int | None = None  # of the data set, once it is known
         self.optimizer = optimizer
+
+    def on_train_start(self) -> None:
+        """Count the rows of the data set, where ``size`` was not given.
+
+        Raises:
+            ValueError: if the loader does not know their number, and the pair has to.
+        """
+        loader = self.trainer.train_dataloader
+        counted = rows_and_batches(loader) if isinstance(loader, DataLoader) else None
+        self.rows = self.size
+        if self.rows is None and counted is not None:
+            self.rows = counted[0] * self.trainer.world_size
+        if self.rows is None and self.loss.needs_size:
+            raise ValueError(
+                "weights in closed form, random weights and random parameters need the number of "
+                "rows of the data set, which this loader does not know; pass size= to "
+                "LightningMixture"
+            )
 
     def _loss(self, batch: Any) -> Tensor:
         x, y, weight = parts_of(batch, "batch")
         rest = {} if weight is None else {"sample_weight": weight}
-        loss: Tensor = self.loss(x, y, size=self.size or len(x), **rest)
+        size = self.rows or self.size or len(x)
+        loss: Tensor = self.loss(x, y, size=size, **rest)
         return loss
 
     def training_step(self, batch: Any, number: int) -> Tensor:
@@ -82,8 +104,9 @@ class LightningMixture(LightningModule):
         self.log("held_out", -self._loss(batch), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the settings of the parts beside their state."""
+        """Keep the settings of the parts and the names of the columns beside their state."""
         checkpoint["settings"] = settings_of(self.vmonf)
+        checkpoint["feature_names"] = self.vmonf.model.feature_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of a pair with other settings.
@@ -93,6 +116,7 @@ class LightningMixture(LightningModule):
         """
         if differs := difference(settings_of(self.vmonf), checkpoint.get("settings", {})):
             raise ValueError(f"the checkpoint is of another pair: {differs}")
+        self.vmonf.model.feature_names = checkpoint.get("feature_names")
 
     def configure_optimizers(self) -> Optimizer:
         """Return Adam or the given optimiser."""

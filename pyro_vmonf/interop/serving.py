@@ -147,6 +147,13 @@ def from_safetensors_(vmonf: VMoNF, path: str | os.PathLike[str]) -> None:
     if unknown or missing or other:
         named = ", ".join([*unknown, *missing, *other][:5])
         raise ValueError(f"{os.fspath(path)} is of a pair with other parts: they differ in {named}")
+    kinds = {(v.dtype, own[name].dtype) for name, v in whole.items() if v is not None}
+    for theirs, ours in kinds:
+        if theirs != ours:
+            raise ValueError(
+                f"{os.fspath(path)} has numbers in {theirs} where the pair has {ours}; convert the "
+                f"pair first: vmonf.to({theirs})"
+            )
     vmonf.load_state_dict({name: v for name, v in whole.items() if v is not None}, strict=False)
     if "feature_names" in metadata:  # files of earlier versions have none
         names = json.loads(metadata["feature_names"])

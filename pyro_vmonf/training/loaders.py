@@ -72,7 +72,7 @@ class LoaderSource:
         self.kinds: tuple[bool, bool] | None = None  # whether batches hold evidence and weights
         self.some: list[Arguments] = []  # rows of the last pass, some of each batch
         with local_seed(0):  # the order of this pass is nobody's
-            counted = _counted(self._loader(torch.Generator()))
+            counted = rows_and_batches(self._loader(torch.Generator()))
             if counted is None:
                 lengths = [len(batch["x"]) for batch in self.epoch(torch.Generator())]
                 counted = sum(lengths), len(lengths)
@@ -174,7 +174,7 @@ def _joined(batches: Sequence[Arguments], count: int) -> TensorSource:
     return TensorSource(x, joined("y"), joined("sample_weight"), rows, positions)
 
 
-def _counted(loader: DataLoader[Any]) -> tuple[int, int] | None:
+def rows_and_batches(loader: DataLoader[Any]) -> tuple[int, int] | None:
     """Return the rows and batches of one pass as far as the loader knows them."""
     batches: Any = loader.batch_sampler
     if isinstance(loader.dataset, IterableDataset):

@@ -131,7 +131,7 @@ class CountedWeights(Weights):
         if fraction == 0 and self.rate is not None:  # the step has been taken
             return
         with torch.no_grad():
-            batch, present = count(), logits.softmax(-1)
+            batch, present = sum_over_processes(count()), logits.softmax(-1)
             if self.rate is None:
                 unseen = self._unseen(batch, present)
                 self.counts.add_(batch.movedim(-1, 0), fraction, unseen.movedim(-1, 0))
@@ -139,8 +139,7 @@ class CountedWeights(Weights):
                 share = total / total.sum(-1, keepdim=True)
                 seen = self.counts.passes[:, 0].movedim(0, -1)
             else:
-                seen = sum_over_processes(batch)
-                total = seen + self.pseudo_count
+                seen, total = batch, batch + self.pseudo_count
                 share = (1 - self.rate) * present + self.rate * total / total.sum(-1, keepdim=True)
             # Rows that do not count, or a posterior that is no number, say nothing of the weights.
             # A component that has no row at all keeps a density to come back by.

@@ -22,6 +22,7 @@ from pyro_vmonf import (
     ExactGuide,
     FlowMixture,
     Gaussian,
+    GroupWeights,
     RealNVP,
     SoftmaxGuide,
     TrainingLoss,
@@ -57,6 +58,10 @@ CASES: dict[str, tuple[Callable[[], VMoNF], Tensor | None]] = {
         None,
     ),
     "no guide": (lambda: VMoNF(FlowMixture(Gaussian(D, K), "learned")), None),
+    "weights of groups": (  # of which each process has one
+        lambda: VMoNF(FlowMixture(Gaussian(D, K), GroupWeights(2, K), context_features=1)),
+        None,
+    ),
 }
 
 
@@ -75,7 +80,8 @@ def train(case: str, loss: torch.nn.Module, vmonf: VMoNF, rank: int, world: int)
         rows = torch.arange(2 * B) + 2 * B * step
         rows = rows[rank::world]
         optimizer.zero_grad()
-        loss(X[rows], None if y is None else y[rows], size=1000).backward()
+        given = {"given": (rows[:, None] % 2).double()} if vmonf.model.context_features else {}  # type: ignore[union-attr]
+        loss(X[rows], None if y is None else y[rows], size=1000, **given).backward()
         optimizer.step()
     return [value.detach().clone() for value in vmonf.state_dict().values()]
 
@@ -301,3 +307,81 @@ def test_a_mixture_of_lightning_refuses_what_it_cannot_follow() -> None:
     one.log = lambda *_, **__: None
     one.training_step((X, EVERY), 0)
     assert float(one.vmonf.guide.temperature) == 0.5
+
+
+def far_apart() -> tuple[VMoNF, Tensor]:
+    """Return two Gaussians where they belong, and a fifth of the rows in the first."""
+    place = (torch.arange(101) % 5 > 0).double()
+    x = (
+        torch.randn(101, 1, generator=torch.Generator().manual_seed(0)).double()
+        + 40 * place[:, None]
+    )
+    model = FlowMixture(Gaussian(1, 2).double(), "learned")
+    model.standardize_(x)
+    z = model.standardizer.inv(x)
+    centres = torch.stack([z[place == c].mean(0) for c in (0, 1)])
+    model.bank.set_(centres, torch.full((2, 1, 1), 1e-3, dtype=torch.float64))  # type: ignore[operator, union-attr]
+    return VMoNF(model), x
+
+
+def trained_by_lightning(vmonf: VMoNF, loader: Any, **options: Any) -> VMoNF:
+    lightning = pytest.importorskip("lightning")
+    from pyro_vmonf.interop.lightning import LightningMixture
+
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(LightningMixture(vmonf, lr=1e-9, **options), loader)
+    return vmonf
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_counts_the_rows_of_the_data_set() -> None:
+    """With batches for the whole, the weights would be those of the last one, of one row."""
+    vmonf, x = far_apart()
+    trained_by_lightning(vmonf, DataLoader(x, batch_size=20))  # type: ignore[arg-type]
+    weights = vmonf.model.weights.log_mean().exp()
+    torch.testing.assert_close(weights[0], torch.tensor(21 / 101).to(weights), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_asks_for_a_number_that_no_loader_knows() -> None:
+    vmonf, x = far_apart()
+    loader = DataLoader(Lines(x), batch_size=20)
+    with pytest.raises(ValueError, match="pass size= to LightningMixture"):
+        trained_by_lightning(vmonf, loader)
+    trained_by_lightning(vmonf, loader, size=len(x))
+    assert float(vmonf.model.weights.log_mean().exp()[0]) == pytest.approx(21 / 101, abs=1e-6)
+    fixed = VMoNF(FlowMixture(Gaussian(1, 2).double(), "uniform"))  # needs no number
+    trained_by_lightning(fixed, loader)
+
+
+def test_a_loss_that_takes_each_batch_for_the_whole_warns() -> None:
+    vmonf, x = far_apart()
+    loss = TrainingLoss(vmonf)
+    for _ in range(2):
+        loss(x)  # the same rows
+    with pytest.warns(RuntimeWarning, match="pass size="):
+        loss(x[:20])
+    loss(x[20:40], size=len(x))
+    with torch.no_grad():
+        loss(x[20:40])
+    fixed = TrainingLoss(VMoNF(FlowMixture(Gaussian(1, 2).double(), "uniform")))
+    for rows in (x, x[:20]):
+        fixed(rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_lightning_has_the_names_of_the_columns() -> None:
+    pytest.importorskip("lightning")
+    from pyro_vmonf.interop.lightning import LightningMixture
+
+    def module() -> Any:
+        return LightningMixture(VMoNF(FlowMixture(Gaussian(2, 2))))
+
+    one, other, checkpoint = module(), module(), {}
+    one.vmonf.model.feature_names = ("height", "weight")
+    one.on_save_checkpoint(checkpoint)
+    other.on_load_checkpoint(checkpoint)
+    assert other.vmonf.model.feature_names == ("height", "weight")

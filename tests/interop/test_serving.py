@@ -78,3 +78,17 @@ def test_tensors_of_other_parts_leave_the_pair_alone(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             from_safetensors_(vmonf, tmp_path / name)
         assert torch.equal(vmonf.log_prob(x), before)
+
+
+def test_a_file_of_another_precision_is_refused(tmp_path: Path) -> None:
+    """Its numbers would lose digits."""
+    pytest.importorskip("safetensors")
+    one, other = (VMoNF(FlowMixture(RealNVP(2, 3))) for _ in range(2))
+    to_safetensors(one.double(), tmp_path / "pair.safetensors")
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"float64 where the pair has torch.float32; .* vmonf.to"):
+        from_safetensors_(other, tmp_path / "pair.safetensors")
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in before.items())
+    from_safetensors_(other.to(torch.float64), tmp_path / "pair.safetensors")
+    x = torch.randn(5, 2).double()
+    assert torch.equal(one.log_prob(x), other.log_prob(x))
