@@ -34,6 +34,7 @@ def _spread_start(x: Tensor, weight: Tensor, count: int) -> Tensor:
     from sklearn.cluster import kmeans_plusplus
 
     seed = int(torch.randint(2**31 - 1, ()))
+    x = x - x.mean(0)  # distances lose the digits of rows far from zero
     centres, _ = kmeans_plusplus(
         x.cpu().numpy(), count, sample_weight=weight.cpu().numpy(), random_state=seed
     )

@@ -114,7 +114,7 @@ class Recorder:
             epochs,
             history.elbo[-1],
             history.temperature[-1],
-            regions.astype(np.uint8 if model.num_components < 256 else np.int64),
+            regions.astype(np.int8 if model.num_components < 128 else np.int64),
             samples,
             window.to_numpy(c),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating
 from pyro_vmonf._utils.frames import Names
-from pyro_vmonf._utils.validation import check_positive, check_unconditional, floating_buffer
+from pyro_vmonf._utils.validation import check_positive, check_unconditional
 from pyro_vmonf.contracts import Pair
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
@@ -32,11 +32,15 @@ def regions_of(
     *,
     exact: bool = False,
 ) -> Array:
-    """Return the most probable component of each point of a grid, ``(resolution, resolution)``."""
+    """Return the most probable component of each point of a grid, ``(resolution, resolution)``.
+
+    A point outside of the support of every component has none, −1.
+    """
     log_posterior = model.log_posterior if exact else guide.log_posterior
-    rows = grid(extent, resolution).flatten(0, 1).to(floating_buffer(model))
+    rows = model.rows(grid(extent, resolution).flatten(0, 1))
     with evaluating(model), evaluating(guide):
         best = torch.cat([log_posterior(part).argmax(-1) for part in rows.split(8192)])
+        best = best.masked_fill(model.is_outside(rows), -1)
     return to_numpy(best).reshape(resolution, resolution)
 
 
@@ -48,8 +52,8 @@ def draw_regions(ax: Axes, regions: Array, count: int, extent: Extent) -> AxesIm
 
 
 def tints(count: int) -> Array:
-    """Return the background colours ``(count, 3)`` of the regions."""
-    return np.array([tint(color) for color in component_colors(count)])
+    """Return the background colours ``(count + 1, 3)`` of the regions; the last one is of none."""
+    return np.array([*(tint(color) for color in component_colors(count)), (1.0, 1.0, 1.0)])
 
 
 def model_of(part: Any) -> Any:

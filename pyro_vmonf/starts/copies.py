@@ -119,6 +119,6 @@ def _agreed(
     found = []
     with evaluating(guide):
         for part in rows.split(CHUNK):
-            q = torch.stack([guide.log_q(augment(part)).exp() for _ in range(copies)])
+            q = torch.stack([guide.log_q(augment(part.clone())).exp() for _ in range(copies)])
             found.append(q.mean(0).argmax(-1))
     return torch.cat(found)

@@ -133,7 +133,7 @@ class SpanningTree(Clustering):
         check_positive("neighbors", self.neighbors)
 
     def _find(self, x: Array, num_clusters: int) -> Array:
-        return cut_tree(*spanning_tree(x, self.neighbors), num_clusters)
+        return cut_tree(*spanning_tree(_in_range(x), self.neighbors), num_clusters)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ class Spectral(Clustering):
 
     def _find(self, x: Array, num_clusters: int) -> Array:
         near = min(self.neighbors, len(x) - 1)
-        return spectral_clusters(torch.as_tensor(x), num_clusters, neighbors=near).numpy()
+        rows = torch.as_tensor(_in_range(x))
+        return spectral_clusters(rows, num_clusters, neighbors=near).numpy()
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,19 @@ class KMeans(Clustering):
         check_positive("n_init", self.n_init)
 
     def _find(self, x: Array, num_clusters: int) -> Array:
-        found = k_means(torch.as_tensor(x), num_clusters, n_init=self.n_init, seed=self.seed)
-        return found.numpy()
+        rows = torch.as_tensor(_in_range(x))
+        return k_means(rows, num_clusters, n_init=self.n_init, seed=self.seed).numpy()
+
+
+def _in_range(x: Array) -> Array:
+    """Return rows in a unit, a power of two, in which squares neither vanish nor overflow."""
+    _, exponent = np.frexp(np.abs(x).max(initial=0.0))
+    return np.asarray(np.ldexp(x, -exponent))
 
 
 def _standardized(x: Array) -> Array:
     """Return columns in units in which the ridge of a Gaussian fit is small."""
+    x = _in_range(x)
     spread = x.std(0)
     return np.asarray((x - x.mean(0)) / np.where(spread > 0, spread, 1.0))
 

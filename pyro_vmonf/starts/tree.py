@@ -36,6 +36,7 @@ def spanning_tree(x: Array, neighbors: int = NEIGHBORS) -> tuple[Array, Array, A
     from sklearn.neighbors import NearestNeighbors
 
     count = len(x)
+    x = x - x.mean(0)  # differences of squares lose the digits of rows far from zero
     found, _ = NearestNeighbors(n_neighbors=min(neighbors, count - 1)).fit(x).kneighbors()
     core, squares = found[:, -1], (x * x).sum(1)
     parent, length = np.full(count, -1), np.zeros(count)

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -52,6 +53,7 @@ from pyro_vmonf.plots import (
     plot_transform_samples,
     plot_uncertainty,
     style,
+    window,
 )
 from pyro_vmonf.plots.palette import PALETTE, UNLABELLED, component_colors, tint
 
@@ -479,3 +481,18 @@ def test_uncertainty_is_the_share_below_a_probability() -> None:
     np.testing.assert_allclose(guide.get_xdata(), [0.5, 0.75, 0.8], rtol=1e-6)
     np.testing.assert_allclose(guide.get_ydata(), [1 / 3, 2 / 3, 1])
     assert exact.get_label() == "Bayes' rule"
+
+
+def test_no_region_lies_outside_of_every_support() -> None:
+    """There ``predict`` says −1."""
+    side = torch.tensor([1.0, 2.0])
+    boxes = [dist.Uniform(low * side, (low + 1) * side).to_event(1) for low in (0.0, 1.0)]
+    vmonf = VMoNF(FlowMixture(boxes))
+    extent = (-1.0, 3.0, -1.0, 5.0)
+    ax = plot_regions(vmonf, extent=extent, resolution=12, ax=Figure().subplots())
+    colors = np.asarray(ax.get_images()[0].get_array()).reshape(-1, 3)
+    with pytest.warns(RuntimeWarning, match="outside the support"):
+        found = vmonf.predict(window.grid(extent, 12).flatten(0, 1))
+    assert set(found.tolist()) == {-1, 0, 1}
+    tints = np.array([*(tint(color) for color in component_colors(2)), (1.0, 1.0, 1.0)])
+    np.testing.assert_allclose(colors, tints[found.numpy()])
