@@ -128,3 +128,26 @@ def test_rows_of_weight_zero_do_not_count() -> None:
     weight = (torch.arange(2 * N) < N).float()
     [message] = told(lambda: pair().fit(x, sample_weight=weight, epochs=1, progress=False))
     assert message.startswith("column 1 has two values only.")
+
+
+@pytest.mark.parametrize(
+    ("images", "levels"),
+    [
+        (torch.randint(17, (50, 1, 4, 4)) / 16, 17),
+        (torch.randint(256, (50, 1, 4, 4)) / 255, 256),
+        (torch.randint(200, (50, 1, 4, 4)).float(), 200),
+        (torch.rand(50, 1, 4, 4), None),
+        (torch.randn(50, 1, 4, 4), None),
+    ],
+)
+def test_images_of_whole_levels_are_named(images: Tensor, levels: int | None) -> None:
+    images[0].flatten()[:2] = torch.tensor([0.0, float(images.max())])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        warn_of_columns(images)
+    if levels is None:
+        assert not said
+    else:
+        [one] = said
+        assert f"have {levels} grey levels" in str(one.message) or levels == 200
+        assert "add uniform noise" in str(one.message)

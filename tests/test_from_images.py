@@ -71,6 +71,7 @@ def test_labels_name_the_clusters_and_bytes_are_pixels() -> None:
         (torch.rand(3, 1, 8, 8), {"components": 5}, "x has 3 images; expected at least 10"),
         (torch.rand(9, 1, 8, 8), {"background": True}, "neither sample_weight nor background"),
         (torch.rand(9, 1, 8, 8), {"sample_weight": torch.ones(9)}, "neither sample_weight"),
+        (torch.rand(9, 8, 8, 3), {}, r"with the channels last; .* x.permute.0, 3, 1, 2."),
         (torch.rand(9, 8, 8), {}, "from_data takes tables .* and images"),
         (torch.full((9, 1, 8, 8), torch.nan), {}, "NaN or infinite pixels"),
     ],
@@ -78,3 +79,22 @@ def test_labels_name_the_clusters_and_bytes_are_pixels() -> None:
 def test_errors(x: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VMoNF.from_data(x, **options)
+
+
+@pytest.mark.parametrize("count", [2, 17, 256, 1000])
+def test_any_even_grey_levels_get_their_noise(count: int) -> None:
+    """A density of whole levels would grow without bound."""
+    levels = torch.randint(count, (64, 1, 8, 8))
+    levels[0, 0, 0, :2] = torch.tensor([0, count - 1])
+    steps = max(count - 1, 1)
+    x = levels.float() / steps
+    found = pictures.noisy(x, seed=0)
+    # Floats of 0 and 1 alone are bytes of which two are used.
+    many, own = (256, levels * 255) if count == 2 else (count, levels)
+    u = found * many - own
+    assert float(u.min()) > -1e-3
+    assert float(u.max()) < 1 + 1e-3
+    assert float(u.std()) == pytest.approx(12**-0.5, rel=0.15)
+    assert float(found.max()) < 1
+    smooth = torch.rand(9, 1, 8, 8)
+    assert torch.equal(pictures.noisy(smooth, seed=0), smooth)

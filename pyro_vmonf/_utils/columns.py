@@ -14,15 +14,19 @@ REPEATED = 0.05  # share of rows that repeat another one, above which they are n
 MOST_COLUMNS = 512  # beyond which none is looked for that follows from others
 REST = 1e-9  # share of a column's variance that the columns before it do not explain
 SHOWN = 8  # columns that are named
+MOST_PIXELS = 2**20  # that are looked at for grey levels
+MOST_LEVELS = 4096
 
 
 def warn_of_columns(x: Tensor, names: Names | None = None) -> None:
     """Warn, once for all, of columns with few values and of repeated rows, where none is missing.
 
     Arguments:
-        x: rows ``(N, D)``; of rows of another shape nothing is said.
+        x: rows ``(N, D)``, or images ``(N, C, H, W)``; of other rows nothing is said.
         names: of the columns; their numbers by default.
     """
+    if x.dim() == 4:
+        _warn_of_levels(x)
     if x.dim() != 2:
         return
     if has_gaps(x):
@@ -58,6 +62,39 @@ CURES = {
     WHOLE: "dequantise whole numbers, as x + torch.rand(x.shape)",
     FOLLOWS: "drop columns that follow from others",
 }
+
+
+def levels_of(images: Tensor) -> int | None:
+    """Return the number of even grey levels in [0, 1] that pixels have; ``None`` without levels.
+
+    Example:
+        >>> levels_of(torch.tensor([[0.0, 0.25, 1.0, 0.5], [0.0, 0.25, 0.0, 1.0]]))
+        5
+    """
+    some = images.flatten()[:MOST_PIXELS].double().unique()
+    if len(some) < 2 or len(some) > min(MOST_LEVELS, images.numel() / 2):
+        return None
+    least = float(some.diff().min())
+    for steps in (255, round(1 / least) if least * MOST_LEVELS > 1 else 0):
+        places = images * steps
+        if steps and bool(((places - places.round()).abs() < 1e-3).all()):
+            return steps + 1
+    return None
+
+
+def _warn_of_levels(images: Tensor) -> None:
+    """Warn of images of whole grey levels, once for all."""
+    inside = bool(((images >= 0) & (images <= 1)).all())
+    levels = levels_of(images) if inside else None
+    if levels is None and bool((images == images.round()).all()):
+        levels = int(images.max() - images.min()) + 1
+    if levels is not None:
+        warn(
+            f"the pixels have {levels} grey levels. A density of real numbers grows without bound "
+            "there, and log-densities say little. Remedy: add uniform noise to whole levels, as "
+            f"(levels + torch.rand(levels.shape)) / {levels}; datasets.dequantize is for bytes",
+            category=UserWarning,
+        )
 
 
 def kinds_of(x: Tensor) -> list[str | None]:

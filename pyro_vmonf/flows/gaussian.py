@@ -190,9 +190,15 @@ class Gaussian(Registered, ShownModule):
         """Take means ``(K, D)`` and covariances ``(K, D, D)``.
 
         Raises:
-            ValueError: if they are not finite, or a covariance is not symmetric or not positive
-                definite.
+            ValueError: if a shape differs, they are not finite, or a covariance is not symmetric or
+                not positive definite. Nothing has then changed.
         """
+        shapes, wanted = (
+            (tuple(loc.shape), tuple(covariance.shape))
+            for loc, covariance in ((loc, covariance), (self.loc, self.lower))
+        )
+        if shapes != wanted:
+            raise ValueError(f"means and covariances have shapes {shapes}; expected {wanted}")
         factor = factor_of(loc, covariance)
         self.loc.copy_(loc)
         self.lower.copy_(factor.tril(-1))

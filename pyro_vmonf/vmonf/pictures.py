@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.columns import levels_of
 from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.progress import Stages
 from pyro_vmonf._utils.validation import as_tensor, check_number, check_positive
@@ -28,6 +29,7 @@ from pyro_vmonf.training.options import seed_of
 from pyro_vmonf.vmonf.lengths import reached
 from pyro_vmonf.vmonf.table import labels_of
 
+CHANNELS = (1, 3, 4)  # of images in grey or in colours
 MOST_ROWS = 10_000  # whose graph is cut; the guide learns from them and is applied to the others
 FEATURE_STEPS = 5000
 GUIDE_STEPS = 800
@@ -107,6 +109,11 @@ def images_of(x: Any, components: int | None) -> Tensor:
         images = images / 255
     if images.dim() != 4:
         raise ValueError(f"x has shape {tuple(images.shape)}; expected images (N, C, H, W)")
+    if images.shape[3] in CHANNELS and images.shape[1] not in CHANNELS:
+        raise ValueError(
+            f"x has shape {tuple(images.shape)}, with the channels last; expected images "
+            "(N, C, H, W), as x.permute(0, 3, 1, 2) of a tensor"
+        )
     images = images.to(torch.get_default_dtype())
     if not images.isfinite().all():
         raise ValueError("x holds NaN or infinite pixels; fill or leave out these images")
@@ -138,11 +145,17 @@ def _pair(
 
 
 def noisy(images: Tensor, seed: int) -> Tensor:
-    """Return images whose whole grey levels are dequantised; other images stay as they are."""
-    levels = images * 255
-    if not torch.allclose(levels, levels.round(), atol=1e-3):
+    """Return images whose even grey levels are dequantised; other images stay as they are."""
+    count = levels_of(images)
+    if count is None:
         return images
-    return dequantize(levels.round().to(torch.uint8), seed=seed).to(images)
+    levels = (images * (count - 1)).round()
+    if count == 256:
+        return dequantize(levels.to(torch.uint8), seed=seed).to(images)
+    with local_seed(seed):
+        u = torch.rand(images.shape, dtype=torch.float64).to(images.device)
+        top = 1 - torch.finfo(images.dtype).eps
+        return ((levels + u) / count).to(images).clamp(max=top)
 
 
 def _fit(

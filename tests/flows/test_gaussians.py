@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from pyro_vmonf import Flow, FlowMixture, LearnedWeights, VMoNF
+from pyro_vmonf import Flow, FlowMixture, Gaussian, LearnedWeights, VMoNF
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.transforms import Affine
 
@@ -56,3 +56,20 @@ def test_an_affine_bank_reaches_the_likelihood_of_em(seed: int) -> None:
         progress=False,
     )
     assert vmonf.log_prob(x).mean() == pytest.approx(em.score(x), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("loc", "covariance"),
+    [
+        (torch.ones(3, 2), torch.eye(3).expand(3, 3, 3)),
+        (torch.ones(2), torch.eye(2)),
+        (torch.ones(3, 2), torch.eye(2).expand(2, 2, 2)),
+        (torch.ones(3, 2), -torch.eye(2).expand(3, 2, 2)),
+    ],
+)
+def test_means_that_are_refused_change_nothing(loc: torch.Tensor, covariance: torch.Tensor) -> None:
+    bank = Gaussian(2, 3)
+    before = {name: value.clone() for name, value in bank.state_dict().items()}
+    with pytest.raises(ValueError, match="covariance"):
+        bank.set_(loc, covariance)
+    assert all(torch.equal(bank.state_dict()[name], value) for name, value in before.items())
