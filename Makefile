@@ -27,7 +27,7 @@ docs: .venv/docs  ## the site in out/docs; a broken link or any other warning is
 	$(SPHINX) out/docs
 	@echo "the first page is out/docs/index.html"
 
-pages: .venv/dev  ## write results into the pages, and draw the pictures of README and gallery
+pages: .venv/dev  ## write results into the pages, and draw the pictures of front page and gallery
 	$(BIN)/python -m benchmarks.pages
 	$(BIN)/python docs/pictures.py
 

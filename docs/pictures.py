@@ -1,7 +1,7 @@
-"""Draw the pictures of README and gallery with the code that stands beside them.
+"""Draw the pictures of front page and gallery with the code that stands beside them.
 
-``python docs/pictures.py`` runs the Python blocks of each page from top to bottom. A block that
-saves ``NAME.png`` draws the picture of that name.
+``python docs/pictures.py`` runs the Python blocks of the gallery from top to bottom. A block that
+saves ``NAME.png`` draws the picture of that name. The last one draws that of the front page.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import numpy as np
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
-# A page, and the folder that holds its pictures.
-PAGES = {DOCS.parent / "README.md": DOCS, DOCS / "gallery.md": DOCS / "gallery"}
+GALLERY = DOCS / "gallery.md"
 
 
 def blocks(page: Path) -> list[str]:
@@ -31,19 +30,19 @@ def blocks(page: Path) -> list[str]:
 
 
 def front() -> dict[str, Any]:
-    """Run the README's first block in the current folder; return its names.
+    """Run the block of the front page in the current folder; return its names.
 
     A busy machine has the time it needs, and the same picture.
     """
     names: dict[str, Any] = {"__name__": "picture"}
-    code = blocks(DOCS.parent / "README.md")[0].replace("seed=0)", "seed=0, minutes=4)", 1)
+    code = blocks(GALLERY)[-1].replace("seed=0)", "seed=0, minutes=4)", 1)
     with contextlib.redirect_stdout(io.StringIO()):
         exec(code, names)
     return names
 
 
 def numbers(names: dict[str, Any]) -> dict[str, list[float]]:
-    """Return the numbers that the README's picture shows, in an order that no name depends on.
+    """Return the numbers that the front page's picture shows, in an order that no name depends on.
 
     Regions count by the density in them: no row says where they end far away.
     """
@@ -70,21 +69,18 @@ def main() -> None:
     matplotlib.use("Agg")
     warnings.simplefilter("ignore")
     home = os.getcwd()
-    for page, folder in PAGES.items():
-        with tempfile.TemporaryDirectory() as drawn:
-            os.chdir(drawn)
-            if page.name == "README.md":
-                found = numbers(front())
-                (DOCS / "front.json").write_text(json.dumps(found, indent=1) + "\n")
-            else:
-                names: dict[str, Any] = {"__name__": "picture"}
-                for block in blocks(page):
-                    exec(block, names)
-            os.chdir(home)
-            for path in sorted(Path(drawn).glob("*.png")):
-                picture = Image.open(path).convert("RGB")
-                packed = picture.quantize(256, dither=Image.Dither.NONE)
-                packed.save(folder / path.name, optimize=True)
+    with tempfile.TemporaryDirectory() as drawn:
+        os.chdir(drawn)
+        names: dict[str, Any] = {"__name__": "picture"}
+        for block in blocks(GALLERY)[:-1]:
+            exec(block, names)
+        (DOCS / "front.json").write_text(json.dumps(numbers(front()), indent=1) + "\n")
+        os.chdir(home)
+        for path in sorted(Path(drawn).glob("*.png")):
+            picture = Image.open(path).convert("RGB")
+            packed = picture.quantize(256, dither=Image.Dither.NONE)
+            folder = DOCS if path.stem == "front" else DOCS / "gallery"
+            packed.save(folder / path.name, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's snippets run, and its first one trains."""
+"""The snippets of README and pages run, and the first one clusters a table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
+
+from pyro_vmonf.metrics import accuracy
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -44,8 +47,16 @@ def test_the_first_page_is_short() -> None:
     assert len([line for line in snippets(ROOT / "README.md")[0].splitlines() if line]) <= 12
 
 
+def test_the_first_code_finds_the_growers_of_the_wines() -> None:
+    code = snippets(ROOT / "README.md")[0].replace("seed=0)", "seed=0, minutes=0.02)")
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(code, names)
+    wrong = 1 - accuracy(names["grower"], names["clusters"])
+    assert round(wrong * len(names["x"])) <= 12
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_first_code_draws_the_first_picture(
+def test_the_gallery_draws_the_picture_of_the_front_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -60,8 +71,8 @@ def test_the_first_code_draws_the_first_picture(
     for name in ("mean of the rows", "density of the regions"):
         assert drawn[name] == pytest.approx(wanted[name], abs=0.01)
     assert drawn["density, nats"] == pytest.approx(wanted["density, nats"], abs=0.1)
-    sizes = [Image.open(folder / "front.png").size for folder in (tmp_path, DOCS)]
-    assert sizes[0] == sizes[1]
+    with Image.open(tmp_path / "front.png") as one, Image.open(DOCS / "front.png") as other:
+        assert one.size == other.size
 
 
 @pytest.mark.filterwarnings("ignore:.*requires_grad=False")
