@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from pyro_vmonf._utils.graphs import repeated
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.flat_adam import FlatAdam
-from pyro_vmonf.training.gradients import Gradient, NotCaptured
+from pyro_vmonf.training.gradients import Gradient, or_not_captured
 from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.unread import COUNTS, added
@@ -259,15 +259,10 @@ def step_graph(
         NotCaptured: if the step cannot be compiled, is not worth it, or has other values than the
             objective.
     """
-    try:
+    with or_not_captured():
         gradient = Gradient(objective, parameters, batch)
         own = gradient.parameters
         if not own or FlatAdam.refuses(optimizer, own):
             return StepGraph(gradient, batch, worth, others)
         adam = FlatAdam(optimizer, own, clip_norm)
         return AdamGraph(gradient, batch, worth, others, adam, steps)
-    except NotCaptured:
-        raise
-    except Exception as error:  # of the compiler, which has many
-        said = str(error).strip().partition("\n")[0]
-        raise NotCaptured(f"{type(error).__name__}: {said}") from error

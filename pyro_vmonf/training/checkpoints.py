@@ -96,6 +96,7 @@ def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
         "counts": [trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row],
         "last_finite": lanes.last_finite,
         "compiled": isinstance(lanes, Compiled) and lanes.graph is not None,
+        "measured": isinstance(lanes, Compiled) and lanes.measured is not None,
         "history": dataclasses.asdict(run.history),
         "failure": run.failure,
         "best": {

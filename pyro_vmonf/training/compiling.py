@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import Tensor, fx
 
 from pyro_vmonf.training.adam_graph import AdamGraph, step_graph
 from pyro_vmonf.training.data import Arguments
-from pyro_vmonf.training.gradients import NotCaptured
+from pyro_vmonf.training.gradients import NotCaptured, Value, or_not_captured
 from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.history import History
 from pyro_vmonf.training.options import Options
 from pyro_vmonf.training.reading import Reading, Terms
-from pyro_vmonf.training.rows import Source
+from pyro_vmonf.training.rows import Source, TensorSource
 from pyro_vmonf.training.trainer import Trainer
 from pyro_vmonf.training.unread import Unread
 
@@ -29,6 +30,7 @@ MEASURED_STEPS = 50  # that "auto" sees before it decides
 SHARE_SAVED = 0.6  # of a step, by a compiled one
 FROM_CACHE = 4.0  # seconds to capture a step and to load its code
 COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new on this machine
+SAVED_PER_NODE = 1e-5  # seconds that a graph saves each time for measured rows, of each operation
 MOST_NUMBERS = 2_000_000  # parameters above which products are the step, and a graph saves nothing
 
 
@@ -44,7 +46,9 @@ class Compiled(Unread):
 
     source: Source | None = None  # of the rows
     graph: StepGraph | None = None
+    measured: StepGraph | None = None  # of the rows that states are measured on
     last_batch: Arguments | None = None  # batch that the graph took
+    last_measured: Arguments | None = None  # measured rows that their graph took
     undo: list[Tensor] | None = None  # state before the last step of the graph: see Moved.last
     seconds = 0.0  # of the steps from Python
     count = 0
@@ -72,6 +76,31 @@ class Compiled(Unread):
             objective, self.parameters, batch, self.optimizer, self.clip_norm, steps, worth, others
         )
         return self.graph
+
+    def build_measured_(self, rows: TensorSource, worth: Worth) -> None:
+        """Compile the terms of measured rows, in ``eval()``.
+
+        Arguments:
+            rows: of the run.
+            worth: function from a graph to whether it is compiled.
+
+        Raises:
+            NotCaptured: if they are not.
+        """
+        objective: Any = self.module
+        batch, rest = next(rows.in_order()), rows.size % rows.batch_size
+        others = [rest] if 0 < rest < len(batch["x"]) else []
+        with or_not_captured():
+            value = Value(objective, self.parameters, batch)
+            self.measured = StepGraph(value, batch, worth, others)
+
+    def measured_terms(self, batches: Sequence[Arguments]) -> Terms:
+        graph, [batch] = self.measured, batches
+        if graph is None or not graph.takes(batch):
+            return super().measured_terms(batches)
+        self.last_measured = batch
+        terms, *_ = graph(batch)
+        return graph.gradient.named(terms)
 
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
@@ -172,6 +201,8 @@ class Compiled(Unread):
         if self.graph is None or self.last_batch is None:
             return ""
         reason = self.graph.difference(self.last_batch)
+        if not reason and self.measured is not None and self.last_measured is not None:
+            reason = self.measured.difference(self.last_measured)
         if reason:
             self.leave_()
         return reason
@@ -180,7 +211,7 @@ class Compiled(Unread):
         """Take the steps to come from Python."""
         self._run_()
         self._last_finite = self.last_finite
-        self.graph = None
+        self.graph = self.measured = None
 
 
 class Compiling:
@@ -218,17 +249,23 @@ class Compiling:
         if saved < FROM_CACHE:
             return
         self.decided = True
-        self.build_(trainer.batches[0], lambda graph: self._seconds(graph) < saved)
+        self.build_(trainer, trainer.batches[0], lambda graph: self._seconds(graph) < saved)
 
     def build_(
-        self, batch: Arguments, worth: Callable[[fx.GraphModule], bool] | None = None
+        self,
+        trainer: Trainer,
+        batch: Arguments,
+        worth: Worth | None = None,
+        measured: bool | None = None,
     ) -> None:
         """Compile the step, and say so.
 
         Arguments:
+            trainer: of the run.
             batch: of the run.
             worth: function from a graph to whether it is compiled; the faster one then stays. By
                 default it is compiled in any case.
+            measured: compile the terms of measured rows too; by default where it pays.
         """
         road = self.history.road
         try:
@@ -241,9 +278,30 @@ class Compiling:
         marker.touch()
         if worth is None or graph.pays(batch):
             self.history.road = f"{road}, compiled in {graph.seconds:.1f} s"
+            self._build_measured_(trainer, measured)
         else:
             self.lanes.leave_()
             self.history.road = f"{road}, not compiled: the graph is the slower one"
+
+    def _build_measured_(self, trainer: Trainer, wanted: bool | None) -> None:
+        """Compile the terms of measured rows, where that pays by the time on any machine.
+
+        The decision is no measurement, since it moves the last digits of what states are chosen by.
+        """
+        [run], plan = trainer.runs, trainer.plan
+        times = (plan.steps or 0) // run.train.batches if plan.epochs is None else plan.epochs
+        times = 0 if plan.minutes else times - trainer.epoch
+
+        def worth(graph: fx.GraphModule) -> bool:
+            nodes = len(graph.graph.nodes)
+            return bool(wanted) or times * SAVED_PER_NODE * nodes > COLD + COLD_PER_NODE * nodes
+
+        few = times * SAVED_PER_NODE < COLD_PER_NODE  # for a graph of any size
+        if run.measured is None or wanted is False or (wanted is None and few):
+            return
+        with suppress(NotCaptured):
+            self.lanes.build_measured_(run.measured, worth)
+            self.history.road += ", measured rows too"
 
     @staticmethod
     def _seconds(graph: fx.GraphModule) -> float:

@@ -186,7 +186,7 @@ def _fit(
     model: FlowMixture, guide: BoundGuide, data: tuple[Any, ...], options: Options, seed: int | None
 ) -> History:
     options.check_pair(model, guide, data[2])
-    past = None
+    past: dict[str, Any] = {}
     if options.resume is not None and not options.begins:
         past = checkpoints.read(options.resume, seed)
     seed = seed_of(past["seed"] if past else seed)
@@ -196,16 +196,16 @@ def _fit(
     optimizer, scheduler = _movers(model, guide, sources, options)
     first = None if guide.temperature is None else float(guide.temperature)
     head: dict[str, Any] = {"seed": seed, "temperature": first}
-    if options.checkpoint is not None or past is not None:  # it goes through all rows
+    if options.checkpoint is not None or past:  # it goes through all rows
         own = {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
         head["run"] = fingerprint(sources, **options.fingerprint(optimizer, scheduler), **own)
-    if past is not None:
+    if past:
         checkpoints.check_same(past, head["run"])
         head["temperature"] = past["temperature"]
     schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
         outside = Streams(getattr(sources.train, "loader", None), nn.ModuleList([model, guide]))
-        if past is not None:
+        if past:
             outside.begin_(past["start"])
         probe = next(iter(sources.train.epoch(torch.Generator())))
         options.check_pair(model, guide, probe["sample_weight"])
@@ -220,15 +220,15 @@ def _fit(
         if options.checkpoint is not None:
             writer = checkpoints.Writer(trainer, options.checkpoint, options.every, head, outside)
             trainer.at_epoch_end = writer  # type: ignore[method-assign]
-        if past is not None:
+        if past:
             checkpoints.go_on_(trainer, outside, past)
         else:
             start_parts(model, guide, probe)
             lanes.guard_()
         guard = Guard(objective, lanes, run.history)
         compiling = Compiling(lanes, run.history, options)
-        if options.compile is True or (past or {}).get("compiled"):
-            compiling.build_(probe)
+        if options.compile is True or past.get("compiled"):
+            compiling.build_(trainer, probe, measured=past.get("measured"))
         over, callbacks = _time(options.minutes), Callbacks(options.callbacks, model, guide)
         trainer.after_epoch = [guard, compiling, over, callbacks, compiling.look_again]
         with pyro.validation_enabled(False):  # the probe has paid for it

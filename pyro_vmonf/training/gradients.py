@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_vmonf._utils.contexts import local_seed, training
+from pyro_vmonf._utils.contexts import evaluating, local_seed, training
 from pyro_vmonf._utils.processes import several_processes
 from pyro_vmonf.program import unregistered
 from pyro_vmonf.terms import Term
@@ -25,6 +25,22 @@ from pyro_vmonf.training.streams import Streams, kept
 
 class NotCaptured(RuntimeError):
     """The step runs from Python, for the reason that the error names."""
+
+
+@contextmanager
+def or_not_captured() -> Iterator[None]:
+    """Take an error in a block, of the compiler for example, as a reason not to compile.
+
+    Raises:
+        NotCaptured: in place of any other error.
+    """
+    try:
+        yield
+    except NotCaptured:
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise NotCaptured(f"{type(error).__name__}: {said}") from error
 
 
 class Gradient:
@@ -46,6 +62,8 @@ class Gradient:
     Raises:
         NotCaptured: if no graph could follow the objective.
     """
+
+    mode: Callable[[nn.Module], AbstractContextManager[None]] = staticmethod(training)
 
     def __init__(
         self, objective: Objective, parameters: Sequence[Tensor], batch: Arguments
@@ -82,7 +100,7 @@ class Gradient:
         """Run the objective as a step does, with draws of its own."""
         # Checks of data would become a part of the graph.
         unchecked = pyro.validation_enabled(False)
-        with training(self.objective), local_seed(0), unregistered(), unchecked, torch.no_grad():
+        with self.mode(self.objective), local_seed(0), unregistered(), unchecked, torch.no_grad():
             yield
 
     def takes(self, batch: Arguments) -> bool:
@@ -175,6 +193,20 @@ class Gradient:
         if drawn:
             raise NotCaptured(f"{drawn[0]} is a generator of its own")
         return stacked, dict(zip(self.names, state, strict=True)), leaves, gradients
+
+
+class Value(Gradient):
+    """The terms of measured rows as one function: in ``eval()``, without a gradient.
+
+    Arguments: as for :class:`Gradient`.
+    """
+
+    mode = staticmethod(evaluating)
+
+    def _differentiated(
+        self, state: Sequence[Tensor], weights: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        return *self._forward(state, weights, rows), {}
 
 
 Values = tuple[object, ...]

@@ -39,6 +39,9 @@ class Lanes(Protocol):
     def terms(self, batches: Sequence[Arguments]) -> Terms:
         """Return the terms per row, one number a run."""
 
+    def measured_terms(self, batches: Sequence[Arguments]) -> Terms:
+        """Return the terms per row of measured rows; the module is in ``eval()``."""
+
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
     ) -> tuple[Terms, list[bool]]:
@@ -114,6 +117,9 @@ class Single:
             terms: Terms = self.module(**batches[0])
         size = batches[0].get("size", 1)
         return {name: value / size for name, value in terms.items()}
+
+    def measured_terms(self, batches: Sequence[Arguments]) -> Terms:
+        return self.terms(batches)
 
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]
@@ -273,6 +279,9 @@ class Stacked:
             every = torch.vmap(one, randomness="different")
             found: Terms = every(self.stacked, self.buffers, index, given)
         return found
+
+    def measured_terms(self, batches: Sequence[Arguments]) -> Terms:
+        return self.terms(batches)
 
     def step(
         self, batches: Sequence[Arguments], going: list[bool], move: Callable[..., Any]

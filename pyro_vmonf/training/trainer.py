@@ -349,7 +349,7 @@ class Trainer:
         with evaluating(self.lanes.module), local_seed(0), self._judging():
             for batches in zip(*(s.in_order(self.plan.draws) for s in sources), strict=True):
                 share = len(batches[0]["x"]) / sources[0].size / self.plan.draws
-                for name, value in self.lanes.terms(batches).items():
+                for name, value in self.lanes.measured_terms(batches).items():
                     totals[name] = totals.get(name, 0.0) + value.detach().reshape(-1).cpu() * share
         return totals
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._inductor import config as inductor
 from torch.distributions import Dirichlet
 
 from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import linear_decay
-from pyro_vmonf.terms import Balance, Batch, Classification, CustomTerm, Term
+from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, CustomTerm, Term
 from pyro_vmonf.training import adam_graph, compiling, graphs
 from pyro_vmonf.training.fit import Progress
 from pyro_vmonf.training.flat_adam import FlatAdam
@@ -497,3 +498,92 @@ def test_machine_code_takes_the_same_steps(built: list[compiling.Compiled]) -> N
     assert built[0].count == 0
     for one, other in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+MEASURED: dict[str, Any] = {
+    "epochs": 4, "batch_size": 16, "held_out": 20, "keep": "best", "progress": False, "seed": 0
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of measured rows pays at once."""
+    monkeypatch.setattr(compiling, "SAVED_PER_NODE", 1e9)
+
+
+@pytest.mark.usefixtures("without_compiler", "measured_pays")
+@pytest.mark.parametrize("size", [64, 16])
+def test_measured_rows_have_a_graph(
+    pair: VMoNF, size: int, built: list[compiling.Compiled], tmp_path: Path
+) -> None:
+    """The terms have the weights of the last step there, and a dropout is none."""
+    x, _, _ = rows_of(torch.float64)
+    options = MEASURED | {"held_out": torch.arange(20), "batch_size": size}
+    terms = [Balance(weight=linear_decay(3)), Confidence(weight=0.1)]
+    network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    ends = []
+    for compile in (False, True):
+        one = VMoNF(copy.deepcopy(pair.model), SoftmaxGuide(copy.deepcopy(network), terms))
+        history = one.fit(x, compile=compile, temperature=linear_decay(9, initial=2.0), **options)
+        ends.append(history)
+    assert ends[1].road.endswith("measured rows too"), ends[1].road
+    graph = built[-1].measured
+    assert graph is not None
+    assert graph.lengths == ({20} if size > 20 else {16, 4})
+    np.testing.assert_allclose(ends[1].held_out, ends[0].held_out, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(ends[1].objective, ends[0].objective, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_few_measurements_stay_with_python(pair: VMoNF, built: list[compiling.Compiled]) -> None:
+    x, _, _ = rows_of(torch.float64)
+    history = copy.deepcopy(pair).fit(x, compile=True, **MEASURED | {"held_out": torch.arange(20)})
+    assert built[-1].graph is not None
+    assert built[-1].measured is None
+    assert "measured" not in history.road
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_resumed_run_measures_on_the_road_that_it_took(
+    pair: VMoNF, built: list[compiling.Compiled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _, _ = rows_of(torch.float64)
+    options = MEASURED | {"held_out": torch.arange(20), "compile": True}
+    for pays in (True, False):
+        path = tmp_path / f"{pays}.ckpt"
+        monkeypatch.setattr(compiling, "SAVED_PER_NODE", 1e9 if pays else 0.0)
+
+        def stop(progress: Progress) -> bool:
+            return progress.epoch == 1
+
+        one, whole = copy.deepcopy(pair), copy.deepcopy(pair)
+        whole.fit(x, **options)
+        one.fit(x, **options, checkpoint=path, callbacks=stop)
+        monkeypatch.setattr(compiling, "SAVED_PER_NODE", 0.0 if pays else 1e9)
+        again = copy.deepcopy(pair)
+        again.fit(x, **options, resume=path)
+        assert (built[-1].measured is not None) == pays
+        for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:the fit ended with a held-out objective")
+@pytest.mark.usefixtures("without_compiler", "measured_pays")
+def test_a_graph_of_measured_rows_that_differs_ends_the_road(
+    pair: VMoNF, built: list[compiling.Compiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _, _ = rows_of(torch.float64)
+    changed = []
+
+    def spoil(progress: Progress) -> None:
+        graph = built[-1].measured
+        if graph is not None and not changed:
+            own = graph.function
+            graph.function = lambda *inputs: [value + 1 for value in own(*inputs)]
+            changed.append(progress.epoch)
+
+    options = MEASURED | {"held_out": torch.arange(20), "epochs": 60, "keep": "last"}
+    with pytest.warns(RuntimeWarning, match="the compiled road ends"):
+        copy.deepcopy(pair).fit(x, compile=True, callbacks=spoil, **options)
+    assert changed
+    assert built[-1].graph is built[-1].measured is None
