@@ -129,9 +129,9 @@ class RandomWalk(ShownModule):
         here = self.x[index[inside]].to(x.dtype)
         # Rows of another precision are the same but for rounding, which a number far from zero and
         # the spread of its column both have.
-        gap, size = (here - x[inside]).abs(), here.abs()
-        rounding = size * torch.finfo(x.dtype).eps * 8 + 1e-5 * here.std(0, correction=0)
-        if not (inside.all() and (gap <= rounding).all()):
+        eps = max(torch.finfo(rows.dtype).eps for rows in (x, self.x))
+        rounding = 8 * eps * here.abs() + 1e-5 * here.std(0, correction=0)
+        if not (inside.all() and ((here - x[inside]).abs() <= rounding).all()):
             raise ValueError(
                 f"the RandomWalk was built of {len(self.x)} other rows, or of these in another "
                 "order; build it of the rows of the fit: RandomWalk(x)"

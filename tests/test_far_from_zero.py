@@ -72,6 +72,7 @@ def test_walks_on_rows_in_another_order_are_refused() -> None:
     index = torch.arange(len(x))
     walk.check_rows(x, index)
     walk.check_rows(x.float(), index)  # but for rounding the same
+    RandomWalk(x.float(), walks=2, length=2, neighbors=3).check_rows(x, index)
     with pytest.raises(ValueError, match="in another order"):
         walk.check_rows(x.flip(0), index)
 
