@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "second"
@@ -42,11 +41,21 @@ def put(value: Tensor) -> Tensor:
     return result
 
 
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to what an argument or a result holds, in a list or by itself."""
+    return type(value)(map(function, value)) if type(value) in (list, tuple) else function(value)
+
+
 def check(name: str, args: Any, kwargs: Any) -> list[Tensor]:
-    leaves = tree_leaves((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if any(isinstance(leaf, torch.Generator) for leaf in leaves):
-        raise RuntimeError(f"{name}: expected a generator of the device {NAME}, and got one of cpu")
+    tensors: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        for leaf in value if type(value) in (list, tuple) else (value,):
+            if isinstance(leaf, Tensor):
+                tensors.append(leaf)
+            elif isinstance(leaf, torch.Generator):
+                raise RuntimeError(
+                    f"{name}: expected a generator of the device {NAME}, and got one of cpu"
+                )
     for tensor in tensors:
         number = tensor.dim() == 0 and name not in WITHOUT_NUMBERS
         if not (is_there(tensor) or number or (name in INDEX and is_there(args[0]))):
@@ -57,8 +66,21 @@ def check(name: str, args: Any, kwargs: Any) -> list[Tensor]:
     return tensors
 
 
+@functools.cache
+def read(op: Any) -> tuple[str, bool, list[tuple[int, str]]]:
+    """Return an operation's name, whether its results are views, and what it writes to."""
+    schema = op._schema
+    viewing = any(returned.alias_info is not None for returned in schema.returns)
+    written = [
+        (i, argument.name)
+        for i, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return schema.name, viewing, written
+
+
 def run(op: Any, *args: Any, **kwargs: Any) -> Any:
-    name = op._schema.name
+    name, viewing, targets = read(op)
     if name in ("aten::_copy_from", "aten::copy_"):
         source, target = args[:2] if name == "aten::_copy_from" else args[1::-1]
         data(target).copy_(data(source))
@@ -68,18 +90,17 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
         device = kwargs["device"]
         there = there if device is None else torch.device(device).type == NAME
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    inner, options = tree_map(data, (args, kwargs))
+    inner = tuple(mapped(data, value) for value in args)
+    options = {key: mapped(data, value) for key, value in kwargs.items()}
     if name in RESHAPE:
         op, inner = aten.reshape.default, inner[:2]
     elif name == "aten::_fused_adam_":
         inner = (inner[0], [gradient.contiguous() for gradient in inner[1]], *inner[2:])
     found = op(*inner, **options)
-    viewing = any(returned.alias_info is not None for returned in op._schema.returns)
     written = {}
-    for i, argument in enumerate(op._schema.arguments):
-        value = args[i] if i < len(args) else kwargs.get(argument.name)
-        info = argument.alias_info
-        if info is not None and info.is_write and isinstance(value, Tensor):
+    for i, argument in targets:
+        value = args[i] if i < len(args) else kwargs.get(argument)
+        if isinstance(value, Tensor):
             written[id(data(value))] = value
             if value.shape != data(value).shape:
                 value.data = put(data(value))
@@ -91,7 +112,7 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
             return written[id(value)]
         return put(value if viewing else value.contiguous()) if there else value
 
-    return tree_map(result, found)
+    return mapped(result, found)
 
 
 def copied(own: Callable[..., Any]) -> Callable[..., Any]:
