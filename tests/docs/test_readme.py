@@ -83,13 +83,15 @@ def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     if "savefig" in codes[-1]:  # the gallery's pictures are drawn by docs/pictures.py
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
-    # the length of the training, and nothing else, is shortened
+    # the length of the training and the number of draws, and nothing else, are shortened
     names: dict[str, object] = {"__name__": "snippet"}
     plt.close("all")
     for code in codes:
         short = re.sub(r"epochs=\d+", "epochs=2", code)
         short = re.sub(r"(?m)^(warm_start_\(.*)\)(?=$|  #)", r"\1, steps=5)", short)
-        exec(re.sub(r"(from_data\([^)]*)\)", r"\1, minutes=0.001)", short), names)
+        short = re.sub(r"(to_inference_data\([^)]*)\)", r"\1, draws=100)", short)
+        fits = r"((?:from_data|FlowMixtureClustering)\([^)]*)\)"
+        exec(re.sub(fits, r"\1, minutes=0.001)", short), names)
         if "savefig" in code:
             plt.close("all")
     plt.close("all")
