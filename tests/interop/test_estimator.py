@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn.utils.estimator_checks import check_clustering, parametrize_with_ch
 from pyro_vmonf import Gaussian, UpdatedWeights
 from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.training import fit as training
 
 EXPECTED = {
@@ -32,7 +34,7 @@ RANDOM = {"check_clustering": "two passes from a random start find no clusters"}
 
 @parametrize_with_checks(
     [
-        FlowMixtureClustering(max_iter=2, init="random", random_state=0),
+        FlowMixtureClustering(flow="gaussian", max_iter=2, init="random", random_state=0),
         FlowMixtureClustering(2, minutes=1e-4, random_state=0),  # the choice alone, untrained
     ],
     expected_failed_checks=lambda found: EXPECTED | (RANDOM if found.init == "random" else {}),
@@ -40,6 +42,12 @@ RANDOM = {"check_clustering": "two passes from a random start find no clusters"}
 @pytest.mark.filterwarnings("ignore")
 def test_sklearns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+@pytest.fixture
+def short_lesson(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teach the first clusters in a few steps, where no test asks how well a guide knows them."""
+    monkeypatch.setattr("pyro_vmonf.interop.sklearn.warm_start_", partial(warm_start_, steps=10))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -93,6 +101,7 @@ def test_a_few_labels_name_the_clusters() -> None:
         FlowMixtureClustering(2, max_iter=1, use_labels=True).fit(x.numpy(), y)
 
 
+@pytest.mark.usefixtures("short_lesson")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numbers_keep_their_kind(dtype: Any) -> None:
     X, _ = blobs(dtype)
@@ -102,6 +111,7 @@ def test_numbers_keep_their_kind(dtype: Any) -> None:
     np.testing.assert_array_equal(twin.score_samples(X), found.score_samples(X))
 
 
+@pytest.mark.usefixtures("short_lesson")
 def test_the_same_seed_gives_the_same_fit_and_global_state_is_left_alone() -> None:
     X, _ = blobs()
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -113,6 +123,7 @@ def test_the_same_seed_gives_the_same_fit_and_global_state_is_left_alone() -> No
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
 
 
+@pytest.mark.usefixtures("short_lesson")
 def test_pipelines_searches_and_frames() -> None:
     X, _ = blobs()
     frame = pd.DataFrame(X, columns=["height", "weight"])
@@ -127,6 +138,7 @@ def test_pipelines_searches_and_frames() -> None:
     assert search.best_params_["n_components"] in (1, 3)
 
 
+@pytest.mark.usefixtures("short_lesson")
 def test_weights_of_rows_and_banks_of_ones_own() -> None:
     X, c = blobs()
     bank = lambda features, components: Gaussian(features, components)  # noqa: E731
@@ -162,6 +174,7 @@ def test_errors(options: dict[str, Any], message: str) -> None:
         FlowMixtureClustering(**options).fit(blobs()[0])
 
 
+@pytest.mark.usefixtures("short_lesson")
 def test_a_fit_leaves_its_parameters_alone() -> None:
     X, _ = blobs()
     weights = UpdatedWeights(3)
@@ -259,6 +272,7 @@ def test_a_fit_by_hand_keeps_the_clusters_of_its_start(n_init: int) -> None:
     assert agreement(found.vmonf_.predict(X, exact=True), c) > 0.97  # flows follow the guide
 
 
+@pytest.mark.usefixtures("short_lesson")
 @pytest.mark.parametrize(
     ("init", "n_init"), [("kmeans", 1), ("spectral", 1), ("random", 1), ("kmeans", 2)]
 )
