@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterator
 
@@ -33,6 +34,14 @@ def pytest_collection_finish() -> None:
     """Begin with garbage collection where the tests begin."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_graph_by_itself() -> None:
+    """Capture no step because it is slow on a busy machine; tests of graphs ask for them."""
+    from pyro_vmonf.training import compiling
+
+    compiling.FROM_CACHE = math.inf
 
 
 @pytest.fixture(autouse=True)
