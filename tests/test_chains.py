@@ -310,7 +310,7 @@ def known_states() -> tuple[Gaussian, Tensor, Tensor, Tensor]:
     bank = Gaussian(D, K)
     bank.loc.data.copy_(CENTRES)
     truth = MarkovVMoNF(MarkovMixture(bank, torch.tensor([0.6, 0.3, 0.1]), ROWS.double()))
-    x, c = truth.sample(60, 20, seed=0)
+    x, c = truth.sample(40, 8, seed=0)
     moves = torch.zeros(K, K).index_put((c[:, :-1], c[:, 1:]), torch.ones(()), accumulate=True)
     return bank.requires_grad_(False), x, c[:, 0].bincount(minlength=K).double(), moves
 
@@ -407,11 +407,11 @@ def test_particles_and_batches_in_one_buffer_count_once() -> None:
     model = MarkovMixture(bank, "learned", "learned")
     loss = Trace_ELBO(num_particles=2)
     svi = SVI(model, MarginalGuide(model), pyro.optim.Adam({"lr": 0.0}), loss)
-    buffer = torch.empty(20, *x.shape[1:])
+    buffer = torch.empty(10, *x.shape[1:])
     for _ in range(4):
-        for index in torch.arange(60).split(20):
+        for index in torch.arange(len(x)).split(10):
             buffer.copy_(x[index])
-            svi.step(buffer, index=index, size=60)
+            svi.step(buffer, index=index, size=len(x))
     found = model.initial().exp().detach()
     torch.testing.assert_close(found, first / first.sum(), rtol=0, atol=1e-6)
 

@@ -511,7 +511,7 @@ def test_seconds_have_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_data_names_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    VMoNF.from_data(torch.randn(60, 2), components=1, seed=0, minutes=0.1)
+    VMoNF.from_data(torch.randn(60, 2), components=1, seed=0, minutes=0.01)
     for stage in ("start", "length of the fit", "fit"):
         assert f"from_data, {stage}: " in terminal.getvalue()
 

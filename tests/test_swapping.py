@@ -46,6 +46,7 @@ from pyro_vmonf import (
     VMoNF,
 )
 from pyro_vmonf._utils.contexts import local_seed
+from pyro_vmonf.guides import drawn
 from pyro_vmonf.metrics import accuracy
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.program import with_evidence
@@ -481,6 +482,13 @@ def test_every_two_parts_meet() -> None:
         assert met == set(itertools.product(kinds[one], kinds[other]))
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a guide of Pyro's give few draws after a fit: a cell is not about their mean."""
+    monkeypatch.setattr(drawn, "DRAWS", 16)
+
+
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize(("bank", "weights", "guide", "verb"), untested())
 def test_cell(bank: str, weights: str, guide: str, verb: str) -> None:
     outcome = VERBS[verb](fitted(bank, weights, guide)) or "works"

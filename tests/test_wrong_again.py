@@ -44,6 +44,7 @@ from pyro_vmonf import (
 from pyro_vmonf.dequantization import Dequantized
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows import AutoregressiveNSF, GaussianMixtures, Replicated, StandardNormal
+from pyro_vmonf.guides import drawn
 from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.interop.sbc import simulation_based_calibration
 from pyro_vmonf.interop.serving import export
@@ -309,7 +310,10 @@ HIDING["list"] = lambda model: [SoftmaxGuide(MLP(D, K)), HIDING["AutoNormal"](mo
 
 
 @pytest.mark.parametrize("name", HIDING)
-def test_restarts_of_guides_that_build_themselves(name: str) -> None:
+def test_restarts_of_guides_that_build_themselves(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawn, "DRAWS", 8)
     model = FlowMixture(Gaussian(D, K), dist.Dirichlet(torch.ones(K)))
     vmonf = VMoNF(model, HIDING[name](model))
     for _ in range(2):  # before and after they are built

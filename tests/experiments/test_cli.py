@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ import torch
 
 from pyro_vmonf import Flow, Glow, MAFMoG
 from pyro_vmonf.__main__ import main
-from pyro_vmonf.experiments import EXPERIMENTS, Experiment
+from pyro_vmonf.experiments import EXPERIMENTS, Experiment, recipes
 from pyro_vmonf.experiments.draws import Data, Settings, draw_mnist
 from pyro_vmonf.experiments.images import recipe as image_recipe
 from pyro_vmonf.experiments.recipes import Recipe
 from pyro_vmonf.experiments.run import Curve, run
+from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.training.fit import Progress
 
 SAMPLE = Path(__file__).parents[1] / "data" / "mnist"
@@ -139,6 +141,7 @@ def test_an_interrupted_run_of_images_is_resumed(
     short = image_recipe(bank, steps=6, quick=6, batch_size=100, lr=1e-3)
     short = replace(short, teach=None)
     monkeypatch.setitem(EXPERIMENTS, name, Experiment("small images", draw, {"best": short}))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     arguments = ["run", name, "--quick", "--data", str(SAMPLE)]
 
     def scores(folder: Path, *more: str) -> dict[str, float]:
@@ -175,14 +178,13 @@ def test_a_recipe_that_an_experiment_lacks_gets_a_reason(
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make quick runs quicker still."""
+    monkeypatch.setattr(recipes, "warm_start_", partial(warm_start_, steps=5))
     for name, experiment in EXPERIMENTS.items():
-        recipes = {
+        short = {
             key: replace(r, quick={**r.quick, "steps" if "steps" in r.quick else "epochs": 2})
             for key, r in experiment.recipes.items()
         }
-        monkeypatch.setitem(
-            EXPERIMENTS, name, Experiment(experiment.title, experiment.draw, recipes)
-        )
+        monkeypatch.setitem(EXPERIMENTS, name, Experiment(experiment.title, experiment.draw, short))
 
 
 @pytest.mark.parametrize("recipe", ["thesis", "best"])

@@ -33,7 +33,7 @@ def blobs(rows: int = 300, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def pair(terms: list[Term], components: int = 3, **options: float) -> VMoNF:
     guide = SoftmaxGuide(MLP(2, components), terms, **options)  # type: ignore[arg-type]
-    return VMoNF(FlowMixture(RealNVP(2, components)), guide)
+    return VMoNF(FlowMixture(RealNVP(2, components, blocks=2, hidden=(8,))), guide)
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
