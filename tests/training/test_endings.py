@@ -299,6 +299,13 @@ def test_plain_fit_hands_history_to_error() -> None:
 
 
 LONG: dict[str, Any] = {**OPTIONS, "epochs": 25}  # 100 steps
+SOON: dict[str, Any] = {**OPTIONS, "epochs": 8}  # 32 steps, or 24 where rows are held out
+
+
+@pytest.fixture
+def ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run of twenty steps count as one that had the time to end somewhere."""
+    monkeypatch.setattr("pyro_vmonf.training.endings.LEAST_STEPS", 20)
 
 
 def weights_of(vmonf: VMoNF, *logits: float) -> None:
@@ -347,12 +354,13 @@ def test_shares_count_rows_by_their_weight() -> None:
     assert "collapsed components: 1, whose shares of 100 rows are 0.011 (below" in text
 
 
+@pytest.mark.usefixtures("ends_soon")
 @pytest.mark.parametrize("dead", [[0], [1, 2]], ids=str)
 @pytest.mark.parametrize("options", [{}, {"keep": "best"}, {"held_out": 0.25}], ids=str)
 def test_dead_fit_warns_at_the_call(dead: list[int], options: dict[str, Any]) -> None:
     vmonf = pair()
     weights_of(vmonf, *(-30.0 if c in dead else 0.0 for c in range(3)))
-    [caught] = said_by(lambda: vmonf.fit(X, **{**LONG, "epochs": 40}, **options))
+    [caught] = said_by(lambda: vmonf.fit(X, **SOON, **options))
     rows = 30 if "held_out" in options else 120
     words = f"all of {rows} rows in one cluster"  # equal logits have the same largest one
     assert words in str(caught.message)
@@ -373,10 +381,11 @@ class Raw(pyro.nn.PyroModule):
             pyro.sample("c", q, infer={"enumerate": "parallel"})
 
 
+@pytest.mark.usefixtures("ends_soon")
 @pytest.mark.parametrize("several", [False, True])
 def test_raw_units_are_named_where_the_log_q_is_of_the_user(several: bool) -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), [lambda: None, Raw()] if several else Raw())
-    options = {**LONG, "epochs": 40}
+    options = SOON
     [raw] = said_by(lambda: vmonf.fit(X, standardize=False, **options))
     assert "units" not in str(raw.message)
     vmonf.model.standardize_(X)
@@ -436,10 +445,11 @@ def test_one_component_and_few_rows_do_not_warn() -> None:
     assert said_by(lambda: vmonf.fit(X[:29], **{**LONG, "epochs": 100})) == []
 
 
+@pytest.mark.usefixtures("ends_soon")
 @pytest.mark.parametrize("options", [{}, {"callbacks": lambda _: None}], ids=["together", "alone"])
 def test_restarts_warn_of_the_one_that_stays(options: dict[str, Any]) -> None:
     vmonf = pair()
-    options = {**LONG, "lr": 1e-9, "epochs": 40, **options}  # nothing is learned
+    options = {**SOON, "lr": 1e-9, **options}  # nothing is learned
     caught = said_by(lambda: vmonf.fit(X, n_init=2, **options))
     assert vmonf.history is not None
     expected = endings_of_data(vmonf.model, vmonf.guide, vmonf.history, X, None, {})

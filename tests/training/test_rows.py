@@ -284,8 +284,9 @@ FAR = 1e4 * torch.randn(15, D, generator=torch.Generator().manual_seed(3))
 MIXED = torch.randperm(N + 15, generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize("uneven", [False, True])
-@pytest.mark.parametrize("bank", ["plain", "started from data"])
+@pytest.mark.parametrize(
+    ("bank", "uneven"), [("plain", True), ("started from data", False)], ids=str
+)
 @pytest.mark.parametrize(
     "options",
     [

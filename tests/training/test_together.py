@@ -91,8 +91,16 @@ def starts(make: Callable[[], VMoNF]) -> list[VMoNF]:
     return pairs
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("kind", PAIRS)
+# Each pair has two of the options, with labels and without, and each option has two of the pairs.
+CASES = [
+    (kind, option)
+    for i, kind in enumerate(PAIRS)
+    for j, option in enumerate(OPTIONS)
+    if (j - i) % len(OPTIONS) in (0, 3)
+]
+
+
+@pytest.mark.parametrize(("kind", "option"), CASES)
 def test_runs_in_a_batch_end_as_runs_on_their_own(kind: str, option: str) -> None:
     x, labels = data()
     # Each pair and each option has labels in half of its runs.
