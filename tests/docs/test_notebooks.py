@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Nobody looks at the figures of a shortened run, so little time is spent on them: their axes have
-# no ticks, and the second pass makes the figures without drawing them.
+# no ticks, their grids are coarse, and the second pass makes the figures without drawing them.
 BEFORE = """
 %reset -f
 %matplotlib inline
@@ -26,11 +26,14 @@ BEFORE = """
 %config InlineBackend.print_figure_kwargs = {{"bbox_inches": None}}
 %cd -q {folder}
 import matplotlib.pyplot as plt
+from pyro_vmonf import plots
 
+for plot in (plots.plot_density, plots.plot_component_contours, plots.plot_regions):
+    plot.__wrapped__.__kwdefaults__["resolution"] = 20
 plt.rcParams["figure.dpi"] = 30
 plt.rcParams["xtick.labelbottom"] = plt.rcParams["ytick.labelleft"] = False
 plt.rcParams["xtick.bottom"] = plt.rcParams["ytick.left"] = False
-del plt
+del plt, plot, plots
 """
 SHORT = re.compile(r"(from_data\([^)]*)\)")
 AGAIN = "%config InlineBackend.figure_formats = []"
