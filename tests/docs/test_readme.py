@@ -83,7 +83,8 @@ def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     if "savefig" in codes[-1]:  # the gallery's pictures are drawn by docs/pictures.py
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
-    # the length of the training and the number of draws, and nothing else, are shortened
+    monkeypatch.setattr("pyro_vmonf.vmonf.automatic.BLOCKS", 1)
+    # nothing else is shortened than the training, the draws, and the flows that from_data builds
     names: dict[str, object] = {"__name__": "snippet"}
     plt.close("all")
     for code in codes:
