@@ -84,7 +84,7 @@ def test_terms_alone_find_separate_clusters(seed: int) -> None:
     torch.manual_seed(seed)
     vmonf = pair([Consistency(RandomWalk(x, length=32)), Balance(weight=2.0)])
     flows = state(vmonf.model.bank)
-    trials = pretrain_(vmonf.guide, x, steps=200, n_init=4, trial_steps=100, lr=5e-3, seed=seed)
+    trials = pretrain_(vmonf.guide, x, steps=100, n_init=4, trial_steps=50, lr=5e-3, seed=seed)
     assert len(trials) == 4
     assert accuracy(clusters, vmonf.predict(x)) > 0.99
     assert all(torch.equal(v, flows[k]) for k, v in vmonf.model.bank.state_dict().items())
@@ -96,7 +96,7 @@ def test_few_labels_name_the_clusters() -> None:
     y[:3] = (clusters[:3] + 1) % 3
     vmonf = pair([Classification(), Consistency(RandomWalk(x)), Balance(weight=2.0)])
     before = torch.get_rng_state()
-    pretrain_(vmonf.guide, x, y, steps=300, lr=5e-3, seed=0)
+    pretrain_(vmonf.guide, x, y, steps=150, lr=5e-3, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
     assert (vmonf.predict(x) == (clusters + 1) % 3).double().mean() > 0.99
 
@@ -291,8 +291,8 @@ def semi_supervised(y: torch.Tensor, x: torch.Tensor, components: int, seed: int
     torch.manual_seed(seed)
     walks = Consistency(RandomWalk(x, length=32))
     vmonf = pair([Classification(), walks, Balance(weight=2.0)], components)
-    pretrain_(vmonf.guide, x, y, steps=300, lr=5e-3, seed=seed)
-    vmonf.fit(x, y, steps=60, lr=3e-3, seed=seed, progress=False)
+    pretrain_(vmonf.guide, x, y, steps=100, lr=5e-3, seed=seed)
+    vmonf.fit(x, y, steps=20, lr=3e-3, seed=seed, progress=False)
     return vmonf
 
 
@@ -379,13 +379,13 @@ def test_a_network_learns_anew_what_copies_agree_on(seed: int) -> None:
     torch.manual_seed(seed)
     vmonf = pair([])
     wrong = torch.where(torch.rand(300) < 0.3, torch.randint(3, (300,)), clusters)
-    warm_start_(vmonf.guide, x, wrong, steps=600, lr=1e-2, seed=seed)
+    warm_start_(vmonf.guide, x, wrong, steps=300, lr=1e-2, seed=seed)
     first, drawn = state(vmonf.guide.network), torch.get_rng_state()
 
     def augment(rows: torch.Tensor) -> torch.Tensor:
         return rows + 0.5 * torch.randn_like(rows)
 
-    relearn_(vmonf.guide, x, augment=augment, steps=150, lr=5e-3, seed=seed)
+    relearn_(vmonf.guide, x, augment=augment, steps=75, last_steps=50, lr=5e-3, seed=seed)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert (vmonf.predict(x) == clusters).double().mean() > 0.99
     far = [(v - first[k]).norm() for k, v in vmonf.guide.network.state_dict().items()]
@@ -395,8 +395,9 @@ def test_a_network_learns_anew_what_copies_agree_on(seed: int) -> None:
 def test_labels_stand_in_place_of_clusters() -> None:
     x, clusters = blobs()
     vmonf = pair([])
-    warm_start_(vmonf.guide, x, clusters, seed=0)
-    relearn_(vmonf.guide, x, (clusters + 1) % 3, augment=lambda rows: rows, rounds=1, steps=300)
+    warm_start_(vmonf.guide, x, clusters, steps=100, seed=0)
+    others = (clusters + 1) % 3
+    relearn_(vmonf.guide, x, others, augment=lambda rows: rows, rounds=1, steps=300, last_steps=50)
     assert (vmonf.predict(x) == (clusters + 1) % 3).double().mean() > 0.99
 
 
