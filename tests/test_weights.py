@@ -108,8 +108,8 @@ def posterior_mean(model: FlowMixture) -> Tensor:
     return model.weights.log_mean().detach().exp()
 
 
-def by_svi(model: FlowMixture, x: Tensor, guide: object, steps: int = 400) -> None:
-    optimizer = pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99})
+def by_svi(model: FlowMixture, x: Tensor, guide: object, steps: int = 150) -> None:
+    optimizer = pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.01 ** (1 / steps)})
     svi = SVI(model, guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
     for _ in range(steps):
         svi.step(x)

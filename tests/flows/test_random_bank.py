@@ -55,7 +55,7 @@ EXACT = rows().sum(0) / (N + 1 / 0.1**2)
 EXACT_SCALE = (N + 1 / 0.1**2) ** -0.5
 
 
-def by_svi(model: FlowMixture, guide: object, steps: int = 300) -> None:
+def by_svi(model: FlowMixture, guide: object, steps: int = 150) -> None:
     optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / steps)})
     svi = SVI(model, guide, optimizer, TraceEnum_ELBO(max_plate_nesting=1))
     for _ in range(steps):
@@ -67,7 +67,7 @@ def test_the_most_probable_parameters() -> None:
     by_svi(model, MarginalGuide(model))
     torch.testing.assert_close(model.bank.bank.loc[0].detach(), EXACT, rtol=1e-2, atol=1e-3)
     plain = FlowMixture(Means())
-    by_svi(plain, MarginalGuide(plain))
+    by_svi(plain, MarginalGuide(plain), steps=300)
     assert plain.bank.loc.detach().mean() > 2.5  # without the prior
 
 
@@ -80,7 +80,7 @@ def test_the_prior_shows_in_fit_as_well() -> None:
 
 def test_the_mean_field_posterior_is_exact_where_it_can_be() -> None:
     model = FlowMixture(RandomBank(Means(), PRIOR, scale=0.02))
-    by_svi(model, MarginalGuide(model), steps=500)
+    by_svi(model, MarginalGuide(model), steps=250)
     assert (model.bank.bank.loc[0].detach() - EXACT).abs().max() < 0.03
     scale = model.bank.log_scale["loc"].detach().exp()
     assert (scale / EXACT_SCALE - 1).abs().max() < 0.25
