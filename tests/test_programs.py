@@ -108,6 +108,13 @@ GUIDES: dict[str, Make] = {
 RUNS = ["module and function", "AutoNormal", "softmax and AutoGuideList"]
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a guide give few draws after a fit, where no test asks for their mean."""
+    monkeypatch.setattr("pyro_vmonf.guides.drawn.DRAWS", 16)
+
+
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.filterwarnings("ignore:the guide knows clusters")
 @pytest.mark.parametrize("name", RUNS)
 def test_fit_trains_saves_and_goes_on(name: str, tmp_path: Path) -> None:
@@ -285,6 +292,7 @@ def twice(model: FlowMixture) -> Any:
     return several
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("kind", [AutoStructured, AutoIAFNormal])
 def test_other_autoguides_with_everything_random(kind: Any) -> None:
     """Fit, report and posterior draws, where weights and parameters are random."""
