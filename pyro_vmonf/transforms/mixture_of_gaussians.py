@@ -47,7 +47,7 @@ class MixtureOfGaussians:
 
     def __init__(self, mixtures: int, bound: float) -> None:
         self.mixtures = check_positive("mixtures", mixtures)
-        if not bound > 0:
+        if not 0 < bound < math.inf:
             raise ValueError(f"bound is {bound}; the largest log-scale must be above zero")
         self.bound = bound
         self.parameters = 3 * mixtures
@@ -68,17 +68,21 @@ class MixtureOfGaussians:
     def inverse(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         log_weight, mean, log_scale = self._unpack(theta)
         u = (x.unsqueeze(-2) - mean) * torch.exp(-log_scale)
-        log_density = torch.logsumexp(log_weight - log_scale - 0.5 * u.square(), -2)
+        # Far away squares overflow: the density is zero there, and the value the largest with one.
+        farthest = torch.finfo(u.dtype).max ** 0.5 / 2
+        lost = (u.detach().abs() > farthest).all(-2)
+        edge = farthest * u.detach()[..., 0, :].sign()
+        u = u.masked_fill(lost.unsqueeze(-2), 0.0)
         below, above = _log_tails(log_weight, u)
         left = below < above
         log_mass = torch.where(left, below, above)
-        # Far away squares overflow: the density is zero there, and the value the largest with one.
-        lost = log_mass.detach() < torch.finfo(log_mass.dtype).min / 4
-        mass = log_mass.masked_fill(lost, torch.finfo(log_mass.dtype).min / 4)
-        quantile: Tensor = _Quantile.apply(mass)  # type: ignore[no-untyped-call]
+        quantile: Tensor = _Quantile.apply(log_mass)  # type: ignore[no-untyped-call]
         z = torch.where(left, quantile, -quantile)
-        slope = log_density + 0.5 * z.square()  # the normalising constants cancel
-        return z, torch.where(lost, -torch.inf, slope)
+        # The slope is a mean of hazards over that of z: no two large numbers cancel.
+        v = torch.where(left.unsqueeze(-2), u, -u)
+        log_share = log_weight + _log_below(v) - log_mass.unsqueeze(-2)
+        slope = torch.logsumexp(log_share + _log_hazard(v) - log_scale, -2) - _log_hazard(quantile)
+        return torch.where(lost, edge, z), torch.where(lost, -torch.inf, slope)
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -103,9 +107,42 @@ class MixtureOfGaussians:
 
 def _log_tails(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithms of a mixture's mass below and above, ``(*, D, N)``."""
-    below = torch.logsumexp(log_weight + torch.special.log_ndtr(u), -2)
-    above = torch.logsumexp(log_weight + torch.special.log_ndtr(-u), -2)
+    below = torch.logsumexp(log_weight + _log_below(u), -2)
+    above = torch.logsumexp(log_weight + _log_below(-u), -2)
     return below, above
+
+
+def _log_below(u: Tensor) -> Tensor:
+    """Return the logarithm of the mass of a standard normal below a number.
+
+    That of torch is as exact, and its derivative loses all digits far below zero.
+    """
+    near, far = u.clamp_min(-1.0), u.clamp_max(-1.0)
+    tail = _log_density(far) + _log_ratio(far)
+    return torch.where(u > -1, torch.special.log_ndtr(near), tail)
+
+
+def _log_hazard(u: Tensor) -> Tensor:
+    """Return the logarithm of the density of a standard normal over the mass below."""
+    near, far = u.clamp_min(-1.0), u.clamp_max(-1.0)
+    exact = _log_density(near) - torch.special.log_ndtr(near)
+    return torch.where(u > -1, exact, -_log_ratio(far))
+
+
+def _log_density(u: Tensor) -> Tensor:
+    return -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
+
+
+def _log_ratio(u: Tensor) -> Tensor:
+    """Return the logarithm of mass below over density, for numbers of at most -1.
+
+    Far below zero it is an asymptotic series, whose derivatives keep their digits.
+    """
+    switch = -12.0 if u.dtype == torch.float32 else -60.0
+    near, far = u.clamp_min(switch), u.clamp_max(switch)
+    s = far.square().reciprocal()
+    series = -torch.log(-far) + torch.log1p(s * (-1 + s * (3 + s * (-15 + 105 * s))))
+    return torch.where(u > switch, _ratio(near).log(), series)
 
 
 class _Quantile(torch.autograd.Function):

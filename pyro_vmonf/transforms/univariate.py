@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -44,8 +45,8 @@ class ShiftAndScale:
     networks = 2  # s(.) and t(.) of the thesis
 
     def __init__(self, bound: float) -> None:
-        if not bound > 0:
-            raise ValueError(f"bound is {bound}; the largest log-scale must be above zero")
+        if not 0 < bound < math.inf:
+            raise ValueError(f"bound is {bound}; the largest log-scale must be above zero, finite")
         self.bound = bound
 
     def __repr__(self) -> str:
@@ -82,7 +83,7 @@ class RationalQuadratic:
 
     def __init__(self, bins: int, bound: float) -> None:
         check_positive("bins", bins)
-        if bins * self.smallest_bin >= 1 or not bound > 0:
+        if bins * self.smallest_bin >= 1 or not 0 < bound < math.inf:
             raise ValueError(
                 f"bins is {bins} and bound is {bound}; expected fewer than "
                 f"{round(1 / self.smallest_bin)} bins and a bound above zero"

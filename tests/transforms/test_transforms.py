@@ -8,6 +8,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from pyro_vmonf.transforms import (
     SplineCoupling,
     Standardize,
     alternating_mask,
+    mixture_of_gaussians,
 )
 
 R, N, K, D = 2, 5, 3, 4
@@ -749,3 +751,51 @@ def test_gradients_towards_data_are_those_of_the_inverse() -> None:
     assert torch.autograd.gradcheck(
         value, (z.requires_grad_(), theta.requires_grad_()), eps=1e-6, atol=1e-6
     )
+
+
+def test_tails_of_a_mixture_of_gaussians_keep_their_digits() -> None:
+    """In float32 as in float64: density, and gradients of rows and parameters."""
+    generator = torch.Generator().manual_seed(0)
+    theta = 0.5 * torch.randn(1, 9, 1, generator=generator).double()
+    theta[:, 6:] = -2.5  # narrow Gaussians, so that rows are hundreds of scales away
+    x = torch.tensor([-60.0, -9.0, -2.0, -0.3, 0.0, 0.4, 3.0, 8.0, 40.0]).double()
+    one = MixtureOfGaussians(3, bound=5.0)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        row, parameters = x[None].to(dtype).requires_grad_(), theta.to(dtype).requires_grad_()
+        z, log_slope = one.inverse(row, parameters)
+        base = torch.distributions.StudentT(torch.tensor(3.0, dtype=dtype))
+        log_prob = base.log_prob(z) + log_slope
+        found.append((log_prob.detach(), *torch.autograd.grad(log_prob.sum(), (row, parameters))))
+    for exact, single in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), exact, rtol=5e-3, atol=5e-3)
+    step = 1e-6
+    ends = []
+    for side in (-1, 1):
+        z, log_slope = one.inverse((x + side * step)[None], theta)
+        base = torch.distributions.StudentT(torch.tensor(3.0).double())
+        ends.append(base.log_prob(z) + log_slope)
+    torch.testing.assert_close(found[0][1], (ends[1] - ends[0]) / (2 * step), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("u", [-3e4, -1e3, -61.0, -59.0, -13.0, -11.0, -1.1, -0.9, 0.0, 5.0])
+def test_the_tail_of_a_normal_has_its_derivatives(u: float) -> None:
+    """The first is the hazard h, the second -h (u + h)."""
+    own = torch.tensor(u, dtype=torch.float64, requires_grad=True)
+    value = mixture_of_gaussians._log_below(own)
+    [first] = torch.autograd.grad(value, own, create_graph=True)
+    [second] = torch.autograd.grad(first, own)
+    with mpmath.workdps(60):
+        exact = mpmath.mpf(u)
+        mass, density = mpmath.ncdf(exact), mpmath.npdf(exact)
+        hazard = density / mass
+        expected = [float(v) for v in (mpmath.log(mass), hazard, -hazard * (exact + hazard))]
+    assert float(value.detach()) == pytest.approx(expected[0], rel=1e-12, abs=1e-15)
+    assert float(first.detach()) == pytest.approx(expected[1], rel=1e-11)
+    assert float(second) == pytest.approx(expected[2], rel=1e-4 if u < -12 else 1e-9)
+
+
+@pytest.mark.parametrize("make", [AffineCoupling, AffineAutoregressive])
+def test_a_bound_is_finite(make: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match=r"bound is inf; .* above zero, finite"):
+        make(2, bound=math.inf)
