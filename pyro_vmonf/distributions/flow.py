@@ -16,7 +16,7 @@ from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.entries import Partial, joined
 from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
 from pyro_vmonf.distributions.partial import PROBED, importance, observe
-from pyro_vmonf.distributions.support import inside, is_real, possible
+from pyro_vmonf.distributions.support import behind, inside, is_real, possible, support_of
 from pyro_vmonf.transforms.base import FlowTransform
 
 
@@ -63,7 +63,10 @@ class FlowDistribution(Estimated):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
-        return self.transforms[-1].codomain if self.transforms else self.base.support
+        if not self.transforms:
+            return self.base.support
+        supports = [support_of(self.base), *(t.codomain for t in self.transforms)]
+        return behind(supports, self.transforms, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> FlowDistribution:
         return FlowDistribution(self.base.expand(Size(batch_shape)), self.transforms)

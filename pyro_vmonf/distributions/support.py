@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints, transform_to
+from torch.distributions import Distribution, Transform, biject_to, constraints, transform_to
+from torch.distributions.transforms import ComposeTransform
 
 from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf.distributions.estimates import Asking
@@ -24,6 +25,33 @@ def whole_of(support: Any) -> Any:
         return support
     base = support.base_constraint
     return base if is_real(base) else AnyOf(base, support.event_dim)
+
+
+def support_of(found: Distribution) -> Any:
+    """Return the support of a distribution; the whole space if it names none."""
+    try:
+        support = found.support
+    except NotImplementedError:
+        support = None
+    space = constraints.independent(constraints.real, len(found.event_shape))
+    return space if support is None else support
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two supports are the same set, and stay so in training."""
+    if is_real(one) and is_real(other):
+        return True
+    while isinstance(one, constraints.independent) and isinstance(other, constraints.independent):
+        one, other = one.base_constraint, other.base_constraint
+    if one is other:
+        return True
+    ends, others = vars(one), vars(other)
+    if type(one) is not type(other) or ends.keys() != others.keys():
+        return False
+    if not all(isinstance(end, int | float | Tensor) for end in (*ends.values(), *others.values())):
+        return False
+    pairs = [(torch.as_tensor(end), torch.as_tensor(others[name])) for name, end in ends.items()]
+    return all(torch.equal(a, b) and not (a.requires_grad or b.requires_grad) for a, b in pairs)
 
 
 def is_real(support: Any) -> bool:
@@ -143,6 +171,50 @@ biject_to.register(AnyOf, lambda support: biject_to(support.hull()))
 transform_to.register(AnyOf, lambda support: transform_to(support.hull()))
 
 
+class Behind(constraints.Constraint):
+    """The points that transforms make of a bounded set.
+
+    Arguments:
+        base: the support before them.
+        transforms: from there to data, in their order.
+        event_dim: dimensions of one point.
+    """
+
+    def __init__(self, base: Any, transforms: Sequence[Transform], event_dim: int) -> None:
+        self.base = base
+        self.transforms = list(transforms)
+        self.event_dim = event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        for transform in reversed(self.transforms):
+            value = transform.inv(value)
+        return is_in(self.base, value, self.event_dim)
+
+    def coordinates(self) -> Transform:
+        """Return the transform from unconstrained coordinates."""
+        return ComposeTransform([transform_to(self.base), *self.transforms])
+
+
+biject_to.register(Behind, Behind.coordinates)
+transform_to.register(Behind, Behind.coordinates)
+
+
+def behind(supports: Sequence[Any], transforms: Sequence[Transform], event_dim: int) -> Any:
+    """Return the support of a chain.
+
+    Arguments:
+        supports: that of the base, and the codomain of each transform.
+        transforms: from base to data.
+        event_dim: dimensions of one point.
+    """
+    last = supports[-1]
+    for number in reversed(range(len(supports))):
+        if not is_real(supports[number]):
+            after = transforms[number:]
+            return Behind(supports[number], after, event_dim) if after else supports[number]
+    return last
+
+
 def of_any(support: Any, event_dim: int) -> Any:
     """Return the support of a mixture: that of its components, if all of them have the same."""
     base = support
@@ -150,7 +222,8 @@ def of_any(support: Any, event_dim: int) -> Any:
         base = base.base_constraint
     ends = [value for value in vars(base).values() if isinstance(value, Tensor)]
     batched = any(value.dim() > event_dim for value in ends)
-    return AnyOf(support, event_dim) if batched or isinstance(base, Several) else support
+    several = batched or isinstance(base, Several | Behind)
+    return AnyOf(support, event_dim) if several else support
 
 
 class OwnUnits(Asking):

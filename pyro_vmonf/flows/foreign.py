@@ -21,10 +21,17 @@ from torch.func import functional_call
 
 from pyro_vmonf._utils.contexts import evaluating, local_seed, own_filters, training
 from pyro_vmonf._utils.sameness import difference
-from pyro_vmonf._utils.shapes import check_event
+from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.distributions.estimates import Estimated
-from pyro_vmonf.distributions.support import inside, is_real, possible
+from pyro_vmonf.distributions.support import (
+    Several,
+    inside,
+    is_real,
+    is_same,
+    possible,
+    support_of,
+)
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import Use
 from pyro_vmonf.flows.transformed import TransformedFlow
@@ -93,6 +100,12 @@ class Replicated(Registered):
             _check(part, context_features)
         self.domain = _bounded_domain(parts[0], context_features) if support is None else support
         self.parts = nn.ModuleList(parts)
+        with torch.no_grad():
+            probe = _probe(parts[0], context_features, 1)
+            first, *others = [Use(part)(support_of, probe) for part in parts]
+        self.event_dim: int = Use(parts[0])(lambda d: len(d.event_shape), probe)
+        # Each component then has a support of its own.
+        self.apart = self.domain is None and not all(is_same(first, own) for own in others)
         self.why_not = _why_not(parts, context_features) if vectorize else "vectorize=False"
 
     @property
@@ -101,8 +114,11 @@ class Replicated(Registered):
         return self.why_not is None
 
     def forward(self, context: Tensor | None = None) -> ReplicatedDistribution:
-        parts = list(self.parts)
-        return ReplicatedDistribution(parts, context, self.vectorized, support=self.domain)
+        parts, domain = list(self.parts), self.domain
+        if self.apart:
+            found = [Use(part)(support_of, context) for part in parts]
+            domain = Several(found, [1] * len(found), self.event_dim)
+        return ReplicatedDistribution(parts, context, self.vectorized, support=domain)
 
     def extra_repr(self) -> str:
         how = "in one call" if self.vectorized else f"one after the other ({self.why_not})"
@@ -135,7 +151,7 @@ class ReplicatedDistribution(Estimated):
         self.vectorized = vectorized
         like = self._of(0)
         shape = (*like.batch_shape, len(parts)) if batch_shape is None else batch_shape
-        self._support = _support_of(like) if support is None else support
+        self._support = support_of(like) if support is None else support
         self._reparametrized = like.has_rsample
         super().__init__(Size(shape), like.event_shape, validate_args=False)
 
@@ -160,6 +176,8 @@ class ReplicatedDistribution(Estimated):
     def log_prob(self, x: Tensor) -> Tensor:
         check_event(x, self.event_shape)
         axis = -1 - len(self.event_shape)
+        if isinstance(self._support, Several):
+            return self._log_prob_apart(x, self._support.supports)
         x, good = inside(self._support, x, len(self.event_shape))
         shared = x.shape[axis] == 1
         if self.vectorized:
@@ -171,6 +189,16 @@ class ReplicatedDistribution(Estimated):
             log_prob = torch.stack(torch.broadcast_tensors(*each), -1)
         log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
         return possible(log_prob, good)
+
+    def _log_prob_apart(self, x: Tensor, supports: Sequence[Any]) -> Tensor:
+        """Return the densities of components that have supports of their own."""
+        event_dim = len(self.event_shape)
+        each, xs = [], x.expand(broadcast(x.shape, (len(self.parts), *self.event_shape)))
+        for i, own in enumerate(xs.unbind(-1 - event_dim)):
+            row, good = inside(supports[i], own, event_dim)
+            each.append(possible(self._of(i).log_prob(row), good))
+        log_prob = torch.stack(torch.broadcast_tensors(*each), -1)
+        return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
 
     def _in_one_call(self, x: Tensor) -> Tensor:
         """Return the densities ``(*, K)`` of rows ``(K, *, *event_shape)``."""
@@ -358,9 +386,3 @@ def _names_its_support(found: Distribution) -> bool:
         return found.support is not None
     except NotImplementedError:
         return False
-
-
-def _support_of(found: Distribution) -> Any:
-    if _names_its_support(found):
-        return found.support
-    return constraints.independent(constraints.real, len(found.event_shape))

@@ -352,3 +352,47 @@ def test_circular_splines_keep_their_mass_on_the_torus(seed: int) -> None:
     assert vmonf.sample(200, seed=seed)[0].abs().max() <= torch.pi
     with pytest.warns(RuntimeWarning, match="outside the support"):
         assert vmonf.log_prob(torch.tensor([[4.0, 0.0]])) == -torch.inf
+
+
+@pytest.mark.parametrize("order", [(1.0, 2.0), (2.0, 1.0)])
+def test_each_component_has_its_own_support(order: tuple[float, float]) -> None:
+    sizes = iter(order)
+    bank = Replicated(lambda: dist.Uniform(torch.zeros(2), next(sizes)).to_event(1), 2)
+    vmonf = VMoNF(FlowMixture(bank))
+    x = torch.tensor([[0.5, 0.5], [1.5, 0.2], [1.5, 1.5]])
+    each = torch.stack([torch.where((x < size).all(-1), size**-2, 0.0) for size in order], -1)
+    torch.testing.assert_close(vmonf.component_log_prob(x).exp(), each)
+    torch.testing.assert_close(vmonf.log_prob(x).exp(), each.mean(-1))
+    drawn, _ = vmonf.sample(200, seed=0)
+    assert vmonf.log_prob(drawn).isfinite().all()
+    assert vmonf.predict(x).tolist() == each.argmax(-1).tolist()
+    with pytest.warns(RuntimeWarning, match="rows 1 lie outside the support of every component"):
+        assert vmonf.predict(torch.tensor([[0.5, 0.5], [2.5, 0.5]])).tolist()[1] == -1
+
+
+def test_a_bounded_map_stays_bounded_behind_others() -> None:
+    """The last map alone does not say where a chain ends."""
+    shifts = iter((5.0, 6.0))
+
+    def chain() -> list[Any]:
+        return [T.ExpTransform(), T.AffineTransform(next(shifts), 2.0)]
+
+    vmonf = VMoNF(FlowMixture(Replicated(chain, 2, features=1), "learned"))
+    assert vmonf.model.bounded
+    x = torch.tensor([[7.0], [5.5], [4.0]])
+    normal = dist.LogNormal(0.0, 1.0)
+    each = torch.stack(
+        [
+            torch.where(x > low, normal.log_prob(((x - low) / 2).clamp_min(1e-9)), -torch.inf)
+            for low in (5.0, 6.0)
+        ],
+        -1,
+    )
+    expected = each.squeeze(1) - math.log(2)
+    with pytest.warns(RuntimeWarning, match="rows 2 lie outside the support"):
+        torch.testing.assert_close(vmonf.component_log_prob(x), expected)
+    with pytest.warns(RuntimeWarning, match="rows 2 lie outside the support"):
+        assert vmonf.predict(x).tolist()[1:] == [0, -1]
+    before = vmonf.component_log_prob(x[:2])
+    vmonf.fit(7 + torch.rand(40, 1), epochs=1, progress=False)  # the rows keep their units
+    torch.testing.assert_close(vmonf.component_log_prob(x[:2]), before)
