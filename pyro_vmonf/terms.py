@@ -7,7 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pyro_vmonf._utils.processes import several_processes, sum_over_processes
+from pyro_vmonf._utils.processes import (
+    max_over_processes,
+    several_processes,
+    sum_over_processes,
+)
 from pyro_vmonf._utils.repr import arguments_of
 from pyro_vmonf._utils.validation import check_number
 from pyro_vmonf.contracts import Batch, required
@@ -199,7 +203,8 @@ def _log_sum(values: Tensor, dim: int) -> Tensor:
     own = values.logsumexp(dim, keepdim=True)
     if not several_processes():
         return own
-    return sum_over_processes(own.exp()).log()
+    top = max_over_processes(own.detach())  # so that no sum of small numbers is zero
+    return sum_over_processes((own - top).exp()).log() + top
 
 
 class Confidence(Term):

@@ -187,12 +187,17 @@ def test_the_bound_of_the_estimator_is_that_of_the_rows_that_count() -> None:
     assert found.lower_bound_ == pytest.approx(float(elbo), rel=1e-5)
 
 
+EYES = torch.eye(2).expand(2, 2, 2)
 BAD: dict[str, Any] = {
-    "not finite": lambda: Gaussian(2, 2).set_(torch.full((2, 2), torch.nan), torch.eye(2)),
+    "not finite": lambda: Gaussian(2, 2).set_(
+        torch.full((2, 2), torch.nan), torch.eye(2).expand(2, 2, 2)
+    ),
     "not symmetric": lambda: Gaussian(2, 2).set_(
         torch.zeros(2, 2), torch.tensor([[1.0, 0.9], [0.2, 1.0]]).expand(2, 2, 2)
     ),
-    "positive definite": lambda: Gaussian(2, 2).set_(torch.zeros(2, 2), -torch.eye(2)),
+    "positive definite": lambda: Gaussian(2, 2).set_(
+        torch.zeros(2, 2), -torch.eye(2).expand(2, 2, 2)
+    ),
     "whose sum is 1": lambda: sub([0.5, 0.9]),
     "component is -1": lambda: sub([0.5, 0.5], -1),
     "component is 3": lambda: sub([0.5, 0.5], 3),

@@ -23,3 +23,11 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
     result: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
     return result
+
+
+def max_over_processes(value: Tensor) -> Tensor:
+    """Return the largest value of a tensor in any process, without a gradient."""
+    largest = value.detach().clone()
+    if several_processes():
+        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+    return largest

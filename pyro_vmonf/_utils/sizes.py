@@ -22,7 +22,16 @@ def free_numbers(module: nn.Module) -> int:
         counted.add(id(part))
         say = getattr(part, "num_free", None)
         if callable(say):
-            return int(say())
+            tied = [p for p in part.parameters() if p.requires_grad and id(p) in counted]
+            try:
+                for parameter in tied:
+                    parameter.requires_grad_(False)
+                free = int(say())
+            finally:
+                for parameter in tied:
+                    parameter.requires_grad_()
+            counted.update(id(p) for p in part.parameters() if p.requires_grad)
+            return free
         own = {id(p): p.numel() for p in part.parameters(recurse=False) if p.requires_grad}
         fresh = sum(size for key, size in own.items() if key not in counted)
         counted.update(own)

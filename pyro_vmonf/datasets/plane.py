@@ -25,6 +25,8 @@ class Pinwheel:
         |\det| = \tfrac14\, |1 + t\,\mathrm{rate}\,e^r|
 
     The density of a point is a sum over the wings and over each radius r that gives the point.
+    Radii within 6.5 standard deviations count. Log-densities that are some 20 nats below the
+    largest one are therefore rough, and far outside they are a constant of about -62.
 
     Arguments:
         wings: number of wings *W*.

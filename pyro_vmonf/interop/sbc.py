@@ -57,6 +57,11 @@ class Calibration:
         for name, ranks in self.ranks.items():
             if ranks.is_floating_point() or not bool(((ranks >= 0) & (ranks <= self.draws)).all()):
                 raise ValueError(f"ranks of {name!r}: expected whole numbers, 0 to {self.draws}")
+            if ranks.dim() == 0 or ranks.numel() == 0 or len(ranks) != self.replicates:
+                raise ValueError(
+                    f"ranks of {name!r} have shape {tuple(ranks.shape)}; expected (R, *shape) with "
+                    "the same number R of data sets for every site, and at least one scalar"
+                )
 
     @property
     def replicates(self) -> int:
@@ -88,7 +93,7 @@ class Calibration:
         expected = self.replicates * bin_of.bincount().double()[:, None] / possible
         found = {}
         for name, ranks in self.ranks.items():
-            bins_of = bin_of[ranks.reshape(len(ranks), -1)]
+            bins_of = bin_of[ranks.reshape(len(ranks), -1).long()]
             inside = torch.nn.functional.one_hot(bins_of, count).sum(0).mT
             chi2 = ((inside - expected).square() / expected).sum(0)
             p = torch.special.gammaincc(torch.full_like(chi2, (count - 1) / 2), chi2 / 2)

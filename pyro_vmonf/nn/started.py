@@ -123,7 +123,13 @@ class Remembered(ShownModule):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.first = copy.deepcopy(network).requires_grad_(False)
+        self.first = copy.deepcopy(network).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Remembered:
+        """Set the mode of the network; what is remembered stays in ``eval()``."""
+        super().train(mode)
+        self.first.eval()
+        return self
 
     def remember_(self) -> None:
         """Take what the network says now as the start."""

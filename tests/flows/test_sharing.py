@@ -14,12 +14,14 @@ from pyro_vmonf import (
     AutoregressiveNSF,
     Flow,
     FlowMixture,
+    Gaussian,
     MarginalGuide,
     RealNVP,
     RotatedRealNVP,
     VMoNF,
 )
 from pyro_vmonf.datasets import pinwheel
+from pyro_vmonf.em import num_parameters
 from pyro_vmonf.transforms import Rotation
 
 K, D = 3, 4
@@ -118,3 +120,12 @@ def test_one_wing_learns_from_the_rows_of_all() -> None:
         turned = _held_out(lambda: RotatedRealNVP(5, blocks=4, hidden=(8,)), seed)
         private = _held_out(lambda: RealNVP(2, 5, blocks=4, hidden=(8,)), seed)
         assert turned > private + 0.2
+
+
+def test_tied_parameters_count_once() -> None:
+    one, other = Gaussian(2, 1), Gaussian(2, 1)
+    other.log_scale, other.lower = one.log_scale, one.lower  # one covariance
+    model = FlowMixture([one, other], "learned")
+    assert num_parameters(model) == 2 + 2 + 3 + 1
+    assert all(parameter.requires_grad for parameter in model.bank.parameters())
+    assert num_parameters(FlowMixture([one, one], "learned")) == 2 + 3 + 1

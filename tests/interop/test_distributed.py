@@ -27,6 +27,7 @@ from pyro_vmonf import (
     SoftmaxGuide,
     TrainingLoss,
     VMoNF,
+    terms,
 )
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import cooling
@@ -104,6 +105,8 @@ def worker(folder: Path, rank: int, world: int) -> None:
         both.register_comm_hook(None, counted)
         found[case] = train(case, both, vmonf, rank, world)
         found["numbers sent"][case] = sum(sent)
+    values = torch.full((4, 2), -900.0, dtype=torch.float64) - rank  # whose exponentials are zero
+    found["log of a sum"] = terms._log_sum(values, 0)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -117,6 +120,11 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    logs = torch.tensor([[-900.0], [-901.0]], dtype=torch.float64).expand(2, 4).reshape(-1, 1)
+    for one in (first, second):
+        torch.testing.assert_close(
+            one["log of a sum"], logs.logsumexp(0, keepdim=True).expand(1, 2)
+        )
     for case in CASES:
         vmonf, _ = build(case)
         parameters = sum(p.numel() for p in vmonf.parameters())

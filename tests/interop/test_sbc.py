@@ -193,3 +193,14 @@ def test_arviz_draws_the_ranks() -> None:
     points = np.linspace(0.01, 1, 100)
     ax = arviz.plot_ecdf(values, eval_points=points, cdf=lambda x: x, difference=True)
     assert abs(ax.get_lines()[0].get_ydata()).max() < 0.02
+
+
+def test_ranks_of_sites_are_of_the_same_data_sets() -> None:
+    ranks = torch.arange(300) % 11
+    with pytest.raises(ValueError, match="the same number R of data sets"):
+        Calibration({"a": ranks, "b": ranks.repeat(2)}, draws=10)
+    for bad in (ranks[:0], torch.zeros(300, 0, dtype=torch.long)):
+        with pytest.raises(ValueError, match="at least one scalar"):
+            Calibration({"a": bad}, draws=10)
+    bytes_ = Calibration({"a": ranks.to(torch.uint8)}, draws=10)
+    assert bytes_.p_value == Calibration({"a": ranks}, draws=10).p_value

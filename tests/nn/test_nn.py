@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pyro_vmonf.nn import MLP, ConvEncoder, Linear
 from pyro_vmonf.nn.made import MaskedMLP
+from pyro_vmonf.nn.started import Remembered
 
 R, N, K, D = 2, 5, 3, 4
 
@@ -203,3 +204,18 @@ def test_images_without_their_channel_are_refused(classes: int) -> None:
     message = r"x has shape \(28, 28, 28\); expected images \(\*, 1, 28, 28\), or flat ones"
     with pytest.raises(ValueError, match=message):
         ConvEncoder((1, 28, 28), classes)(torch.randn(28, 28, 28))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.BatchNorm1d(4), lambda: nn.Dropout(0.5)])
+def test_what_a_network_remembers_no_training_changes(make: Callable[[], nn.Module]) -> None:
+    network = Remembered(nn.Sequential(nn.Linear(2, 4), make(), nn.Linear(4, 3)))
+    network.remember_()
+    x = torch.randn(20, 2)
+    before = network.eval().start(x)
+    torch.testing.assert_close(before, network(x))
+    network.train()
+    for _ in range(3):
+        network(x + 5)
+        assert torch.equal(network.start(x), before)
+    assert not network.first.training
+    assert network.network.training
