@@ -73,15 +73,16 @@ class MixtureOfGaussians:
         lost = (u.detach().abs() > farthest).all(-2)
         edge = farthest * u.detach()[..., 0, :].sign()
         u = u.masked_fill(lost.unsqueeze(-2), 0.0)
-        below, above = _log_tails(log_weight, u)
-        left = below < above
-        log_mass = torch.where(left, below, above)
+        with torch.no_grad():
+            left = (log_weight.exp() * torch.special.ndtr(u)).sum(-2) < 0.5
+        v = torch.where(left.unsqueeze(-2), u, -u)
+        log_below, log_hazard = _tail(v)
+        log_mass = torch.logsumexp(log_weight + log_below, -2)
         quantile: Tensor = _Quantile.apply(log_mass)  # type: ignore[no-untyped-call]
         z = torch.where(left, quantile, -quantile)
         # The slope is a mean of hazards over that of z: no two large numbers cancel.
-        v = torch.where(left.unsqueeze(-2), u, -u)
-        log_share = log_weight + _log_below(v) - log_mass.unsqueeze(-2)
-        slope = torch.logsumexp(log_share + _log_hazard(v) - log_scale, -2) - _log_hazard(quantile)
+        log_share = log_weight + log_below - log_mass.unsqueeze(-2)
+        slope = torch.logsumexp(log_share + log_hazard - log_scale, -2) - _tail(quantile)[1]
         return torch.where(lost, edge, z), torch.where(lost, -torch.inf, slope)
 
     def forward(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,42 +108,57 @@ class MixtureOfGaussians:
 
 def _log_tails(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithms of a mixture's mass below and above, ``(*, D, N)``."""
-    below = torch.logsumexp(log_weight + _log_below(u), -2)
-    above = torch.logsumexp(log_weight + _log_below(-u), -2)
+    below = torch.logsumexp(log_weight + torch.special.log_ndtr(u), -2)
+    above = torch.logsumexp(log_weight + torch.special.log_ndtr(-u), -2)
     return below, above
 
 
-def _log_below(u: Tensor) -> Tensor:
-    """Return the logarithm of the mass of a standard normal below a number.
+def _tail(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for a standard normal, the logarithms of the mass below and of the hazard there."""
+    found: tuple[Tensor, Tensor] = _Tail.apply(u)  # type: ignore[no-untyped-call]
+    return found
 
-    That of torch is as exact, and its derivative loses all digits far below zero.
+
+class _Tail(torch.autograd.Function):
+    """The logarithms of mass below, and of density over that mass, with exact derivatives.
+
+    The derivative of torch's own ``log_ndtr`` loses all digits far below zero.
     """
-    near, far = u.clamp_min(-1.0), u.clamp_max(-1.0)
-    tail = _log_density(far) + _log_ratio(far)
-    return torch.where(u > -1, torch.special.log_ndtr(near), tail)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor) -> tuple[Tensor, Tensor]:
+        below = torch.special.log_ndtr(u)
+        # Far above zero the mass is one.
+        density = -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
+        return below, torch.where(u > 5, density - below, -_ratio(u).log())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, of_below: Tensor, of_hazard: Tensor) -> Tensor:  # type: ignore[override]
+        (u,) = ctx.saved_tensors
+        excess = _excess(u)
+        return of_below * (excess - u) - of_hazard * excess
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        (u,) = ctx.saved_tensors
+        excess = _excess(u)
+        return tangent * (excess - u), -tangent * excess
 
 
-def _log_hazard(u: Tensor) -> Tensor:
-    """Return the logarithm of the density of a standard normal over the mass below."""
-    near, far = u.clamp_min(-1.0), u.clamp_max(-1.0)
-    exact = _log_density(near) - torch.special.log_ndtr(near)
-    return torch.where(u > -1, exact, -_log_ratio(far))
-
-
-def _log_density(u: Tensor) -> Tensor:
-    return -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
-
-
-def _log_ratio(u: Tensor) -> Tensor:
-    """Return the logarithm of mass below over density, for numbers of at most -1.
-
-    Far below zero it is an asymptotic series, whose derivatives keep their digits.
-    """
+def _excess(u: Tensor) -> Tensor:
+    """Return the hazard h of a standard normal plus u: by a series where the two cancel."""
     switch = -12.0 if u.dtype == torch.float32 else -60.0
-    near, far = u.clamp_min(switch), u.clamp_max(switch)
+    far = u.clamp_max(switch)
     s = far.square().reciprocal()
-    series = -torch.log(-far) + torch.log1p(s * (-1 + s * (3 + s * (-15 + 105 * s))))
-    return torch.where(u > switch, _ratio(near).log(), series)
+    series = (s * (2 - s * (10 - 74 * s)) - 1) / far
+    return torch.where(u < switch, series, _ratio(u.clamp_min(switch)).reciprocal() + u)
 
 
 class _Quantile(torch.autograd.Function):

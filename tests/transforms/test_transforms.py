@@ -782,9 +782,10 @@ def test_tails_of_a_mixture_of_gaussians_keep_their_digits() -> None:
 def test_the_tail_of_a_normal_has_its_derivatives(u: float) -> None:
     """The first is the hazard h, the second -h (u + h)."""
     own = torch.tensor(u, dtype=torch.float64, requires_grad=True)
-    value = mixture_of_gaussians._log_below(own)
+    value, log_hazard = mixture_of_gaussians._tail(own)
     [first] = torch.autograd.grad(value, own, create_graph=True)
-    [second] = torch.autograd.grad(first, own)
+    [second] = torch.autograd.grad(first, own, retain_graph=True)
+    [slope] = torch.autograd.grad(log_hazard, own)
     with mpmath.workdps(60):
         exact = mpmath.mpf(u)
         mass, density = mpmath.ncdf(exact), mpmath.npdf(exact)
@@ -792,7 +793,9 @@ def test_the_tail_of_a_normal_has_its_derivatives(u: float) -> None:
         expected = [float(v) for v in (mpmath.log(mass), hazard, -hazard * (exact + hazard))]
     assert float(value.detach()) == pytest.approx(expected[0], rel=1e-12, abs=1e-15)
     assert float(first.detach()) == pytest.approx(expected[1], rel=1e-11)
-    assert float(second) == pytest.approx(expected[2], rel=1e-4 if u < -12 else 1e-9)
+    assert float(second) == pytest.approx(expected[2], rel=1e-9)
+    assert float(log_hazard.detach()) == pytest.approx(float(mpmath.log(hazard)), rel=1e-12)
+    assert float(slope) == pytest.approx(float(-(exact + hazard)), rel=1e-9)
 
 
 @pytest.mark.parametrize("make", [AffineCoupling, AffineAutoregressive])
