@@ -116,7 +116,8 @@ class LightningMixture(LightningModule):
         """
         if differs := difference(settings_of(self.vmonf), checkpoint.get("settings", {})):
             raise ValueError(f"the checkpoint is of another pair: {differs}")
-        self.vmonf.model.feature_names = checkpoint.get("feature_names")
+        model = self.vmonf.model
+        model.feature_names = checkpoint.get("feature_names", model.feature_names)
 
     def configure_optimizers(self) -> Optimizer:
         """Return Adam or the given optimiser."""

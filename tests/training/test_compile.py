@@ -505,7 +505,8 @@ def test_machine_code_takes_the_same_steps(built: list[compiling.Compiled]) -> N
 
 
 MEASURED: dict[str, Any] = {
-    "epochs": 4, "batch_size": 16, "held_out": 20, "keep": "best", "progress": False, "seed": 0
+    "epochs": 4, "batch_size": 25, "held_out": torch.arange(20), "keep": "best", "progress": False,
+    "seed": 0,
 }  # fmt: skip
 
 
@@ -522,7 +523,7 @@ def test_measured_rows_have_a_graph(
 ) -> None:
     """The terms have the weights of the last step there, and a dropout is none."""
     x, _, _ = rows_of(torch.float64)
-    options = MEASURED | {"held_out": torch.arange(20), "batch_size": size}
+    options = MEASURED | {"batch_size": size}
     terms = [Balance(weight=linear_decay(3)), Confidence(weight=0.1)]
     network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
     ends = []
@@ -541,7 +542,7 @@ def test_measured_rows_have_a_graph(
 @pytest.mark.usefixtures("without_compiler")
 def test_few_measurements_stay_with_python(pair: VMoNF, built: list[compiling.Compiled]) -> None:
     x, _, _ = rows_of(torch.float64)
-    history = copy.deepcopy(pair).fit(x, compile=True, **MEASURED | {"held_out": torch.arange(20)})
+    history = copy.deepcopy(pair).fit(x, compile=True, **MEASURED)
     assert built[-1].graph is not None
     assert built[-1].measured is None
     assert "measured" not in history.road
@@ -552,7 +553,7 @@ def test_a_resumed_run_measures_on_the_road_that_it_took(
     pair: VMoNF, built: list[compiling.Compiled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, _, _ = rows_of(torch.float64)
-    options = MEASURED | {"held_out": torch.arange(20), "compile": True}
+    options = MEASURED | {"compile": True}
     for pays in (True, False):
         path = tmp_path / f"{pays}.ckpt"
         monkeypatch.setattr(compiling, "SAVED_PER_NODE", 1e9 if pays else 0.0)
@@ -586,7 +587,7 @@ def test_a_graph_of_measured_rows_that_differs_ends_the_road(
             graph.function = lambda *inputs: [value + 1 for value in own(*inputs)]
             changed.append(progress.epoch)
 
-    options = MEASURED | {"held_out": torch.arange(20), "epochs": 60, "keep": "last"}
+    options = MEASURED | {"epochs": 60, "keep": "last"}
     with pytest.warns(RuntimeWarning, match="the compiled road ends"):
         copy.deepcopy(pair).fit(x, compile=True, callbacks=spoil, **options)
     assert changed
