@@ -255,8 +255,8 @@ def held_out_rows() -> str:
     found, splits = held_out.summary(rows), len(rows) / len({row["set"] for row in rows})
     return filled_lines(
         f"On a fifth of the rows as a test, {splits:.1f} times a set on average, the median gain",
-        f"is {found['median_gain']:.3f} nats a row on the {found['sets']} sets of real numbers. Sets",
-        "that are worse by more than .05 nats and two standard errors of the difference:",
+        f"is {found['median_gain']:.3f} nats a row on the {found['sets']} sets of real numbers.",
+        "Sets that are worse by more than .05 nats and two standard errors of the difference:",
         f"{found['worse']}. On {found['not_below_kernels']} sets kernels are not better. The",
         "Gaussian mixture has the size of the best BIC and the best of five starts on the rows",
         "that train, and held-out rows choose the bandwidth of the kernels.",
