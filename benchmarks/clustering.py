@@ -13,6 +13,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -65,7 +66,7 @@ def fitted(x: Array, number: int, seed: int) -> tuple[VMoNF, Array]:
     return vmonf, starts[0].clusters
 
 
-def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
+def row(path: Path, seed: int) -> dict[str, Any]:
     """Return what ``from_data`` makes of a set, with K given and without."""
     x, partitions, number = load(path)
     begun = time.process_time()
@@ -79,8 +80,6 @@ def row(folder: Path, path: Path, seed: int) -> dict[str, Any]:
     with processor_minutes():
         unknown = VMoNF.from_data(x, seed=seed)
     return {
-        "set": str(path.relative_to(folder)).removesuffix(".data.gz"),
-        "seed": seed,
         "rows": len(x),
         "columns": x.shape[1],
         "components": number,
@@ -140,6 +139,39 @@ def ablation(rows: list[dict[str, Any]]) -> list[Row]:
     return result
 
 
+def gone_through(
+    paths: Sequence[Path],
+    json_file: Path,
+    key: str,
+    numbers: Sequence[int],
+    make: Callable[[Path, int], dict[str, Any] | None],
+) -> list[dict[str, Any]]:
+    """Return the lines of all sets and numbers; those that the file has are not done again.
+
+    Arguments:
+        paths: files of the sets.
+        json_file: to which each new line is added.
+        key: of the number in a line, such as ``"seed"``.
+        numbers: of seeds or splits.
+        make: function from a set and a number to the rest of a line; ``None`` leaves it out.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # the other threads of BLAS would wait for work, and count as seconds
+    warnings.simplefilter("ignore")
+    done = [json.loads(line) for line in json_file.open()] if json_file.exists() else []
+    seen = {(r["set"], r[key]) for r in done}
+    for number in numbers:
+        for path in paths:
+            name = f"{path.parent.name}/{path.name.removesuffix('.data.gz')}"
+            if (name, number) in seen or (found := make(path, number)) is None:
+                continue
+            done.append({"set": name, key: number, **found})
+            print(done[-1], flush=True)
+            with json_file.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+    return done
+
+
 def main() -> None:
     """Go through the sets; lines that the file has already are not done again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clustering", description=__doc__)
@@ -148,20 +180,10 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="every so-manieth set, as 0/2 and 1/2")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/clustering.jsonl"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    threadpool_limits(1)  # the other threads of BLAS would wait for work, and count as seconds
-    warnings.simplefilter("ignore")
     first, step = map(int, given.part.split("/"))
-    done = [json.loads(line) for line in given.json.open()] if given.json.exists() else []
-    seen = {(r["set"], r["seed"]) for r in done}
-    for seed in map(int, given.seeds.split(",")):
-        for path in sorted(given.folder.glob("*/*.data.gz"))[first::step]:
-            name = str(path.relative_to(given.folder)).removesuffix(".data.gz")
-            if (name, seed) not in seen:
-                done.append(row(given.folder, path, seed))
-                print(done[-1], flush=True)
-                with given.json.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
+    paths = sorted(given.folder.glob("*/*.data.gz"))[first::step]
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    done = gone_through(paths, given.json, "seed", seeds, row)
     print(table(ablation(done)))
     print(json.dumps(summary(done), indent=1))
 

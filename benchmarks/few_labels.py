@@ -7,19 +7,15 @@ other rows. Sets are those of :mod:`benchmarks.clustering` with at most 5,000 ro
 from __future__ import annotations
 
 import argparse
-import json
 import time
-import warnings
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import adjusted_rand_score
-from threadpoolctl import threadpool_limits
 
-from benchmarks.clustering import Array, load
+from benchmarks.clustering import Array, gone_through, load
 from benchmarks.tables import table
 from benchmarks.timing import processor_minutes
 from pyro_vmonf import VMoNF
@@ -38,8 +34,12 @@ def drawn_labels(classes: Array, seed: int) -> Array:
     return labels
 
 
-def row(x: Array, classes: Array, seed: int) -> dict[str, Any]:
-    """Return what labels bring to a set."""
+def row(path: Path, seed: int) -> dict[str, Any] | None:
+    """Return what labels bring to a set; ``None`` for a large one."""
+    x, partitions, _ = load(path)
+    if len(x) > MOST_ROWS:
+        return None
+    classes = partitions[0] - 1
     labels = drawn_labels(classes, seed)
     judged = (labels < 0) & (classes >= 0)
     begun = time.process_time()
@@ -62,21 +62,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/few-labels.jsonl"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    threadpool_limits(1)
-    warnings.simplefilter("ignore")
-    done = [json.loads(line) for line in given.json.open()] if given.json.exists() else []
-    seen = {(r["set"], r["seed"]) for r in done}
-    for seed in map(int, given.seeds.split(",")):
-        for path in sorted(given.folder.glob("*/*.data.gz")):
-            name = str(path.relative_to(given.folder)).removesuffix(".data.gz")
-            x, partitions, _ = load(path)
-            if len(x) > MOST_ROWS or (name, seed) in seen:
-                continue
-            done.append({"set": name, "seed": seed, **row(x, partitions[0] - 1, seed)})
-            print(done[-1], flush=True)
-            with given.json.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+    paths = sorted(given.folder.glob("*/*.data.gz"))
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    done = gone_through(paths, given.json, "seed", seeds, row)
     print(table(done))
     labelled, without = ([r[key] for r in done] for key in ("ari", "ari_without"))
     print(f"mean {mean(labelled):.3f}, without labels {mean(without):.3f}")

@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import warnings
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
-from benchmarks.clustering import Array, load
+from benchmarks.clustering import Array, gone_through, load
 from benchmarks.density import gaussian_mixture, kernel_density
 from benchmarks.density_tables import Split
 from benchmarks.tables import Row, table
@@ -44,8 +41,9 @@ def is_real(x: Array) -> bool:
     return all(len(np.unique(column)) >= FEWEST_VALUES * len(x) for column in x.T)
 
 
-def row(x: Array, components: int, number: int) -> dict[str, Any]:
+def row(path: Path, number: int) -> dict[str, Any]:
     """Return the mean log-densities of one split in nats, and the difference with its error."""
+    x, _, components = load(path)
     split = split_of(x, number)
     begun = time.process_time()
     with processor_minutes():
@@ -105,20 +103,8 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/held-out.jsonl"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    threadpool_limits(1)
-    warnings.simplefilter("ignore")
-    done = [json.loads(line) for line in given.json.open()] if given.json.exists() else []
-    seen = {(r["set"], r["split"]) for r in done}
-    for number in range(given.splits):
-        for path in sorted(given.folder.glob("*/*.data.gz")):
-            name = str(path.relative_to(given.folder)).removesuffix(".data.gz")
-            if (name, number) not in seen:
-                x, _, components = load(path)
-                done.append({"set": name, "split": number, **row(x, components, number)})
-                print(done[-1], flush=True)
-                with given.json.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
+    paths = sorted(given.folder.glob("*/*.data.gz"))
+    done = gone_through(paths, given.json, "split", range(given.splits), row)
     print(table(by_set(done)))
     print(json.dumps(summary(done), indent=1))
 

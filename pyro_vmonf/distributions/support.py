@@ -207,12 +207,11 @@ def behind(supports: Sequence[Any], transforms: Sequence[Transform], event_dim: 
         transforms: from base to data.
         event_dim: dimensions of one point.
     """
-    last = supports[-1]
     for number in reversed(range(len(supports))):
         if not is_real(supports[number]):
             after = transforms[number:]
             return Behind(supports[number], after, event_dim) if after else supports[number]
-    return last
+    return supports[-1]
 
 
 def of_any(support: Any, event_dim: int) -> Any:

@@ -193,10 +193,8 @@ class Gaussian(Registered, ShownModule):
             ValueError: if a shape differs, they are not finite, or a covariance is not symmetric or
                 not positive definite. Nothing has then changed.
         """
-        shapes, wanted = (
-            (tuple(loc.shape), tuple(covariance.shape))
-            for loc, covariance in ((loc, covariance), (self.loc, self.lower))
-        )
+        shapes = (tuple(loc.shape), tuple(covariance.shape))
+        wanted = (tuple(self.loc.shape), tuple(self.lower.shape))
         if shapes != wanted:
             raise ValueError(f"means and covariances have shapes {shapes}; expected {wanted}")
         factor = factor_of(loc, covariance)
