@@ -92,6 +92,13 @@ def captured(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
             raise RuntimeError("Python asks for the value of a tensor") from error
 
 
+def is_captured(value: Tensor) -> bool:
+    """Return whether a tensor has a shape and no values: operations on it become a graph."""
+    from torch._subclasses.fake_tensor import is_fake
+
+    return is_fake(value)
+
+
 def repeated(body: fx.GraphModule, count: int) -> fx.GraphModule:
     """Return a loop of a captured body as a graph, with the same inputs and outputs.
 

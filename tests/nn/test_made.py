@@ -33,13 +33,15 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", MASKS)
 def test_blocks_hold_all_that_a_mask_allows(name: str) -> None:
     mask = MASKS[name]
-    covered = torch.zeros_like(mask)
-    for o1, o2, i1, i2 in blocks_of(mask, rows=10):
-        covered[o1:o2, i1:i2] = True
-    assert not (mask & ~covered).any()
-    assert not covered.any() or name != "nothing"
-    if name == "lower":
-        assert covered.double().mean() < 0.3
+    blocks = blocks_of(mask, rows=10)
+    for ranges, allowed in ((blocks.outputs, mask), (blocks.inputs, mask.mT)):
+        covered = torch.zeros_like(allowed)
+        for o1, o2, i1, i2 in ranges:
+            covered[o1:o2, i1:i2] = True
+        assert not (allowed & ~covered).any()
+        assert not covered.any() or name != "nothing"
+        if name == "lower":
+            assert covered.double().mean() < 0.3
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -88,7 +90,7 @@ def test_a_stack_of_networks_under_vmap_is_each_of_them() -> None:
 @pytest.mark.parametrize("order", [range(60), range(59, -1, -1), torch.randperm(60).tolist()])
 def test_wide_layers_return_to_the_data(order: list[int]) -> None:
     transform = AffineAutoregressive(60, order=list(order), hidden=(120,), batch_shape=(2,))
-    assert len(transform.network.blocks[0]) == 2
+    assert len(transform.network.blocks[0].outputs) == 2
     x = torch.randn(5, 1, 60)
     z, log_det = transform.inverse_and_log_det(x)
     returned, back = transform.forward_and_log_det(z)
