@@ -17,6 +17,7 @@ from pyro_vmonf.training.graphs import StepGraph, Worth
 from pyro_vmonf.training.objective import Objective
 from pyro_vmonf.training.unread import COUNTS, added
 
+MOST_NUMBERS = 2_000_000  # parameters that a graph writes anew; more of them move in place
 SCHEDULED = ("guide.temperature",)  # parts of the state of which each step has its own
 
 
@@ -222,7 +223,7 @@ class AdamGraph(StepGraph):
 
     def _comparable(
         self, mine: list[Tensor], theirs: list[Tensor], inputs: list[Tensor]
-    ) -> list[Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         # A gradient of zero but for rounding may move either way.
         before, found, own = (Moved.of(v[1 : self.count]) for v in (inputs, theirs, mine))
         every, rates = inputs[self.count + 1 : self.count + 3]
@@ -230,7 +231,7 @@ class AdamGraph(StepGraph):
         moved = self.adam.moved(before.values, *moments, every, rates)
         taken = own.steps[0] > before.steps[0]
         values = torch.where(taken, moved, before.values)
-        return [mine[0], *own._replace(values=values).flat()]
+        return [mine[0], *own._replace(values=values).flat()], theirs
 
 
 def step_graph(
@@ -262,7 +263,8 @@ def step_graph(
     with or_not_captured():
         gradient = Gradient(objective, parameters, batch)
         own = gradient.parameters
-        if not own or FlatAdam.refuses(optimizer, own):
+        many = sum(parameter.numel() for parameter in own) > MOST_NUMBERS
+        if many or not own or FlatAdam.refuses(optimizer, own):
             return StepGraph(gradient, batch, worth, others)
         adam = FlatAdam(optimizer, own, clip_norm)
         return AdamGraph(gradient, batch, worth, others, adam, steps)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vmonf.training.adam_graph import AdamGraph, step_graph
+from pyro_vmonf.training.adam_graph import MOST_NUMBERS, AdamGraph, step_graph
 from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.gradients import NotCaptured, Value, or_not_captured
 from pyro_vmonf.training.graphs import StepGraph, Worth
@@ -31,7 +31,6 @@ SHARE_SAVED = 0.6  # of a step, by a compiled one
 FROM_CACHE = 4.0  # seconds to capture a step and to load its code
 COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new on this machine
 SAVED_PER_NODE = 1e-5  # seconds that a graph saves each time for measured rows, of each operation
-MOST_NUMBERS = 2_000_000  # parameters above which products are the step, and a graph saves nothing
 
 
 class Compiled(Unread):
@@ -243,7 +242,7 @@ class Compiling:
         if self.decided or lanes.graph is not None or lanes.count < MEASURED_STEPS:
             return
         if sum(parameter.numel() for parameter in lanes.parameters) > MOST_NUMBERS:
-            self.decided = True
+            self.decided = True  # products are the step, and a graph saves nothing
             return
         saved = SHARE_SAVED * trainer.steps_left() * lanes.seconds / lanes.count
         if saved < FROM_CACHE:

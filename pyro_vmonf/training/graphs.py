@@ -86,7 +86,7 @@ class StepGraph:
         with local_seed(0), torch.no_grad():
             theirs = self.function(*inputs)
         rounding = 1e3 * torch.finfo(self.gradient.dtype).eps
-        for one, other in zip(self._comparable(mine, theirs, inputs), theirs, strict=True):
+        for one, other in zip(*self._comparable(mine, theirs, inputs), strict=True):
             finite = one.isfinite() & other.isfinite()
             same = torch.allclose(one[~finite], other[~finite], equal_nan=True)
             gaps = (one - other)[finite].abs()
@@ -140,6 +140,12 @@ class StepGraph:
 
     def _comparable(
         self, mine: list[Tensor], theirs: list[Tensor], inputs: list[Tensor]
-    ) -> list[Tensor]:
-        """Return what the outputs of the graph should be, by those of a step."""
-        return mine
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what is compared: the outputs of a step, and those of the graph."""
+        count = 1 + len(self.gradient.parameters)
+        # Rounding goes by the largest numbers of the gradient, as that of its norm does.
+        mine, theirs = (
+            [v[0], *([torch.cat([g.flatten() for g in v[1:count]])] if count > 1 else []), *v[count:]]
+            for v in (mine, theirs)
+        )
+        return mine, theirs

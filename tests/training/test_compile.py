@@ -15,8 +15,9 @@ from torch import nn
 from torch._inductor import config as inductor
 from torch.distributions import Dirichlet
 
-from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import MAF, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.nn import MLP
+from pyro_vmonf.nn.made import MaskedMLP
 from pyro_vmonf.schedules import linear_decay
 from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, CustomTerm, Term
 from pyro_vmonf.training import adam_graph, compiling, graphs
@@ -178,6 +179,28 @@ def test_every_optimiser_moves_as_it_does_from_python(
     assert isinstance(built[0].graph, adam_graph.AdamGraph) == (name not in others)
     assert ends[0][1] == ends[1][1]
     for a, b in zip(*(end.state_dict().values() for end, _ in ends), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_large_mixture_moves_in_place(
+    built: list[compiling.Compiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph has the gradient alone, with the masked products of a MAF in blocks."""
+    monkeypatch.setattr(adam_graph, "MOST_NUMBERS", 1000)
+    x = torch.randn(64, 60, dtype=torch.float64)
+    ends = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        bank = MAF(60, 2, blocks=2, hidden=(100,))
+        one = VMoNF(FlowMixture(bank), SoftmaxGuide(MLP(60, 2, hidden=(4,)))).double()
+        [network, _] = (part for part in bank.modules() if isinstance(part, MaskedMLP))
+        assert len(network.blocks[0].outputs) == 2
+        history = one.fit(x, epochs=3, batch_size=32, seed=0, progress=False, compile=compile)
+        ends.append(one)
+    assert history.road.startswith("short, compiled"), history.road
+    assert not isinstance(built[0].graph, adam_graph.AdamGraph)
+    for a, b in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
