@@ -115,8 +115,12 @@ def fit_em(
     weight = x.new_ones(len(x), dtype=torch.float64)
     if sample_weight is not None:
         weight = check_sample_weight(sample_weight, len(x), weight)
-        if not weight.any():
+        counted = weight > 0
+        if not counted.any():
             raise ValueError("sample_weight is zero for every row; some have to count")
+        x, weight = x[counted], weight[counted]  # the others may be anywhere
+        if responsibilities is not None:
+            responsibilities = responsibilities[counted.to(responsibilities.device)]
     pseudo_count = mixture_weights.pseudo_count / float(weight.mean())
     weight = weight / weight.mean()
     units = Standardize(model.event_shape).to(x)

@@ -137,6 +137,22 @@ def test_rows_without_weight_draw_no_centre() -> None:
     assert sorted(model.log_posterior(x[:90:30]).argmax(-1).tolist()) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_rows_without_weight_may_be_anywhere(started: bool) -> None:
+    x = DATA["apart"]()
+    start = torch.eye(K).repeat(30, 1) if started else None
+    far = torch.cat((torch.full((2, 2), 1e300), x))
+    options: dict[str, Any] = {"seed": 0, "n_init": 2, "max_iter": 9}
+    alone, beside = mixture(2), mixture(2)
+    curve = fit_em(alone, x, responsibilities=start, **options)
+    more = None if start is None else torch.cat((torch.ones(2, K), start))
+    weight = torch.cat((torch.zeros(2), torch.ones(90)))
+    found = fit_em(beside, far, responsibilities=more, sample_weight=weight, **options)
+    assert found == curve
+    for one, other in zip(alone.state_dict().values(), beside.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_the_likelihood_never_falls(name: str) -> None:
     x = DATA[name]()

@@ -10,7 +10,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def read_delimited(path: Path, separator: str | None, label: str | None) -> tupl
         if others and separator is None:
             raise ValueError(f"it has one column, {header[0]!r}; pass --separator {others[0]!r}")
         read = _reader(path, options | lines)
-        frame = read()
+        frame = _without_blanks(read())
+        [label] = there([label], frame)
         if label in frame:  # a class may be named NA, and 01 is another one than 1
             frame[label] = read(dtype=str, keep_default_na=False)[label]
     except DAMAGES as error:  # pandas' own errors are ValueErrors
@@ -58,6 +59,30 @@ def read_delimited(path: Path, separator: str | None, label: str | None) -> tupl
             raise
         raise ValueError(f"{path} is a damaged archive: {error}") from error
     return frame, sorted({name for name in header if header.count(name) > 1})
+
+
+def there(names: Sequence[str | None], frame: Any) -> list[Any]:
+    """Return names as they stand in a header, which may have spaces around them."""
+    plain = [str(c).strip() for c in frame.columns]
+    return [
+        frame.columns[plain.index(name)]
+        if name not in frame.columns and plain.count(name) == 1
+        else name
+        for name in names
+    ]
+
+
+def _without_blanks(frame: Any) -> Any:
+    """Return a frame in which cells of spaces are empty: the others of the column may be numbers."""
+    import pandas
+
+    for name in frame.columns[[kind.kind not in "iufb" for kind in frame.dtypes]]:
+        text = frame[name]
+        filled = text.where(text.astype(str).str.strip() != "")
+        numbers = pandas.to_numeric(filled, errors="coerce")
+        if len(filled) > int(filled.count()) and numbers.count() == filled.count():
+            frame[name] = numbers
+    return frame
 
 
 def _lines(path: Path, mark: str) -> tuple[list[str], dict[str, Any]]:

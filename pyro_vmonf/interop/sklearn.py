@@ -21,7 +21,7 @@ from pyro_vmonf._utils.contexts import local_seed, own_filters
 from pyro_vmonf._utils.frames import names_of, numeric, ordered
 from pyro_vmonf._utils.labels import is_mark, marked
 from pyro_vmonf._utils.plain import plain
-from pyro_vmonf._utils.validation import check_positive
+from pyro_vmonf._utils.validation import check_number, check_positive
 from pyro_vmonf.contracts import Start
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.flows.ready_made import MAF, NSF, AutoregressiveNSF, Gaussian, RealNVP
@@ -157,6 +157,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
         X = np.ascontiguousarray(X)
         for name in ("n_init", "max_iter", "batch_size"):
             check_positive(name, getattr(self, name))
+        check_number("learning_rate", self.learning_rate)
         if self.n_components != "auto":
             check_positive("n_components", self.n_components)
         if not callable(self.init) and self.init not in ("auto", "kmeans", "spectral", "random"):

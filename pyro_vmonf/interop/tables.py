@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vmonf._utils.labels import MARKS, is_mark
 from pyro_vmonf._utils.progress import parts
-from pyro_vmonf.interop.delimited import countings, read_delimited
+from pyro_vmonf.interop.delimited import countings, read_delimited, there
 from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
@@ -69,15 +69,21 @@ def read_table(
         ValueError: if columns are missing or hold no numbers, or no row has one.
     """
     whole, twice = _read(Path(path), separator, label)
+    names = list(columns)  # of the fit
+    columns, drop = there(columns, whole), there(drop, whole)
+    [label] = there([label], whole)
     if not len(whole):
         raise ValueError(f"{path} has no row below its header")
     if label in columns:
         raise ValueError(f"column {label} is the label; leave it out of --columns")
+    both = ", ".join(name for name in columns if name in drop)
+    if both:
+        raise ValueError(f"{both} is in --columns and in --drop; name each column in one of them")
     asked = [*columns, *drop, *([label] if label else [])]
     missing = [name for name in asked if name not in whole.columns]
     if missing:
-        there = ", ".join(map(str, whole.columns))
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {there}")
+        every = ", ".join(map(str, whole.columns))
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {every}")
     again = sorted({name for name in columns if columns.count(name) > 1})
     if again:
         raise ValueError(f"--columns names {', '.join(again)} twice; name each column once")
@@ -94,7 +100,7 @@ def read_table(
     text = [c for c in whole.columns if not (columns or c in numbers or c in drop or c == label)]
     said = _notes(whole, twice, chosen, text, Path(path).suffix.lower() not in PARQUET)
     frame = whole[chosen].astype(np.float64)
-    frame.columns = [str(c) for c in chosen]
+    frame.columns = names or [str(c) for c in chosen]
     values = frame.to_numpy()
     gaps = np.isnan(values)
     kept = ~gaps.all(1) & ~np.isinf(values).any(1)
@@ -142,12 +148,22 @@ def _notes(whole: Any, twice: list[str], chosen: list[Any], text: list[Any], hea
 
 
 def _labels(column: Any) -> tuple[Tensor, list[str]]:
-    """Return the numbers of the classes ``(N,)``, −1 for rows without one, and their names."""
+    """Return the numbers of the classes ``(N,)``, −1 for rows without one, and their names.
+
+    Raises:
+        ValueError: if the column holds measurements.
+    """
     import pandas
 
     known = column.astype("string").str.strip()
-    classes = known[~known.isin((*MARKS, ""))].dropna().unique().astype(object)
+    labelled = known[~known.isin((*MARKS, ""))].dropna()
+    classes = labelled.unique().astype(object)
     values = np.asarray(pandas.to_numeric(classes, errors="coerce"), dtype=float)
+    if 2 * len(classes) > len(labelled) and np.any(values % 1 > 0):
+        raise ValueError(
+            f"column {column.name!r} has {len(classes)} different values in {len(labelled)} rows, "
+            f"such as {classes[values % 1 > 0][0]}; pass a column of classes to --label"
+        )
     if is_mark(np.asarray(classes) if np.isnan(values).any() else values, "auto"):
         known = known.where(~known.isin(MARKS))
     names = sorted((name for name in known.dropna().unique().tolist() if name), key=_in_order)
@@ -213,6 +229,10 @@ def _spoilt(name: str, column: Any) -> str:
     import pandas
 
     text = column.dropna().astype(str).str.strip()
+    grouped = text.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
+    if grouped.any() and (grouped | ~text.str.contains(",")).all():
+        said = f"column {name!r} has numbers with commas, such as {text[grouped].iloc[0]}"
+        return f"{said}; write them without, and with a point before decimals"
     if text.str.fullmatch(r"[-+]?\d*,\d+").any():
         said = f"column {name!r} has decimal commas, such as {text.iloc[0]}"
         return f"{said}; write the numbers with a decimal point"

@@ -47,12 +47,21 @@ class Clustering(ABC):
             raise ValueError(
                 f"x has {len(rows)} rows; expected at least {num_clusters}, one a cluster"
             )
-        found = self._find(rows.flatten(1).double().cpu().numpy(), num_clusters)
+        flat = rows.flatten(1).double().cpu().numpy()
+        found = _distinct(flat, num_clusters)
+        found = self._find(flat, num_clusters) if found is None else found
         return as_responsibilities(found, len(rows), num_clusters, rows)
 
     @abstractmethod
     def _find(self, x: Array, num_clusters: int) -> Array:
         """Return clusters ``(N,)`` or responsibilities ``(N, K)``."""
+
+
+def _distinct(x: Array, most: int) -> Array | None:
+    """Return the number ``(N,)`` of the point at each row, if there are at most so many points."""
+    few = len(np.unique(x[: 10 * most], axis=0)) <= most  # rows of any table are soon more
+    points, numbers = np.unique(x, axis=0, return_inverse=True) if few else (x, None)
+    return numbers if len(points) <= most else None
 
 
 @dataclass(frozen=True)

@@ -160,13 +160,14 @@ def test_weights_of_rows_and_banks_of_ones_own() -> None:
         ({"n_components": "3"}, "n_components is '3'"),
         ({"n_components": True}, "n_components is True"),
         ({"n_init": 1.5}, "n_init is 1.5"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
         ({"batch_size": "64"}, "batch_size is '64'"),
         ({"max_iter": 2.0}, "max_iter is 2.0"),
         ({"hidden": 16}, "hidden is 16; expected the widths of layers"),
         ({"hidden": "16"}, "hidden is '16'"),
         ({"hidden": (2.5,)}, "width is 2.5"),
         ({"hidden": (0,)}, "width is 0"),
-        ({"learning_rate": "1"}, "lr is '1'"),
+        ({"learning_rate": "1"}, "learning_rate is '1'"),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:

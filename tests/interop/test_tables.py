@@ -291,6 +291,7 @@ def test_labels_stay_in_their_column_where_rows_have_names(tmp_path: Path) -> No
         (f"a,n\n1,{2**53 + 1}\n2,{2**53}\n", "column 'n' has whole numbers beyond 2^53"),
         ("a,b\n1,2\n3,?\n5,6\n7,8\n", "column 'b' has '?' in row 1, beside numbers; empty such"),
         ('a,b\n1,"1,5"\n2,"3,25"\n', "column 'b' has decimal commas, such as 1,5"),
+        ('a,b\n1,"1,500"\n2,"3,250.5"\n3,20\n', "'b' has numbers with commas, such as 1,500"),
         ("Unnamed: 0,a\n1,4\n2,9\n3,1\n", "--drop 'Unnamed: 0' leaves it out"),
         ("a,l\n1,-1\n2,1\n3,2\n", "column 'l' has a class named -1"),
     ],
@@ -300,6 +301,36 @@ def test_a_note_says_what_a_column_holds(text: str, said: str, tmp_path: Path) -
     label = "l" if ",l\n" in text else None
     notes = read_table(tmp_path / "t.csv", label=label).said
     assert any(said in note for note in notes), notes
+
+
+@pytest.mark.parametrize("cells", ["", "   ", " ,", "  ,  "])
+def test_a_line_of_spaces_is_a_row_without_numbers(cells: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"a,b\n1,2\n3,4\n{cells}\n5,6\n")
+    table = read_table(tmp_path / "t.csv")
+    assert table.frame.to_dict("list") == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert table.rows.tolist() == [0, 1, 3]
+
+
+def test_names_are_found_without_the_spaces_around_them(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id, a, l , b\n1,2,01,8\n2,5,x,9\n")
+    read = read_table(tmp_path / "t.csv", columns=["b", "a"], label="l")
+    assert read.frame.to_dict("list") == {"b": [8, 9], "a": [2, 5]}
+    assert read.names == ["01", "x"]
+    assert list(read_table(tmp_path / "t.csv", drop=["id", "l"]).frame) == [" a", " b"]
+
+
+def test_measurements_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,l\n1,0.5\n3,1.25\n4,2\n8,\n")
+    with pytest.raises(ValueError, match=r"'l' has 3 different values in 3 rows, such as 0\.5"):
+        read_table(tmp_path / "t.csv", label="l")
+    (tmp_path / "t.csv").write_text("a,l\n1,0.5\n3,1.5\n4,0.5\n8,1.5\n")  # doses
+    assert read_table(tmp_path / "t.csv", label="l").names == ["0.5", "1.5"]
+
+
+def test_a_column_is_used_or_dropped(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
+    with pytest.raises(ValueError, match="b is in --columns and in --drop"):
+        read_table(tmp_path / "t.csv", columns=["a", "b"], drop=["b"])
 
 
 # Without the time of day: names of tests are the same in each process.

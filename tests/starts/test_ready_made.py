@@ -49,6 +49,16 @@ def by_truth(x: Tensor, num_clusters: int) -> Tensor:
 
 
 @pytest.mark.parametrize("make", STARTS)
+@pytest.mark.parametrize("points", [3, 5])
+def test_equal_rows_have_one_cluster(make: Make, points: int) -> None:
+    x = torch.randn(points, 2)[torch.arange(60) % points]
+    found = make()(x, 5)
+    assert found.count_nonzero() == 60
+    assert len(found.unique(dim=0)) == points
+    torch.testing.assert_close(found, found[: points].repeat(60 // points, 1))
+
+
+@pytest.mark.parametrize("make", STARTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_start_gives_responsibilities(make: Make, dtype: torch.dtype) -> None:
     x, c = blobs()
