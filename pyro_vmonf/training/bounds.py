@@ -119,19 +119,24 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
     """Return the depth of the plates, from one run of each program that draws nothing global.
 
     Pyro's validation checks the shape of every site here, once. Values that are not finite are left
-    to the training loop.
+    to the training loop: what it says of them counts for nothing.
 
     Raises:
         ValueError: if the posterior of the first batch is not finite, or the program has no bound.
     """
     _check_posterior(guide, arguments)
-    with pyro.validation_enabled(False):
+    refusal: Exception | None = None
+    try:
         traces = probed(model, guide, arguments)
+    except Exception as error:  # of any distribution or plate
+        refusal = error
+        with pyro.validation_enabled(False):
+            traces = probed(model, guide, arguments)
     check_bound(guide, *traces)
     _warn_of_counts(model, traces[1], arguments.get("sample_weight"))
     sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
-    if all(_is_valid(site) for site in sites):
-        probed(model, guide, arguments)  # with the validation that is set
+    if refusal is not None and all(_is_valid(site) for site in sites):
+        raise refusal
     depths = [
         -frame.dim  # type: ignore[operator]
         for site in sites

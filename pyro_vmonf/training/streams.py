@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader
 
 LONGEST = 1000  # items of a list or dictionary that is looked through
 DEEPEST = 20  # attributes on the way to what is looked for
-_LEAVES = (Tensor, np.ndarray, np.generic, str, bytes, type, types.ModuleType, type(None))
+_LEAVES = (
+    *(Tensor, np.ndarray, np.generic, torch.Size, torch.dtype, torch.device),
+    *(int, float, str, bytes, type, types.ModuleType, type(None)),
+)
 # The parameters, buffers and hooks of every module, which draw from nothing of their own.
 _OF_MODULES = frozenset(vars(nn.Module())) - {"_modules"}
 
