@@ -30,6 +30,10 @@ class NormalLaw:
         """Return the part that falls with the distance."""
         return -0.5 * squares
 
+    def kernel_of(self, z: Tensor, dim: int) -> Tensor:
+        """Return the part that falls with the distance, of points along a dimension."""
+        return self.kernel(z.square().sum(dim), z.shape[dim])
+
     def __getitem__(self, index: Any) -> NormalLaw:
         """Return the laws of some parts, or in another shape."""
         return self
@@ -81,6 +85,15 @@ class StudentLaw(NormalLaw):
     def kernel(self, squares: Tensor, width: int | Tensor) -> Tensor:
         return -0.5 * (self.freedom + width) * torch.log1p(squares / self.freedom)
 
+    def kernel_of(self, z: Tensor, dim: int) -> Tensor:
+        # A density falls so slowly that it is there where squares overflow.
+        largest = z.detach().abs().amax(dim, keepdim=True)
+        unit = torch.where((largest > FAR) & largest.isfinite(), largest, 1.0)
+        squares, unit = (z / unit).square().sum(dim), unit.squeeze(dim)
+        far = unit.log() + 0.5 * (squares / self.freedom + unit**-2).log()
+        near = self.kernel(torch.where(unit > 1, 0.0, squares), z.shape[dim])
+        return torch.where(unit > 1, -(self.freedom + z.shape[dim]) * far, near)
+
     def __getitem__(self, index: Any) -> StudentLaw:
         return StudentLaw(self.freedom[index])
 
@@ -92,4 +105,5 @@ class StudentLaw(NormalLaw):
         return ((self.freedom + squares) / Chi2(total, validate_args=False).sample()).sqrt()
 
 
+FAR = 1e9  # up to which squares of float32, and their sum, are finite
 NORMAL = NormalLaw()

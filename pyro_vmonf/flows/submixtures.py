@@ -85,8 +85,8 @@ class WhitenedMixtures(Estimated):
         """Return the log-density of each Gaussian, with its weight, ``(*, K, M)``."""
         check_event(x, self.event_shape)
         z = linear(x, *self._whitener())
-        squares = z.unflatten(-1, self.loc.shape[1:]).square().sum(-1)
-        return self._constants() + self.law.kernel(squares, self.loc.shape[-1])
+        z = z.unflatten(-1, self.loc.shape[1:])
+        return self._constants() + self.law.kernel_of(z, -1)
 
     def observe(self, x: Tensor, draws: int) -> Partial:
         """Return exact marginals and conditionals: see :mod:`pyro_vmonf.distributions.partial`."""
@@ -136,8 +136,8 @@ class OneOfEach(WhitenedMixtures):
         found = []
         for part in self._parts(columns.joined(), -1):
             z = linear_of_columns(part, *self._whitener())
-            squares = z.unflatten(1, self.loc.shape[1:]).square().sum(2)
-            kernel = self.law[..., None].kernel(squares, self.loc.shape[-1])
+            z = z.unflatten(1, self.loc.shape[1:])
+            kernel = self.law[..., None].kernel_of(z, 2)
             joint = self._constants().unsqueeze(-1) + kernel
             found.append(joint.logsumexp(1, keepdim=True))
         return torch.cat(found, -1)

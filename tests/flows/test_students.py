@@ -53,6 +53,23 @@ def test_density_is_that_of_scipy() -> None:
         np.testing.assert_allclose(found[:, c], exact(x.numpy(), c, [0, 1, 2]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("far", [1e8, 1e12, 1e20, 1e30])
+def test_a_point_whose_squares_overflow_has_a_density(far: float) -> None:
+    x = far * torch.tensor([[1.0, -0.3, 0.5], [0.0, 1.0, 0.0]])
+    columns = VMoNF(FlowMixture(bank().float()), SoftmaxGuide(MLP(D, K)))
+    mixture = bank()()
+    rows = x.double().requires_grad_()
+    wanted = mixture.log_prob(rows.unsqueeze(1))
+    [slope] = torch.autograd.grad(wanted.sum(), rows)
+    single = x.clone().requires_grad_()
+    found = bank().float()().log_prob(single.unsqueeze(1))
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=0)
+    [own] = torch.autograd.grad(found.sum(), single)
+    torch.testing.assert_close(own, slope.float(), rtol=1e-4, atol=1e-4 * float(slope.abs().max()))
+    by_columns = columns.component_log_prob(x)
+    torch.testing.assert_close(by_columns, wanted.float(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("gaps", [[0], [2], [0, 1], [1, 2], [0, 1, 2]])
 def test_marginals_are_those_of_scipy(gaps: list[int]) -> None:
     x = 3 * torch.randn(9, D).double()
