@@ -61,7 +61,7 @@ def read_delimited(path: Path, separator: str | None, label: str | None) -> tupl
     return frame, sorted({name for name in header if header.count(name) > 1})
 
 
-def there(names: Sequence[str | None], frame: Any) -> list[Any]:
+def there(names: Sequence[Any], frame: Any) -> list[Any]:
     """Return names as they stand in a header, which may have spaces around them."""
     plain = [str(c).strip() for c in frame.columns]
     return [
@@ -73,7 +73,7 @@ def there(names: Sequence[str | None], frame: Any) -> list[Any]:
 
 
 def _without_blanks(frame: Any) -> Any:
-    """Return a frame in which cells of spaces are empty: the others of the column may be numbers."""
+    """Return a frame whose cells of spaces are empty, since the others may be numbers."""
     import pandas
 
     for name in frame.columns[[kind.kind not in "iufb" for kind in frame.dtypes]]:

@@ -29,7 +29,8 @@ MOST_BATCHES = 50  # of an epoch whose short one is worth a graph that takes lon
 MEASURED_STEPS = 50  # that "auto" sees before it decides
 SHARE_SAVED = 0.6  # of a step, by a compiled one
 FROM_CACHE = 4.0  # seconds to capture a step and to load its code
-COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new on this machine
+COLD, COLD_PER_NODE = 12.0, 0.02  # seconds to compile a graph that is new, at least
+CAPTURES = 18.0  # times that it takes to capture it: a busy machine takes longer
 SAVED_PER_NODE = 1e-5  # seconds that a graph saves each time for measured rows, of each operation
 
 
@@ -230,6 +231,7 @@ class Compiling:
         self.history = history
         self.decided = options.compile != "auto"
         self.watched = bool(options.callbacks)  # they see the pair, and may change any part
+        self.seen: bool | None = None  # whether this machine has compiled such a pair
 
     def look_again(self, *_: object) -> None:
         """Leave the graph if what it was made of has changed."""
@@ -247,8 +249,17 @@ class Compiling:
         saved = SHARE_SAVED * trainer.steps_left() * lanes.seconds / lanes.count
         if saved < FROM_CACHE:
             return
+        if self.seen is None:
+            self.seen = _marker(*_signature(lanes, trainer.batches[0])).exists()
+        if saved < COLD and not self.seen:  # to capture a step would be a loss already
+            return
         self.decided = True
-        self.build_(trainer, trainer.batches[0], lambda graph: self._seconds(graph) < saved)
+        begun = time.perf_counter()
+
+        def worth(graph: fx.GraphModule) -> bool:
+            return self._seconds(graph, time.perf_counter() - begun) < saved
+
+        self.build_(trainer, trainer.batches[0], worth)
 
     def build_(
         self,
@@ -272,9 +283,10 @@ class Compiling:
         except NotCaptured as error:
             self.history.road = f"{road}, not compiled: {error}"
             return
-        marker = _marker(graph.graph)
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
+        for content in (_content(graph.graph), _signature(self.lanes, batch)):
+            marker = _marker(*content)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
         if worth is None or graph.pays(batch):
             self.history.road = f"{road}, compiled in {graph.seconds:.1f} s"
             self._build_measured_(trainer, measured)
@@ -303,16 +315,34 @@ class Compiling:
             self.history.road += ", measured rows too"
 
     @staticmethod
-    def _seconds(graph: fx.GraphModule) -> float:
-        """Return the seconds that compiling a graph takes, about."""
-        cold = COLD + COLD_PER_NODE * len(graph.graph.nodes)
-        return FROM_CACHE if _marker(graph).exists() else cold
+    def _seconds(graph: fx.GraphModule, captured: float) -> float:
+        """Return the seconds that compiling a graph takes, about.
+
+        Arguments:
+            graph: that was captured.
+            captured: seconds that this took.
+        """
+        if _marker(*_content(graph)).exists():
+            return FROM_CACHE
+        return max(COLD + COLD_PER_NODE * len(graph.graph.nodes), CAPTURES * captured)
 
 
-def _marker(graph: fx.GraphModule) -> Path:
-    """Return the file that says whether this machine has compiled a graph."""
+def _content(graph: fx.GraphModule) -> list[str]:
+    """Return what tells a graph from others."""
+    return [graph.code, *(str(node.meta.get("tensor_meta")) for node in graph.graph.nodes)]
+
+
+def _signature(lanes: Compiled, batch: Arguments) -> list[str]:
+    """Return what tells the step of a pair from most others, before it is captured."""
+    state = lanes.module.state_dict()
+    rows = {name: getattr(value, "shape", None) for name, value in batch.items()}
+    shapes = [f"{name}: {tuple(value.shape)}" for name, value in state.items()]
+    return [repr(lanes.module), repr(type(lanes.optimizer)), *shapes, repr(rows)]
+
+
+def _marker(*content: str) -> Path:
+    """Return the file that says whether this machine has compiled something."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    shapes = [str(node.meta.get("tensor_meta")) for node in graph.graph.nodes]
-    content = "\n".join((torch.__version__, graph.code, *shapes))
-    return Path(cache_dir()) / "pyro_vmonf" / hashlib.sha256(content.encode()).hexdigest()
+    text = "\n".join((torch.__version__, *content))
+    return Path(cache_dir()) / "pyro_vmonf" / hashlib.sha256(text.encode()).hexdigest()

@@ -143,9 +143,10 @@ class StepGraph:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return what is compared: the outputs of a step, and those of the graph."""
         count = 1 + len(self.gradient.parameters)
-        # Rounding goes by the largest numbers of the gradient, as that of its norm does.
-        mine, theirs = (
-            [v[0], *([torch.cat([g.flatten() for g in v[1:count]])] if count > 1 else []), *v[count:]]
-            for v in (mine, theirs)
-        )
-        return mine, theirs
+
+        def together(values: list[Tensor]) -> list[Tensor]:
+            """Rounding goes by the largest numbers of the gradient, as that of its norm does."""
+            gradient = [value.flatten() for value in values[1:count]]
+            return [values[0], *([torch.cat(gradient)] if gradient else []), *values[count:]]
+
+        return together(mine), together(theirs)

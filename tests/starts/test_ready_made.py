@@ -55,7 +55,7 @@ def test_equal_rows_have_one_cluster(make: Make, points: int) -> None:
     found = make()(x, 5)
     assert found.count_nonzero() == 60
     assert len(found.unique(dim=0)) == points
-    torch.testing.assert_close(found, found[: points].repeat(60 // points, 1))
+    torch.testing.assert_close(found, found[:points].repeat(60 // points, 1))
 
 
 @pytest.mark.parametrize("make", STARTS)

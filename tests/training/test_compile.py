@@ -412,7 +412,7 @@ def test_auto_compiles_where_the_steps_to_come_are_worth_it(
     options: dict[str, Any] = {"epochs": 20, "batch_size": 16, "seed": 0, "progress": False}
     pays = True
     assert copy.deepcopy(pair).fit(x, **options).road == "short"  # 80 short steps
-    for name in ("FROM_CACHE", "COLD", "COLD_PER_NODE"):
+    for name in ("FROM_CACHE", "COLD", "COLD_PER_NODE", "CAPTURES"):
         monkeypatch.setattr(compiling, name, 0.0)
     assert copy.deepcopy(pair).fit(x, **options).road.startswith("short, compiled")
     pays = False
@@ -420,7 +420,13 @@ def test_auto_compiles_where_the_steps_to_come_are_worth_it(
     monkeypatch.setattr(compiling, "COLD", 1e9)
     pays = True  # this machine knows the graph
     assert copy.deepcopy(pair).fit(x, **options).road.startswith("short, compiled")
-    road = copy.deepcopy(pair).fit(x[:48], **{**options, "batch_size": 12}).road
+    shorter = {**options, "batch_size": 12}
+    with monkeypatch.context() as patch:
+        patch.delattr(graphs, "captured")  # nothing is captured for a pair that it does not know
+        assert copy.deepcopy(pair).fit(x[:48], **shorter).road == "short"
+    monkeypatch.setattr(compiling, "COLD", 0.0)
+    monkeypatch.setattr(compiling, "CAPTURES", 1e9)
+    road = copy.deepcopy(pair).fit(x[:48], **shorter).road
     assert road.endswith("it would take longer than the steps to come")
     monkeypatch.setattr(compiling, "MOST_NUMBERS", 1)  # parameters: products would be the step
     assert copy.deepcopy(pair).fit(x, **options).road == "short"
