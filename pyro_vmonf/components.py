@@ -163,6 +163,14 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
             "comes from it by condition() or alone(); take copy.deepcopy of this one first"
         )
     places = per_component(model.bank, count) + per_component(model.weights, count)
+    used = {id(value) for value in (*guide.parameters(), *guide.buffers())}
+    for place in places:
+        if id(place.value) in used:
+            raise ValueError(
+                f"the guide has the {place.name} of {type(place.part).__name__} as well, so its "
+                "outputs follow the components by themselves; give it a copy of its own first, or "
+                "build a pair of the components that are wanted"
+            )
     guide.take_(index)  # or it refuses, before anything changes
     for place in places:
         value = place.value

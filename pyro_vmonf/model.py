@@ -116,7 +116,13 @@ class FlowMixture(Program):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weights":
-            value = as_weights(value, self.num_components, floating_buffer(self.bank))
+            like = floating_buffer(self.bank)
+            value = as_weights(value, self.num_components, like)
+            if type(value).log_mean is Weights.log_mean:  # weights of the user
+                with unregistered():
+                    value.check_(
+                        like.new_zeros(1, self.context_features) if self.context_features else None
+                    )
         if name == "bank" and "num_components" in self.__dict__:
             value = as_bank(value)
             with unregistered():

@@ -171,6 +171,17 @@ def test_other_kinds_are_as_before(dtype: torch.dtype) -> None:
     torch.testing.assert_close(units.scale, x.std(0, unbiased=False))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_posteriors_pass_through_vmap() -> None:
+    x = torch.randn(6, 2)
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), SoftmaxGuide(MLP(2, 3, activation="tanh")))
+    for posterior in (vmonf.guide.log_q, vmonf.model.log_posterior):
+        torch.testing.assert_close(torch.vmap(posterior)(x), posterior(x))
+        curved = torch.vmap(torch.func.hessian(lambda row, q=posterior: q(row)[0]))(x)
+        alone = torch.func.hessian(lambda row, q=posterior: q(row)[0])(x[2])
+        torch.testing.assert_close(curved[2], alone)
+
+
 def test_gradients_and_vmap_pass_through_the_wide_map() -> None:
     x = (BASE + of("seconds since 1970")).requires_grad_()
     units = Standardize((D,))

@@ -354,6 +354,35 @@ def test_own_weights_that_draw_say_what_is_missing() -> None:
         FlowMixture(Gaussian(D, K), torch.nn.Linear(2, K))
 
 
+class Returned(weights_room.Weights):
+    """Weights of a user that are numbers as they come."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        super().__init__()
+        self.num_components = K
+        self.numbers = torch.nn.Parameter(numbers)
+
+    def forward(self, context: Tensor | None = None) -> Tensor:
+        return self.numbers
+
+
+def test_own_log_weights_have_sum_one_as_the_site_has_them() -> None:
+    x = torch.randn(20, D)
+    numbers = torch.arange(float(K))
+    vmonf = VMoNF(FlowMixture(Gaussian(D, K), Returned(numbers)), ExactGuide())
+    known = VMoNF(FlowMixture(vmonf.model.bank, numbers.softmax(0)), ExactGuide())
+    torch.testing.assert_close(vmonf.log_prob(x), known.log_prob(x))
+    torch.testing.assert_close(vmonf.elbo(x), known.elbo(x))
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(vmonf.model, vmonf.guide, x)
+    assert -loss == pytest.approx(float(vmonf.log_prob(x).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (K + 1,), (K, 1), ()])
+def test_own_weights_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"Returned returns log-weights of shape .* \(\*, {K}\)"):
+        FlowMixture(Gaussian(D, K), Returned(torch.zeros(shape)))
+
+
 @pytest.mark.parametrize("form", [lambda: dist.Dirichlet(torch.ones(K)), None, {"a": 1}, object()])
 def test_what_stands_for_no_weights_is_refused(form: object) -> None:
     said = f"weights is a {type(form).__name__}; expected one of 'uniform'"

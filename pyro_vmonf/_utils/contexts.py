@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from numbers import Integral
+from typing import Any
 
 import pyro
 import torch
@@ -64,6 +66,20 @@ def own_filters() -> Iterator[None]:
         yield
 
 
+def checked_seed(seed: Any) -> int:
+    """Return a seed of torch's generators.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is out of range.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise TypeError(f"seed is {seed!r}; expected a whole number or None")
+    if not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"seed is {seed}; expected a number of at most 64 bits")
+    return int(seed)
+
+
 @contextmanager
 def local_seed(seed: int | None) -> Iterator[None]:
     """Run a block with torch's generators seeded, and restore them after it; ``None`` does nothing.
@@ -78,14 +94,13 @@ def local_seed(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    if isinstance(seed, float):
-        raise TypeError(f"seed is {seed!r}; expected a whole number, or None")
+    seed = checked_seed(seed)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with alone(), torch.random.fork_rng(devices=devices):
         if devices:
-            torch.manual_seed(int(seed))
+            torch.manual_seed(seed)
         else:  # torch.manual_seed would write down a traceback for each device that is not there
-            torch.default_generator.manual_seed(int(seed))
+            torch.default_generator.manual_seed(seed)
         yield
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.frames import is_frame, numeric
@@ -63,6 +64,8 @@ def has_gaps(x: Tensor) -> bool:
     """Return whether rows have missing entries, NaN; nobody looks while a graph is made."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    while is_functorch_wrapped_tensor(x):  # under torch.vmap nobody branches by a part of the rows
+        x = get_unwrapped(x)
     return bool(x.isnan().any())
 
 

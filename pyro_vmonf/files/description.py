@@ -82,57 +82,84 @@ def parts() -> dict[str, type]:
     }
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, known: dict[int, int] | None = None) -> Any:
     """Return a part, and those in it, as plain data.
+
+    Arguments:
+        value: the part.
+        known: numbers of the modules that were described, by ``id``; one that comes again is named
+            by its number. They are counted in the order in which :func:`build` makes them.
 
     Raises:
         TypeError: if a part is not one of the library's.
     """
+    known = {} if known is None else known
     value = plain(value)
     if isinstance(value, (nn.ModuleList, list, tuple)):
-        return [describe(item) for item in value]
+        return [describe(item, known) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
         return value.detach().cpu()
+    if id(value) in known:
+        return {"same": known[id(value)]}
     part = type(value)
     if isinstance(value, Distribution) and part.__name__ in DISTRIBUTIONS:
         _, kept = DISTRIBUTIONS[part.__name__]
-        arguments = {key: describe(getattr(value, name)) for key, name in kept.items()}
+        arguments = {key: describe(getattr(value, name), known) for key, name in kept.items()}
         return {"distribution": part.__name__, "arguments": arguments}
     bound = {"model"} if isinstance(value, _REBOUND) else set()
     own = parts().get(part.__name__) is part
     names = [n for n in inspect.signature(part).parameters if n not in bound] if own else []
     if not own or not all(hasattr(value, n) for n in names):
         raise TypeError(f"{part.__module__}.{part.__qualname__} is not a part of pyro_vmonf")
-    return {"part": part.__name__, "arguments": {n: describe(getattr(value, n)) for n in names}}
+    arguments = {n: describe(getattr(value, n), known) for n in names}
+    if isinstance(value, nn.Module):
+        known[id(value)] = len(known)
+    return {"part": part.__name__, "arguments": arguments}
 
 
-def build(description: Any) -> Any:
+def build(description: Any, made: list[nn.Module] | None = None) -> Any:
     """Return the part that :func:`describe` described, with fresh parameters.
+
+    Arguments:
+        description: of the part.
+        made: the modules that were made before.
 
     Raises:
         ValueError: if it names a part that does not exist.
     """
+    made = [] if made is None else made
     if isinstance(description, list):
-        return [build(item) for item in description]
+        return [build(item, made) for item in description]
     if not isinstance(description, dict):
         return description
+    if "same" in description:
+        number = description["same"]
+        if not isinstance(number, int) or not 0 <= number < len(made):
+            raise ValueError(f"the file names its part {number!r}, and has {len(made)} before it")
+        return made[number]
     if description.get("distribution") in DISTRIBUTIONS:
-        made, _ = DISTRIBUTIONS[description["distribution"]]
-        return made(**{k: build(v) for k, v in description["arguments"].items()})
+        kind, _ = DISTRIBUTIONS[description["distribution"]]
+        return kind(**{k: build(v, made) for k, v in description["arguments"].items()})
     name = description.get("part")
     part = parts().get(name) if isinstance(name, str) else None
     if part is None:
         raise ValueError(f"the file names the part {name!r}, which this version does not have")
-    return part(**{k: build(v) for k, v in description["arguments"].items()})
+    found = part(**{k: build(v, made) for k, v in description["arguments"].items()})
+    if isinstance(found, nn.Module):
+        made.append(found)
+    return found
 
 
 def agrees(found: Any, description: Any) -> bool:
     """Return whether what was built says of itself what a file says; it may have more arguments.
 
-    Of tensors the shapes count: the state holds their numbers.
+    Of tensors the shapes count: the state holds their numbers. A part that comes again is looked at
+    where it comes first.
     """
+    if isinstance(found, dict) and "same" in found:
+        return isinstance(description, dict)
     if isinstance(description, Tensor):
         return isinstance(found, Tensor) and found.shape == description.shape
     if isinstance(description, dict):

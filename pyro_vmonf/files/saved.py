@@ -33,7 +33,10 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
         OSError: if the file cannot be written; one that was there before is then untouched.
     """
     try:
-        description: Any = {"model": describe(vmonf.model), "guide": describe(vmonf.guide)}
+        known: dict[int, int] = {}
+        description: Any = {
+            name: describe(getattr(vmonf, name), known) for name in ("model", "guide")
+        }
     except TypeError as error:
         description = None  # the state alone, to be loaded into a built pair
         warnings.warn(f"{error}; load the file with VMoNF.load(path, into=vmonf)", stacklevel=3)
@@ -56,21 +59,40 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
     if changed:
         content["description"] = None
         warnings.warn(
-            f"{changed} of the pair was changed after it was built, which a file does not hold; "
-            "change a pair in the same way and load the file with VMoNF.load(path, into=vmonf)",
+            f"{changed}, which a file does not hold; change a pair in the same way and load the "
+            "file with VMoNF.load(path, into=vmonf)",
             stacklevel=3,
         )
     write(content, path)
 
 
 def _changed(vmonf: Any, saved: Saved) -> str:
-    """Return the part of a pair that is another one than a file would give back; empty if none."""
+    """Return what makes a pair another one than a file would give back; empty if nothing does."""
     built = saved.build(type(vmonf))
     built.model.feature_names = vmonf.model.feature_names  # which a file holds beside the parts
     made, mine = (dict(pair.named_modules(remove_duplicate=False)) for pair in (built, vmonf))
-    if made.keys() != mine.keys():
-        return min(made.keys() ^ mine.keys())
-    return next((name for name, part in mine.items() if not alike(part, made[name], False)), "")
+    other = sorted(made.keys() ^ mine.keys()) or (
+        name for name, part in mine.items() if not alike(part, made[name], False)
+    )
+    if changed := next(iter(other), ""):
+        return f"{changed} of the pair was changed after it was built"
+    ties = _first_names(vmonf)
+    for name, first in _first_names(built).items():
+        if ties[name] != first:
+            return f"{name} and {ties[name]} of the pair are one"
+    return ""
+
+
+def _first_names(pair: nn.Module) -> dict[str, str]:
+    """Return the first name of each parameter and buffer, by all of its names."""
+    found: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, part in pair.named_modules(remove_duplicate=False):
+        for own, value in (*part._parameters.items(), *part._buffers.items()):
+            if value is not None:
+                path = f"{name}.{own}"
+                found[path] = first.setdefault(id(value), path)
+    return found
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
@@ -171,9 +193,11 @@ class Saved:
         limits = Limits(description, self.state)
         limits.check(description)
         with alone(), torch.random.fork_rng(devices=[]), bounded(limits):
-            made = pair(build(description["model"]), build(description["guide"]))
+            parts: list[nn.Module] = []
+            made = pair(*(build(description[name], parts) for name in ("model", "guide")))
+        known: dict[int, int] = {}
         for name, part in (("model", made.model), ("guide", made.guide)):
-            if not agrees(describe(part), description[name]):
+            if not agrees(describe(part, known), description[name]):
                 raise ValueError(f"its {name} has arguments of another kind than it takes")
         device = torch.device(self.content.get("device", "cpu"))
         there = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()

@@ -258,7 +258,7 @@ def _scores(
     exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x) ``(chains, draws, N)`` and, if asked for, p(c|x, y) with one axis more."""
-    check_positive("chunk_size", chunk_size)
+    chunk_size = check_positive("chunk_size", chunk_size)
     # Components that no draw changes are evaluated once.
     table = None
     if not draws.changes_components(vmonf.model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -24,6 +26,14 @@ class Picked(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("index", index.clone())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "remember_":
+            return getattr(self.network, name)
+        if name == "start":  # logits of a network that knows where it began
+            start: Any = self.network.start
+            return lambda x: start(x).index_select(-1, self.index)
+        return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x).index_select(-1, self.index)

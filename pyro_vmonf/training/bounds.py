@@ -124,7 +124,7 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
     Raises:
         ValueError: if the posterior of the first batch is not finite, or the program has no bound.
     """
-    _check_posterior(guide, arguments)
+    log_q = _check_posterior(guide, arguments)
     refusal: Exception | None = None
     try:
         traces = probed(model, guide, arguments)
@@ -133,6 +133,7 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
         with pyro.validation_enabled(False):
             traces = probed(model, guide, arguments)
     check_bound(guide, *traces)
+    _check_precision(model, traces[1], log_q)
     _warn_of_counts(model, traces[1], arguments.get("sample_weight"))
     sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
     if refusal is not None and all(_is_valid(site) for site in sites):
@@ -175,7 +176,30 @@ def _is_valid(site: Any) -> bool:
     return support is None or is_plate(site) or bool(support.check(value).all())
 
 
-def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
+def _check_precision(model: Any, trace: Trace, log_q: Tensor) -> None:
+    """Refuse log-probabilities of several precisions, which Pyro cannot sum.
+
+    Raises:
+        ValueError: if there are.
+    """
+    sites = {name: trace.nodes.get(model.site(name)) for name in ("c", "x")}
+    kinds = {f"site {name}": site["log_prob"].dtype for name, site in sites.items() if site}
+    kinds["posterior"] = log_q.dtype
+    mixed = torch.is_autocast_enabled(log_q.device.type)
+    if len(set(kinds.values())) > 1 and not mixed:
+        found = ", ".join(f"{name} in {kind}" for name, kind in kinds.items())
+        raise ValueError(
+            f"log-probabilities have several precisions, {found}; let bank, weights and guide "
+            "return numbers of the dtype of their parameters"
+        )
+
+
+def _check_posterior(guide: Any, arguments: dict[str, Any]) -> Tensor:
+    """Return log q(c|x) of the first batch.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
     with local_seed(0), torch.no_grad(), unregistered():
         log_q = guide.log_posterior(arguments["x"], arguments.get("y"), arguments.get("given"))
     if log_q.isnan().any():
@@ -183,6 +207,7 @@ def _check_posterior(guide: Any, arguments: dict[str, Any]) -> None:
             "the guide's posterior of the first batch is not finite: its parameters are not, "
             "or the rows are out of its reach; look at vmonf.guide.log_q(x)"
         )
+    return log_q  # type: ignore[no-any-return]
 
 
 def probed(model: Any, guide: Any, arguments: dict[str, Any]) -> tuple[Trace, Trace]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -14,9 +13,9 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmonf import files
-from pyro_vmonf._utils.contexts import alone
+from pyro_vmonf._utils.contexts import alone, checked_seed
 from pyro_vmonf._utils.plain import plain
-from pyro_vmonf._utils.validation import check_number, check_positive
+from pyro_vmonf._utils.validation import check_number, check_positive, floating_buffer
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.guides.base import check_pair
 from pyro_vmonf.model import FlowMixture
@@ -155,6 +154,13 @@ class Options:
             ValueError: if they do not.
         """
         check_pair(model, guide)
+        _check_precision(model, guide)
+        device = floating_buffer(model).device.type
+        if torch.is_autocast_enabled(device):
+            raise ValueError(
+                f"autocast to {torch.get_autocast_dtype(device)} is on, and sums of log-densities "
+                "lose their digits; call fit outside of it"
+            )
         if self.temperature is not None and guide.temperature is None:
             raise ValueError("temperature was given but the guide has none; use a SoftmaxGuide")
         if sample_weight is not None and not guide.draws_component:
@@ -289,6 +295,25 @@ def _at(schedule: Schedule, step: int) -> float:
         ) from error
 
 
+def _check_precision(model: FlowMixture, guide: BoundGuide) -> None:
+    """Refuse parts of several precisions.
+
+    Raises:
+        ValueError: if the parameters have no precision in common.
+    """
+    kinds = {
+        name: {str(p.dtype) for p in part.parameters() if p.is_floating_point()}
+        for name, part in (("bank", model.bank), ("weights", model.weights), ("guide", guide))
+    }
+    known = {name: of for name, of in kinds.items() if of}
+    if known and not set.intersection(*known.values()):
+        found = ", ".join(f"{name} in {' and '.join(sorted(of))}" for name, of in known.items())
+        raise ValueError(
+            f"a pair has one precision, and this one has its {found}; change the whole pair, as in "
+            "vmonf.double()"
+        )
+
+
 def seed_of(seed: Any) -> int:
     """Return the seed of a run; one from torch's own generator for ``None``.
 
@@ -299,8 +324,4 @@ def seed_of(seed: Any) -> int:
     if seed is None:
         with alone():
             return int(torch.randint(2**62, ()))
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise TypeError(f"seed is {seed!r}; expected a whole number or None")
-    if not -(2**63) <= int(seed) < 2**64:
-        raise ValueError(f"seed is {seed}; expected a number of at most 64 bits")
-    return int(seed)
+    return checked_seed(seed)

@@ -160,11 +160,14 @@ class TensorSource:
         if isinstance(fraction, Tensor):
             held = torch.zeros(self.size, dtype=torch.bool, device=self.x.device)
             numbers = fraction.to(self.x.device)
+            if numbers.dtype == torch.bool and len(numbers) == self.size:
+                numbers = numbers.nonzero().squeeze(1)
             if numbers.dim() != 1 or numbers.is_floating_point() or not len(numbers):
                 raise ValueError(
                     f"held_out has shape {tuple(fraction.shape)} and dtype {fraction.dtype}; "
                     f"expected a fraction, or positions among the {self.size} rows"
                 )
+            numbers = numbers.long()
             bad = numbers[(numbers < 0) | (numbers >= self.size)]
             if len(bad):
                 raise ValueError(

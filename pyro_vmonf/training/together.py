@@ -99,6 +99,9 @@ def fit_together(
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over some
         probe = next(iter(runs[0][0].train.epoch(torch.Generator())))
         objective = Objective(*copies[0])
+        names_of_parts = objective.named_modules(remove_duplicate=False)
+        if len(list(names_of_parts)) > len(list(objective.modules())):
+            raise NotTogether("a part has two names, and torch gives it its parameters twice")
         objective.prepare_(_rows(arrays, probe["x"]), checked.fast)
         if objective.reason:
             raise NotTogether(objective.reason)

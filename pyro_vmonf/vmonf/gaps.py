@@ -193,7 +193,7 @@ class Completes(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Partial]]:
         """Go through rows with gaps: positions, log p(x, c), log p(c|x), and what is known."""
         check_positive("draws", draws)
-        check_positive("chunk_size", chunk_size)
+        chunk_size = check_positive("chunk_size", chunk_size)
         gaps = rows.flatten(1).isnan().any(1).nonzero().squeeze(1)
         with local_seed(seed), evaluating(self):
             while len(gaps):

@@ -124,7 +124,7 @@ class VMoNF(Scores, Drawn, Halves):
             sample_weight: weights of the rows ``(N,)``, at least zero.
             progress: show a progress bar in a terminal or a notebook.
             background: add a broad component for rows that are far from all others, as the last
-                one, which no training moves: always, never, or with ``"auto"`` where
+                one, which takes no part in this training: always, never, or with ``"auto"`` where
                 ``pyro_vmonf.starts.background.far_rows`` finds any.
             starts: the candidates for the first clustering, in place of the library's: a list of
                 :class:`~pyro_vmonf.contracts.Start`, or a dict that names them. Each is given

@@ -191,7 +191,7 @@ class Scores(Completes):
         Raises:
             ValueError: if a number is below one, or the component is out of range.
         """
-        check_positive("chunk_size", chunk_size)
+        chunk_size = check_positive("chunk_size", chunk_size)
         check_follows(self.model, "sample", "mixture")
         model = self.model
         given = check_context_rows(given, None, model.context_features, floating_buffer(self))
@@ -218,7 +218,7 @@ class Scores(Completes):
         self, function: Verb, x: Any, given: Any, chunk_size: int, y: Tensor | None = None
     ) -> Tensor:
         """Join a function's results over chunks of rows, their context and their evidence."""
-        check_positive("chunk_size", chunk_size)
+        chunk_size = check_positive("chunk_size", chunk_size)
         rows, features = self.model.rows(x, missing=True), self.model.context_features
         given = check_context_rows(given, len(rows), features, floating_buffer(self))
         if given is not None:  # a network alone would not see that a group is none

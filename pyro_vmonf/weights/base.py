@@ -94,7 +94,7 @@ class Weights(Registered, Program):
     def log_mean(self, context: Tensor | None = None) -> Tensor:
         r"""Return :math:`\log E[\pi]` ``(*, K)``, the weights that scores are exact for.
 
-        By default they are those of the call.
+        By default they are those of the call, with sum one, as the site c has them.
 
         Raises:
             TypeError: if the call draws, so that its weights are not the mean.
@@ -107,7 +107,24 @@ class Weights(Registered, Program):
                 f"{kind}.log_mean, which returns the log of the mean weights, and {kind}.guide, "
                 "which draws the same sites from their posterior"
             )
-        return weights
+        return weights.log_softmax(-1)
+
+    def check_(self, context: Tensor | None) -> None:
+        """Refuse a call that returns other than one number for each component.
+
+        Raises:
+            ValueError: if it does.
+        """
+        try:
+            with local_seed(0), torch.no_grad():
+                shape = tuple(self._run(context)[0].shape)
+        except (RuntimeError, TypeError, ValueError):  # of a context of other numbers
+            return
+        if shape[-1:] != (self.num_components,):
+            raise ValueError(
+                f"{type(self).__name__} returns log-weights of shape {shape}; expected "
+                f"(*, {self.num_components}), one for each component"
+            )
 
     @torch.no_grad()
     def mean_log(self, context: Tensor | None = None) -> Tensor:

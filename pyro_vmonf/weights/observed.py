@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,7 +145,7 @@ class ConditionedWeights(Conditioned, Weights):
         if self._draws_themselves():
             return self.weights.log_mean(context)
         draws = self._draws(context)
-        return draws.logsumexp(0) - torch.tensor(len(draws)).log()
+        return draws.logsumexp(0) - math.log(len(draws))
 
     def mean_log(self, context: Tensor | None = None) -> Tensor:
         if self._draws_themselves():

@@ -273,6 +273,18 @@ def test_a_fit_by_hand_keeps_the_clusters_of_its_start(n_init: int) -> None:
     assert agreement(found.vmonf_.predict(X, exact=True), c) > 0.97  # flows follow the guide
 
 
+def test_the_bound_counts_no_row_of_weight_zero() -> None:
+    X, _ = blobs()
+    X[5], weight = 1e200, np.ones(300)
+    weight[5] = 0.0
+    found = FlowMixtureClustering(3, flow="gaussian", max_iter=2, random_state=0)
+    found.fit(X, sample_weight=weight)
+    counted = weight > 0
+    assert found.lower_bound_ == pytest.approx(
+        float(found.vmonf_.elbo(X[counted]).mean()), rel=1e-6
+    )
+
+
 @pytest.mark.usefixtures("short_lesson")
 @pytest.mark.parametrize(
     ("init", "n_init"), [("kmeans", 1), ("spectral", 1), ("random", 1), ("kmeans", 2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro import distributions as dist
 from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
@@ -230,6 +233,84 @@ def test_what_fits_nothing_is_refused_before_the_pair_changes(
     with pytest.raises(kind, match=message):
         vmonf.fit(X, Y, **{**length, "progress": False, "seed": 0, **options})
     assert all_of(vmonf) == before
+
+
+class Doubled(nn.Module):
+    """Components in float64 of parameters in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, context: Tensor | None = None) -> dist.Distribution:
+        return dist.Normal(self.loc.double(), torch.ones(3, 2).double()).to_event(1)
+
+
+MIXED: dict[str, tuple[Callable[[], VMoNF], str]] = {
+    "guide": (lambda: _doubled("guide"), "its bank in torch.float32.*guide in torch.float64"),
+    "bank": (lambda: _doubled("model.bank"), "its bank in torch.float64.*guide in torch.float32"),
+    "weights": (lambda: _doubled("model.weights"), "weights in torch.float64"),
+    "components": (
+        lambda: VMoNF(FlowMixture(Doubled(), "learned"), SoftmaxGuide(MLP(2, 3))),
+        "site c in torch.float32, site x in torch.float64, posterior in torch.float32",
+    ),
+    "components of an exact guide": (
+        lambda: VMoNF(FlowMixture(Doubled(), "learned")),
+        "several precisions",
+    ),
+}
+
+
+def _doubled(part: str) -> VMoNF:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(MLP(2, 3)))
+    vmonf.get_submodule(part).double()
+    return vmonf
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_two_precisions_are_refused_before_the_pair_changes(case: str) -> None:
+    make, message = MIXED[case]
+    vmonf = make()
+    before = [(value.dtype, value.tolist()) for value in vmonf.state_dict().values()]
+    with pytest.raises(ValueError, match=message):
+        vmonf.fit(X, epochs=1, progress=False)
+    assert [(v.dtype, v.tolist()) for v in vmonf.state_dict().values()] == before
+
+
+def test_a_fit_under_autocast_is_refused() -> None:
+    vmonf = pair()
+    before = all_of(vmonf)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="autocast to"):
+        vmonf.fit(X, epochs=1, progress=False)
+    assert all_of(vmonf) == before
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int16, torch.bool])
+def test_positions_of_any_whole_numbers_are_held_out(kind: torch.dtype) -> None:
+    positions = torch.tensor([1, 5, 7])
+    held = torch.zeros(len(X), dtype=torch.bool).index_fill(0, positions, True)
+    ends = []
+    for held_out in (positions, held if kind == torch.bool else positions.to(kind)):
+        vmonf = pair()
+        vmonf.fit(X, epochs=1, held_out=held_out, seed=0, progress=False)
+        ends.append(vmonf.log_prob(X))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_sizes_and_seeds_of_verbs_are_whole_numbers() -> None:
+    vmonf = pair()
+    for verb in (vmonf.log_prob, vmonf.predict, vmonf.elbo, vmonf.partial_log_prob):
+        chunks, whole = verb(X, chunk_size=np.int64(3)), verb(X)
+        for one, other in zip(_listed(chunks), _listed(whole), strict=True):
+            torch.testing.assert_close(one, other)
+    assert vmonf.sample(5, chunk_size=np.int64(2), seed=np.int64(0))[0].shape == (5, 2)
+    for seed, kind in ((2**64, ValueError), ("a", TypeError), (True, TypeError), (1.0, TypeError)):
+        with pytest.raises(kind, match="seed is"):
+            vmonf.sample(5, seed=seed)
+
+
+def _listed(found: Any) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else list(found)
 
 
 def test_a_refused_checkpoint_leaves_the_temperature(tmp_path: Path) -> None:
