@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Nobody looks at the figures of a shortened run, so little time is spent on them: their axes have
-# no ticks, their grids are coarse, and the second pass makes the figures without drawing them.
+# no ticks, their grids are coarse, and they are drawn once: not when a cell ends and again when
+# they are shown, and not at all in the second pass, which makes them without drawing them.
 BEFORE = """
 %reset -f
 %matplotlib inline
@@ -30,6 +31,7 @@ from pyro_vmonf import plots
 
 for plot in (plots.plot_density, plots.plot_component_contours, plots.plot_regions):
     plot.__wrapped__.__kwdefaults__["resolution"] = 20
+plt.uninstall_repl_displayhook()
 plt.rcParams["figure.dpi"] = 30
 plt.rcParams["xtick.labelbottom"] = plt.rcParams["ytick.labelleft"] = False
 plt.rcParams["xtick.bottom"] = plt.rcParams["ytick.left"] = False
