@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyro_vmonf import plots
 from pyro_vmonf.metrics import accuracy
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,9 @@ def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.Monk
     if "savefig" in codes[-1]:  # the gallery's pictures are drawn by docs/pictures.py
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     monkeypatch.setattr("pyro_vmonf.vmonf.automatic.BLOCKS", 1)
-    # nothing else is shortened than the training, the draws, and the flows that from_data builds
+    for plot in (plots.plot_density, plots.plot_component_contours, plots.plot_regions):
+        monkeypatch.setitem(plot.__wrapped__.__kwdefaults__, "resolution", 20)
+    # nothing else is shortened than training, draws and grids, and the flows that from_data builds
     names: dict[str, object] = {"__name__": "snippet"}
     plt.close("all")
     for code in codes:
