@@ -24,6 +24,7 @@ RESHAPE = {"aten::view", "aten::_unsafe_view", "aten::_reshape_alias"}
 # A CPU tensor may say which entries are meant.
 INDEX = {"aten::index", "aten::_unsafe_index", "aten::index_put_", "aten::_index_put_impl_"}
 WITHOUT_NUMBERS = {"aten::cat", "aten::stack"}  # a CPU tensor with one number is no number here
+PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.layout}  # no tensor, no generator
 SHARED = {"detach", "detach_", "alias", "lift", "lift_fresh"}  # torch's own keep the storage
 
 
@@ -43,12 +44,16 @@ def put(value: Tensor) -> Tensor:
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply a function to what an argument or a result holds, in a list or by itself."""
+    if type(value) in PLAIN:
+        return value
     return type(value)(map(function, value)) if type(value) in (list, tuple) else function(value)
 
 
 def check(name: str, args: Any, kwargs: Any) -> list[Tensor]:
     tensors: list[Tensor] = []
     for value in (*args, *kwargs.values()):
+        if type(value) in PLAIN:
+            continue
         for leaf in value if type(value) in (list, tuple) else (value,):
             if isinstance(leaf, Tensor):
                 tensors.append(leaf)
@@ -57,8 +62,10 @@ def check(name: str, args: Any, kwargs: Any) -> list[Tensor]:
                     f"{name}: expected a generator of the device {NAME}, and got one of cpu"
                 )
     for tensor in tensors:
+        if tensor.device.type == NAME:
+            continue
         number = tensor.dim() == 0 and name not in WITHOUT_NUMBERS
-        if not (is_there(tensor) or number or (name in INDEX and is_there(args[0]))):
+        if not (number or (name in INDEX and is_there(args[0]))):
             raise RuntimeError(
                 f"{name}: expected all tensors to be on the same device, and got one of shape "
                 f"{tuple(tensor.shape)} on {tensor.device} beside the device {NAME}"

@@ -52,7 +52,7 @@ from pyro_vmonf.nn import MLP, StartedNetwork
 from pyro_vmonf.starts import pretrain_, spectral_clusters, warm_start_
 from pyro_vmonf.terms import Agreement, Balance, Classification, Confidence, Consistency
 from pyro_vmonf.training import unread
-from pyro_vmonf.vmonf import pictures
+from pyro_vmonf.vmonf import automatic, pictures
 from pyro_vmonf.weight_priors import PointPosterior
 
 PLAYED = torch._C._get_privateuse1_backend_name() == "second"
@@ -357,10 +357,11 @@ def test_pictures() -> None:
 @there_is_one
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 @pytest.mark.parametrize("labelled", [True] if PLAYED else [False, True])
-def test_one_call(labelled: bool) -> None:
+def test_one_call(labelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "BLOCKS", 1)
     x, y = pinwheel(wings=3, per_wing=40, seed=0)
     known = torch.where(torch.arange(len(x)) % 20 == 0, y, -1).to(THERE) if labelled else None
-    options: dict[str, Any] = {"components": 3, "seed": 0, "minutes": 0.05, "progress": False}
+    options: dict[str, Any] = {"components": 3, "seed": 0, "minutes": 0.005, "progress": False}
     vmonf = VMoNF.from_data(x.to(THERE), known, background=labelled, **options)
     assert vmonf.predict(x).device == vmonf.log_prob(x).device == THERE
     assert str(vmonf.report(x))
