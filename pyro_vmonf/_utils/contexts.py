@@ -113,7 +113,8 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
             yield
         finally:
             for part, before in modes:
-                part.training = before
+                if part.training is not before:  # setting an attribute of a module is slow
+                    part.training = before
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch cannot comp
 
 def floating_buffer(module: nn.Module) -> Tensor:
     """Return a floating tensor of the module, whose dtype and device the data are to have."""
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in chain(module.parameters(), module.buffers()):  # most often the first one
         if tensor.is_floating_point():
             return tensor
     return torch.empty(0)

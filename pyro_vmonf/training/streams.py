@@ -156,7 +156,8 @@ def _found(value: Any, path: str, counts: bool, seen: set[int]) -> Iterator[tupl
             if type(number) in (bool, int, float):
                 yield f"{path}.{name}", _of_attribute(own, name)
     for name, part in _parts(value, own):
-        yield from _found(part, f"{path}.{name}".replace("._modules", ""), counts, seen)
+        if not isinstance(part, _LEAVES):  # most of them
+            yield from _found(part, f"{path}.{name}".replace("._modules", ""), counts, seen)
 
 
 def _parts(value: Any, own: dict[str, Any]) -> list[tuple[Any, Any]]:
