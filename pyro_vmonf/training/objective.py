@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from typing import Any
 
 import pyro
@@ -315,7 +316,8 @@ def road(
     some = first_rows(arguments, GUARDED_ROWS)
     some = {name: _as_float64(value) for name, value in some.items()}
     try:
-        pair = copy.deepcopy(nn.ModuleList([model, guide])).double().train()
+        both = nn.ModuleList([model, guide])
+        pair = copy.deepcopy(both, _empty_dicts(both)).double().train()
         pair[1].bind_(pair[0])  # type: ignore[operator]
         state = [*pair.parameters(), *pair.buffers()]
         before = [value.detach().clone() for value in state]
@@ -339,6 +341,16 @@ def road(
         if not torch.allclose(mine, other, rtol=1e-9, atol=1e-9 * scale, equal_nan=True):
             return "the gradients of the two roads differ"
     return ""
+
+
+def _empty_dicts(module: nn.Module) -> dict[int, Any]:
+    """Return a memo for ``deepcopy``, which takes long over the empty hooks of each module."""
+    return {
+        id(value): OrderedDict()
+        for part in module.modules()
+        for value in vars(part).values()
+        if type(value) is OrderedDict and not value
+    }
 
 
 def _value_and_gradient(
