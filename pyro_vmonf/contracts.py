@@ -192,6 +192,9 @@ class Term(Protocol):
     Required: the call takes a :class:`Batch` and returns the penalty of each row ``(*)``, at least
     zero. Inherit from :class:`~pyro_vmonf.terms.Term` for a weight with a schedule.
 
+    Optional: ``take_(index)``, for a term that knows the components: component *i* is then what
+    component ``index[i]`` was. ``align_`` and ``prune_`` call it.
+
     Implementing a term:
         >>> import torch
         >>> from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF

@@ -21,6 +21,7 @@ from pyro_vmonf._utils.validation import (
     as_tensor,
     check_number,
     check_positive,
+    check_unconditional,
 )
 from pyro_vmonf.counts import forget_
 from pyro_vmonf.flows.gaussian import Gaussian, moments
@@ -256,7 +257,7 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
         ``aic``, ``bic`` and ``mdl``.
 
     Raises:
-        ValueError: if the rows do not fit the model.
+        ValueError: if the rows do not fit the model, or it has a context.
 
     References:
         Akaike (1974), A new look at the statistical model identification. Schwarz (1978),
@@ -267,6 +268,7 @@ def information_criteria(model: FlowMixture, x: Any) -> dict[str, float]:
         >>> sorted(information_criteria(model, torch.zeros(9, 2)))
         ['aic', 'bic', 'mdl']
     """
+    check_unconditional("information_criteria", model.context_features)
     x = model.rows(x)
     with evaluating(model):
         mixture: Any = model.mixture()

@@ -143,8 +143,7 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
             f"the reference has shape {tuple(reference.shape)} and the posterior "
             f"{tuple(posterior.shape)}; expected the same rows and components"
         )
-    if not posterior.is_floating_point():
-        posterior = posterior.double()
+    posterior = posterior.double()
     together = reference.to(posterior).mT @ posterior
     if not together.isfinite().all():
         raise ValueError("reference or posterior holds numbers that are not finite")

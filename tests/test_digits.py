@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vmonf import ExactGuide, FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import ExactGuide, FlowMixture, MAFMoG, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.metrics import match_components
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.terms import Batch, Consistency
@@ -169,6 +170,17 @@ def test_other_kinds_are_as_before(dtype: torch.dtype) -> None:
     assert units.loc.dtype == units.scale.dtype == units.inv(x).dtype == dtype
     torch.testing.assert_close(units.loc, x.mean(0))
     torch.testing.assert_close(units.scale, x.std(0, unbiased=False))
+
+
+def test_numbers_with_too_few_digits_are_refused_in_words() -> None:
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=1)))
+    for rows in (torch.zeros(3, 2).to(torch.float8_e5m2), torch.zeros(3, 2, device="meta")):
+        with pytest.raises(TypeError, match="pass rows of float32 or float64"):
+            vmonf.log_prob(rows)
+    with pytest.raises(TypeError, match=r"mixtures are in torch\.float16"):
+        MAFMoG(2, 3).half()().log_prob(torch.zeros(4, 1, 2).half())
+    q = torch.eye(3)[torch.tensor([2, 0, 1, 1])].bfloat16()
+    assert match_components(torch.tensor([0, 1, 2, 2]), q).tolist() == [2, 0, 1]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -15,7 +15,8 @@ from pyro_vmonf import Flow, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP, Remembered
-from pyro_vmonf.terms import Agreement, Classification
+from pyro_vmonf.terms import Agreement, Batch, Classification, Term
+from pyro_vmonf.training.objective import Objective
 
 X = torch.cat((torch.randn(30, 2), torch.randn(30, 2) + 4, torch.randn(30, 2) - 4))
 
@@ -132,6 +133,30 @@ def test_starts_of_tied_parts_run_in_turn(make: Callable[[], VMoNF]) -> None:
     assert len(history.objective) == 2
     assert names(vmonf) == own
     assert vmonf.log_prob(X).isfinite().all()
+
+
+class Target(Term):
+    """A term that knows the components."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("target", torch.tensor([0.2, 0.3, 0.5]))
+
+    def forward(self, batch: Batch) -> Tensor:
+        return (batch.log_q.exp() - self.target).square().sum(-1)
+
+    def take_(self, index: Tensor) -> None:
+        self.target = self.target[index]
+
+
+def test_a_term_that_knows_the_components_follows_them() -> None:
+    guide = SoftmaxGuide(MLP(2, 3), [Target()])
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), guide)
+    loss = Objective(vmonf.model, vmonf.guide)(x=X, size=len(X))["target"]
+    for _ in range(2):
+        take_components_(vmonf, torch.tensor([2, 0, 1]))
+        found = Objective(vmonf.model, vmonf.guide)(x=X, size=len(X))["target"]
+        torch.testing.assert_close(found, loss)
 
 
 def test_an_aligned_guide_knows_its_start() -> None:

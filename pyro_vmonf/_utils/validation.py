@@ -138,6 +138,9 @@ def check_rows(
             f"x has dtype {x.dtype}; the flows are densities of real numbers: pass floating-point "
             f"rows, such as {way} (integer data want dequantising first)"
         )
+    if x.is_meta or x.dtype.itemsize < 2:
+        what = "values, on the device meta" if x.is_meta else f"digits enough, with dtype {x.dtype}"
+        raise TypeError(f"x has no {what}; pass rows of float32 or float64")
     shape = tuple(event_shape)
     if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != shape:
         wanted = f"(N, {', '.join(map(str, shape))})"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import evaluating
 from pyro_vmonf._utils.shapes import check_event
 from pyro_vmonf._utils.validation import check_positive, floating_buffer
-from pyro_vmonf.contracts import Batch
+from pyro_vmonf.contracts import Batch, optional
 from pyro_vmonf.distributions.truncated import TopCategorical
 from pyro_vmonf.guides.base import BoundGuide, counts_rows
 from pyro_vmonf.model import FlowMixture
@@ -147,11 +147,13 @@ class SoftmaxGuide(BoundGuide):
             return self.log_q(x).exp()
 
     def take_(self, index: Tensor) -> None:
-        index = index.to(self.temperature.device)
+        chosen = index = index.to(self.temperature.device)
         network = self.network
         if isinstance(network, Picked):
             network, index = network.get_submodule("network"), network.get_buffer("index")[index]
         self.network = Picked(network, index)
+        for term in self.terms:
+            optional(term, "take_", lambda index: None)(chosen)
 
     def compile(self, *_: object, **__: object) -> None:
         self.network.compile()

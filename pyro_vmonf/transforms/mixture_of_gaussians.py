@@ -56,7 +56,16 @@ class MixtureOfGaussians:
         return f"{type(self).__name__}({arguments_of(self)})"
 
     def _unpack(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and log-scales ``(*, D, M, N)``."""
+        """Log-weights, means and log-scales ``(*, D, M, N)``.
+
+        Raises:
+            TypeError: if they are of half precision.
+        """
+        if theta.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"the mixtures are in {theta.dtype}, in which torch has no tails of a normal; keep "
+                "them in float32"
+            )
         logits, means, raw = theta.split(self.mixtures, -2)
         # Different means at the start: equal Gaussians have equal gradients.
         apart = torch.linspace(-0.8, 0.8, self.mixtures, dtype=theta.dtype, device=theta.device)
