@@ -71,12 +71,16 @@ class FlowTransform(Recorded, TransformModule):
     def forward_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`h(z)` of shape ``(*, D)`` and :math:`\log|\det\partial h|` of shape
         ``(*)``."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no forward_and_log_det, which draws need; write it"
+        )
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`h^{-1}(x)` of shape ``(*, D)`` and :math:`\log|\det\partial h^{-1}|` of
         shape ``(*)``."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no inverse_and_log_det, which densities need; write it"
+        )
 
     def inverse_of_run(self, run: Sequence[FlowTransform], x: Tensor) -> tuple[Tensor, Tensor]:
         """Invert transforms of this one's layout, from data to base, this one first."""
