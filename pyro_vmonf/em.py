@@ -113,15 +113,7 @@ def fit_em(
     check_number("ridge", ridge, zero=True)
     if math.isnan(tolerance):
         raise ValueError("tolerance is nan; expected a number of nats")
-    weight = x.new_ones(len(x), dtype=torch.float64)
-    if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, len(x), weight)
-        counted = weight > 0
-        if not counted.any():
-            raise ValueError("sample_weight is zero for every row; some have to count")
-        x, weight = x[counted], weight[counted]  # the others may be anywhere
-        if responsibilities is not None:
-            responsibilities = responsibilities[counted.to(responsibilities.device)]
+    x, weight, responsibilities = _counted(x, sample_weight, responsibilities)
     pseudo_count = mixture_weights.pseudo_count / float(weight.mean())
     weight = weight / weight.mean()
     units = Standardize(model.event_shape).to(x)
@@ -148,6 +140,26 @@ def fit_em(
     bank.set_(means, covariances)
     offset = float(units.scale.log().sum())
     return [value - offset for value in curve]
+
+
+def _counted(
+    x: Tensor, sample_weight: Any, responsibilities: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the rows that have a weight, their weights, and their responsibilities.
+
+    Raises:
+        ValueError: if the weights are none, or all of them are zero.
+    """
+    weight = x.new_ones(len(x), dtype=torch.float64)
+    if sample_weight is None:
+        return x, weight, responsibilities
+    weight = check_sample_weight(sample_weight, len(x), weight)
+    counted = weight > 0
+    if not counted.any():
+        raise ValueError("sample_weight is zero for every row; some have to count")
+    if responsibilities is not None:
+        responsibilities = responsibilities[counted.to(responsibilities.device)]
+    return x[counted], weight[counted], responsibilities  # the others may be anywhere
 
 
 def _parts_of(model: FlowMixture) -> tuple[Gaussian, LearnedWeights]:

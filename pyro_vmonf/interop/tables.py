@@ -74,19 +74,12 @@ def read_table(
     [label] = there([label], whole)
     if not len(whole):
         raise ValueError(f"{path} has no row below its header")
-    if label in columns:
-        raise ValueError(f"column {label} is the label; leave it out of --columns")
-    both = ", ".join(name for name in columns if name in drop)
-    if both:
-        raise ValueError(f"{both} is in --columns and in --drop; name each column in one of them")
+    _check_roles(columns, drop, label)
     asked = [*columns, *drop, *([label] if label else [])]
     missing = [name for name in asked if name not in whole.columns]
     if missing:
         every = ", ".join(map(str, whole.columns))
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {every}")
-    again = sorted({name for name in columns if columns.count(name) > 1})
-    if again:
-        raise ValueError(f"--columns names {', '.join(again)} twice; name each column once")
     numbers = [c for c in whole.columns if whole[c].dtype.kind in "iufb"]
     chosen = [c for c in (columns or numbers) if c not in drop and c != label]
     text = [c for c in columns if c not in numbers]
@@ -125,6 +118,20 @@ def read_table(
     return table
 
 
+def _check_roles(columns: Sequence[Any], drop: Sequence[Any], label: str | None) -> None:
+    """Refuse a column that has two roles, or one role twice.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if label in columns:
+        raise ValueError(f"column {label} is the label; leave it out of --columns")
+    if both := ", ".join(name for name in columns if name in drop):
+        raise ValueError(f"{both} is in --columns and in --drop; name each column in one of them")
+    if again := sorted({name for name in columns if columns.count(name) > 1}):
+        raise ValueError(f"--columns names {', '.join(again)} twice; name each column once")
+
+
 def _notes(whole: Any, twice: list[str], chosen: list[Any], text: list[Any], header: bool) -> Any:
     """Return what is to be said of the columns of a file: those chosen, and those left out."""
     said = [
@@ -159,10 +166,11 @@ def _labels(column: Any) -> tuple[Tensor, list[str]]:
     labelled = known[~known.isin((*MARKS, ""))].dropna()
     classes = labelled.unique().astype(object)
     values = np.asarray(pandas.to_numeric(classes, errors="coerce"), dtype=float)
-    if 2 * len(classes) > len(labelled) and np.any(values % 1 > 0):
+    broken = np.isfinite(values) & (values != np.floor(values))
+    if 2 * len(classes) > len(labelled) and broken.any():
         raise ValueError(
             f"column {column.name!r} has {len(classes)} different values in {len(labelled)} rows, "
-            f"such as {classes[values % 1 > 0][0]}; pass a column of classes to --label"
+            f"such as {classes[broken][0]}; pass a column of classes to --label"
         )
     if is_mark(np.asarray(classes) if np.isnan(values).any() else values, "auto"):
         known = known.where(~known.isin(MARKS))

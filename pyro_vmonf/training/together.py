@@ -99,9 +99,6 @@ def fit_together(
         warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over some
         probe = next(iter(runs[0][0].train.epoch(torch.Generator())))
         objective = Objective(*copies[0])
-        names_of_parts = objective.named_modules(remove_duplicate=False)
-        if len(list(names_of_parts)) > len(list(objective.modules())):
-            raise NotTogether("a part has two names, and torch gives it its parameters twice")
         objective.prepare_(_rows(arrays, probe["x"]), checked.fast)
         if objective.reason:
             raise NotTogether(objective.reason)
@@ -193,6 +190,9 @@ def _try(lanes: Stacked, objectives: Sequence[Objective], runs: Sequence[Run]) -
     Raises:
         NotTogether: if the program does not run, or has other terms.
     """
+    one = objectives[0]
+    if len(list(one.named_modules(remove_duplicate=False))) > len(list(one.modules())):
+        raise NotTogether("a part has two names, and torch gives it its parameters twice")
     batches = [next(iter(run.train.epoch(torch.Generator()))) for run in runs]
     terms: list[Terms] = []
     for mode in (evaluating, training):
