@@ -90,12 +90,7 @@ def parameters_of(c: Configuration) -> dict[str, Any]:
         }
         for _ in range(c.blocks)
     ]
-    sizes = [c.features, *c.guide_hidden, k]
-    guide = [
-        {"w": normal(n, m, scale=m**-0.5), "b": jnp.zeros((n, 1))}
-        for m, n in itertools.pairwise(sizes)
-    ]
-    parameters = {"blocks": blocks, "guide": guide}
+    parameters = {"blocks": blocks, "guide": guide_of(c)}
     if c.gaussians:
         m, d = c.gaussians, c.features
         parameters["base"] = {
@@ -107,15 +102,32 @@ def parameters_of(c: Configuration) -> dict[str, Any]:
     return parameters
 
 
-def loss(c: Configuration, parameters: dict[str, Any], x: Any) -> Any:
-    """Return the negative ELBO per row."""
+def guide_of(c: Configuration) -> list[dict[str, Any]]:
+    """Return the parameters of the guide."""
     import jax
     import jax.numpy as jnp
 
-    logits = x.T
-    for i, layer in enumerate(parameters["guide"]):
-        logits = layer["w"] @ (jax.nn.relu(logits) if i else logits) + layer["b"]
-    log_q = jax.nn.log_softmax(logits, 0)
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return [
+        {"w": m**-0.5 * jax.random.normal(next(keys), (n, m)), "b": jnp.zeros((n, 1))}
+        for m, n in itertools.pairwise([c.features, *c.guide_hidden, c.components])
+    ]
+
+
+def log_q_of(guide: list[dict[str, Any]], x: Any) -> Any:
+    """Return the log-probabilities ``(K, N)`` of the guide for columns ``(D, N)``."""
+    import jax
+
+    for i, layer in enumerate(guide):
+        x = layer["w"] @ (jax.nn.relu(x) if i else x) + layer["b"]
+    return jax.nn.log_softmax(x, 0)
+
+
+def loss(c: Configuration, parameters: dict[str, Any], x: Any) -> Any:
+    """Return the negative ELBO per row."""
+    import jax.numpy as jnp
+
+    log_q = log_q_of(parameters["guide"], x.T)
     log_prob = log_density(c, parameters, x.T)
     return (jnp.exp(log_q) * (log_q - log_prob)).sum(0).mean()
 

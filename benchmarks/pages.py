@@ -131,6 +131,8 @@ WAYS = {
     "jax scanned": "JAX, scanned",
     "zuko": "K zuko flows",
     "normflows": "K normflows",
+    "torchflows": "K torchflows",
+    "flowjax scanned": "flowjax's mixture, scanned",
     "pyro": "K Pyro flows",
 }
 

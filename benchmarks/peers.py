@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from benchmarks import limit
 from benchmarks.configurations import BINS, BOUND, CONFIGURATIONS, Configuration
 from benchmarks.jax_peers import jax_step
+from benchmarks.mixture_peers import TorchflowsFlow, flowjax_step
 from benchmarks.timing import Several
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.training.compiling import Compiled
@@ -320,6 +321,8 @@ PEERS: dict[str, Callable[..., Step]] = {
     "pyro": pyro_step,
     "zuko": in_a_loop(ZukoFlow),
     "normflows": in_a_loop(NormflowsFlow),
+    "torchflows": in_a_loop(TorchflowsFlow),
+    "flowjax scanned": flowjax_step,
     "products": products_step,
 }
 
