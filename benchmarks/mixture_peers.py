@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.configurations import BINS, BOUND, Configuration
-from benchmarks.jax_peers import SCANNED, guide_of, log_q_of, one_thread
+from benchmarks.jax_peers import guide_of, log_q_of, one_thread
 from benchmarks.timing import Several
+
+FEW = 10  # steps of one call
 
 
 def flowjax_step(c: Configuration, device: str) -> Several:
@@ -64,14 +66,14 @@ def flowjax_step(c: Configuration, device: str) -> Several:
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(parameters, updates), state), value
 
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=SCANNED))
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=FEW))
     kept = [(parameters, optimizer.init(parameters))]
 
     def call() -> None:
         kept[0], value = run(kept[0])
         value.block_until_ready()
 
-    return Several(call, SCANNED)
+    return Several(call, FEW)
 
 
 class TorchflowsFlow(nn.Module):
