@@ -119,10 +119,9 @@ class FlowMixture(Program):
             like = floating_buffer(self.bank)
             value = as_weights(value, self.num_components, like)
             if type(value).log_mean is Weights.log_mean:  # weights of the user
+                width = self.context_features
                 with unregistered():
-                    value.check_(
-                        like.new_zeros(1, self.context_features) if self.context_features else None
-                    )
+                    value.check_shape(like.new_zeros(1, width) if width else None)
         if name == "bank" and "num_components" in self.__dict__:
             value = as_bank(value)
             with unregistered():

@@ -82,18 +82,18 @@ def parts() -> dict[str, type]:
     }
 
 
-def describe(value: Any, known: dict[int, int] | None = None) -> Any:
+def describe(value: Any, known: list[nn.Module] | None = None) -> Any:
     """Return a part, and those in it, as plain data.
 
     Arguments:
         value: the part.
-        known: numbers of the modules that were described, by ``id``; one that comes again is named
-            by its number. They are counted in the order in which :func:`build` makes them.
+        known: the modules that were described, in the order in which :func:`build` makes them; one
+            that comes again is named by its number.
 
     Raises:
         TypeError: if a part is not one of the library's.
     """
-    known = {} if known is None else known
+    known = [] if known is None else known
     value = plain(value)
     if isinstance(value, (nn.ModuleList, list, tuple)):
         return [describe(item, known) for item in value]
@@ -101,8 +101,9 @@ def describe(value: Any, known: dict[int, int] | None = None) -> Any:
         return value
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    if id(value) in known:
-        return {"same": known[id(value)]}
+    for number, one in enumerate(known):
+        if one is value:
+            return {"same": number}
     part = type(value)
     if isinstance(value, Distribution) and part.__name__ in DISTRIBUTIONS:
         _, kept = DISTRIBUTIONS[part.__name__]
@@ -115,7 +116,7 @@ def describe(value: Any, known: dict[int, int] | None = None) -> Any:
         raise TypeError(f"{part.__module__}.{part.__qualname__} is not a part of pyro_vmonf")
     arguments = {n: describe(getattr(value, n), known) for n in names}
     if isinstance(value, nn.Module):
-        known[id(value)] = len(known)
+        known.append(value)
     return {"part": part.__name__, "arguments": arguments}
 
 

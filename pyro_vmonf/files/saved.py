@@ -33,7 +33,7 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
         OSError: if the file cannot be written; one that was there before is then untouched.
     """
     try:
-        known: dict[int, int] = {}
+        known: list[nn.Module] = []
         description: Any = {
             name: describe(getattr(vmonf, name), known) for name in ("model", "guide")
         }
@@ -76,23 +76,20 @@ def _changed(vmonf: Any, saved: Saved) -> str:
     )
     if changed := next(iter(other), ""):
         return f"{changed} of the pair was changed after it was built"
-    ties = _first_names(vmonf)
-    for name, first in _first_names(built).items():
-        if ties[name] != first:
-            return f"{name} and {ties[name]} of the pair are one"
+    ties, again = _ties(vmonf), _ties(built)
+    for name, first in sorted(ties ^ again):
+        what = "are one" if (name, first) in ties else "are no longer one"
+        return f"{first} and {name} of the pair {what}"
     return ""
 
 
-def _first_names(pair: nn.Module) -> dict[str, str]:
-    """Return the first name of each parameter and buffer, by all of its names."""
-    found: dict[str, str] = {}
+def _ties(pair: nn.Module) -> set[tuple[str, str]]:
+    """Return each further name of a parameter or buffer, with its first one."""
     first: dict[int, str] = {}
-    for name, part in pair.named_modules(remove_duplicate=False):
-        for own, value in (*part._parameters.items(), *part._buffers.items()):
-            if value is not None:
-                path = f"{name}.{own}"
-                found[path] = first.setdefault(id(value), path)
-    return found
+    named = (pair.named_parameters, pair.named_buffers)
+    values = (pair for names in named for pair in names(remove_duplicate=False))
+    found = {(name, first.setdefault(id(value), name)) for name, value in values}
+    return {(name, one) for name, one in found if name != one}
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
@@ -195,7 +192,7 @@ class Saved:
         with alone(), torch.random.fork_rng(devices=[]), bounded(limits):
             parts: list[nn.Module] = []
             made = pair(*(build(description[name], parts) for name in ("model", "guide")))
-        known: dict[int, int] = {}
+        known: list[nn.Module] = []
         for name, part in (("model", made.model), ("guide", made.guide)):
             if not agrees(describe(part, known), description[name]):
                 raise ValueError(f"its {name} has arguments of another kind than it takes")

@@ -180,9 +180,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
             self._fit_by_data(X, labels, sample_weight, seed)
         self.weights_ = self.vmonf_.model.weights.log_mean().exp().detach().numpy()
         elbo = self.vmonf_.elbo(X).double().numpy()
-        counted = slice(None) if sample_weight is None else sample_weight > 0
-        weight = None if sample_weight is None else sample_weight[counted]
-        self.lower_bound_ = float(np.average(elbo[counted], weights=weight))
+        weight = np.ones(len(X)) if sample_weight is None else sample_weight
+        self.lower_bound_ = float(np.average(elbo[weight > 0], weights=weight[weight > 0]))
         self.labels_ = self._numbered(self.vmonf_.predict(X).numpy())
         return self
 

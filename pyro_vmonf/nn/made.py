@@ -109,14 +109,14 @@ def _by_weight(
 ) -> Tensor:
     """Return the gradient of the weights, zero where they are masked."""
     parts = (
-        (grad[:, o1:o2] @ x[:, i1:i2].mT, mask[o1:o2, i1:i2], i1, weight.shape[2] - i2)
-        for o1, o2, i1, i2 in blocks
+        (grad[:, o1:o2] @ x[:, i1:i2].mT).mul_(mask[o1:o2, i1:i2]) for o1, o2, i1, i2 in blocks
     )
     if is_captured(weight):
-        return torch.cat([F.pad(p * allowed, (i, j)) for p, allowed, i, j in parts], 1)
+        sides = ((i1, weight.shape[2] - i2) for _, _, i1, i2 in blocks)
+        return torch.cat([F.pad(p, side) for p, side in zip(parts, sides, strict=True)], 1)
     result = grad.new_zeros(weight.shape)  # twice as fast as padding
-    for (o1, o2, i1, i2), (part, allowed, _, _) in zip(blocks, parts, strict=True):
-        result[:, o1:o2, i1:i2] = part.mul_(allowed)
+    for (o1, o2, i1, i2), part in zip(blocks, parts, strict=True):
+        result[:, o1:o2, i1:i2] = part
     return result
 
 

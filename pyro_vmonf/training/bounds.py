@@ -133,7 +133,7 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
         with pyro.validation_enabled(False):
             traces = probed(model, guide, arguments)
     check_bound(guide, *traces)
-    _check_precision(model, traces[1], log_q)
+    _check_log_probs(model, traces[1], log_q)
     _warn_of_counts(model, traces[1], arguments.get("sample_weight"))
     sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
     if refusal is not None and all(_is_valid(site) for site in sites):
@@ -176,7 +176,7 @@ def _is_valid(site: Any) -> bool:
     return support is None or is_plate(site) or bool(support.check(value).all())
 
 
-def _check_precision(model: Any, trace: Trace, log_q: Tensor) -> None:
+def _check_log_probs(model: Any, trace: Trace, log_q: Tensor) -> None:
     """Refuse log-probabilities of several precisions, which Pyro cannot sum.
 
     Raises:

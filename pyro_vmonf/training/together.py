@@ -190,8 +190,12 @@ def _try(lanes: Stacked, objectives: Sequence[Objective], runs: Sequence[Run]) -
     Raises:
         NotTogether: if the program does not run, or has other terms.
     """
-    one = objectives[0]
-    if len(list(one.named_modules(remove_duplicate=False))) > len(list(one.modules())):
+    own = [
+        part
+        for _, part in objectives[0].named_modules(remove_duplicate=False)
+        if part._parameters or part._buffers
+    ]
+    if len(set(own)) < len(own):
         raise NotTogether("a part has two names, and torch gives it its parameters twice")
     batches = [next(iter(run.train.epoch(torch.Generator()))) for run in runs]
     terms: list[Terms] = []

@@ -109,7 +109,7 @@ class Weights(Registered, Program):
             )
         return weights.log_softmax(-1)
 
-    def check_(self, context: Tensor | None) -> None:
+    def check_shape(self, context: Tensor | None) -> None:
         """Refuse a call that returns other than one number for each component.
 
         Raises:
