@@ -439,11 +439,43 @@ def test_a_run_survives_kill_9(tmp_path: Path) -> None:
 
 
 def test_write_and_read_are_inverse(tmp_path: Path) -> None:
-    content = {"kind": "x", "a": torch.arange(5), "b": [1, 2.5, "three", None, {"c": True}]}
+    content = {
+        "kind": "x",
+        "b": [1, 2.5, "three", None, {"c": True}],
+        "long": [float(n) / 3 for n in range(40)] + [float("inf"), -0.0],
+        "whole": list(range(40)),
+        "mixed": [1, *(float(n) for n in range(40))],
+        "pair": ("tensor", 1.5),
+    }
     files.write(content, tmp_path / "x")
     found = files.read(tmp_path / "x", "x")
-    assert torch.equal(found.pop("a"), content.pop("a"))  # type: ignore[arg-type]
-    assert found == content
+    assert {key: found[key] for key in content} == content
+    assert str(found["long"][-1]) == "-0.0"
+    assert list(map(type, found["mixed"])) == list(map(type, content["mixed"]))
+
+
+def test_tensors_of_a_file_are_of_their_kind_and_apart(tmp_path: Path) -> None:
+    one = torch.randn(3, 4, dtype=torch.float64)
+    tensors = {
+        "one": one,
+        "again": one,
+        "turned": one.t(),
+        "a column": one[:, 1],
+        "no rows": torch.zeros(0, 4),
+        "a number": torch.tensor(float("nan")),
+        "whole": torch.arange(5),
+        "true": torch.tensor([True, False]),
+        "half": torch.randn(2).half(),
+        "large": torch.randn(300, 300),
+        "complex": torch.randn(2, dtype=torch.complex64).conj(),
+    }
+    files.write({"kind": "x", "state": dict(tensors), "tuple": (1, one)}, tmp_path / "x")
+    found = files.read(tmp_path / "x", "x")
+    for name, value in tensors.items():
+        torch.testing.assert_close(found["state"][name], value, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found["tuple"][1], one)
+    found["state"]["one"].zero_()  # every name has numbers of its own
+    assert torch.equal(found["state"]["turned"], one.t())
 
 
 def test_opening_a_file_draws_no_walks_and_imports_no_compiler(tmp_path: Path) -> None:

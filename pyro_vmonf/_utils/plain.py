@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
-def plain(value: Any, *, arrays: bool = True) -> Any:
+def plain(
+    value: Any,
+    *,
+    arrays: bool = True,
+    tensors: Callable[[Tensor], Any] | None = None,
+    lists: Callable[[list[Any]], Any] | None = None,
+) -> Any:
     """Return a value with Python's own numbers and strings in place of others.
 
     NumPy scalars become numbers, arrays become tensors, paths become strings. Subclasses of
     ``int``, ``float`` and ``str`` become these. It goes through dictionaries, lists and tuples, and
-    leaves tensors and anything else alone.
+    leaves anything else alone.
 
     Arguments:
         value: any value.
         arrays: ``False`` leaves NumPy arrays alone too.
+        tensors: what a tensor becomes; by default it stays.
+        lists: what a list of plain values becomes; by default it stays.
 
     Example:
         >>> plain({"lr": np.float64(0.5), "sizes": (np.int64(3), np.True_)})
@@ -37,15 +48,19 @@ def plain(value: Any, *, arrays: bool = True) -> Any:
         return str.__str__(value)
     if isinstance(value, (int, float)):
         return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, Tensor):
+        return value if tensors is None else tensors(value)
+    within = functools.partial(plain, arrays=arrays, tensors=tensors, lists=lists)
     if isinstance(value, dict):
         made = copy.copy(value)  # a state's dictionary has its versions as an attribute
         made.clear()
-        made.update((plain(key), plain(item, arrays=arrays)) for key, item in value.items())
+        made.update((plain(key), within(item)) for key, item in value.items())
         return made
     if isinstance(value, list):
-        return [plain(item, arrays=arrays) for item in value]
+        items = [within(item) for item in value]
+        return items if lists is None else lists(items)
     if isinstance(value, tuple):
-        return tuple(plain(item, arrays=arrays) for item in value)
+        return tuple(within(item) for item in value)
     return value
 
 

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.plain import plain
+from pyro_vmonf._version import __version__
+from pyro_vmonf.files.packing import packed, unpacked
 
+FORMATS = (2, 3)  # that this version reads; it writes the last one
 STALE = 24 * 60 * 60  # seconds after which a temporary file has lost its writer
 
 
@@ -35,8 +37,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         )
 
 
-def write(content: Any, path: str | os.PathLike[str]) -> None:
+def write(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write tensors and plain data; the file that was there stays until the new one is whole.
+
+    The file names its format, and the version of the library.
 
     Threads and processes can write to the same path: one of them is the last, and its file is
     whole. The remains of a writer that was killed are removed after a day.
@@ -51,7 +55,7 @@ def write(content: Any, path: str | os.PathLike[str]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
-            torch.save(plain(content), file)
+            torch.save(packed({"format": FORMATS[-1], "version": __version__, **content}), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -88,7 +92,8 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another kind, or would unpack to more than it should.
+        ValueError: if it is damaged, of another kind or format, or would unpack to more than it
+            should.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:  # once: the name may soon be of another file
@@ -97,6 +102,7 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
             _check_archive(file, size)
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
+            content = unpacked(content, 4 * size)  # tied parameters have several names
             _check_tensors(content, size)
         except Exception as error:  # a damaged file can fail anywhere in the reader
             reason = str(error).strip().partition("\n")[0][:300]
@@ -107,6 +113,12 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or found != kind:
         raise ValueError(
             f"{name} cannot be read as a {kind} of pyro_vmonf: it holds {reprlib.repr(found)}"
+        )
+    if content.get("format") not in FORMATS:
+        made = [reprlib.repr(content.get(key)) for key in ("format", "version")]
+        raise ValueError(
+            f"{name} has format {made[0]} (pyro_vmonf {made[1]}); this version reads formats "
+            f"{FORMATS[0]} to {FORMATS[-1]}"
         )
     return content
 

@@ -112,8 +112,11 @@ class _Counted(TorchFunctionMode):  # a dispatch mode imports torch's compiler, 
         self.left -= 1
         if self.left < 0:
             raise ValueError("it declares more parts than it has numbers")
-        power = 2 if any(word in str(func) for word in SQUARES) else 1
-        if _bound((args, kwargs)) ** power > self.limits.largest:
+        name = func.__name__
+        if name == "__get__":  # an attribute is no larger than its tensor
+            return func(*args, **kwargs)
+        power = 2 if any(word in name for word in SQUARES) else 1
+        if (_bound(args) * _bound(kwargs)) ** power > self.limits.largest:
             for shape in _shapes(func, args, kwargs):
                 if math.prod(shape) > self.limits.largest:
                     raise ValueError(f"it declares a tensor of shape {list(shape)}")
@@ -122,13 +125,17 @@ class _Counted(TorchFunctionMode):  # a dispatch mode imports torch's compiler, 
 
 def _bound(arguments: Any) -> int:
     """Return a number that no result of an operation exceeds in size; long lists are numbers."""
-    if isinstance(arguments, dict):
-        arguments = tuple(arguments.values())
-    if isinstance(arguments, (list, tuple)):
-        return len(arguments) if len(arguments) > 32 else math.prod(map(_bound, arguments))
-    size = arguments.numel() if isinstance(arguments, Tensor) else arguments
-    is_number = isinstance(size, (int, float)) and math.isfinite(size)
-    return max(1, math.ceil(abs(size))) if is_number else 1
+    if len(arguments) > 32:
+        return len(arguments)
+    bound = 1
+    for value in arguments.values() if isinstance(arguments, dict) else arguments:
+        if isinstance(value, Tensor):
+            bound *= max(1, value.numel())
+        elif isinstance(value, (int, float)):
+            bound *= max(1, math.ceil(abs(value))) if math.isfinite(value) else 1
+        elif isinstance(value, (dict, list, tuple)):
+            bound *= _bound(value)
+    return bound
 
 
 def _shapes(func: Any, args: Any, kwargs: Any) -> list[torch.Size]:

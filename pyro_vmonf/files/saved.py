@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from pyro_vmonf._utils.contexts import alone
 from pyro_vmonf._utils.sameness import alike
 from pyro_vmonf._utils.validation import floating_buffer
-from pyro_vmonf._version import __version__
 from pyro_vmonf.files.archive import read, write
 from pyro_vmonf.files.description import agrees, build, describe
 from pyro_vmonf.files.limits import Limits, bounded
 from pyro_vmonf.files.settings import difference, settings_of
 
 KIND = "fitted mixture"
-FORMAT = 2
 
 
 def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
@@ -43,8 +41,6 @@ def save(vmonf: Any, path: str | os.PathLike[str]) -> None:
     state = vmonf.state_dict()
     content = {
         "kind": KIND,
-        "format": FORMAT,
-        "version": __version__,
         "description": description,
         "state": state,
         "not finite": not_finite(state),
@@ -118,12 +114,6 @@ def load(
             was.
     """
     content, name = read(path, KIND), os.fspath(path)
-    if content.get("format") != FORMAT:
-        found = [reprlib.repr(content.get(key)) for key in ("format", "version")]
-        raise ValueError(
-            f"{name} has format {found[0]} (pyro_vmonf {found[1]}); this version reads format "
-            f"{FORMAT}"
-        )
     if into is None and content.get("description") is None:
         raise ValueError(
             f"{name} holds modules that are not pyro_vmonf's; build the pair and pass it: "

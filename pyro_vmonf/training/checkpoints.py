@@ -21,7 +21,6 @@ from pyro_vmonf.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
-FORMAT = 2
 
 
 class Writer:
@@ -49,7 +48,7 @@ class Writer:
         self.trainer = trainer
         self.path = path
         self.every = every
-        self.head = {"kind": KIND, "format": FORMAT, **head}
+        self.head = {"kind": KIND, **head}
         self.streams = streams
         _check_plain("optimizer", trainer.optimizer)
         _check_plain("scheduler", trainer.scheduler)
@@ -156,13 +155,9 @@ def read(path: str | os.PathLike[str], seed: int | None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, of another format, or of a run with another seed.
+        ValueError: if it is no checkpoint, or of a run with another seed.
     """
     content = files.read(path, KIND)
-    if content.get("format") != FORMAT:
-        raise ValueError(
-            f"{os.fspath(path)} has format {content.get('format')!r}; expected {FORMAT}"
-        )
     if seed is not None and seed != content["seed"]:
         raise ValueError(
             f"seed is {seed} but {os.fspath(path)} is of a run with seed {content['seed']}; pass "
