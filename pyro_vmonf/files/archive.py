@@ -102,8 +102,8 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
             _check_archive(file, size)
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
-            content = unpacked(content, 4 * size)  # tied parameters have several names
             _check_tensors(content, size)
+            content = unpacked(content, 4 * size)  # tied parameters have several names
         except Exception as error:  # a damaged file can fail anywhere in the reader
             reason = str(error).strip().partition("\n")[0][:300]
             raise ValueError(

@@ -269,7 +269,8 @@ def _alike(example: Any, value: Any) -> bool:
             isinstance(name, str) and _alike([], numbers) for name, numbers in value.items()
         )
     if isinstance(example, list):
-        return isinstance(value, list) and all(_alike(0.0, number) for number in value)
+        is_list = isinstance(value, list)
+        return is_list and all(_alike(0.0, one) for one in value if type(one) is not float)
     if isinstance(example, (str, bool)):
         return isinstance(value, type(example))
     is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -19,25 +19,34 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Nobody looks at the figures of a shortened run, so little time is spent on them: their axes have
 # no ticks, their grids are coarse, and they are drawn once: not when a cell ends and again when
-# they are shown, and not at all in the second pass, which makes them without drawing them.
+# they are shown, and not at all in the second pass, which makes them without drawing them. What
+# was imported stays to the end, and no garbage collection looks at it.
 BEFORE = """
 %reset -f
 %matplotlib inline
 %config InlineBackend.figure_formats = ["png"]
 %config InlineBackend.print_figure_kwargs = {{"bbox_inches": None}}
 %cd -q {folder}
+import gc
 import matplotlib.pyplot as plt
 from pyro_vmonf import plots
+from pyro_vmonf.vmonf import automatic
 
+automatic.BLOCKS = 1
 for plot in (plots.plot_density, plots.plot_component_contours, plots.plot_regions):
     plot.__wrapped__.__kwdefaults__["resolution"] = 20
 plt.uninstall_repl_displayhook()
 plt.rcParams["figure.dpi"] = 30
 plt.rcParams["xtick.labelbottom"] = plt.rcParams["ytick.labelleft"] = False
 plt.rcParams["xtick.bottom"] = plt.rcParams["ytick.left"] = False
-del plt, plot, plots
+gc.freeze()
+del automatic, gc, plt, plot, plots
 """
-SHORT = re.compile(r"(from_data\([^)]*)\)")
+FITS = re.compile(r"(from_data\([^)]*)\)")
+FLOWS = re.compile(r"\b((?:MAF|NSF|RealNVP)\(2, \w+)(?:, blocks=\d+)?(?=[,)])")
+# How many rows are drawn or in a batch, and the number of one that is shown.
+ROWS = re.compile(r"(\bper_\w+=|\b(?:wings|arcs|branches)\(|\(len\(x\), \(|\bstart = )\d{3,}\b")
+DRAWS = re.compile(r"\b\d+_000\b")
 AGAIN = "%config InlineBackend.figure_formats = []"
 
 
@@ -49,6 +58,12 @@ def read(path: Path) -> NotebookNode:
 
 def code_cells(path: Path) -> list[str]:
     return [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def shortened(code: str) -> str:
+    """Return a cell with fewer rows, draws and blocks of flows, and less time for its fits."""
+    code = FLOWS.sub(r"\1, blocks=2", FITS.sub(r"\1, minutes=0.001)", code))
+    return DRAWS.sub("1000", ROWS.sub(r"\g<1>60", code))
 
 
 def test_there_are_notebooks() -> None:
@@ -74,7 +89,7 @@ def test_runs_twice_in_one_kernel(path: Path, tmp_path: Path, kernel: KernelMana
     from nbclient import NotebookClient
 
     before = path.read_bytes()
-    once = [SHORT.sub(r"\1, minutes=0.01)", code) for code in code_cells(path)]
+    once = [shortened(code) for code in code_cells(path)]
     codes = [BEFORE.format(folder=tmp_path), *once, AGAIN, *once]
     cells = [nbformat.v4.new_code_cell(code) for code in codes]
     client = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120, km=kernel)
