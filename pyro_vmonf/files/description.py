@@ -82,6 +82,12 @@ def parts() -> dict[str, type]:
     }
 
 
+@functools.cache
+def arguments_of(part: type) -> tuple[str, ...]:
+    """Return the names of the arguments of a part's constructor."""
+    return tuple(inspect.signature(part).parameters)
+
+
 def describe(value: Any, known: list[nn.Module] | None = None) -> Any:
     """Return a part, and those in it, as plain data.
 
@@ -111,7 +117,7 @@ def describe(value: Any, known: list[nn.Module] | None = None) -> Any:
         return {"distribution": part.__name__, "arguments": arguments}
     bound = {"model"} if isinstance(value, _REBOUND) else set()
     own = parts().get(part.__name__) is part
-    names = [n for n in inspect.signature(part).parameters if n not in bound] if own else []
+    names = [n for n in arguments_of(part) if n not in bound] if own else []
     if not own or not all(hasattr(value, n) for n in names):
         raise TypeError(f"{part.__module__}.{part.__qualname__} is not a part of pyro_vmonf")
     arguments = {n: describe(getattr(value, n), known) for n in names}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from pyro_vmonf.files.description import parts
+from pyro_vmonf.files.description import arguments_of, parts
 from pyro_vmonf.terms import Term
 
 PLAIN = (bool, int, float, str, type(None))
@@ -27,7 +26,7 @@ def settings_of(module: nn.Module, terms: bool = True) -> Settings:
         kind = type(part)
         if parts().get(kind.__name__) is not kind or (isinstance(part, Term) and not terms):
             continue
-        own = {key: getattr(part, key, None) for key in inspect.signature(kind).parameters}
+        own = {key: getattr(part, key, None) for key in arguments_of(kind)}
         plain = {key: value for key, value in own.items() if isinstance(value, PLAIN)}
         found[name] = {"part": kind.__name__, **plain}
     return found
