@@ -19,8 +19,8 @@ class History:
     Attributes:
         epoch: number of the epoch, from 0; pretraining counts below zero.
         step: training steps done at the epoch's end.
-        elbo: mean over the epoch's steps, terms of the guide included; with row weights, that of
-            the weighted rows.
+        elbo: mean over the epoch's steps, terms of the guide included; with row weights, the
+            weighted sum over the number of rows whose weight is above zero.
         terms: what the ELBO is the sum of: ``log_likelihood``, ``log_prior``, ``entropy``, and the
             factors by name (negative, as penalties).
         temperature: *T* at the epoch's end.
