@@ -1,4 +1,7 @@
-"""A clean Pyro for every test and docstring example."""
+"""A clean Pyro for every test and docstring example.
+
+The process that hands out the tests reads this file first and runs none, so torch is imported late.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-import pyro
 import pytest
-import torch
 
 # Every worker imports what may have examples. This file has none, and Lightning is slow to import.
 # A process that knows a second device is one of its own.
 collect_ignore = ["pyro_vmonf/interop/lightning.py", "tests/second_device.py"]
-
-# torch.manual_seed writes down a traceback for each device that is not there.
-seed_ = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
-
 
 # Thousands of collected tests stay to the end: no garbage collection looks at them.
 gc.disable()
@@ -47,9 +44,14 @@ def no_graph_by_itself() -> None:
 @pytest.fixture(autouse=True)
 def clean_process() -> Iterator[None]:
     """Start each test from the same seed and an empty param store, with Pyro's validation on."""
+    import pyro
+    import torch
+
     torch.set_num_threads(1)
     pyro.clear_param_store()
-    seed_(0)
+    # torch.manual_seed writes down a traceback for each device that is not there.
+    seeded = torch if torch.cuda.is_available() else torch.default_generator
+    seeded.manual_seed(0)
     with pyro.validation_enabled():
         yield
     pyro.clear_param_store()
@@ -58,6 +60,8 @@ def clean_process() -> Iterator[None]:
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Build modules in float64 for tests against an exact oracle."""
+    import torch
+
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -66,4 +70,6 @@ def float64() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def names_in_examples(doctest_namespace: dict[str, object]) -> None:
     """What docstring examples may take for granted."""
+    import torch
+
     doctest_namespace["torch"] = torch
