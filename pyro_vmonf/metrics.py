@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
-from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.validation import as_tensor, check_positive
-from pyro_vmonf.distributions.estimates import Estimated, mean_and_error
-from pyro_vmonf.distributions.support import OwnUnits
+from pyro_vmonf.distributions.divergence import kl_divergence as kl_divergence
+from pyro_vmonf.distributions.estimates import mean_and_error
 
 Array = np.ndarray[Any, Any]
 LARGEST_TABLE = 2**24  # entries: the number of labels times that of clusters
@@ -144,9 +142,14 @@ def match_components(reference: Any, posterior: Any) -> Tensor:
             f"{tuple(posterior.shape)}; expected the same rows and components"
         )
     posterior = posterior.double()
-    together = reference.to(posterior).mT @ posterior
-    if not together.isfinite().all():
-        raise ValueError("reference or posterior holds numbers that are not finite")
+    reference = reference.to(posterior)
+    for name, values in (("reference", reference), ("posterior", posterior)):
+        if not (values.isfinite().all() and (values >= 0).all()):
+            raise ValueError(
+                f"the {name} holds numbers that are not finite or below 0; expected "
+                "responsibilities, such as log_q.exp()"
+            )
+    together = reference.mT @ posterior
     _, order = _assignment(together.cpu().numpy())
     return torch.as_tensor(order)
 
@@ -337,40 +340,6 @@ def kl_to_truth(log_truth: Any, log_model: Any) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def kl_divergence(
-    p: Distribution, q: Distribution, *, draws: int = 10_000, seed: int | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""Estimate :math:`KL(p \| q) = E_p[\log p(x) - \log q(x)]` from draws, in nats.
-
-    Arguments:
-        p, q: distributions of the same event shape.
-        draws: number of draws from *p*, at least 2.
-        seed: seed of the draws; the global state is then left alone.
-
-    Returns:
-        The estimate and its standard error, of the batch shape of both.
-
-    Raises:
-        ValueError: if the event shapes differ, or there are too few draws.
-
-    Example:
-        >>> from torch.distributions import Normal
-        >>> kl, error = kl_divergence(Normal(0.0, 1.0), Normal(1.0, 1.0), draws=1000, seed=0)
-        >>> bool((kl - 0.5).abs() < 4 * error)
-        True
-    """
-    check_positive("draws", draws, minimum=2)
-    if p.event_shape != q.event_shape:
-        raise ValueError(
-            f"p has event shape {tuple(p.event_shape)}, q {tuple(q.event_shape)}; both must agree"
-        )
-    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    with local_seed(seed):
-        x = (p if p.batch_shape == shape else p.expand(shape)).sample(torch.Size((draws,)))
-    known = isinstance(q, Estimated) or getattr(q.support, "is_discrete", False)
-    return mean_and_error(p.log_prob(x) - (q if known else OwnUnits(q)).log_prob(x))
-
-
 def bits_per_dim(log_prob: Any, dimensions: int, levels: int = 256) -> float:
     r"""Return the mean of :math:`-\frac{\log p(x)}{D \log 2} + \log_2 \mathrm{levels}`.
 

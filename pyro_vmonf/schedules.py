@@ -76,7 +76,7 @@ class Linear:
 
     def __call__(self, step: int) -> float:
         share = min(step / self.steps, 1.0)
-        return self.initial + share * (self.final - self.initial)
+        return (1 - share) * self.initial + share * self.final
 
 
 def constant(value: float = 1.0) -> Constant:

@@ -208,17 +208,17 @@ def temperature(content: dict[str, Any], bank: dict[str, Any]) -> None:
 
 def ends(content: dict[str, Any], bank: dict[str, Any]) -> None:
     content["vectors"] = [torch.zeros(8)]
-    content["state"]["guide.temperature"] = ("tensor in a vector", 0, 7, 2)
+    content["state"]["guide.temperature"] = ((), "tensor in a vector", 0, 7, 2)
 
 
 def before(content: dict[str, Any], bank: dict[str, Any]) -> None:
     content["vectors"] = [torch.zeros(8)]
-    content["state"]["guide.temperature"] = ("tensor in a vector", 0, -8, 2)
+    content["state"]["guide.temperature"] = ((), "tensor in a vector", 0, -8, 2)
 
 
 def again(content: dict[str, Any], bank: dict[str, Any]) -> None:
     content["vectors"] = [torch.zeros(10**6)]
-    content["again"] = [("list in a vector", 0, n, 10**6 - n) for n in range(500)]
+    content["again"] = [((), "list in a vector", 0, n, 10**6 - n) for n in range(500)]
 
 
 CLAIMS = [

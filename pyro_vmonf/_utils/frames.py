@@ -16,6 +16,18 @@ def is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and (hasattr(x, "iloc") or hasattr(x, "to_numpy"))
 
 
+def as_frame(x: Any) -> Any:
+    """Return a table of Arrow, or a labelled array of xarray, as a data frame of pandas.
+
+    Raises:
+        TypeError: if it is a lazy frame, which has no rows yet.
+    """
+    if hasattr(x, "collect_schema") and hasattr(x, "collect"):
+        raise TypeError(f"x is a {type(x).__name__}, which has no rows yet; pass x.collect()")
+    is_table = hasattr(x, "column_names") or (hasattr(x, "coords") and getattr(x, "ndim", 0) == 2)
+    return x.to_pandas() if is_table and hasattr(x, "to_pandas") else x
+
+
 def _labels(x: Any) -> Names:
     """Return the labels of a frame's columns, in their order; other kinds by their ``repr``."""
     return tuple(
@@ -33,7 +45,7 @@ def names_of(x: Any) -> Names | None:
 
     The numbers from 0 on are positions, and no names.
     """
-    labels = _labels(x)
+    labels = _labels(as_frame(x))
     distinct = set(labels)
     if not labels or len(distinct) < len(labels) or distinct == set(range(len(labels))):
         return None
@@ -48,6 +60,7 @@ def ordered(x: Any, names: Names | None) -> Any:
     Raises:
         ValueError: if columns are missing, or there are others.
     """
+    x = as_frame(x)
     labels = _labels(x)
     if not labels:
         return x
@@ -85,8 +98,11 @@ def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
         TypeError: if a column is no number.
         ValueError: if a nullable column has missing values where none may be.
     """
-    if not is_frame(x) or not hasattr(x, "iloc"):
+    x = as_frame(x)
+    if not is_frame(x):
         return x
+    if not hasattr(x, "iloc"):
+        return _of_polars(x, name)
     plain = True
     for number, (column, dtype) in enumerate(zip(x.columns, x.dtypes, strict=True)):
         own = isinstance(dtype, np.dtype)
@@ -111,6 +127,30 @@ def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
         whole = x.to_numpy(dtype=np.float64, na_value=np.nan)
         return type(x)(whole, index=x.index, columns=x.columns)
     return x.astype(np.float64)
+
+
+def _of_polars(x: Any, name: str) -> Any:
+    """Return a frame without positions of rows, such as one of polars, with floats alone.
+
+    Raises:
+        TypeError: if a column is no number.
+    """
+    floats: dict[Any, type[float]] = {}
+    for column, dtype in zip(x.columns, getattr(x, "dtypes", ()), strict=False):
+        kind = str(dtype)
+        if getattr(dtype, "is_numeric", bool)() or kind == "Boolean":
+            floats |= {} if kind.startswith("Float") else {column: float}
+        elif hasattr(dtype, "is_numeric"):
+            timed = (
+                f"take frame[{column!r}].dt.epoch('s')" if kind.startswith("Date") else "drop it"
+            )
+            if kind == "Duration" or kind.startswith("Duration("):
+                timed = f"take frame[{column!r}].dt.total_seconds()"
+            raise TypeError(
+                f"column {column!r} of {name} has dtype {dtype}; the flows are densities of real "
+                f"numbers: {timed}, or pass numbers in place of it"
+            )
+    return x.cast(floats) if floats else x
 
 
 def _mended(column: Any, dtype: str, kind: str) -> str:

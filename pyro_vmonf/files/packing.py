@@ -14,6 +14,7 @@ from pyro_vmonf._utils.plain import plain
 SMALL = 2**16  # bytes of a tensor that is a piece of a vector
 LONG = 16  # numbers of a list that is a piece of a vector
 NUMBER = 32  # bytes of a number in a list
+MARK = ()  # before the name of a mark: no tuple of texts and numbers begins like this
 VECTORS, TENSOR, LIST = "vectors", "tensor in a vector", "list in a vector"
 
 
@@ -28,12 +29,12 @@ def packed(content: dict[str, Any]) -> dict[str, Any]:
     lengths: Counter[Any] = Counter()
 
     def mark(tensor: Tensor, name: str) -> Any:
-        kind = (tensor.dtype, tensor.device)
-        place = (name, tensor.data_ptr(), tensor.shape, tensor.stride(), kind)
+        kind, views = (tensor.dtype, tensor.device), (tensor.is_neg(), tensor.is_conj())
+        place = (name, tensor.data_ptr(), tensor.shape, tensor.stride(), kind, views)
         if place not in marks:  # the names of a tied parameter have one piece
             pieces = vectors.setdefault(kind, [])
             pieces.append(tensor.reshape(-1))
-            marks[place] = (name, list(vectors).index(kind), lengths[kind], *tensor.shape)
+            marks[place] = (MARK, name, list(vectors).index(kind), lengths[kind], *tensor.shape)
             lengths[kind] += tensor.numel()
         return marks[place]
 
@@ -50,6 +51,12 @@ def packed(content: dict[str, Any]) -> dict[str, Any]:
 
     marked = plain(content, tensors=tensor, lists=numbers)
     return {**marked, VECTORS: [torch.cat(pieces) for pieces in vectors.values()]}
+
+
+def is_mark(value: tuple[Any, ...]) -> bool:
+    """Return whether a tuple stands for numbers of a vector."""
+    begins = len(value) > 3 and isinstance(value[0], tuple) and isinstance(value[1], str)
+    return begins and value[:2] in ((MARK, TENSOR), (MARK, LIST))
 
 
 def unpacked(content: Any, most: int) -> Any:
@@ -85,8 +92,7 @@ def unpacked(content: Any, most: int) -> Any:
         if id(value) in made:
             return made[id(value)]
         if isinstance(value, tuple):
-            is_mark = bool(value) and isinstance(value[0], str) and value[0] in (TENSOR, LIST)
-            made[id(value)] = piece(*value) if is_mark else tuple(map(whole, value))
+            made[id(value)] = piece(*value[1:]) if is_mark(value) else tuple(map(whole, value))
             return made[id(value)]
         made[id(value)] = value
         for place, item in list(value.items() if isinstance(value, dict) else enumerate(value)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vmonf._utils.sizes import free_numbers
+from pyro_vmonf._utils.validation import as_tensor
 from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.program import Conditioned, Program, Registered, in_plate, name_of
@@ -181,7 +182,8 @@ class ObservedBank(Conditioned):
         values: their values.
 
     Raises:
-        ValueError: if there is no such parameter, or its shape is another one.
+        ValueError: if there is no such parameter, its shape is another one, or its value is not
+            finite.
     """
 
     bank: RandomBank
@@ -192,7 +194,10 @@ class ObservedBank(Conditioned):
         super().__init__()
         self.bank = bank
         shapes = {name: tuple(p.shape) for name, p in bank.random_parameters()}
+        values = [as_tensor(name, value) for name, value in zip(names, values, strict=True)]
         for name, value in zip(names, values, strict=True):
+            if not value.isfinite().all():
+                raise ValueError(f"the observed parameter {name!r} has values that are not finite")
             if shapes.get(name) != tuple(value.shape):
                 raise ValueError(
                     f"the observed parameter {name!r} has shape {tuple(value.shape)}; the bank has "

@@ -225,9 +225,10 @@ def simulation_based_calibration(
     bar = progress_bar(replicates, progress, "calibration")
     try:
         for number, own in enumerate(seeds.tolist()):
-            with own_store(), local_seed(own):
+            with local_seed(own):
                 true = _drawn(model, args, [*names, *(sites or ())])
-                found = infer(*(true[name] for name in names))
+                with own_store():
+                    found = infer(*(true[name] for name in names))
                 for name in found if sites is None else sites:
                     values = _draws_of(name, found, true, draws, number)
                     counts.add(len(values))

@@ -149,9 +149,17 @@ def _notes(whole: Any, twice: list[str], chosen: list[Any], text: list[Any], hea
     said += [
         f"column {name!r} has whole numbers beyond 2^53, of which the last digits are lost"
         for name in chosen
-        if whole[name].dtype.kind in "iu" and bool((whole[name].abs() > EXACT).any())
+        if _loses_digits(whole[name])
     ]
     return said
+
+
+def _loses_digits(column: Any) -> bool:
+    """Return whether float64 cannot hold a column of whole numbers; gaps have made them floats."""
+    kind = column.dtype.kind
+    there = column.dropna()
+    is_whole = kind in "iu" or (kind == "f" and len(there) < len(column) and (there % 1 == 0).all())
+    return bool(is_whole and ((there.abs() > EXACT) & (there.abs() < 2.0**64)).any())
 
 
 def _labels(column: Any) -> tuple[Tensor, list[str]]:

@@ -45,7 +45,8 @@ class Recorder:
     """A callback of ``fit`` that records the regions of the guide and samples of the mixture.
 
     It records the first epoch and every ``every``-th. The run stays the same: the recorder changes
-    neither random numbers nor the modes of modules.
+    neither random numbers nor the modes of modules. It holds one run: a further fit begins its
+    frames anew, and fits of several restarts refuse it.
 
     Arguments:
         x: points ``(N, 2)``, drawn in grey. They set the extent of the frames; without them the
@@ -69,6 +70,8 @@ class Recorder:
         [1, 2, 4, 6]
     """
 
+    of_one_run = True
+
     def __init__(
         self,
         x: Any = None,
@@ -91,11 +94,15 @@ class Recorder:
         self.seed = seed
         self.num_components = 0
         self.frames: list[Frame] = []
+        self.last = 0  # epochs that were seen
 
     @torch.no_grad()
     def __call__(self, progress: Progress) -> None:
         """Record a frame if it is due."""
         epochs = progress.epoch + 1
+        if self.frames and epochs <= self.last:  # a further fit
+            self.frames.clear()
+        self.last = epochs
         if self.frames and epochs % self.every:
             return
         model, guide = progress.model, progress.guide

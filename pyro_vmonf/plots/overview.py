@@ -87,26 +87,36 @@ def plot_fit(
         rows = rows[torch.as_tensor(np.sort(chosen), device=rows.device)]
     clusters = vmonf.predict(rows)
     rows = required(vmonf, "impute", "plot")(rows).x if has_gaps(rows) else rows
+    wanted = None if features is None else _checked(features, width)
     names = model.feature_names or tuple(f"feature {i}" for i in range(width))
     if width == 1:
         return _curve(vmonf, rows, clusters, names[0], axes_or_new(ax))
     if width == 2:
         return _plane(vmonf, rows, clusters, axes_or_new(ax))
-    shown = _features(features, to_numpy(rows), to_numpy(clusters), width)
+    shown = wanted or _parting(to_numpy(rows), to_numpy(clusters), width)
     square = plt.subplots(figsize=(PAGE, 0.92 * PAGE))[1] if ax is None else ax
     return _pairs(vmonf, to_numpy(rows), to_numpy(clusters), names, shown, seed, square)
 
 
-def _features(features: Sequence[int] | None, x: Array, clusters: Array, width: int) -> list[int]:
-    """Return the features to draw: those given, or those that part the clusters best."""
-    if features is not None:
-        chosen = list(features)
-        numbers = all(isinstance(i, Integral) and 0 <= i < width for i in chosen)
-        if len(chosen) < 2 or not numbers:
-            raise ValueError(
-                f"features is {chosen}; expected two or more numbers from 0 to {width - 1}"
-            )
-        return [int(i) for i in chosen]
+def _checked(features: Sequence[int], width: int) -> list[int]:
+    """Return the features to draw.
+
+    Raises:
+        ValueError: if they are none of the pair plot; one and two features are drawn as they are.
+    """
+    chosen = list(features)
+    numbers = all(isinstance(i, Integral) and 0 <= i < width for i in chosen)
+    if width < 3 and chosen != list(range(width)):
+        raise ValueError(f"features is {chosen}; a mixture of {width} features is drawn whole")
+    if width > 2 and (len(chosen) < 2 or not numbers):
+        raise ValueError(
+            f"features is {chosen}; expected two or more numbers from 0 to {width - 1}"
+        )
+    return [int(i) for i in chosen]
+
+
+def _parting(x: Array, clusters: Array, width: int) -> list[int]:
+    """Return the features that part the clusters best."""
     within = np.zeros(width)
     for c in np.unique(clusters):
         own = x[clusters == c]

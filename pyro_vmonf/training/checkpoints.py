@@ -90,6 +90,8 @@ def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
         "seconds": trainer.seconds,
         "state": lanes.module.state_dict(),
         "settings": files.settings_of(lanes.module),
+        "frozen": [name for name, p in lanes.module.named_parameters() if not p.requires_grad],
+        "in eval": [name for name, part in lanes.module.named_modules() if not part.training],
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": None if trainer.scheduler is None else trainer.scheduler.state_dict(),
         "counts": [trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row],
@@ -128,8 +130,11 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
     own = files.settings_of(lanes.module)
-    if differs := files.difference(own, content.get("settings", {})):
+    if differs := files.difference(own, content.get("settings", {}), whole=True):
         raise ValueError(f"the checkpoint is of another pair: {differs}")
+    for name, parameter in lanes.module.named_parameters():  # a callback may have frozen it
+        parameter.requires_grad_(name not in content.get("frozen", ()))
+    trainer.in_eval = content.get("in eval", ())
     trainer.epoch, trainer.seconds = int(content["epoch"]), content["seconds"]
     trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row = content["counts"]
     trainer.anneal(max(trainer.scheduled_steps - 1, 0))  # as the last step left it
@@ -176,6 +181,13 @@ def check_same(content: dict[str, Any], run: dict[str, Any]) -> None:
     """
     for name, value in run.items():
         before = content["run"].get(name, value)
+        if before != value and name == "trained":
+            apart = sorted(set(before.split()) ^ set(value.split())) or ["their order"]
+            raise ValueError(
+                "the checkpoint does not fit the pair: its optimiser has other parameters, which "
+                f"differ in {', '.join(apart[:5])}; build the pair, and freeze the same "
+                "parameters, as for the first part"
+            )
         if before != value:
             raise ValueError(
                 f"the checkpoint is of a run with {name}={before!r}, and this one has {value!r}; "

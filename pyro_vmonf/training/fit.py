@@ -196,15 +196,16 @@ def _fit(
     optimizer, scheduler = _movers(model, guide, sources, options)
     first = None if guide.temperature is None else float(guide.temperature)
     head: dict[str, Any] = {"seed": seed, "temperature": first}
+    pair = nn.ModuleList([model, guide])
     if options.checkpoint is not None or past:  # it goes through all rows
         own = {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
-        head["run"] = fingerprint(sources, **options.fingerprint(optimizer, scheduler), **own)
+        head["run"] = fingerprint(sources, **options.fingerprint(optimizer, scheduler, pair), **own)
     if past:
         checkpoints.check_same(past, head["run"])
         head["temperature"] = past["temperature"]
     schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
-        outside = Streams(getattr(sources.train, "loader", None), nn.ModuleList([model, guide]))
+        outside = Streams(getattr(sources.train, "loader", None), pair)
         if past:
             outside.begin_(past["start"])
         probe = next(iter(sources.train.epoch(torch.Generator())))

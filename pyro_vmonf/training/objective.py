@@ -174,7 +174,7 @@ class Objective(nn.Module):
     def forward(self, **arguments: Any) -> dict[str, Tensor]:
         if self.loss is not None and not is_plain_loss(self.loss):
             return {"objective": value_of(self.loss, self.model, self.guide, arguments)}
-        if self.direct:
+        if self.direct and self.guide.sums_directly():  # type: ignore[operator]
             return direct_terms(self.model, self.guide, **arguments)
         if not self.reason:
             return self.elbo.terms(self.model, self.guide, **arguments)

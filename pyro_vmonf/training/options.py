@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -235,7 +235,9 @@ class Options:
         """Return the scheduler of an optimiser that takes so many steps."""
         return None if self.scheduler is None else make_scheduler(self.scheduler, optimizer, moves)
 
-    def fingerprint(self, optimizer: Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
+    def fingerprint(
+        self, optimizer: Optimizer, scheduler: LRScheduler | None, pair: nn.ModuleList
+    ) -> dict[str, Any]:
         """Return the options that a resumed run has in common with its first part."""
         temperature: Any = self.temperature
         if not isinstance(temperature, int | float | None):
@@ -258,7 +260,8 @@ class Options:
             "max_rejected": self.max_rejected,
             "keep": "best" if self.keeps_best else "last",
             "fast": self.fast,
-            **({} if self.loss is None else {"loss": type(self.loss).__name__}),
+            **({} if self.loss is None else _words(self.loss)),
+            "trained": _names(optimizer, pair),
         }
 
     @property
@@ -270,6 +273,22 @@ class Options:
             and os.path.abspath(self.resume) == os.path.abspath(self.checkpoint)
             and not os.path.exists(self.resume)
         )
+
+
+def _words(loss: Any) -> dict[str, Any]:
+    """Return the class of a loss and its numbers, but for the depth of plates that a run finds."""
+    kinds = (bool, int, float, str)
+    own = {name: value for name, value in vars(loss).items() if isinstance(value, kinds)}
+    own.pop("max_plate_nesting", None)
+    return {"loss": type(loss).__name__, **{f"loss.{name}": own[name] for name in sorted(own)}}
+
+
+def _names(optimizer: Optimizer, pair: nn.ModuleList) -> str:
+    """Return the names of the parameters of each group of an optimiser."""
+    halves = dict(zip(("model", "guide"), pair, strict=True))
+    names = {p: f"{half}.{name}" for half in halves for name, p in halves[half].named_parameters()}
+    groups = ([names.get(p, "?") for p in group["params"]] for group in optimizer.param_groups)
+    return "; ".join(" ".join(group) for group in groups)
 
 
 MOST_STEPS = 10_000  # of a schedule that are tried before a run

@@ -186,6 +186,11 @@ def fit_best(
     """
     if not options.keys().isdisjoint(("checkpoint", "resume")):
         raise ValueError("checkpoint and resume go with one run; pass n_init=1")
+    callbacks = options.get("callbacks", ())
+    for callback in callbacks if isinstance(callbacks, Sequence) else [callbacks]:
+        if getattr(callback, "of_one_run", False):
+            kind = type(callback).__name__
+            raise ValueError(f"a {kind} holds one run, and n_init is {n_init}; pass n_init=1")
     with alone():
         first = int(torch.randint(2**31, ()) if seed is None else seed)
     x, y, options["sample_weight"] = in_memory(x, y, options.get("sample_weight"))

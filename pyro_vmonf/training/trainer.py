@@ -65,6 +65,7 @@ class Trainer:
         self.seconds, self.end = 0.0, math.inf  # behind, and of the time that there is
         self.temperature = 1.0
         self.batches: Sequence[Arguments] = ()  # of the last step
+        self.in_eval: Sequence[str] = ()  # parts that a callback of the first part put there
         self.anneal(0)  # pretraining stays at the start of the schedules
 
     def run(self) -> list[History]:
@@ -105,6 +106,8 @@ class Trainer:
     def _go_through_all(self, start: float) -> None:
         bar = progress_bar(self._total(), bool(self.plan.title), self.plan.title)
         with torch.enable_grad(), training(self.lanes.module), bar as self.bar:
+            for name in self.in_eval:
+                self.lanes.module.get_submodule(name).training = False
             self.bar.update(self.scheduled_steps if self.plan.epochs is None else self.steps)
             if self.steps == 0:
                 self._measure(START)
@@ -180,7 +183,7 @@ class Trainer:
         self.followed = step
         self._follow(step)
         if self.plan.temperature is not None:
-            self.temperature = self.plan.temperature(step)
+            self.temperature = float(self.plan.temperature(step))
             self.lanes.set_temperature_(self.temperature)
 
     def _follow(self, step: int) -> None:
