@@ -126,7 +126,7 @@ def test_training_does_not_pass_the_probability_itself() -> None:
     rows = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
     torch.manual_seed(0)
     dequantized = Dequantized(vmonf, VariationalDequantization((1, 2, 2), channels=16))
-    dequantized.fit(rows, steps=200, batch_size=64, seed=0, progress=False)
+    dequantized.fit(rows, steps=80, lr=3e-3, batch_size=64, seed=0, progress=False)
     assert 0.05 * 8 - 0.02 < dequantized.bits_per_dim(rows, samples=20, seed=0) < 1.0
 
 
@@ -165,11 +165,11 @@ def test_learned_noise_tightens_the_bound() -> None:
     rows = torch.zeros(64, *SHAPE, dtype=torch.uint8)
     rows[:, :, 1:3, 1:3] = torch.randint(100, 256, (64, 1, 2, 2), dtype=torch.uint8)
     vmonf = pair()
-    vmonf.fit(DequantizedImages(rows).loader(32, 0), epochs=20, lr=5e-3, seed=0, progress=False)
+    vmonf.fit(DequantizedImages(rows).loader(32, 0), epochs=12, lr=1e-2, seed=0, progress=False)
     before = {key: value.clone() for key, value in vmonf.state_dict().items()}
     dequantized = Dequantized(vmonf, VariationalDequantization(SHAPE, channels=8))
-    history = dequantized.fit(rows, steps=120, lr=1e-2, batch_size=64, seed=0, progress=False)
-    assert len(history) == 120
+    history = dequantized.fit(rows, steps=60, lr=2e-2, batch_size=64, seed=0, progress=False)
+    assert len(history) == 60
     assert all(value.equal(before[key]) for key, value in vmonf.state_dict().items())
     uniform = Dequantized(vmonf).bits_per_dim(rows, samples=8, seed=1)
     learned = dequantized.bits_per_dim(rows, samples=8, seed=1)

@@ -262,7 +262,7 @@ def test_missing_values() -> None:
 def test_plain_svi() -> None:
     _, there = both(simple)
     svi = SVI(there.model, there.guide, pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO())
-    values = [svi.step(X.double().to(THERE)) for _ in range(20)]
+    values = [svi.step(X.double().to(THERE)) for _ in range(8)]
     assert values[-1] < values[0]
 
 
@@ -339,7 +339,7 @@ def test_starts_and_small_parts() -> None:
     with pytest.raises(ValueError, match=r"a pair lies on one device, .* guide on cpu"):
         there.guide = guide
     there.guide = guide.to(THERE)
-    warm_start_(there.guide, x, clusters, steps=20)
+    warm_start_(there.guide, x, clusters, steps=3)
     there.fit(x, epochs=2, **OPTIONS)
 
 
@@ -359,6 +359,7 @@ def test_pictures() -> None:
 @pytest.mark.parametrize("labelled", [True] if PLAYED else [False, True])
 def test_one_call(labelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "BLOCKS", 1)
+    monkeypatch.setattr(automatic, "HIDDEN", (8,))
     x, y = pinwheel(wings=3, per_wing=40, seed=0)
     known = torch.where(torch.arange(len(x)) % 20 == 0, y, -1).to(THERE) if labelled else None
     options: dict[str, Any] = {"components": 3, "seed": 0, "minutes": 0.005, "progress": False}

@@ -38,6 +38,15 @@ def short_patience() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train small flows, and not for long, where no test asks how well they fit."""
+    monkeypatch.setattr(automatic, "BLOCKS", 1)
+    monkeypatch.setattr(automatic, "HIDDEN", (8,))
+    monkeypatch.setattr(lengths, "PATIENCE", 1)
+    monkeypatch.setattr(lengths, "FEWEST_STEPS", 3)
+
+
 @pytest.fixture(scope="module")
 def fitted(short_patience: None) -> VMoNF:
     return VMoNF.from_data(moons()[0], components=2, seed=0)
@@ -77,14 +86,15 @@ def test_further_steps_of_plain_svi_keep_clusters_and_density(fitted: VMoNF) -> 
     rows = torch.as_tensor(x, dtype=torch.float32)
     before = float(vmonf.log_prob(x).mean())
     elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
-    svi = pyro.infer.SVI(vmonf.model, vmonf.guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+    svi = pyro.infer.SVI(vmonf.model, vmonf.guide, pyro.optim.Adam({"lr": 2e-3}), elbo)
     with local_seed(0):
-        for _ in range(200):
+        for _ in range(100):
             svi.step(rows)
     assert adjusted_rand_score(y, vmonf.predict(x)) > 0.98
     assert float(vmonf.log_prob(x).mean()) > before - 0.01
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_rows_of_weight_zero_do_not_count_for_the_number() -> None:
     draw = np.random.default_rng(0)
     x = np.concatenate([draw.normal(size=(60, 2)) + 9 * k for k in range(3)])
@@ -94,6 +104,7 @@ def test_rows_of_weight_zero_do_not_count_for_the_number() -> None:
     assert len(by_hand.weights_) == 2
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_number_is_found_and_reported() -> None:
     draw = np.random.default_rng(0)
@@ -105,6 +116,7 @@ def test_number_is_found_and_reported() -> None:
     assert "numbers of components" in str(vmonf.report())
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_labels_name_the_clusters() -> None:
     x, y = moons()
     some = np.where(np.arange(len(y)) % 10 == 0, 1 - y, -1)
@@ -112,6 +124,7 @@ def test_labels_name_the_clusters() -> None:
     assert (vmonf.predict(x).numpy() == 1 - y).mean() > 0.98
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_there_is_a_component_for_every_class() -> None:
     x = np.random.default_rng(0).normal(size=(90, 2))
@@ -150,6 +163,7 @@ def test_wide_small_tables_have_finite_densities() -> None:
     assert vmonf.history.choice["held_out"] > vmonf.history.choice["held_out_gaussians"] - 0.05
 
 
+@pytest.mark.usefixtures("short_fits")
 def test_seed_gives_the_same_and_frames_keep_their_names() -> None:
     x, _ = moons(120)
     frame = pd.DataFrame(x, columns=["a", "b"])
@@ -239,6 +253,7 @@ def test_pair_that_was_built_by_hand_has_no_choice() -> None:
         VMoNF(FlowMixture(Gaussian(2, 2))).report()
 
 
+@pytest.mark.usefixtures("short_fits")
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_estimator_is_a_facade() -> None:
     x, y = moons()

@@ -29,6 +29,7 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts.gaps import hot_deck
 from pyro_vmonf.terms import Balance, Consistency
 from pyro_vmonf.training.losses import ImportanceWeightedELBO
+from pyro_vmonf.vmonf import automatic
 
 K, D = 3, 3
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -279,11 +280,13 @@ def test_resumed_and_saved_pairs_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 @pytest.mark.filterwarnings("ignore:.*rest on less than")
-def test_from_data_finds_blobs_with_gaps() -> None:
+def test_from_data_finds_blobs_with_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The start finds them, with or without the training that time leaves."""
+    monkeypatch.setattr(automatic, "BLOCKS", 1)
+    monkeypatch.setattr(automatic, "HIDDEN", (8,))
     scores = []
     for seed in range(3):
-        x, y = blobs(90, seed)
+        x, y = blobs(60, seed)
         pair = VMoNF.from_data(x, components=K, seed=seed, minutes=1e-6, progress=False)
         scores.append(adjusted_rand_score(y, pair.predict(x)))
         gaps = x.isnan()

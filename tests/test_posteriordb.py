@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import Beta, Dirichlet, HalfNormal, Normal
 from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from benchmarks.posteriordb import REFERENCE, by_importance, data, gaussians, log_evidence, problem
 from pyro_vmonf import Gaussian, MarkovMixture, MarkovVMoNF, RandomBank
@@ -74,7 +75,13 @@ def test_a_chain_of_the_library_has_the_posterior_of_hmm_example() -> None:
         Dirichlet(torch.ones(2, 2)),
     )
     MarkovVMoNF(model).fit(
-        y[None, :, None], steps=400, lr=0.01, standardize=False, progress=False, seed=0
+        y[None, :, None],
+        steps=140,
+        lr=0.04,
+        scheduler=lambda optimizer: CosineAnnealingLR(optimizer, 140),
+        standardize=False,
+        progress=False,
+        seed=0,
     )
     rows = model.weights.mean_rows().exp()[1:, 0].detach()
     torch.testing.assert_close(rows, torch.tensor([0.6666, 0.0731]), rtol=0, atol=2e-3)

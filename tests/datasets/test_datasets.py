@@ -43,11 +43,11 @@ class Truth(Protocol):
 
 # Per case: the distribution, its groups, and the half-width of a square that holds it.
 TRUTHS: dict[str, tuple[Callable[[], Truth], int, float]] = {
-    "pinwheel": (lambda: Pinwheel(5, 0.4), 5, 1.5),
-    "pinwheel-easy": (lambda: Pinwheel(5, 0.25), 5, 1.5),
-    "pinwheel-3": (lambda: Pinwheel(3, 0.4), 3, 1.5),
-    "pinwheel-3-easy": (lambda: Pinwheel(3, 0.25), 3, 1.5),
-    "pinwheel-1": (lambda: Pinwheel(1, 0.4), 1, 1.5),
+    "pinwheel": (lambda: Pinwheel(5, 0.4), 5, 1.25),
+    "pinwheel-easy": (lambda: Pinwheel(5, 0.25), 5, 1.25),
+    "pinwheel-3": (lambda: Pinwheel(3, 0.4), 3, 1.25),
+    "pinwheel-3-easy": (lambda: Pinwheel(3, 0.25), 3, 1.25),
+    "pinwheel-1": (lambda: Pinwheel(1, 0.4), 1, 1.25),
     "circles": (TwoCircles, 2, 1.2),
     "circles-narrow": (lambda: TwoCircles(noise=0.005), 2, 0.9),
     "circles-wide": (lambda: TwoCircles((1.0, 0.5), 0.25), 2, 2.4),
@@ -65,7 +65,7 @@ def on_a_grid(name: str) -> tuple[Tensor, float]:
     """Log-density in the middle of each cell ``(cells, cells)``, and the area of a cell."""
     make, _, reach = TRUTHS[name]
     # A cell is at most half of the standard deviation across a wing.
-    cells = {"circles-narrow": 800}.get(name, 240 if name.startswith("pinwheel") else 400)
+    cells = {"circles-narrow": 800}.get(name, 200 if name.startswith("pinwheel") else 400)
     step = 2 * reach / cells
     axis = (torch.arange(cells, dtype=torch.float64) + 0.5) * step - reach
     return make().log_prob(torch.cartesian_prod(axis, axis)).reshape(cells, cells), step**2

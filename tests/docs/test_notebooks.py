@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 from pyro_vmonf import plots
 from pyro_vmonf.vmonf import automatic
 
-automatic.BLOCKS = 1
+automatic.BLOCKS, automatic.HIDDEN = 1, (8,)
 for plot in (plots.plot_density, plots.plot_component_contours, plots.plot_regions):
     plot.__wrapped__.__kwdefaults__["resolution"] = 20
 plt.uninstall_repl_displayhook()

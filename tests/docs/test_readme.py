@@ -85,6 +85,7 @@ def test_snippets_run(codes: list[str], tmp_path: Path, monkeypatch: pytest.Monk
     if "savefig" in codes[-1]:  # the gallery's pictures are drawn by docs/pictures.py
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     monkeypatch.setattr("pyro_vmonf.vmonf.automatic.BLOCKS", 1)
+    monkeypatch.setattr("pyro_vmonf.vmonf.automatic.HIDDEN", (8,))
     for plot in (plots.plot_density, plots.plot_component_contours, plots.plot_regions):
         monkeypatch.setitem(plot.__wrapped__.__kwdefaults__, "resolution", 20)
     # nothing else is shortened than training, draws and grids, and the flows that from_data builds

@@ -24,6 +24,7 @@ from pyro_vmonf.datasets import pinwheel
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
 from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.training import fit as training
+from pyro_vmonf.vmonf import automatic
 
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": "a weight of two is two rows in the loss, but "
@@ -40,7 +41,9 @@ RANDOM = {"check_clustering": "two passes from a random start find no clusters"}
     expected_failed_checks=lambda found: EXPECTED | (RANDOM if found.init == "random" else {}),
 )
 @pytest.mark.filterwarnings("ignore")
-def test_sklearns_own_checks(estimator: Any, check: Any) -> None:
+def test_sklearns_own_checks(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "BLOCKS", 1)
+    monkeypatch.setattr(automatic, "HIDDEN", (8,))
     check(estimator)
 
 
