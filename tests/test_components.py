@@ -125,7 +125,7 @@ def test_a_pruned_pair_is_saved_and_loaded(tmp_path: object) -> None:
 def test_what_is_no_choice_of_components_is_refused(index: list[int]) -> None:
     vmonf = pair()
     before = {k: v.clone() for k, v in vmonf.state_dict().items()}
-    with pytest.raises(ValueError, match="expected distinct numbers from 0 to 3"):
+    with pytest.raises(ValueError, match="expected distinct whole numbers from 0 to 3"):
         take_components_(vmonf, torch.tensor(index, dtype=torch.long))
     assert all(torch.equal(v, before[k]) for k, v in vmonf.state_dict().items())
 
@@ -315,3 +315,27 @@ def test_one_choice_after_the_other_is_one_choice() -> None:
     wanted = before[:, [0, 3]]
     torch.testing.assert_close(vmonf.predict_proba(x), wanted / wanted.sum(-1, keepdim=True))
     assert isinstance(vmonf.guide.network.network, MLP)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_numbers_of_any_whole_kind_choose_components(kind: torch.dtype) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(MLP(2, 3)))
+    x = torch.randn(5, 2)
+    before = vmonf.component_log_prob(x)
+    take_components_(vmonf, torch.tensor([2, 0], dtype=kind))
+    assert torch.equal(vmonf.component_log_prob(x), before[:, [2, 0]])
+    assert vmonf.predict_proba(x).shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [torch.tensor([2.0, 0.0]), torch.tensor([True, False]), torch.tensor(2), [[2, 0]], [1.5, 0]],
+    ids=["floats", "a mask", "a number", "a matrix", "halves"],
+)
+def test_what_is_no_list_of_whole_numbers_leaves_the_pair(index: Any) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(MLP(2, 3)))
+    x = torch.randn(5, 2)
+    before = vmonf.predict_proba(x)
+    with pytest.raises(ValueError, match="distinct whole numbers from 0 to 2"):
+        take_components_(vmonf, index)
+    assert torch.equal(vmonf.predict_proba(x), before)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from pyro_vmonf import NSF, FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import NSF, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.files import read, settings_of
 from pyro_vmonf.interop.serving import from_safetensors_, to_safetensors
 from pyro_vmonf.nn import MLP
@@ -91,3 +93,40 @@ def test_a_file_has_the_settings_of_each_part(tmp_path: Path) -> None:
     assert found == settings_of(one, terms=False)
     assert found["model.bank"]["part"] == "RealNVP"
     assert found["guide.network"]["activation"] == "relu"
+
+
+BASES: dict[str, tuple[Any, Any]] = {
+    "another kind": (dist.Normal(torch.zeros(3, 2), 1.0), dist.Laplace(torch.zeros(3, 2), 1.0)),
+    "another scale": (dist.Normal(torch.zeros(3, 2), 1.0), dist.Normal(torch.zeros(3, 2), 2.0)),
+    "other degrees": (dist.StudentT(torch.full((3, 2), 3.0)), dist.StudentT(torch.ones(3, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_fixed_distributions_are_compared(case: str, tmp_path: Path) -> None:
+    one, other = (
+        VMoNF(FlowMixture(RealNVP(2, 3, blocks=1, base=base.to_event(1)))) for base in BASES[case]
+    )
+    one.save(tmp_path / "pair.pt")
+    to_safetensors(one, tmp_path / "pair.st")
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match="distribution="):
+        VMoNF.load(tmp_path / "pair.pt", into=other)
+    with pytest.raises(ValueError, match="distribution="):
+        from_safetensors_(other, tmp_path / "pair.st")
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+    VMoNF.load(tmp_path / "pair.pt", into=copy.deepcopy(one))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_fixed_distributions_of_another_precision_are_the_same(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    def made() -> VMoNF:
+        covariance = torch.tensor([[1.1, 0.3], [0.3, 0.7]])
+        normal = dist.MultivariateNormal(torch.tensor([0.1, 1 / 3]), covariance)
+        return VMoNF(FlowMixture([normal, Gaussian(2, 1)]))
+
+    made().double().save(tmp_path / "pair.pt")
+    loaded = VMoNF.load(tmp_path / "pair.pt", into=made().to(kind))
+    assert loaded.log_prob(torch.zeros(1, 2).double()).isfinite().all()

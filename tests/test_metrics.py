@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyro.distributions import Delta
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Uniform, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    Uniform,
+    kl_divergence,
+)
 
 from pyro_vmonf.metrics import (
     accuracy,
@@ -26,8 +35,12 @@ from pyro_vmonf.metrics import (
     format_contingency,
     kl_to_truth,
     match,
+    match_components,
     normalized_mutual_information,
     roc_curve,
+)
+from pyro_vmonf.metrics import (
+    kl_divergence as kl_of_draws,
 )
 
 Labels = tuple[Tensor, Tensor]
@@ -256,3 +269,31 @@ def test_scores_are_checked(bad: list[Any]) -> None:
         area_under_roc(bad, [1.0])
     with pytest.raises(ValueError, match="scores_out have shape"):
         roc_curve([1.0], bad)
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        (Poisson(3.0), Normal(3.0, 1.0)),
+        (Normal(0.0, 1.0), Poisson(3.0)),
+        (Bernoulli(0.5), Uniform(-1.0, 2.0)),
+        (Delta(torch.tensor(0.0)), Normal(0.0, 1.0)),
+        (Independent(Poisson(torch.ones(2)), 1), Independent(Normal(torch.zeros(2), 1.0), 1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_probability_and_a_density_have_no_divergence(p: Any, q: Any) -> None:
+    with pytest.raises(ValueError, match="the other a density"):
+        kl_of_draws(p, q, seed=0)
+
+
+def test_a_divergence_of_counts_is_finite() -> None:
+    kl, error = kl_of_draws(Poisson(3.0), Poisson(4.0), seed=0)
+    assert kl == pytest.approx(3 * math.log(3 / 4) + 1, abs=5 * float(error))
+
+
+def test_logarithms_are_no_responsibilities() -> None:
+    q = torch.randn(6, 3).softmax(1)
+    for pair in ((q.log(), q), (q, q.log())):
+        with pytest.raises(ValueError, match=r"below 0; expected responsibilities"):
+            match_components(*pair)

@@ -88,3 +88,9 @@ def test_errors_name_what_was_given(name: str) -> None:
     make, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("initial", "final"), [(1.0, 1e-20), (1e8, 1e-3), (0.0, 5.0)])
+def test_a_line_ends_at_its_end(initial: float, final: float) -> None:
+    line = linear_decay(7, initial=initial, final=final)
+    assert [line(0), line(7), line(100)] == [initial, final, final]

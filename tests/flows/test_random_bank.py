@@ -196,3 +196,11 @@ def test_a_prior_of_torch_is_one_of_pyro() -> None:
             vmonf = VMoNF(FlowMixture(RandomBank(Gaussian(2, 2), normal(0.0, 3.0))))
             losses.append(vmonf.fit(x, epochs=2, progress=False, seed=0).elbo)
     assert losses[0] == losses[1]
+
+
+def test_observed_parameters_are_finite() -> None:
+    vmonf = VMoNF(FlowMixture(RandomBank(Gaussian(2, 2))))
+    known = vmonf.condition({"bank.loc": [[0.0, 1.0], [2.0, 3.0]]})  # type: ignore[dict-item]
+    assert known.log_prob(torch.zeros(1, 2)).isfinite().all()
+    with pytest.raises(ValueError, match="'loc' has values that are not finite"):
+        vmonf.condition({"bank.loc": torch.full((2, 2), torch.nan)})

@@ -233,3 +233,126 @@ def test_the_estimator_gives_frames_to_a_pipeline(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, expected)
     joblib.dump(pipe, tmp_path / "pipe.joblib")
     np.testing.assert_array_equal(joblib.load(tmp_path / "pipe.joblib").transform(frame), expected)
+
+
+class ArrowTable:
+    """What a table of pyarrow has of a frame."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
+        self.column_names = list(frame.columns)
+
+    def to_pandas(self) -> pd.DataFrame:
+        return self._frame
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._frame.to_numpy()
+
+
+class Kind:
+    """A dtype of polars."""
+
+    def __init__(self, name: str, numeric: bool) -> None:
+        self.name, self.numeric = name, numeric
+
+    def is_numeric(self) -> bool:
+        return self.numeric
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PolarsFrame:
+    """What a frame of polars has: columns by name, and no positions of rows."""
+
+    def __init__(self, columns: dict[str, Any], kinds: list[Kind]) -> None:
+        self.held, self.dtypes = columns, kinds
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.held)
+
+    def to_numpy(self) -> Any:
+        return np.stack(list(self.held.values()), 1)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to_numpy()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.held.values())))
+
+    def cast(self, kinds: dict[str, type]) -> PolarsFrame:
+        held = {k: v.astype(kinds.get(k, v.dtype)) for k, v in self.held.items()}
+        return PolarsFrame(held, [Kind("Float64", True)] * len(held))
+
+
+FLOAT = Kind("Float64", True)
+
+
+def test_tables_of_arrow_have_names() -> None:
+    vmonf, other = pair(), pair()
+    vmonf.fit(FRAME, **QUIET)
+    other.fit(ArrowTable(FRAME), **QUIET)
+    mixed = FRAME[["c", "a", "b"]]
+    for one in (vmonf, other):
+        assert list(one.feature_names_in_) == ["a", "b", "c"]
+        for rows in (mixed, ArrowTable(mixed)):
+            assert torch.equal(one.log_prob(rows), vmonf.log_prob(VALUES))
+    with pytest.raises(ValueError, match="lacks the columns"):
+        vmonf.log_prob(ArrowTable(FRAME[["a", "b"]]))
+
+
+def test_labelled_arrays_have_names() -> None:
+    xarray = pytest.importorskip("xarray")
+    vmonf = pair()
+    vmonf.fit(FRAME, **QUIET)
+    mixed = FRAME[["c", "a", "b"]]
+    table = xarray.DataArray(
+        mixed.to_numpy(), dims=("row", "column"), coords={"column": list(mixed.columns)}
+    )
+    assert torch.equal(vmonf.log_prob(table), vmonf.log_prob(VALUES))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Datetime(time_unit='us', time_zone=None)", r"dt\.epoch"),
+        ("Date", r"dt\.epoch"),
+        ("Duration(time_unit='us')", r"dt\.total_seconds"),
+        ("Time", "drop it"),
+        ("String", "drop it"),
+    ],
+)
+def test_times_of_polars_are_no_numbers(kind: str, said: str) -> None:
+    frame = PolarsFrame({"a": VALUES[:, 0], "when": np.arange(N)}, [FLOAT, Kind(kind, False)])
+    with pytest.raises(TypeError, match=f"column 'when' of x has dtype .*{said}"):
+        pair(2).fit(frame, **QUIET)
+
+
+def test_numbers_of_polars_are_floats() -> None:
+    flags = VALUES[:, 1] > 0
+    columns = {"a": VALUES[:, 0], "flag": flags, "count": np.arange(N)}
+    frame = PolarsFrame(columns, [FLOAT, Kind("Boolean", False), Kind("Int128", True)])
+    vmonf, other = pair(), pair()
+    with pytest.warns(UserWarning, match="flag"):
+        vmonf.fit(frame, **QUIET)
+    with pytest.warns(UserWarning, match="flag"):
+        other.fit(pd.DataFrame(columns), **QUIET)
+    assert torch.equal(vmonf.log_prob(frame), other.log_prob(pd.DataFrame(columns)))
+
+
+def test_a_lazy_frame_is_named() -> None:
+    class LazyFrame:
+        def collect(self) -> None: ...
+
+        def collect_schema(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"a LazyFrame, which has no rows yet; pass x\.collect"):
+        pair().log_prob(LazyFrame())
+
+
+def test_evidence_in_numbered_columns_follows_their_numbers() -> None:
+    vmonf = pair()
+    vmonf.fit(VALUES, **QUIET)
+    y = pd.DataFrame({0: np.zeros(N), 1: np.full(N, -9.0)})
+    assert torch.equal(vmonf.predict_proba(VALUES, y), vmonf.predict_proba(VALUES, y[[1, 0]]))

@@ -204,3 +204,23 @@ def test_ranks_of_sites_are_of_the_same_data_sets() -> None:
             Calibration({"a": bad}, draws=10)
     bytes_ = Calibration({"a": ranks.to(torch.uint8)}, draws=10)
     assert bytes_.p_value == Calibration({"a": ranks}, draws=10).p_value
+
+
+def test_data_are_drawn_with_the_trained_parameters() -> None:
+    """The model is that of the store, and inference has a store of its own."""
+    seen = []
+
+    def model() -> None:
+        scale = pyro.param("scale", torch.tensor(1.0))
+        value = pyro.sample("value", Normal(0.0, scale))
+        pyro.sample("x", Normal(value, 1.0))
+
+    def exact(x: Tensor) -> dict[str, Tensor]:
+        assert "scale" not in pyro.get_param_store()
+        seen.append(float(x))
+        return {"value": Normal(81 / 82 * x, (81 / 82) ** 0.5).sample((19,))}
+
+    pyro.param("scale", torch.tensor(9.0))
+    simulation_based_calibration(model, exact, replicates=200, progress=False)
+    assert torch.tensor(seen).std() == pytest.approx(82**0.5, rel=0.2)
+    assert pyro.param("scale") == 9

@@ -106,3 +106,15 @@ def test_recorder_says_what_is_wrong() -> None:
         Recorder(every=0)
     with pytest.raises(ValueError, match=r"Recorder draws the plane .*\(3,\)"):
         fit(pair(features=3), torch.randn(40, 3), epochs=1, callbacks=[Recorder()])
+
+
+def test_a_recorder_holds_one_run() -> None:
+    vmonf, x = pair(), torch.randn(20, 2)
+    recorder = Recorder(x, every=1, num_samples=4, resolution=5)
+    before = {name: value.clone() for name, value in vmonf.state_dict().items()}
+    with pytest.raises(ValueError, match="a Recorder holds one run, and n_init is 2"):
+        vmonf.fit(x, epochs=2, n_init=2, callbacks=recorder, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in vmonf.state_dict().items())
+    for epochs in (3, 2):
+        vmonf.fit(x, epochs=epochs, callbacks=[recorder], progress=False)
+    assert [frame.epochs for frame in recorder.frames] == [1, 2]

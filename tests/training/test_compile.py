@@ -100,7 +100,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[compiling.Compiled]:
 
 
 @pytest.fixture
-def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_compiler(monkeypatch: pytest.MonkeyPatch, captured_once: None) -> None:
     """The graph runs as it was captured, operation by operation."""
     monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
 
@@ -116,26 +116,30 @@ WHOLE: dict[str, Any] = {
     "epochs": 6, "batch_size": 16, "held_out": 0.1, "clip_norm": 0.5, "seed": 0, "progress": False
 }  # fmt: skip
 # Batches of one length alone: the graph of an open length takes five times as long to capture.
-EVEN: dict[str, Any] = {**WHOLE, "held_out": torch.arange(6)}
+EVEN: dict[str, Any] = {**WHOLE, "epochs": 4, "held_out": torch.arange(6)}
 
 
 @pytest.mark.parametrize(
-    ("weights", "dtype", "atol"),
-    [("uniform", torch.float32, 1e-5), ("learned", torch.float64, 1e-10)],
+    ("weights", "dtype", "atol", "held_out"),
+    [
+        ("uniform", torch.float32, 1e-5, torch.arange(6)),
+        ("learned", torch.float64, 1e-10, 0.1),  # with a short last batch
+    ],
 )
 @pytest.mark.usefixtures("without_compiler")
 def test_the_captured_step_is_the_step(
-    weights: str, dtype: torch.dtype, atol: float, built: list[compiling.Compiled]
+    weights: str, dtype: torch.dtype, atol: float, held_out: Any, built: list[compiling.Compiled]
 ) -> None:
     """Labels, row weights, schedules of term and temperature, counts and a short last batch."""
     x, y, weight = rows_of(dtype)
+    options = {**WHOLE, "epochs": 3, "held_out": held_out}
     ends = []
     for compile in (False, True):
         torch.manual_seed(0)
         terms = [Classification(), Balance(weight=lambda step: 1 / (1 + step))]
         bank = RealNVP(2, 3, blocks=1, hidden=(4,))
         one = VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(2, 3, hidden=(4,)), terms))
-        history = one.to(dtype).fit(x, y, sample_weight=weight, compile=compile, **WHOLE)
+        history = one.to(dtype).fit(x, y, sample_weight=weight, compile=compile, **options)
         ends.append((history, one))
     (plain, first), (history, second) = ends
     assert history.road.startswith("short, compiled"), history.road
@@ -319,7 +323,7 @@ def noisy(batch: Batch) -> torch.Tensor:
 
 def fitted(at_once: int, patch: pytest.MonkeyPatch) -> tuple[Any, VMoNF, Any]:
     """Return history, pair and optimiser of a run whose graph takes so many steps at once."""
-    x, y, weight = rows_of(torch.float64)
+    x, _, _ = rows_of(torch.float64)
     made: list[torch.optim.Optimizer] = []
 
     def optimizer(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
@@ -329,11 +333,10 @@ def fitted(at_once: int, patch: pytest.MonkeyPatch) -> tuple[Any, VMoNF, Any]:
     patch.setattr(compiling, "MOST_AT_ONCE", at_once)
     torch.manual_seed(0)
     terms = [Balance(weight=linear_decay(20, initial=2.0)), CustomTerm(noisy)]
-    guide = SoftmaxGuide(MLP(2, 3, hidden=(4,)), terms)
-    one = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), guide).double()
+    one = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(nn.Linear(2, 3), terms))
     options: dict[str, Any] = {**EVEN, "epochs": 3, "batch_size": 8, "optimizer": optimizer}
     with pytest.warns(RuntimeWarning, match="of 24 steps"):
-        history = one.fit(x, y, sample_weight=weight, compile=True, **options)
+        history = one.double().fit(x, compile=True, **options)
     assert history.road.startswith("short, compiled"), history.road
     return history, one, made[-1]
 
@@ -398,7 +401,7 @@ def test_a_resumed_run_takes_the_compiled_road_again(pair: VMoNF, tmp_path: Path
     path = tmp_path / "run.pt"
 
     def stop(progress: Progress) -> None:
-        if progress.epoch == 3:
+        if progress.epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -409,16 +412,17 @@ def test_a_resumed_run_takes_the_compiled_road_again(pair: VMoNF, tmp_path: Path
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("without_compiler")
 def test_auto_compiles_where_the_steps_to_come_are_worth_it(
     pair: VMoNF, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(graphs.StepGraph, "pays", lambda self, batch: pays)
     x = rows_of(torch.float64)[0][:64]
-    options: dict[str, Any] = {"epochs": 20, "batch_size": 16, "seed": 0, "progress": False}
+    monkeypatch.setattr(compiling, "MEASURED_STEPS", 5)
+    options: dict[str, Any] = {"epochs": 4, "batch_size": 16, "seed": 0, "progress": False}
     pays = True
-    assert copy.deepcopy(pair).fit(x, **options).road == "short"  # 80 short steps
+    assert copy.deepcopy(pair).fit(x, **options).road == "short"  # 16 short steps
     for name in ("FROM_CACHE", "COLD", "COLD_PER_NODE", "CAPTURES"):
         monkeypatch.setattr(compiling, name, 0.0)
     assert copy.deepcopy(pair).fit(x, **options).road.startswith("short, compiled")
@@ -525,14 +529,12 @@ def test_without_a_compiler_the_step_is_eager(pair: VMoNF, monkeypatch: pytest.M
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_machine_code_takes_the_same_steps(built: list[compiling.Compiled]) -> None:
     """Three steps in a loop, and one of a short batch."""
-    x, y, weight = rows_of(torch.float64)
+    x, _, _ = rows_of(torch.float64)
     ends = []
     for compile in (False, True):
         torch.manual_seed(0)
-        one = VMoNF(FlowMixture(Gaussian(2, 2), "learned"), SoftmaxGuide(MLP(2, 2, hidden=(3,))))
-        history = one.double().fit(
-            x, (y > 0).long(), sample_weight=weight, compile=compile, **WHOLE
-        )
+        one = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(nn.Linear(2, 2))).double()
+        history = one.fit(x, compile=compile, **WHOLE)
         ends.append(one)
     assert history.road.startswith("short, compiled in"), history.road
     assert built[0].count == 0
@@ -559,7 +561,7 @@ def test_measured_rows_have_a_graph(
 ) -> None:
     """The terms have the weights of the last step there, and a dropout is none."""
     x, _, _ = rows_of(torch.float64)
-    options = MEASURED | {"batch_size": size}
+    options = MEASURED | {"batch_size": size, "held_out": torch.arange(22)}
     terms = [Balance(weight=linear_decay(3)), Confidence(weight=0.1)]
     network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
     ends = []
@@ -570,7 +572,7 @@ def test_measured_rows_have_a_graph(
     assert ends[1].road.endswith("measured rows too"), ends[1].road
     graph = built[-1].measured
     assert graph is not None
-    assert graph.lengths == ({20} if size > 20 else {16, 4})
+    assert graph.lengths == ({22} if size > 22 else {16, 6})
     np.testing.assert_allclose(ends[1].held_out, ends[0].held_out, rtol=0, atol=1e-10)
     np.testing.assert_allclose(ends[1].objective, ends[0].objective, rtol=0, atol=1e-10)
 

@@ -270,9 +270,6 @@ def reset_globals() -> None:
 def check_resumes(case: Case, path: Path) -> None:
     options = options_of(case)
     whole, part = make(case), make(case)
-    reset_globals()
-    whole.fit(*data_of(case), **options)
-    expected = everything(whole)
 
     def interrupt(progress: Any) -> None:
         if progress.epoch == case["stop"]:
@@ -284,6 +281,9 @@ def check_resumes(case: Case, path: Path) -> None:
         part.fit(*data, checkpoint=path, callbacks=interrupt, **options)
     if not path.exists():  # no checkpoint was due
         return
+    reset_globals()
+    whole.fit(*data_of(case), **options)
+    expected = everything(whole)
     if case["resumes"] == "fresh":
         part, data = make(case), data_of(case)
     torch.manual_seed(99)
