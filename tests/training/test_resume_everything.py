@@ -167,7 +167,7 @@ FACTORS: dict[str, list[Any]] = {
     "clip_norm": [None, 0.5],
     "standardize": [True, False],
     "every": [1, 2],
-    "stop": [0, 1, 2],
+    "stop": [1, 2],  # the epoch after whose callbacks no checkpoint is written any more
     "resumes": ["fresh", "same"],  # the pair that goes on: a new one, or the one that was stopped
 }
 Case = dict[str, Any]
@@ -179,7 +179,8 @@ def possible(case: Case) -> bool:
     held_out = case["held_out"] != 0.0 if isinstance(case["held_out"], float) else True
     networks = case["guide"] not in ("exact", "none")
     return (
-        (in_memory or (case["phases"] == "plain" and not held_out and not case["sample_weight"]))
+        case["stop"] >= case["every"]
+        and (in_memory or (case["phases"] == "plain" and not held_out and not case["sample_weight"]))
         and (held_out or case["patience"] is None)
         and (networks or case["temperature"] == "default")
         and not (case["guide"] == "none" and case["sample_weight"])
@@ -279,8 +280,6 @@ def check_resumes(case: Case, path: Path) -> None:
     reset_globals()
     with contextlib.suppress(Stop):
         part.fit(*data, checkpoint=path, callbacks=interrupt, **options)
-    if not path.exists():  # no checkpoint was due
-        return
     reset_globals()
     whole.fit(*data_of(case), **options)
     expected = everything(whole)
