@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vmonf._utils.warned import warn
+
+EXACT = 2**53  # beyond which float64 has no digit for each whole number
 Name = str | int
 Names = tuple[Name, ...]
 
@@ -112,6 +115,8 @@ def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
                 f"column {column!r} of {name} has dtype {dtype}; the flows are densities of real "
                 f"numbers: {_mended(column, str(dtype), kind)}"
             )
+        if kind in "iu" and own:
+            _warn_of_digits(x.iloc[:, number], column, name)
         gaps: list[int] = []
         if not own and not missing:
             gaps = np.flatnonzero(np.asarray(x.iloc[:, number].isna())).tolist()
@@ -127,6 +132,16 @@ def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
         whole = x.to_numpy(dtype=np.float64, na_value=np.nan)
         return type(x)(whole, index=x.index, columns=x.columns)
     return x.astype(np.float64)
+
+
+def _warn_of_digits(values: Any, column: Any, name: str) -> None:
+    """Warn of whole numbers for which a frame of floats has no digits."""
+    if values.max() > EXACT or values.min() < -EXACT:
+        warn(
+            f"column {column!r} of {name} has whole numbers beyond 2^53, of which the last digits "
+            f"are lost; take off an offset first, such as frame[{column!r}] - "
+            f"frame[{column!r}].min()"
+        )
 
 
 def _of_polars(x: Any, name: str) -> Any:

@@ -110,7 +110,7 @@ def describe(value: Any, known: list[nn.Module] | None = None) -> Any:
     for number, one in enumerate(known):
         if one is value:
             return {"same": number}
-    part = type(value)
+    part: type = type(value)
     if isinstance(value, Distribution) and part.__name__ in DISTRIBUTIONS:
         _, kept = DISTRIBUTIONS[part.__name__]
         arguments = {key: describe(getattr(value, name), known) for key, name in kept.items()}

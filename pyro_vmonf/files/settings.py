@@ -34,7 +34,7 @@ def settings_of(module: nn.Module, terms: bool = True) -> Settings:
     """
     found: Settings = {}
     for name, part in module.named_modules():
-        kind = type(part)
+        kind: type = type(part)
         if isinstance(part, Term) and not terms:
             continue
         if parts().get(kind.__name__) is kind:

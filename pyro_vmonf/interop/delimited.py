@@ -53,6 +53,8 @@ def read_delimited(path: Path, separator: str | None, label: str | None) -> tupl
             frame[label] = read(dtype=str, keep_default_na=False)[label]
     except DAMAGES as error:  # pandas' own errors are ValueErrors
         said = str(error).strip() or type(error).__name__
+        if isinstance(error, UnicodeDecodeError):
+            said = "it is no text in UTF-8; expected CSV, or Parquet in a file named *.parquet"
         raise ValueError(f"{path} is no CSV with a header: {said}") from error
     except OSError as error:
         if path.suffix.lower() not in PACKED:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmonf._utils.frames import EXACT
 from pyro_vmonf._utils.labels import MARKS, is_mark
 from pyro_vmonf._utils.progress import parts
 from pyro_vmonf.interop.delimited import countings, read_delimited, there
@@ -22,7 +23,6 @@ from pyro_vmonf.vmonf import VMoNF
 
 PARQUET = (".parquet", ".pq")
 LIKE_NONE = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-1")  # that may mean no class
-EXACT = 2**53  # beyond which float64 has no digit for each whole number
 
 
 @dataclass

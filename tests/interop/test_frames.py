@@ -356,3 +356,10 @@ def test_evidence_in_numbered_columns_follows_their_numbers() -> None:
     vmonf.fit(VALUES, **QUIET)
     y = pd.DataFrame({0: np.zeros(N), 1: np.full(N, -9.0)})
     assert torch.equal(vmonf.predict_proba(VALUES, y), vmonf.predict_proba(VALUES, y[[1, 0]]))
+
+
+def test_whole_numbers_that_lose_digits_are_named() -> None:
+    times = 1_700_000_000_000_000_000 + np.arange(N)
+    vmonf = pair(2)
+    with pytest.warns(RuntimeWarning, match="column 'time' of x has whole numbers beyond 2"):
+        vmonf.model.rows(pd.DataFrame({"a": VALUES[:, 0], "time": times}))

@@ -289,6 +289,7 @@ def test_labels_stay_in_their_column_where_rows_have_names(tmp_path: Path) -> No
     [
         ("a,a,b\n1,2,3\n4,5,7\n", "several columns are named a; the later ones are called a.1"),
         (f"a,n\n1,{2**53 + 1}\n2,{2**53}\n", "column 'n' has whole numbers beyond 2^53"),
+        (f"a,n\n1,{2**60 + 1}\n2,\n3,4\n", "column 'n' has whole numbers beyond 2^53"),
         ("a,b\n1,2\n3,?\n5,6\n7,8\n", "column 'b' has '?' in row 1, beside numbers; empty such"),
         ('a,b\n1,"1,5"\n2,"3,25"\n', "column 'b' has decimal commas, such as 1,5"),
         ('a,b\n1,"1,500"\n2,"3,250.5"\n3,20\n', "'b' has numbers with commas, such as 1,500"),
@@ -346,6 +347,7 @@ HALF_AN_ARCHIVE = gzip.compress(b"a,b\n" + bytes(range(48, 58)) * 99, mtime=0)[:
         ("t.csv.zip", b"a,b\n1,2\n", "no CSV"),
         ("t.csv", b"a;b\n1,5;2\n3,5;4\n", r"one column, 'a;b'; pass --separator ';'"),
         ("t.csv", b"a,b\n", "has no row below its header"),
+        ("t.feather", b"ARROW1\x00\xff\xfe\x80\x81", r"no text in UTF-8; expected .*parquet"),
     ],
 )
 def test_files_that_are_no_tables_are_named(

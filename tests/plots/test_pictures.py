@@ -94,3 +94,10 @@ def test_the_picture_is_the_one_that_was_looked_at(name: str) -> None:
         return
     other_colours = Image.merge("RGB", wanted.split()[::-1])
     assert np.abs(blocks(drawn) - blocks(other_colours)).max() > TOLERANCE
+
+
+def test_features_of_one_and_two_are_drawn_whole() -> None:
+    for features in (1, 2):
+        assert pair(features).plot(features=list(range(features))) is not None
+        with pytest.raises(ValueError, match=rf"a mixture of {features} features is drawn whole"):
+            pair(features).plot(features=[7])

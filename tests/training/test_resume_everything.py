@@ -180,7 +180,9 @@ def possible(case: Case) -> bool:
     networks = case["guide"] not in ("exact", "none")
     return (
         case["stop"] >= case["every"]
-        and (in_memory or (case["phases"] == "plain" and not held_out and not case["sample_weight"]))
+        and (
+            in_memory or (case["phases"] == "plain" and not held_out and not case["sample_weight"])
+        )
         and (held_out or case["patience"] is None)
         and (networks or case["temperature"] == "default")
         and not (case["guide"] == "none" and case["sample_weight"])

@@ -27,6 +27,7 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.program import contracted
 from pyro_vmonf.terms import Balance, Classification, Confidence
 from pyro_vmonf.training import objective
+from pyro_vmonf.training.callbacks import Progress
 from pyro_vmonf.training.direct import direct_terms, is_plain
 from pyro_vmonf.training.objective import (
     EnumeratedELBO,
@@ -318,3 +319,22 @@ def test_plain_pairs_take_the_direct_road(monkeypatch: pytest.MonkeyPatch) -> No
         assert made.direct == plain, guide
         assert made.road == "short"
         assert not is_plain(Extra(Gaussian(2, K)), guide)
+
+
+def test_the_best_components_of_a_guide_may_change_during_a_run() -> None:
+    """A callback that sets ``top`` changes the ELBO of the next step on both roads."""
+
+    def few(progress: Progress) -> None:
+        if progress.epoch == 0:
+            progress.guide.top = 1  # type: ignore[assignment]
+
+    ends = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        guide = SoftmaxGuide(MLP(2, 2, hidden=(4,)))
+        vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), guide).double()
+        options: dict[str, Any] = {"epochs": 3, "seed": 0, "progress": False, "fast": fast}
+        history = vmonf.fit(X, callbacks=few, compile=False, **options)
+        ends.append((history.elbo, vmonf.log_prob(X)))
+    assert ends[0][0] == pytest.approx(ends[1][0], abs=1e-9)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=0, atol=1e-9)
