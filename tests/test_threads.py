@@ -12,9 +12,11 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from pyro_vmonf import FlowMixture, RandomWeights, RealNVP, SoftmaxGuide, VMoNF, files
+from pyro_vmonf._utils.contexts import one_thread
 from pyro_vmonf.distortions import Jitter
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
@@ -187,3 +189,15 @@ def test_what_a_killed_writer_left_is_swept_after_a_day(tmp_path: Path) -> None:
     files.write({"kind": "x"}, tmp_path / "x.pt")
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {name for name, swept in names.items() if not swept} | {"x.pt"}
+
+
+def test_linear_algebra_has_its_threads_back() -> None:
+    def threads() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with one_thread():
+        pass  # every library is there
+    with threadpool_limits(2, "blas"):
+        with one_thread():
+            assert set(threads()) == {1}
+        assert set(threads()) == {2}

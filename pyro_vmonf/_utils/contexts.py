@@ -6,6 +6,7 @@ process, not to a thread. Only one thread at a time is in any of these blocks.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -63,6 +64,25 @@ def own_store() -> Iterator[None]:
 def own_filters() -> Iterator[None]:
     """Run a block with filters of warnings of its own."""
     with alone(), warnings.catch_warnings():
+        yield
+
+
+@functools.cache
+def _algebra() -> Any:
+    """Return what sets the threads of the linear algebra of NumPy and SciPy."""
+    import scipy.linalg  # noqa: F401 - it brings a library of its own
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run a block with one thread for linear algebra: on small matrices two wait for each other.
+
+    With two of them a search of Gaussians in 50 rows takes three times as much of the processor.
+    """
+    with alone(), _algebra().limit(limits=1):
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vmonf._utils.contexts import own_filters
+from pyro_vmonf._utils.contexts import one_thread, own_filters
 from pyro_vmonf.distributions.radial import NORMAL, NormalLaw, StudentLaw
 
 Array = np.ndarray[Any, Any]
@@ -96,7 +96,7 @@ def fit_gaussians(
     order = np.random.default_rng(seed).permutation(count)[:searched]
     some = x[order] if count > searched else x
     best, failures = None, 0
-    with own_filters():
+    with own_filters(), one_thread():
         warnings.simplefilter("ignore")
         most = max(1, min(most, int(len(some) / 2 / (width + 1))))
         for size in [size for size in SIZES if least <= size <= most] or [most]:
@@ -122,7 +122,7 @@ def gaussians_of_size(x: Array, size: int, *, seed: int = 0) -> GaussianFit:
     """Fit a mixture of a given number of Gaussians: the best of three starts."""
     from sklearn.mixture import GaussianMixture
 
-    with own_filters():
+    with own_filters(), one_thread():
         warnings.simplefilter("ignore")
         found = GaussianMixture(size, reg_covar=RIDGE, random_state=seed % 2**32, n_init=3).fit(x)
     return GaussianFit(found.weights_, found.means_, found.covariances_, int(found._n_parameters()))
