@@ -59,5 +59,8 @@ def _has_points(distribution: Distribution) -> bool:
         distribution = distribution.base_dist
     if isinstance(distribution, Estimated):
         return False
-    support = getattr(distribution, "support", None)
+    try:
+        support = distribution.support
+    except NotImplementedError:  # it has draws and a score, and nothing else
+        return False
     return isinstance(distribution, Delta) or bool(getattr(support, "is_discrete", False))

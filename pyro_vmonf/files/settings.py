@@ -106,4 +106,7 @@ def _text(value: Any) -> str:
         and not isinstance(part, (dict, torch.Size))
         and not isinstance(getattr(kind, name, None), lazy_property)
     }
+    if "logits" in getattr(value, "arg_constraints", {}):  # which stand for probabilities too
+        own = {name: own[name] for name in own.keys() - {"param", "probs"}}
+        own["logits"] = value.logits  # type: ignore[union-attr]
     return f"{kind.__name__}({', '.join(f'{k}={_text(own[k])}' for k in sorted(own))})"

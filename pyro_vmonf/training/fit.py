@@ -32,7 +32,7 @@ from pyro_vmonf.training.history import OVER, History
 from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.losses import sums_weights
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.options import Compile, Keep, Options, seed_of
+from pyro_vmonf.training.options import Compile, Keep, Options, names_of, seed_of
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
@@ -196,16 +196,14 @@ def _fit(
     optimizer, scheduler = _movers(model, guide, sources, options)
     first = None if guide.temperature is None else float(guide.temperature)
     head: dict[str, Any] = {"seed": seed, "temperature": first}
-    pair = nn.ModuleList([model, guide])
     if options.checkpoint is not None or past:  # it goes through all rows
-        own = {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
-        head["run"] = fingerprint(sources, **options.fingerprint(optimizer, scheduler, pair), **own)
+        head["run"] = _course(model, guide, sources, options, (optimizer, scheduler))
     if past:
         checkpoints.check_same(past, head["run"])
         head["temperature"] = past["temperature"]
     schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
-        outside = Streams(getattr(sources.train, "loader", None), pair)
+        outside = Streams(getattr(sources.train, "loader", None), nn.ModuleList([model, guide]))
         if past:
             outside.begin_(past["start"])
         probe = next(iter(sources.train.epoch(torch.Generator())))
@@ -255,6 +253,23 @@ def _movers(
     labelled = 0 if sources.labelled is None else sources.labelled.batches
     return optimizer, options.scheduler_of(
         optimizer, options.moves(sources.train.batches, labelled)
+    )
+
+
+def _course(
+    model: FlowMixture,
+    guide: BoundGuide,
+    sources: Sources,
+    options: Options,
+    movers: tuple[Optimizer, LRScheduler | None],
+) -> dict[str, Any]:
+    """Return what a resumed run has to have in common with its first part."""
+    return fingerprint(
+        sources,
+        **options.fingerprint(*movers),
+        trained=names_of(movers[0], model, guide),
+        batches=sources.train.batches,
+        dtype=str(floating_buffer(model).dtype),
     )
 
 

@@ -235,9 +235,7 @@ class Options:
         """Return the scheduler of an optimiser that takes so many steps."""
         return None if self.scheduler is None else make_scheduler(self.scheduler, optimizer, moves)
 
-    def fingerprint(
-        self, optimizer: Optimizer, scheduler: LRScheduler | None, pair: nn.ModuleList
-    ) -> dict[str, Any]:
+    def fingerprint(self, optimizer: Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
         """Return the options that a resumed run has in common with its first part."""
         temperature: Any = self.temperature
         if not isinstance(temperature, int | float | None):
@@ -261,7 +259,6 @@ class Options:
             "keep": "best" if self.keeps_best else "last",
             "fast": self.fast,
             **({} if self.loss is None else _words(self.loss)),
-            "trained": _names(optimizer, pair),
         }
 
     @property
@@ -283,9 +280,9 @@ def _words(loss: Any) -> dict[str, Any]:
     return {"loss": type(loss).__name__, **{f"loss.{name}": own[name] for name in sorted(own)}}
 
 
-def _names(optimizer: Optimizer, pair: nn.ModuleList) -> str:
+def names_of(optimizer: Optimizer, model: nn.Module, guide: nn.Module) -> str:
     """Return the names of the parameters of each group of an optimiser."""
-    halves = dict(zip(("model", "guide"), pair, strict=True))
+    halves = {"model": model, "guide": guide}
     names = {p: f"{half}.{name}" for half in halves for name, p in halves[half].named_parameters()}
     groups = ([names.get(p, "?") for p in group["params"]] for group in optimizer.param_groups)
     return "; ".join(" ".join(group) for group in groups)
