@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+AS_IT_IS = (bool, int, float, str, torch.Size)
 
 
 def plain(
@@ -36,31 +37,39 @@ def plain(
         >>> plain({"lr": np.float64(0.5), "sizes": (np.int64(3), np.True_)})
         {'lr': 0.5, 'sizes': (3, True)}
     """
-    if value is None or type(value) in (bool, int, float, str, torch.Size):
-        return value
+
+    def within(value: Any) -> Any:
+        if value is None or type(value) in AS_IT_IS:
+            return value
+        if isinstance(value, Tensor):
+            return value if tensors is None else tensors(value)
+        if isinstance(value, list):
+            items = [within(item) for item in value]
+            return items if lists is None else lists(items)
+        if isinstance(value, tuple):
+            return tuple(within(item) for item in value)
+        if isinstance(value, dict):
+            made = copy.copy(value)  # a state's dictionary has its versions as an attribute
+            made.clear()
+            made.update((plain(key), within(item)) for key, item in value.items())
+            return made
+        if isinstance(value, np.ndarray):
+            return _plain_array(value) if arrays else value
+        return _plain_number(value)
+
+    return within(value)
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a number or a text as one of Python's own; anything else as it is."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
-        return _plain_array(value) if arrays else value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, (int, float)):
         return int(value) if isinstance(value, int) else float(value)
-    if isinstance(value, Tensor):
-        return value if tensors is None else tensors(value)
-    within = functools.partial(plain, arrays=arrays, tensors=tensors, lists=lists)
-    if isinstance(value, dict):
-        made = copy.copy(value)  # a state's dictionary has its versions as an attribute
-        made.clear()
-        made.update((plain(key), within(item)) for key, item in value.items())
-        return made
-    if isinstance(value, list):
-        items = [within(item) for item in value]
-        return items if lists is None else lists(items)
-    if isinstance(value, tuple):
-        return tuple(within(item) for item in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value
 
 

@@ -131,7 +131,7 @@ def load(
     except Exception as error:  # what a file declares can fail anywhere in a constructor
         raise ValueError(f"{name} describes no pair that could be built: {error}") from error
     try:
-        saved.fill_(made)
+        saved.fill_(made, put_back=into is not None)
     except Exception as error:
         raise ValueError(f"{name} does not fit the pair: {error}") from error
     if saved.not_finite:
@@ -207,9 +207,15 @@ class Saved:
                 raise ValueError(f"its history has {name}={reprlib.repr(value)}")
         return history(**past)
 
-    def fill_(self, made: nn.Module) -> None:
-        """Give a pair the numbers, their kinds, and how they were set; or leave it as it was."""
-        before = {name: value.clone() for name, value in made.state_dict().items()}
+    def fill_(self, made: nn.Module, *, put_back: bool) -> None:
+        """Give a pair the numbers, their kinds, and how they were set.
+
+        Arguments:
+            made: the pair.
+            put_back: leave it as it was where the numbers do not fit.
+        """
+        state = made.state_dict() if put_back else {}
+        before = {name: value.clone() for name, value in state.items()}
         kinds = {name: value.dtype for name, value in before.items()}
         try:
             _cast_(made, {name: value.dtype for name, value in self.state.items()})
@@ -219,8 +225,9 @@ class Saved:
             if differs := difference(own, self.content.get("settings", {})):
                 raise ValueError(f"{differs}; build the pair as it was")
         except Exception:
-            _cast_(made, kinds)
-            made.load_state_dict(before)
+            if put_back:
+                _cast_(made, kinds)
+                made.load_state_dict(before)
             raise
         if "frozen" in self.content:
             for name, parameter in made.named_parameters():
