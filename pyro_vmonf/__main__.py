@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
+import torch
+
 from pyro_vmonf._version import __version__
 from pyro_vmonf.experiments.data import EXPERIMENTS
 from pyro_vmonf.experiments.draws import Settings
@@ -144,6 +146,8 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
     for seed in options.seeds:
         settings = Settings(seed, options.per_wing, options.labels, options.data, options.quick)
         data = experiment.draw(settings)
+        if not data.image_shape:  # in small steps several threads wait for each other
+            torch.set_num_threads(1)
         recorder = None if data.image_shape else Recorder(data.x, every=10)
         callbacks = () if recorder is None else (recorder,)
         place = options.out / options.name / f"seed-{seed}"
