@@ -1,8 +1,4 @@
-"""Right values, and words, where a fourteenth reader found wrong ones or none.
-
-More of them are with the tests of tables, of files, of distributed runs and of the choice of
-states.
-"""
+"""Arguments that mean nothing: they are refused in words, where they were taken before."""
 
 from __future__ import annotations
 
@@ -12,23 +8,115 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
-from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
-from pyro_vmonf.datasets import Pinwheel, random_mixture
+from pyro_vmonf import (
+    FlowMixture,
+    Gaussian,
+    MarkovMixture,
+    MarkovVMoNF,
+    RealNVP,
+    SoftmaxGuide,
+    VMoNF,
+    fit_em,
+)
+from pyro_vmonf.datasets import Pinwheel, TwoCircles, pinwheel, random_mixture
+from pyro_vmonf.dequantization import Dequantized
+from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.interop.sbc import Calibration, simulation_based_calibration
-from pyro_vmonf.metrics import contingency, match
+from pyro_vmonf.interop.serving import export
+from pyro_vmonf.metrics import bits_per_dim, contingency, kl_to_truth
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import exponential_decay, linear_decay
 from pyro_vmonf.starts import merge_linked, pretrain_, warm_start_
 from pyro_vmonf.terms import Balance, Confidence
 
-K, N = 2, 40
+D = 2
+K = 2
+N = 40
 X = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
 CLUSTERS = torch.arange(N) % K
+
+
+def clustered_rows(count: int = 60) -> Tensor:
+    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_responsibilities_have_a_row_with_something_in_it(value: float) -> None:
+    model = FlowMixture(Gaussian(D, 2), "learned")
+    with pytest.raises(ValueError, match="one of them positive"):
+        fit_em(model, clustered_rows(), responsibilities=torch.full((60, 2), value))
+    with pytest.raises(ValueError, match="tolerance is nan"):
+        fit_em(model, clustered_rows(), tolerance=float("nan"))
+
+
+def test_whole_numbers_have_no_density() -> None:
+    with pytest.raises(ValueError, match="the components are discrete"):
+        FlowMixture(dist.Poisson(torch.tensor([[1.0], [5.0]])).to_event(1))
+
+
+def test_messages_of_chains_arrays_and_seeds() -> None:
+    chain = MarkovVMoNF(MarkovMixture(Gaussian(D, 2)))
+    with pytest.raises(TypeError, match=r"vmonf.alone\(\)"):
+        export(chain)
+    assert kl_to_truth(np.array([1.0, 2.0]), [0.5, 1.5]) == (0.5, 0.0)
+    assert bits_per_dim(np.zeros(3), 784) == 8.0
+    with pytest.raises(TypeError, match="whole number"):
+        chain.sample(2, 3, seed=1.5)  # type: ignore[arg-type]
+
+
+def blobs(rows: int = 300, seed: int = 0) -> np.ndarray[Any, Any]:
+    draw = np.random.default_rng(seed)
+    return draw.normal(size=(rows, 2)) + 9 * np.eye(3)[np.arange(rows) % 3][:, :2]
+
+
+def test_arguments_that_mean_nothing_are_refused() -> None:
+    x = blobs(60)
+    gaps = np.where(x > 9, np.nan, x)
+    model = FlowMixture(Gaussian(2, 2), "learned")
+    with pytest.raises(ValueError, match=r"ridge is -0\.3"):
+        fit_em(model, x, ridge=-0.3)
+    fit_em(model, x, responsibilities=np.full((60, 2), 0.5) + 0.1 * (x > 4), max_iter=2)
+    with pytest.raises(ValueError, match="not finite; a walk needs rows"):
+        RandomWalk(gaps)
+    assert RandomWalk(x).ends.shape == (60, 64)
+    with pytest.raises(ValueError, match="expected two, the outer one first"):
+        TwoCircles(radii=(2.0, 1.0, 0.3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="noise is -1"):
+        TwoCircles(noise=-1)
+    with pytest.raises(ValueError, match="per_wing is -1"):
+        pinwheel(3, -1)
+    levels = torch.randint(256, (4, 2))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Dequantized(VMoNF(FlowMixture(RealNVP(2, 2)))).fit(levels, batch_size=0, flows=True)
+
+
+def test_a_schedule_over_no_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps is nan"):
+        linear_decay(float("nan"))  # type: ignore[arg-type]
+
+
+def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_em_refuses_frozen_parameters() -> None:
+    model = FlowMixture(Gaussian(2, 2), "learned")
+    model.bank.requires_grad_(False)
+    before = model.bank.loc.clone()
+    with pytest.raises(ValueError, match=r"bank.loc.* are frozen"):
+        fit_em(model, rows(), seed=0)
+    assert torch.equal(model.bank.loc, before)
+
+
+def test_wings_are_whole() -> None:
+    with pytest.raises(ValueError, match="wings"):
+        Pinwheel(2.5)  # type: ignore[arg-type]
 
 
 def pair(*terms: Any) -> VMoNF:
@@ -129,20 +217,3 @@ def test_draws_of_whole_numbers_are_not_cut() -> None:
 
     with pytest.raises(ValueError, match=r"infer returned 'c' as .*float32"):
         simulation_based_calibration(model, infer, replicates=3, progress=False)
-
-
-def test_a_point_without_end_has_no_density() -> None:
-    x = torch.tensor([[math.inf, 0.0], [0.3, 0.2], [math.nan, 0.0]])
-    found = Pinwheel().log_prob(x)
-    assert found[0] == -math.inf
-    assert found[1] == Pinwheel().log_prob(x[1:2])[0]
-    assert found[2].isnan()
-
-
-def test_all_clusters_get_a_label() -> None:
-    assert sorted(match([0], [3], 2).tolist()) == [0, 1, 2, 3]
-
-
-def test_numbers_of_numpy_are_weights() -> None:
-    assert Balance(weight=np.float32(0.5)).current_weight == 0.5
-    assert Balance(weight=lambda step: torch.tensor(0.25)).current_weight == 0.25  # type: ignore[arg-type, return-value]
