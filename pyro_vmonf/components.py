@@ -153,8 +153,8 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
     """
     count = vmonf.model.num_components
     index = torch.as_tensor(index)
-    kind = torch.bool if index.is_floating_point() or index.is_complex() else index.dtype
-    numbers = index.tolist() if index.dim() == 1 and kind is not torch.bool else []
+    others = index.is_floating_point() or index.is_complex() or index.dtype is torch.bool
+    numbers = [] if others or index.dim() != 1 else index.tolist()
     if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= i < count for i in numbers):
         raise ValueError(
             f"index is {index.tolist()}; expected distinct whole numbers from 0 to {count - 1}"

@@ -130,3 +130,26 @@ def test_fixed_distributions_of_another_precision_are_the_same(
     made().double().save(tmp_path / "pair.pt")
     loaded = VMoNF.load(tmp_path / "pair.pt", into=made().to(kind))
     assert loaded.log_prob(torch.zeros(1, 2).double()).isfinite().all()
+
+
+class Own(nn.Module):
+    """A network of the user's, with a list of parameters and a buffer of eight bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ParameterList([nn.Parameter(torch.ones(2, 3))])
+        self.register_buffer("small", torch.ones(3).to(torch.float8_e4m3fn))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.rows[0]
+
+
+def test_networks_of_any_dtype_are_filled(tmp_path: Path) -> None:
+    def made() -> VMoNF:
+        return VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(Own()))
+
+    with pytest.warns(UserWarning, match="load the file with"):
+        made().save(tmp_path / "pair.pt")
+    loaded = VMoNF.load(tmp_path / "pair.pt", into=made().double())
+    assert loaded.guide.network.rows[0].dtype == torch.float32
+    assert loaded.guide.network.small.dtype == torch.float8_e4m3fn

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vmonf._utils.frames import ordered
 from pyro_vmonf._utils.validation import as_tensor, listed
 
 DIGITS = 1e-3  # nats by which log-likelihoods may differ from those given
@@ -21,7 +20,7 @@ def check_evidence(y: Any, rows: int, num_components: int, like: Tensor) -> Tens
         TypeError: if labels are not integers.
         ValueError: if the length or a label is out of range, or a row rules out every component.
     """
-    y = as_tensor("y", ordered(y, None)).to(like.device)  # columns from 0 on by their numbers
+    y = as_tensor("y", y).to(like.device)
     if y.dim() == 2 and y.is_floating_point():
         if tuple(y.shape) != (rows, num_components):
             raise ValueError(

@@ -10,6 +10,8 @@ import numpy as np
 from pyro_vmonf._utils.warned import warn
 
 EXACT = 2**53  # beyond which float64 has no digit for each whole number
+# What makes numbers of the times of polars, by their dtype.
+SECONDS = {"Date": "dt.epoch('s')", "Datetime": "dt.epoch('s')", "Duration": "dt.total_seconds()"}
 Name = str | int
 Names = tuple[Name, ...]
 
@@ -26,7 +28,7 @@ def as_frame(x: Any) -> Any:
         TypeError: if it is a lazy frame, which has no rows yet.
     """
     if hasattr(x, "collect_schema") and hasattr(x, "collect"):
-        raise TypeError(f"x is a {type(x).__name__}, which has no rows yet; pass x.collect()")
+        raise TypeError(f"a {type(x).__name__} has no rows yet; pass what its collect() returns")
     is_table = hasattr(x, "column_names") or (hasattr(x, "coords") and getattr(x, "ndim", 0) == 2)
     return x.to_pandas() if is_table and hasattr(x, "to_pandas") else x
 
@@ -35,7 +37,7 @@ def _labels(x: Any) -> Names:
     """Return the labels of a frame's columns, in their order; other kinds by their ``repr``."""
     return tuple(
         str(label) if isinstance(label, str) else int(label) if _is_whole(label) else repr(label)
-        for label in (x.columns if is_frame(x) else ())
+        for label in (x.columns if is_frame(x) else getattr(x, "column_names", ()))
     )
 
 
@@ -48,7 +50,7 @@ def names_of(x: Any) -> Names | None:
 
     The numbers from 0 on are positions, and no names.
     """
-    labels = _labels(as_frame(x))
+    labels = _labels(x if hasattr(x, "column_names") else as_frame(x))
     distinct = set(labels)
     if not labels or len(distinct) < len(labels) or distinct == set(range(len(labels))):
         return None
@@ -152,19 +154,16 @@ def _of_polars(x: Any, name: str) -> Any:
     """
     floats: dict[Any, type[float]] = {}
     for column, dtype in zip(x.columns, getattr(x, "dtypes", ()), strict=False):
-        kind = str(dtype)
-        if getattr(dtype, "is_numeric", bool)() or kind == "Boolean":
-            floats |= {} if kind.startswith("Float") else {column: float}
-        elif hasattr(dtype, "is_numeric"):
-            timed = (
-                f"take frame[{column!r}].dt.epoch('s')" if kind.startswith("Date") else "drop it"
-            )
-            if kind == "Duration" or kind.startswith("Duration("):
-                timed = f"take frame[{column!r}].dt.total_seconds()"
+        kind = str(dtype).partition("(")[0]
+        if not hasattr(dtype, "is_numeric") or kind.startswith("Float"):
+            continue  # of another library, or as it should be
+        if not dtype.is_numeric() and kind != "Boolean":
+            taken = f"take frame[{column!r}].{SECONDS[kind]}" if kind in SECONDS else "drop it"
             raise TypeError(
                 f"column {column!r} of {name} has dtype {dtype}; the flows are densities of real "
-                f"numbers: {timed}, or pass numbers in place of it"
+                f"numbers: {taken}, or pass numbers in place of it"
             )
+        floats[column] = float
     return x.cast(floats) if floats else x
 
 

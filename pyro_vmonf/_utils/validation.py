@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from pyro_vmonf._utils.contexts import own_filters
-from pyro_vmonf._utils.frames import is_frame, numeric
+from pyro_vmonf._utils.frames import as_frame, is_frame, numeric, ordered
 from pyro_vmonf._utils.plain import plain
 
 LOST = 1e-3  # of a column's standard deviation, above which rounding is refused
@@ -71,7 +71,7 @@ def has_gaps(x: Tensor) -> bool:
 
 
 def as_tensor(name: str, values: Any, *, missing: bool = False) -> Tensor:
-    """Return a user's numbers as a tensor.
+    """Return a user's numbers as a tensor; columns that are numbered from 0 on by their numbers.
 
     Arguments:
         name: of the argument, for messages.
@@ -87,7 +87,7 @@ def as_tensor(name: str, values: Any, *, missing: bool = False) -> Tensor:
             f"{name} is a {type(values).__name__}, which can be gone through only once; pass its "
             "rows as one array, such as torch.stack(list(rows)), or a DataLoader"
         )
-    values = numeric(values, name, missing=missing)
+    values = numeric(ordered(values, None), name, missing=missing)
     if isinstance(values, Tensor) and values.layout is not torch.strided:
         raise TypeError(f"{name} is a sparse tensor; pass {name}.to_dense()")
     try:
@@ -308,7 +308,7 @@ def check_context_rows(
     if context is None or not features:
         check_context(context, features)
         return None
-    if is_frame(context):
+    if is_frame(as_frame(context)):
         raise TypeError(
             "the context is a frame, whose order of columns is not kept; pass its columns as an "
             "array: frame[[...]].to_numpy()"

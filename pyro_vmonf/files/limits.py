@@ -112,7 +112,7 @@ class _Counted(TorchFunctionMode):  # a dispatch mode imports torch's compiler, 
         self.left -= 1
         if self.left < 0:
             raise ValueError("it declares more parts than it has numbers")
-        name = func.__name__
+        name = getattr(func, "__name__", "")
         if name == "__get__":  # an attribute is no larger than its tensor
             return func(*args, **kwargs)
         power = 2 if any(word in name for word in SQUARES) else 1

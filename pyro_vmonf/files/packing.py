@@ -53,12 +53,6 @@ def packed(content: dict[str, Any]) -> dict[str, Any]:
     return {**marked, VECTORS: [torch.cat(pieces) for pieces in vectors.values()]}
 
 
-def is_mark(value: tuple[Any, ...]) -> bool:
-    """Return whether a tuple stands for numbers of a vector."""
-    begins = len(value) > 3 and isinstance(value[0], tuple) and isinstance(value[1], str)
-    return begins and value[:2] in ((MARK, TENSOR), (MARK, LIST))
-
-
 def unpacked(content: Any, most: int) -> Any:
     """Return what was packed; content of an earlier version, which has no marks, as it is.
 
@@ -92,7 +86,7 @@ def unpacked(content: Any, most: int) -> Any:
         if id(value) in made:
             return made[id(value)]
         if isinstance(value, tuple):
-            made[id(value)] = piece(*value[1:]) if is_mark(value) else tuple(map(whole, value))
+            made[id(value)] = piece(*value[1:]) if _is_mark(value) else tuple(map(whole, value))
             return made[id(value)]
         made[id(value)] = value
         for place, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
@@ -100,3 +94,9 @@ def unpacked(content: Any, most: int) -> Any:
         return value
 
     return whole(content)
+
+
+def _is_mark(value: tuple[Any, ...]) -> bool:
+    """Return whether a tuple stands for numbers of a vector."""
+    begins = len(value) > 3 and isinstance(value[0], tuple) and isinstance(value[1], str)
+    return begins and value[:2] in ((MARK, TENSOR), (MARK, LIST))

@@ -16,6 +16,7 @@ from pyro_vmonf.files.description import arguments_of, parts
 from pyro_vmonf.terms import Term
 
 PLAIN = (bool, int, float, str, type(None))
+HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 FEW = 8  # numbers of a fixed tensor that are named one by one
 # Attributes of distributions and transforms that follow from others, or from the last call.
 COMPUTED = ("_batch_shape", "_event_shape", "_validate_args", "_inv", "_cached_x_y", "training")
@@ -41,7 +42,7 @@ def settings_of(module: nn.Module, terms: bool = True) -> Settings:
             own = {key: _plain(getattr(part, key, None)) for key in arguments_of(kind)}
             plain = {key: value for key, value in own.items() if value is not NotImplemented}
             found[name] = {"part": kind.__name__, **plain}
-        elif kind.__module__.startswith("torch.nn.modules."):
+        elif kind.__module__.startswith("torch.nn.modules.") and not isinstance(part, HOLDERS):
             found[name] = {"part": kind.__name__, "arguments": part.extra_repr()}
     return found
 

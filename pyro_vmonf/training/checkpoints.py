@@ -6,6 +6,7 @@ import dataclasses
 import io
 import logging
 import os
+from itertools import chain
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
         "settings": files.settings_of(lanes.module),
         "frozen": [name for name, p in lanes.module.named_parameters() if not p.requires_grad],
         "in eval": [name for name, part in lanes.module.named_modules() if not part.training],
+        "trained": _trained(trainer),
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": None if trainer.scheduler is None else trainer.scheduler.state_dict(),
         "counts": [trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row],
@@ -114,6 +116,28 @@ def state_of(trainer: Trainer, streams: Streams) -> dict[str, Any]:
     }
 
 
+def _trained(trainer: Trainer) -> list[list[str]]:
+    """Return the names of the parameters of each group of the optimiser."""
+    assert isinstance(trainer.lanes, Single)
+    names = {parameter: name for name, parameter in trainer.lanes.module.named_parameters()}
+    groups = [group["params"] for group in trainer.optimizer.param_groups]
+    return [[names.get(parameter, "?") for parameter in group] for group in groups]
+
+
+def _check_trained(own: list[list[str]], theirs: list[list[str]]) -> None:
+    """Refuse the state of an optimiser that has other parameters, or has them in another order.
+
+    Raises:
+        ValueError: if it has.
+    """
+    if own != theirs:
+        apart = sorted({*chain(*own)} ^ {*chain(*theirs)}) or ["their order"]
+        raise ValueError(
+            f"its optimiser has other parameters, which differ in {', '.join(apart[:5])}; build "
+            "the pair, freeze parameters and make groups of them as for the first part"
+        )
+
+
 def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
     """Put a run where :func:`state_of` found it.
 
@@ -124,16 +148,19 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
     assert isinstance(lanes, Single)
     try:
         lanes.module.load_state_dict(content["state"])
+        trained = _trained(trainer)
+        _check_trained(trained, content.get("trained", trained))
         trainer.optimizer.load_state_dict(content["optimizer"])
         if trainer.scheduler is not None:
             trainer.scheduler.load_state_dict(content["scheduler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
-    own = files.settings_of(lanes.module)
-    if differs := files.difference(own, content.get("settings", {}), whole=True):
+    own, newest = files.settings_of(lanes.module), content["format"] == files.FORMATS[-1]
+    if differs := files.difference(own, content.get("settings", {}), whole=newest):
         raise ValueError(f"the checkpoint is of another pair: {differs}")
-    for name, parameter in lanes.module.named_parameters():  # a callback may have frozen it
-        parameter.requires_grad_(name not in content.get("frozen", ()))
+    if "frozen" in content:  # some of it by a callback
+        for name, parameter in lanes.module.named_parameters():
+            parameter.requires_grad_(name not in content["frozen"])
     trainer.in_eval = content.get("in eval", ())
     trainer.epoch, trainer.seconds = int(content["epoch"]), content["seconds"]
     trainer.steps, trainer.scheduled_steps, run.rejected_in_a_row = content["counts"]
@@ -181,13 +208,6 @@ def check_same(content: dict[str, Any], run: dict[str, Any]) -> None:
     """
     for name, value in run.items():
         before = content["run"].get(name, value)
-        if before != value and name == "trained":
-            apart = sorted(set(before.split()) ^ set(value.split())) or ["their order"]
-            raise ValueError(
-                "the checkpoint does not fit the pair: its optimiser has other parameters, which "
-                f"differ in {', '.join(apart[:5])}; build the pair, and freeze the same "
-                "parameters, as for the first part"
-            )
         if before != value:
             raise ValueError(
                 f"the checkpoint is of a run with {name}={before!r}, and this one has {value!r}; "

@@ -32,7 +32,7 @@ from pyro_vmonf.training.history import OVER, History
 from pyro_vmonf.training.knowledge import start_parts
 from pyro_vmonf.training.losses import sums_weights
 from pyro_vmonf.training.objective import Objective
-from pyro_vmonf.training.options import Compile, Keep, Options, names_of, seed_of
+from pyro_vmonf.training.options import Compile, Keep, Options, seed_of
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.reading import Terms
 from pyro_vmonf.training.selection import MEASURED_DRAWS, MEASURED_ROWS, Keeper
@@ -197,7 +197,8 @@ def _fit(
     first = None if guide.temperature is None else float(guide.temperature)
     head: dict[str, Any] = {"seed": seed, "temperature": first}
     if options.checkpoint is not None or past:  # it goes through all rows
-        head["run"] = _course(model, guide, sources, options, (optimizer, scheduler))
+        own = {"batches": sources.train.batches, "dtype": str(floating_buffer(model).dtype)}
+        head["run"] = fingerprint(sources, **options.fingerprint(optimizer, scheduler), **own)
     if past:
         checkpoints.check_same(past, head["run"])
         head["temperature"] = past["temperature"]
@@ -253,23 +254,6 @@ def _movers(
     labelled = 0 if sources.labelled is None else sources.labelled.batches
     return optimizer, options.scheduler_of(
         optimizer, options.moves(sources.train.batches, labelled)
-    )
-
-
-def _course(
-    model: FlowMixture,
-    guide: BoundGuide,
-    sources: Sources,
-    options: Options,
-    movers: tuple[Optimizer, LRScheduler | None],
-) -> dict[str, Any]:
-    """Return what a resumed run has to have in common with its first part."""
-    return fingerprint(
-        sources,
-        **options.fingerprint(*movers),
-        trained=names_of(movers[0], model, guide),
-        batches=sources.train.batches,
-        dtype=str(floating_buffer(model).dtype),
     )
 
 

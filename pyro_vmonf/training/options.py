@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -258,7 +258,7 @@ class Options:
             "max_rejected": self.max_rejected,
             "keep": "best" if self.keeps_best else "last",
             "fast": self.fast,
-            **({} if self.loss is None else _words(self.loss)),
+            **({} if self.loss is None else _of_loss(self.loss)),
         }
 
     @property
@@ -272,20 +272,12 @@ class Options:
         )
 
 
-def _words(loss: Any) -> dict[str, Any]:
+def _of_loss(loss: Any) -> dict[str, Any]:
     """Return the class of a loss and its numbers, but for the depth of plates that a run finds."""
     kinds = (bool, int, float, str)
     own = {name: value for name, value in vars(loss).items() if isinstance(value, kinds)}
     own.pop("max_plate_nesting", None)
     return {"loss": type(loss).__name__, **{f"loss.{name}": own[name] for name in sorted(own)}}
-
-
-def names_of(optimizer: Optimizer, model: nn.Module, guide: nn.Module) -> str:
-    """Return the names of the parameters of each group of an optimiser."""
-    halves = {"model": model, "guide": guide}
-    names = {p: f"{half}.{name}" for half in halves for name, p in halves[half].named_parameters()}
-    groups = ([names.get(p, "?") for p in group["params"]] for group in optimizer.param_groups)
-    return "; ".join(" ".join(group) for group in groups)
 
 
 MOST_STEPS = 10_000  # of a schedule that are tried before a run

@@ -14,8 +14,9 @@ import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pyro_vmonf import FlowMixture, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf import ExactGuide, FlowMixture, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
+from pyro_vmonf.metrics import match_components
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
 
@@ -347,7 +348,7 @@ def test_a_lazy_frame_is_named() -> None:
 
         def collect_schema(self) -> None: ...
 
-    with pytest.raises(TypeError, match=r"a LazyFrame, which has no rows yet; pass x\.collect"):
+    with pytest.raises(TypeError, match="a LazyFrame has no rows yet; pass what its collect"):
         pair().log_prob(LazyFrame())
 
 
@@ -363,3 +364,21 @@ def test_whole_numbers_that_lose_digits_are_named() -> None:
     vmonf = pair(2)
     with pytest.warns(RuntimeWarning, match="column 'time' of x has whole numbers beyond 2"):
         vmonf.model.rows(pd.DataFrame({"a": VALUES[:, 0], "time": times}))
+
+
+def test_responsibilities_in_numbered_columns_follow_their_numbers() -> None:
+    shares = pd.DataFrame(DRAW.dirichlet(np.ones(2), N))
+    assert match_components(shares, shares[[1, 0]]).tolist() == [0, 1]
+    ends = []
+    for rows in (shares, shares[[1, 0]]):
+        vmonf = pair()
+        warm_start_(vmonf.guide, VALUES, rows, steps=3)
+        ends.append(vmonf.guide.log_q(torch.as_tensor(VALUES)))
+    assert torch.equal(*ends)
+
+
+def test_a_table_of_arrow_is_no_context() -> None:
+    model = FlowMixture(RealNVP(2, 2, context_features=2), context_features=2)
+    table = ArrowTable(pd.DataFrame(VALUES[:, :2], columns=["a", "b"]))
+    with pytest.raises(TypeError, match="the context is a frame"):
+        VMoNF(model, ExactGuide()).log_prob(torch.zeros(N, 2), given=table)

@@ -19,6 +19,7 @@ from pyro_vmonf import (
     RealNVP,
     SoftmaxGuide,
     VMoNF,
+    files,
     linear_decay,
 )
 from pyro_vmonf.nn import MLP
@@ -156,3 +157,39 @@ def test_a_part_in_eval_stays_in_eval(tmp_path: Path) -> None:
     resumed.fit(X, resume=path, callbacks=quiet, **OPTIONS)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("change", ["swapped", "another"])
+def test_another_group_of_parameters_is_refused(change: str, tmp_path: Path) -> None:
+    """Moments go to parameters by their places, also where shapes agree."""
+    path = tmp_path / "run.pt"
+    groups = lambda p: torch.optim.Adam([{"params": p[:2]}, {"params": p[2:]}])  # noqa: E731
+    first, second = {
+        "swapped": (groups, lambda p: torch.optim.Adam([{"params": p[2:]}, {"params": p[:2]}])),
+        "another": (
+            lambda p: torch.optim.Adam([p[0], *p[2:]]),  # loc
+            lambda p: torch.optim.Adam([p[1], *p[2:]]),
+        ),
+    }[change]
+    first_part(pair(), path, optimizer=first)
+    said = "their order" if change == "swapped" else "model.bank.loc"
+    with pytest.raises(ValueError, match=f"its optimiser has other parameters.*{said}"):
+        pair().fit(X, resume=path, optimizer=second, **OPTIONS)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """It knows neither what was frozen nor the settings of the layers of torch."""
+    path = tmp_path / "run.pt"
+    first_part(frozen("loc"), path)
+    content = files.read(path, "checkpoint")
+    for name in ("frozen", "in eval", "trained"):
+        del content[name]
+    own = content["settings"].items()
+    content["settings"] = {name: one for name, one in own if "network" not in name}
+    with open(path, "wb") as file:
+        torch.save({**content, "format": 2}, file)
+    whole, resumed = frozen("loc"), frozen("loc")
+    whole.fit(X, **OPTIONS)
+    resumed.fit(X, resume=path, **OPTIONS)
+    assert not resumed.model.bank.loc.requires_grad
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
