@@ -29,10 +29,10 @@ from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.em import num_parameters
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Batch, Confidence, Consistency, CustomTerm
+from tests.samples import NO_EPOCHS
 
 K = 3
 D = 2
-NO_EPOCHS: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
 
 
 def test_single_steps_of_a_chain_have_gaps_that_are_summed_out() -> None:

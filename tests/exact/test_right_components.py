@@ -45,18 +45,9 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import ContextAffine
 from pyro_vmonf.weight_priors import NormalPosterior, SticksPosterior
 from pyro_vmonf.weights import GammaDirichlet
+from tests.samples import X, three_gaussians, two_blobs
 
-N = 400
-HALF = torch.arange(N) // (N // 2)
 K = 3
-X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
-X = X + 8 * (torch.arange(180) // 60 - 1)[:, None]
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
 
 
 def small_pair(weights: Any = "uniform", bank: Any = None) -> VMoNF:
@@ -71,14 +62,6 @@ def test_frozen_marginals_follow_edits_of_the_data_of_a_parameter() -> None:
     torch.testing.assert_close(
         vmonf.marginal(frozen=True).log_prob(x), vmonf.log_prob(x), rtol=1e-6, atol=1e-6
     )
-
-
-def pair(weights: Any = "uniform", guide: Any = None) -> VMoNF:
-    """Return a pair whose Gaussians are the three clusters of ``X``."""
-    vmonf = VMoNF(FlowMixture(Gaussian(2, K), weights), guide)
-    loc = torch.tensor([[-8.0, -8.0], [0.0, 0.0], [8.0, 8.0]])
-    vmonf.model.bank.set_(loc, torch.eye(2).expand(K, 2, 2))  # type: ignore[operator]
-    return vmonf
 
 
 class Mine(BoundGuide):
@@ -108,13 +91,13 @@ def normal() -> RandomWeights:
 
 
 REFUSED: dict[str, Callable[[], VMoNF]] = {
-    "a guide of one's own": lambda: pair(guide=Mine()),
-    "a Pyro guide": lambda: pair(
+    "a guide of one's own": lambda: three_gaussians(guide=Mine()),
+    "a Pyro guide": lambda: three_gaussians(
         dist.Dirichlet(torch.ones(K)),
         [SoftmaxGuide(MLP(2, K)), lambda x: pyro.sample("weights", dist.Dirichlet(torch.ones(K)))],
     ),
-    "sticks": lambda: pair(sticks()),
-    "a normal behind sticks": lambda: pair(normal()),
+    "sticks": lambda: three_gaussians(sticks()),
+    "a normal behind sticks": lambda: three_gaussians(normal()),
 }
 
 
@@ -133,7 +116,7 @@ def test_a_pair_that_cannot_be_turned_is_as_it_was(kind: str, index: list[int]) 
 
 @pytest.mark.parametrize("index", [[2, 0, 1], [0, 2]], ids=["turned", "fewer"])
 def test_a_random_concentration_belongs_to_all_components(index: list[int]) -> None:
-    vmonf = pair(RandomWeights(GammaDirichlet(K)))
+    vmonf = three_gaussians(RandomWeights(GammaDirichlet(K)))
     posterior = vmonf.model.weights.posterior
     posterior.log_concentration.data = torch.tensor([0.0, 1.0, 2.0])  # type: ignore[union-attr]
     before = vmonf.model.weights.log_mean().exp()
@@ -156,7 +139,7 @@ def test_weights_of_groups_turn_by_component(groups: int) -> None:
 
 def test_a_pair_that_shares_its_components_leaves_them() -> None:
     prior = torch.tensor([1.0, 2.0, 9.0])
-    whole = pair(dist.Dirichlet(prior))
+    whole = three_gaussians(dist.Dirichlet(prior))
     chain = MarkovVMoNF(MarkovMixture(Gaussian(2, K)))
     for origin, part in (
         (whole, whole.condition({"weights": prior / 12})),

@@ -32,21 +32,9 @@ from pyro_vmonf.guides.exact import MarginalGuide
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
 from pyro_vmonf.weights import LearnedWeights
+from tests.samples import HALF, N, double_rows, sixty_rows, still, two_blobs, two_gaussians
 
-N = 400
-HALF = torch.arange(N) // (N // 2)
 K = 3
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
-
-
-def pair(weights: Any = "uniform", bank: Any = None) -> VMoNF:
-    bank = Gaussian(2, 2) if bank is None else bank
-    return VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(2, 2)))
 
 
 @pytest.mark.parametrize("weights", ["learned", "dirichlet"])
@@ -54,7 +42,7 @@ def test_interleaved_rows_count_once_each(weights: str) -> None:
     x = two_blobs()
     y = torch.full((N,), -1)
     y[:160], y[200:240] = 0, 1
-    vmonf = pair(dist.Dirichlet(torch.ones(2)) if weights == "dirichlet" else weights)
+    vmonf = two_gaussians(dist.Dirichlet(torch.ones(2)) if weights == "dirichlet" else weights)
     warm_start_(vmonf.guide, x, HALF, seed=0)
     vmonf.fit(x, y, epochs=5, batch_size=50, interleave=True, seed=0, progress=False)
     torch.testing.assert_close(
@@ -89,7 +77,7 @@ def test_rows_of_a_loader_that_leaves_some_out_are_counted() -> None:
     def kept(rows: list[Tensor]) -> Tensor:
         return torch.stack([row for row in rows if row.isfinite().all()])
 
-    vmonf = pair(dist.Dirichlet(torch.ones(2)))
+    vmonf = two_gaussians(dist.Dirichlet(torch.ones(2)))
     loader = DataLoader(x, batch_size=40, collate_fn=kept)  # type: ignore[arg-type]
     vmonf.fit(loader, epochs=3, progress=False, seed=0)
     total = vmonf.model.weights.posterior.log_concentration.detach().exp().sum()
@@ -166,14 +154,6 @@ def test_em_is_not_undone_by_counts_of_other_rows() -> None:
     torch.testing.assert_close(model.weights.log_mean().exp(), before, rtol=0, atol=0.03)
 
 
-def double_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def still(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.0)
-
-
 @pytest.mark.parametrize("pretrain", [0, 1, 3])
 @pytest.mark.parametrize("interleave", [False, True])
 def test_weights_are_the_mean_responsibilities_after_labelled_epochs(
@@ -193,12 +173,8 @@ def test_weights_are_the_mean_responsibilities_after_labelled_epochs(
     torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 def test_counts_that_are_forgotten_stay_so_in_a_file(tmp_path: Path) -> None:
-    x = rows(40)
+    x = sixty_rows(40)
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2), "learned"), ExactGuide())
     vmonf.fit(x[:20], epochs=3, progress=False, seed=0)
     fit_em(vmonf.model, x, seed=0)
@@ -215,7 +191,7 @@ def test_counts_that_are_forgotten_stay_so_in_a_file(tmp_path: Path) -> None:
 
 
 def test_em_counts_the_pseudo_rows_of_the_weights() -> None:
-    x = torch.cat((rows(200) - 20, rows(100) + 20))
+    x = torch.cat((sixty_rows(200) - 20, sixty_rows(100) + 20))
     model = FlowMixture(Gaussian(2, 2), LearnedWeights(2, pseudo_count=1000.0))
     fit_em(model, x, seed=0)
     found = model.weights.log_mean().exp().sort().values
@@ -228,7 +204,7 @@ def test_em_counts_the_pseudo_rows_of_the_weights() -> None:
 
 def unequal_blobs(share: float = 0.2) -> Tensor:
     low = round(100 * share)
-    return torch.cat((rows(low) - 4, rows(100 - low) + 4)).double()
+    return torch.cat((sixty_rows(low) - 4, sixty_rows(100 - low) + 4)).double()
 
 
 def known(weights: Any) -> FlowMixture:

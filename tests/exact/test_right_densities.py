@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 from torch.distributions import (
     AffineTransform,
     Exponential,
@@ -26,6 +25,7 @@ from pyro_vmonf.flows import GaussianMixtures, StandardNormal
 from pyro_vmonf.metrics import kl_divergence
 from pyro_vmonf.transforms import AffineCoupling, Logit
 from pyro_vmonf.transforms.mixture_of_gaussians import MixtureOfGaussians
+from tests.samples import normal_rows, one_feature, sixty_rows
 
 K = 3
 
@@ -138,12 +138,6 @@ def test_a_latent_of_a_bounded_mixture_has_its_shape_under_nuts() -> None:
     assert ((draws > 0) & (draws < 1)).all()
 
 
-def one_feature() -> FlowMixture:
-    model = FlowMixture(Gaussian(1, 2))
-    model.bank.set_(torch.tensor([[0.0], [5.0]]), torch.ones(2, 1, 1))
-    return model
-
-
 def test_the_distribution_function_takes_rows_alone(float64: None) -> None:
     flow = FlowMixture(AutoregressiveNSF(1, 2)).components()
     for mixture in (one_feature().marginal(), flow):
@@ -247,24 +241,16 @@ def test_a_saturated_logit_stays_in_its_interval(alpha: float, dtype: torch.dtyp
     assert kl_divergence(marginal, marginal, draws=100, seed=0) == (0.0, 0.0)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("bank", [MAF, MAFMoG, RealNVP])
 def test_the_largest_numbers_have_no_density(bank: Any) -> None:
     torch.manual_seed(0)
     vmonf = VMoNF(FlowMixture(bank(2, 2)))
-    vmonf.fit(rows(), epochs=2, progress=False)
+    vmonf.fit(sixty_rows(), epochs=2, progress=False)
     far = torch.tensor([[s, -s] for s in (1e30, 1e35, 1e37, 3e38)])
     assert (vmonf.log_prob(far) == -torch.inf).all()
     assert (vmonf.component_log_prob(far) == -torch.inf).all()
     weights = vmonf.model.weights.log_mean().exp()
     torch.testing.assert_close(vmonf.predict_proba(far), weights.expand(4, 2))
-
-
-def normal_rows(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.usefixtures("float64")

@@ -27,10 +27,8 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts.means import k_means
 from pyro_vmonf.transforms import ActNorm, ContextAffine, Logit
 from pyro_vmonf.vmonf.table import rows_of
+from tests.samples import UNTRAINED, X, normal_rows, sixty_rows, three_numpy_blobs
 
-X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
-X = X + 8 * (torch.arange(180) // 60 - 1)[:, None]
-UNTRAINED: dict[str, Any] = {"seed": 0, "minutes": 1e-6, "progress": False}
 FAR = 1.7e9  # seconds since 1970
 
 
@@ -59,14 +57,9 @@ def test_moments_far_from_zero_keep_their_digits(offset: float) -> None:
     assert float(marginal.mean) - offset == pytest.approx(float(x.mean()) - offset, abs=1e-2)
 
 
-def blobs(rows: int = 300, seed: int = 0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(seed)
-    return draw.normal(size=(rows, 2)) + 9 * np.eye(3)[np.arange(rows) % 3][:, :2]
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_small_units_are_units(weighted: bool) -> None:
-    x = np.concatenate((blobs(60)[:, :1], blobs(60)[:, :1] + 8))
+    x = np.concatenate((three_numpy_blobs(60)[:, :1], three_numpy_blobs(60)[:, :1] + 8))
     weight = np.where(np.arange(120) % 2, 1.0, 2.0) if weighted else None
     known = VMoNF(FlowMixture(Gaussian(1, 2))).double()
     known.model.standardize_(x, weight)
@@ -82,10 +75,6 @@ def test_small_units_are_units(weighted: bool) -> None:
             VMoNF.from_data(x * size, components=2, **UNTRAINED)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("verb", ["predict_proba", "fit"])
 @pytest.mark.parametrize("constant", [-1e6, -1e8, -1e39])
 def test_log_likelihoods_that_lose_their_digits_are_refused(constant: float, verb: str) -> None:
@@ -94,11 +83,11 @@ def test_log_likelihoods_that_lose_their_digits_are_refused(constant: float, ver
     y = torch.tensor([0.0, 0.33, -torch.inf], dtype=torch.float64).expand(30, 3)
     options: dict[str, Any] = {"epochs": 1, "progress": False} if verb == "fit" else {}
     with pytest.raises(ValueError, match="take off the largest of each row"):
-        getattr(vmonf, verb)(rows(30), y + constant, **options)
+        getattr(vmonf, verb)(sixty_rows(30), y + constant, **options)
     double = vmonf.double()
     if constant > -1e7:
-        found = double.predict_proba(rows(30).double(), y + constant)
-        torch.testing.assert_close(found, double.predict_proba(rows(30).double(), y))
+        found = double.predict_proba(sixty_rows(30).double(), y + constant)
+        torch.testing.assert_close(found, double.predict_proba(sixty_rows(30).double(), y))
 
 
 @pytest.mark.parametrize("weight", [1e-46, 1e38])
@@ -108,11 +97,7 @@ def test_weights_that_a_dtype_cannot_hold_are_named(verb: str, weight: float) ->
     owner = VMoNF if verb == "from_data" else VMoNF(FlowMixture(Gaussian(2, 2)), ExactGuide())
     options |= {"components": 2} if verb == "from_data" else {}
     with pytest.raises(ValueError, match="divide them by their mean"):
-        getattr(owner, verb)(rows(), **options)
-
-
-def normal_rows(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+        getattr(owner, verb)(sixty_rows(), **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

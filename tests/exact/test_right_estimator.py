@@ -9,22 +9,18 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
-from torch import Tensor
 
 from pyro_vmonf import VMoNF
 from pyro_vmonf.interop.sklearn import FlowMixtureClustering
-
-N = 400
-HALF = torch.arange(N) // (N // 2)
-X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
-X = X + 8 * (torch.arange(180) // 60 - 1)[:, None]
-UNTRAINED: dict[str, Any] = {"seed": 0, "minutes": 1e-6, "progress": False}
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
+from tests.samples import (
+    HALF,
+    UNTRAINED,
+    X,
+    sixty_rows,
+    three_numpy_blobs,
+    two_blobs,
+    two_numpy_blobs,
+)
 
 
 def test_fit_predict_uses_the_labels() -> None:
@@ -96,38 +92,29 @@ def test_equal_options_ask_for_equal_fits(options: dict[str, Any], by_hand: bool
     assert FlowMixtureClustering(2, **options)._by_hand() == by_hand
 
 
-def numpy_blobs(count: int = 100, apart: float = 7.0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(0)
-    first, second = draw.normal(size=(2, count, 2))
-    return np.concatenate((first, second + apart))
-
-
 @pytest.mark.parametrize("classes", [(2, 5), (1, 3), (5,), (0, 2)])
 def test_labels_with_holes_are_no_number_of_components(classes: tuple[int, ...]) -> None:
     y = np.full(200, -1)
     y[: 100 * len(classes) : 10] = np.repeat(classes, 10)
     with pytest.raises(ValueError, match="numbers of components, and leaves out"):
-        VMoNF.from_data(numpy_blobs(), y, **UNTRAINED)
+        VMoNF.from_data(two_numpy_blobs(), y, **UNTRAINED)
 
 
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 def test_labels_with_holes_are_taken_where_the_number_is_given() -> None:
     y = np.full(200, -1)
     y[::20] = np.repeat([0, 2], 5)
-    assert VMoNF.from_data(numpy_blobs(), y, components=3, **UNTRAINED).model.num_components == 3
+    assert (
+        VMoNF.from_data(two_numpy_blobs(), y, components=3, **UNTRAINED).model.num_components == 3
+    )
 
 
 def test_the_bound_of_the_estimator_is_that_of_the_rows_that_count() -> None:
-    x = np.concatenate((numpy_blobs(), np.full((20, 2), 1e6)))
+    x = np.concatenate((two_numpy_blobs(), np.full((20, 2), 1e6)))
     weight = np.repeat([1.0, 0.0], [200, 20])
     found = FlowMixtureClustering(2, minutes=1e-6, random_state=0).fit(x, sample_weight=weight)
     elbo = found.vmonf_.elbo(x[:200]).double().mean()
     assert found.lower_bound_ == pytest.approx(float(elbo), rel=1e-5)
-
-
-def blobs(rows: int = 300, seed: int = 0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(seed)
-    return draw.normal(size=(rows, 2)) + 9 * np.eye(3)[np.arange(rows) % 3][:, :2]
 
 
 def test_few_rows_are_named() -> None:
@@ -136,7 +123,7 @@ def test_few_rows_are_named() -> None:
 
 
 def test_drawn_rows_of_the_background_have_its_label() -> None:
-    x = np.concatenate((blobs(), 1e4 * np.array([[1.0, 0], [0, -1], [2, 2]])))
+    x = np.concatenate((three_numpy_blobs(), 1e4 * np.array([[1.0, 0], [0, -1], [2, 2]])))
     with pytest.warns(UserWarning, match="far from all others"):
         found = FlowMixtureClustering(3, background="auto", minutes=1e-6, random_state=0).fit(x)
     rows, labels = found.sample(2000)
@@ -145,7 +132,7 @@ def test_drawn_rows_of_the_background_have_its_label() -> None:
 
 
 def test_the_background_has_the_share_of_its_weight() -> None:
-    x = np.concatenate((blobs(120), [[200.0, 300.0], [-250.0, 400.0]]))
+    x = np.concatenate((three_numpy_blobs(120), [[200.0, 300.0], [-250.0, 400.0]]))
     weight = np.concatenate((np.full(120, 10.0), [1.0, 1.0]))
     options = {"components": 3, "background": True, **UNTRAINED}
     with pytest.warns(UserWarning, match="far from all others"):
@@ -155,7 +142,7 @@ def test_the_background_has_the_share_of_its_weight() -> None:
 
 
 def test_a_refused_fit_leaves_the_estimator_as_it_was() -> None:
-    frame = pd.DataFrame(blobs(120), columns=[7, 5])
+    frame = pd.DataFrame(three_numpy_blobs(120), columns=[7, 5])
     options: dict[str, Any] = {"flow": "gaussian", "max_iter": 4, "random_state": 0}
     found = FlowMixtureClustering(3, use_labels=True, **options)
     found.fit(frame, np.where(np.arange(120) < 30, np.arange(120) % 3, -1))
@@ -170,17 +157,13 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was() -> None:
 
 
 def test_the_estimator_takes_rows_in_any_order_of_memory() -> None:
-    x = blobs(60)
+    x = three_numpy_blobs(60)
     for view in (x[::-1], x[:, ::-1]):
         found = FlowMixtureClustering(3, flow="gaussian", max_iter=2, random_state=0)
         again = FlowMixtureClustering(3, flow="gaussian", max_iter=2, random_state=0)
         assert np.array_equal(found.fit(view).labels_, again.fit(view.copy()).labels_)
     with pytest.raises(ValueError, match="n_samples=60 is below n_components=200"):
         FlowMixtureClustering(np.int64(200)).fit(x)  # type: ignore[arg-type]
-
-
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
@@ -194,4 +177,4 @@ def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
 )
 def test_from_data_says_what_is_wrong(options: dict[str, Any], said: str) -> None:
     with pytest.raises((ValueError, TypeError), match=said):
-        VMoNF.from_data(**{"x": rows(), "progress": False, **options})
+        VMoNF.from_data(**{"x": sixty_rows(), "progress": False, **options})

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Gamma, Independent
 
 from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
@@ -20,23 +20,14 @@ from pyro_vmonf.interop.serving import Scores, export, from_safetensors_, to_saf
 from pyro_vmonf.interop.tables import columns_of, read_table, samples
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import PReLU
+from tests.samples import X, normal_rows, sixty_rows, three_gaussians
 
 K = 3
-X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
-X = X + 8 * (torch.arange(180) // 60 - 1)[:, None]
 COLUMNS = {
     "constant": torch.ones(60, 1),
     "two values": (torch.arange(60) % 2)[:, None].float(),
     "whole": (torch.arange(60) % 7)[:, None].float(),
 }
-
-
-def pair(weights: Any = "uniform", guide: Any = None) -> VMoNF:
-    """Return a pair whose Gaussians are the three clusters of ``X``."""
-    vmonf = VMoNF(FlowMixture(Gaussian(2, K), weights), guide)
-    loc = torch.tensor([[-8.0, -8.0], [0.0, 0.0], [8.0, 8.0]])
-    vmonf.model.bank.set_(loc, torch.eye(2).expand(K, 2, 2))  # type: ignore[operator]
-    return vmonf
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -91,7 +82,7 @@ def test_separators_and_lines_are_read_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_column_named_cluster_stays() -> None:
-    vmonf = pair()
+    vmonf = three_gaussians()
     vmonf.model.feature_names = ("x", "cluster")
     found = samples(vmonf, 5, seed=0)
     assert list(found.columns) == ["x", "cluster", "cluster_of_pair"]
@@ -100,12 +91,12 @@ def test_a_column_named_cluster_stays() -> None:
 
 def test_safetensors_keep_the_names_of_columns(tmp_path: Path) -> None:
     frame = pd.DataFrame(X.numpy() * [1.0, 0.1], columns=["a", "b"])
-    one, other = pair(), pair()
+    one, other = three_gaussians(), three_gaussians()
     one.fit(frame, epochs=1, progress=False, seed=0)
     to_safetensors(one, tmp_path / "pair.safetensors")
     from_safetensors_(other, tmp_path / "pair.safetensors")
     assert torch.equal(other.log_prob(frame[["b", "a"]]), one.log_prob(frame))
-    third = pair()
+    third = three_gaussians()
     third.fit(X, epochs=1, progress=False, seed=0)
     to_safetensors(third, tmp_path / "plain.safetensors")
     from_safetensors_(other, tmp_path / "plain.safetensors")
@@ -189,14 +180,10 @@ def test_blank_lines_of_a_packed_file_are_no_rows(tmp_path: Path) -> None:
     assert any("1 of 3 rows have no number or an infinite one" in line for line in table.said)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_a_pair_of_columns_that_are_no_real_numbers_comes_back(kind: str, tmp_path: Path) -> None:
-    x = torch.cat([rows(), COLUMNS[kind]], 1)
+    x = torch.cat([sixty_rows(), COLUMNS[kind]], 1)
     vmonf = VMoNF.from_data(x, components=1, seed=0, minutes=0.02, progress=False)
     assert vmonf.history is not None
     assert vmonf.history.choice["columns"]
@@ -258,7 +245,7 @@ def test_samples_never_replace_a_column() -> None:
 def test_names_of_a_parquet_file_may_be_numbers(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     path = tmp_path / "i.parquet"
-    pd.DataFrame(rows().numpy(), columns=[5, 9]).to_parquet(path)
+    pd.DataFrame(sixty_rows().numpy(), columns=[5, 9]).to_parquet(path)
     table = read_table(path)
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
     vmonf.fit(table.frame, epochs=1, progress=False)
@@ -272,10 +259,6 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no table")
     with pytest.raises(ValueError, match="is no table in Parquet"):
         read_table(path)
-
-
-def normal_rows(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_scores_of_a_row_with_a_gap_are_nan() -> None:

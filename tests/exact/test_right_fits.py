@@ -23,17 +23,19 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.plots import plot_history
 from pyro_vmonf.terms import Balance, Batch, Classification, Consistency, CustomTerm
 from pyro_vmonf.transforms import AffineCoupling, BatchNorm, Logit
+from tests.samples import (
+    HALF,
+    N,
+    clustered_rows,
+    double_rows,
+    sixty_rows,
+    still,
+    three_blobs,
+    two_blobs,
+)
 
-N = 400
-HALF = torch.arange(N) // (N // 2)
 K = 3
 D = 2
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
 
 
 def test_best_state_has_the_best_objective() -> None:
@@ -97,10 +99,6 @@ def test_other_labels_and_held_out_rows_are_not_gone_on_with(
     with pytest.raises(ValueError, match="the checkpoint is of a run with"):
         new().fit(*change(x, y), **whole)
     assert new().fit(x, y, **whole).epoch == list(range(4))
-
-
-def clustered_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
 
 
 def test_noise_alone_is_trained() -> None:
@@ -216,14 +214,6 @@ def test_positions_of_held_out_rows_may_be_a_list() -> None:
         assert len(history.held_out) == 1
 
 
-def double_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def still(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.0)
-
-
 def test_each_labelled_epoch_has_its_held_out_objective() -> None:
     """Nothing moves, so that every state has the objective of the first."""
     y = torch.randint(-1, K, (60,), generator=torch.Generator().manual_seed(1))
@@ -290,16 +280,12 @@ def test_a_rejected_step_takes_a_counter_back() -> None:
     assert int(guide.network.steps) == 1  # type: ignore[arg-type, union-attr]
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("reason", ["minutes", "callback"])
 def test_a_run_that_a_limit_ended_goes_on(reason: str, tmp_path: Path) -> None:
     def fitted(epochs: int = 6, **more: Any) -> VMoNF:
         torch.manual_seed(0)
         vmonf = VMoNF(FlowMixture(Gaussian(2, 2), "learned"), SoftmaxGuide(MLP(2, 2)))
-        vmonf.fit(rows(), epochs=epochs, seed=0, progress=False, compile=False, **more)
+        vmonf.fit(sixty_rows(), epochs=epochs, seed=0, progress=False, compile=False, **more)
         return vmonf
 
     path = tmp_path / "run.pt"
@@ -318,27 +304,26 @@ def test_a_run_that_a_limit_ended_goes_on(reason: str, tmp_path: Path) -> None:
     assert resumed.history is not None
     assert resumed.history.stopped == ""
     assert len(resumed.history.epoch) == 6
-    assert torch.equal(resumed.log_prob(rows()), whole.log_prob(rows()))
+    assert torch.equal(resumed.log_prob(sixty_rows()), whole.log_prob(sixty_rows()))
 
 
 def test_only_true_stops_a_run() -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
     for value in (-1.5, torch.zeros(3), "no", None, False):
-        history = vmonf.fit(rows(), epochs=2, callbacks=[lambda _, v=value: v], progress=False)
+        history = vmonf.fit(
+            sixty_rows(), epochs=2, callbacks=[lambda _, v=value: v], progress=False
+        )
         assert (len(history.epoch), history.stopped) == (2, "")
-    history = vmonf.fit(rows(), epochs=2, callbacks=[lambda _: np.bool_(True)], progress=False)
+    history = vmonf.fit(
+        sixty_rows(), epochs=2, callbacks=[lambda _: np.bool_(True)], progress=False
+    )
     assert len(history.epoch) == 1
-
-
-def blobs(count: int = 90) -> Tensor:
-    centres = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    return centres.repeat_interleave(count // 3, 0) + rows(count)
 
 
 @pytest.mark.parametrize("how", ["prune", "bank", "double"])
 def test_a_callback_that_replaces_parameters_ends_the_run_in_words(how: str) -> None:
     torch.manual_seed(0)
-    x = blobs()
+    x = three_blobs()
     vmonf = VMoNF(FlowMixture(RealNVP(2, 4)), SoftmaxGuide(MLP(2, 4)))
 
     def change(progress: Any) -> None:

@@ -32,29 +32,23 @@ from pyro_vmonf.guides import drawn
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.transforms import Logit
 from pyro_vmonf.weights import Weights
+from tests.samples import (
+    NO_EPOCHS,
+    N,
+    X,
+    clustered_rows,
+    sixty_rows,
+    three_blobs,
+    two_blobs,
+    two_gaussians,
+)
 
-N = 400
-HALF = torch.arange(N) // (N // 2)
 K = 3
-X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
-X = X + 8 * (torch.arange(180) // 60 - 1)[:, None]
 D = 2
-NO_EPOCHS: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
-
-
-def pair(weights: Any = "uniform", bank: Any = None) -> VMoNF:
-    bank = Gaussian(2, 2) if bank is None else bank
-    return VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(2, 2)))
 
 
 def test_posterior_at_the_smallest_temperature_is_certain() -> None:
-    vmonf = pair()
+    vmonf = two_gaussians()
     with torch.no_grad():
         for parameter in vmonf.guide.parameters():
             parameter.mul_(50)
@@ -67,10 +61,6 @@ def test_probabilities_of_low_precision_are_taken() -> None:
     x = X.to(torch.bfloat16)
     vmonf = VMoNF(FlowMixture(Gaussian(2, K)), SoftmaxGuide(torch.nn.Linear(2, K)))
     assert vmonf.to(torch.bfloat16).predict_proba(x).shape == (180, K)
-
-
-def clustered_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
 
 
 def test_probabilities_that_are_no_numbers_are_refused() -> None:
@@ -192,12 +182,8 @@ def test_a_function_may_take_what_there_is_none_of() -> None:
     vmonf.fit(clustered_rows(), **NO_EPOCHS)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 def test_a_guide_of_another_pair_is_refused() -> None:
-    x = 10 * rows(40) + 50
+    x = 10 * sixty_rows(40) + 50
     first = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2)))
     first.fit(x, epochs=2, progress=False)
     before = first.predict_proba(x)
@@ -214,14 +200,9 @@ def test_a_guide_of_another_pair_is_refused() -> None:
     assert second.guide.model is second.model
 
 
-def blobs(count: int = 90) -> Tensor:
-    centres = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    return centres.repeat_interleave(count // 3, 0) + rows(count)
-
-
 def test_a_new_model_takes_the_units_that_the_guide_has_learnt_in() -> None:
     torch.manual_seed(0)
-    x = pd.DataFrame(100 * blobs().numpy() + 5000, columns=["a", "b"])
+    x = pd.DataFrame(100 * three_blobs().numpy() + 5000, columns=["a", "b"])
     vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3)))
     vmonf.fit(x, epochs=3, progress=False)
     before = vmonf.predict_proba(x)

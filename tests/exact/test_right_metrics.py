@@ -18,6 +18,7 @@ from pyro_vmonf.datasets import Pinwheel, TwoCircles
 from pyro_vmonf.flows import GaussianMixtures, Replicated
 from pyro_vmonf.interop.sbc import _rank, simulation_based_calibration
 from pyro_vmonf.metrics import kl_divergence, kl_to_truth, match
+from tests.samples import clustered_rows
 
 K = 3
 D = 2
@@ -97,10 +98,6 @@ def test_a_divergence_has_the_batch_of_both() -> None:
         assert ((found - torch.tensor([0.0, 0.5, 2.0])).abs() <= 5 * error + 1e-6).all()
 
 
-def rows(count: int = 60) -> Tensor:
-    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
-
-
 def test_calibration_wants_data_that_the_model_draws() -> None:
     model = FlowMixture(Gaussian(1, 2), dist.Dirichlet(torch.ones(2)))
     with pytest.raises(ValueError, match="'x' is observed"):
@@ -127,7 +124,7 @@ def test_moments_without_a_closed_form_name_their_estimates() -> None:
     with pytest.raises(NotImplementedError, match=r"metrics.kl_divergence\(p, q"):
         torch.distributions.kl_divergence(foreign.marginal(), own.marginal())
     with pytest.raises(NotImplementedError, match="use probs, mode or entropy"):
-        VMoNF(foreign).posterior(rows(3)).mean  # noqa: B018
+        VMoNF(foreign).posterior(clustered_rows(3)).mean  # noqa: B018
 
 
 def test_mixtures_of_gaussians_have_moments() -> None:

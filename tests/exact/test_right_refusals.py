@@ -34,16 +34,13 @@ from pyro_vmonf.nn import MLP
 from pyro_vmonf.schedules import exponential_decay, linear_decay
 from pyro_vmonf.starts import merge_linked, pretrain_, warm_start_
 from pyro_vmonf.terms import Balance, Confidence
+from tests.samples import clustered_rows, sixty_rows, three_numpy_blobs
 
 D = 2
 K = 2
 N = 40
 X = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
 CLUSTERS = torch.arange(N) % K
-
-
-def clustered_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
@@ -70,13 +67,8 @@ def test_messages_of_chains_arrays_and_seeds() -> None:
         chain.sample(2, 3, seed=1.5)  # type: ignore[arg-type]
 
 
-def blobs(rows: int = 300, seed: int = 0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(seed)
-    return draw.normal(size=(rows, 2)) + 9 * np.eye(3)[np.arange(rows) % 3][:, :2]
-
-
 def test_arguments_that_mean_nothing_are_refused() -> None:
-    x = blobs(60)
+    x = three_numpy_blobs(60)
     gaps = np.where(x > 9, np.nan, x)
     model = FlowMixture(Gaussian(2, 2), "learned")
     with pytest.raises(ValueError, match=r"ridge is -0\.3"):
@@ -101,16 +93,12 @@ def test_a_schedule_over_no_number_of_steps_is_refused() -> None:
         linear_decay(float("nan"))  # type: ignore[arg-type]
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 def test_em_refuses_frozen_parameters() -> None:
     model = FlowMixture(Gaussian(2, 2), "learned")
     model.bank.requires_grad_(False)
     before = model.bank.loc.clone()
     with pytest.raises(ValueError, match=r"bank.loc.* are frozen"):
-        fit_em(model, rows(), seed=0)
+        fit_em(model, sixty_rows(), seed=0)
     assert torch.equal(model.bank.loc, before)
 
 

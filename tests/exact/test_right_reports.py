@@ -24,16 +24,7 @@ from pyro_vmonf.plots.animation import Recorder
 from pyro_vmonf.plots.window import widths
 from pyro_vmonf.report import touching
 from pyro_vmonf.transforms import Logit
-
-N = 400
-HALF = torch.arange(N) // (N // 2)
-UNTRAINED: dict[str, Any] = {"seed": 0, "minutes": 1e-6, "progress": False}
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
+from tests.samples import UNTRAINED, sixty_rows, three_blobs, two_blobs, two_numpy_blobs
 
 
 def test_gap_of_the_report_is_the_loss_of_the_elbo() -> None:
@@ -55,28 +46,18 @@ def test_means_of_clusters_are_those_of_the_numbers_that_are_there() -> None:
     assert found[found.index("b") + 1 :][:2] == ["–", "3"]
 
 
-def numpy_blobs(count: int = 100, apart: float = 7.0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(0)
-    first, second = draw.normal(size=(2, count, 2))
-    return np.concatenate((first, second + apart))
-
-
 @pytest.mark.filterwarnings("ignore:a Gaussian mixture does as well")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_unsure_rows_are_rows_of_the_table(weighted: bool) -> None:
-    x = numpy_blobs(6000 if not weighted else 300, apart=2.5)
+    x = two_numpy_blobs(6000 if not weighted else 300, apart=2.5)
     weight = np.repeat([0.01, 5.0], 300) if weighted else None
     vmonf = VMoNF.from_data(x, components=2, sample_weight=weight, **UNTRAINED)
     unsure = int((vmonf.predict_proba(x).amax(1) < 0.9).sum())
     assert f"{unsure} of {len(x)} rows unsure" in vmonf.report().summary()
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 def two_scales() -> tuple[VMoNF, pd.DataFrame]:
-    x = rows(50).numpy() + np.array([0.0, 100.0])
+    x = sixty_rows(50).numpy() + np.array([0.0, 100.0])
     frame = pd.DataFrame(x, columns=["a", "b"])
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2), "learned"))
     fit_em(vmonf.model, frame, seed=0)
@@ -109,7 +90,7 @@ def test_a_recorder_has_the_columns_in_the_order_of_the_fit() -> None:
 
 
 def with_gaps() -> tuple[VMoNF, Tensor]:
-    x = rows(90) + 4.0 * (torch.arange(90) % 3)[:, None]
+    x = sixty_rows(90) + 4.0 * (torch.arange(90) % 3)[:, None]
     vmonf = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(MLP(2, 3)))
     fit_em(vmonf.model, x, seed=0)
     x[::3, 1] = torch.nan
@@ -142,13 +123,8 @@ def test_the_page_judges_rows_with_gaps_by_what_is_there(
     torch.testing.assert_close(torch.as_tensor(given[0].to_numpy()).float(), x, equal_nan=True)
 
 
-def blobs(count: int = 90) -> Tensor:
-    centres = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-    return centres.repeat_interleave(count // 3, 0) + rows(count)
-
-
 def test_touching_clusters_have_the_numbers_of_the_components() -> None:
-    x = blobs()
+    x = three_blobs()
     vmonf = VMoNF.from_data(x, components=3, seed=0, minutes=0.02, progress=False)
     assert vmonf.history is not None
     vmonf.history.choice["touching"] = {"0 and 1": 0.2, "0 and 2": 0.1}
@@ -165,12 +141,12 @@ def test_touching_clusters_have_the_numbers_of_the_components() -> None:
 
 
 def test_a_pruned_pair_does_not_report_what_it_was() -> None:
-    vmonf = VMoNF.from_data(blobs(), components=3, seed=0, minutes=0.02, progress=False)
-    assert len(vmonf.prune_(blobs()[:30], below=0.3)) < 3
+    vmonf = VMoNF.from_data(three_blobs(), components=3, seed=0, minutes=0.02, progress=False)
+    assert len(vmonf.prune_(three_blobs()[:30], below=0.3)) < 3
     with pytest.raises(ValueError, match="fitted again or pruned"):
         vmonf.report()
     with pytest.raises(ValueError, match="no component would stay"):
-        VMoNF(FlowMixture(Gaussian(2, 3))).prune_(blobs(), below=0.99)
+        VMoNF(FlowMixture(Gaussian(2, 3))).prune_(three_blobs(), below=0.99)
 
 
 @pytest.mark.filterwarnings("ignore:rows .* lie outside")
@@ -186,7 +162,7 @@ def test_a_row_outside_leaves_the_gap_a_number() -> None:
 @pytest.mark.parametrize("features", [["a", "b"], [0.0, 1.0], [0]])
 def test_features_that_are_no_numbers_are_refused(features: list[Any]) -> None:
     with pytest.raises(ValueError, match="two or more numbers from 0 to 2"):
-        VMoNF(FlowMixture(Gaussian(3, 2))).plot(rows(30, 3), features=features)
+        VMoNF(FlowMixture(Gaussian(3, 2))).plot(sixty_rows(30, 3), features=features)
 
 
 def test_an_extent_has_four_ends() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,37 +12,32 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF, fit_em
+from pyro_vmonf import FlowMixture, Gaussian, RealNVP, VMoNF, fit_em
 from pyro_vmonf.distortions import AffineImages
 from pyro_vmonf.distributions.partial import observe
 from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.metrics import accuracy
-from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
+from tests.samples import (
+    HALF,
+    NO_EPOCHS,
+    clustered_rows,
+    normal_rows,
+    sixty_rows,
+    three_numpy_blobs,
+    two_blobs,
+    two_gaussians,
+)
 
-N = 400
-HALF = torch.arange(N) // (N // 2)
 K = 3
 D = 2
-NO_EPOCHS: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
-
-
-def pair(weights: Any = "uniform", bank: Any = None) -> VMoNF:
-    bank = Gaussian(2, 2) if bank is None else bank
-    return VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(2, 2)))
 
 
 @pytest.mark.parametrize("by", ["em", "start"])
 def test_columns_of_a_frame_are_known_by_name_after_every_kind_of_fit(by: str) -> None:
     x = two_blobs() * torch.tensor([1.0, 0.1])
     frame = pd.DataFrame(x.numpy(), columns=["a", "b"])
-    vmonf = pair("learned")
+    vmonf = two_gaussians("learned")
     if by == "em":
         fit_em(vmonf.model, frame, seed=0)
     else:
@@ -57,10 +51,6 @@ def test_contexts_in_a_frame_are_refused() -> None:
     given = pd.DataFrame(np.zeros((4, 2), np.float32), columns=["u", "v"])
     with pytest.raises(TypeError, match="the context is a frame"):
         vmonf.log_prob(torch.zeros(4, 2), given=given)
-
-
-def clustered_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
 
 
 def test_rows_may_all_have_gaps() -> None:
@@ -103,11 +93,6 @@ def test_a_bounded_part_of_a_list_has_no_density_outside_where_rows_have_gaps() 
     torch.testing.assert_close(found[:, 0], exact)
 
 
-def blobs(rows: int = 300, seed: int = 0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(seed)
-    return draw.normal(size=(rows, 2)) + 9 * np.eye(3)[np.arange(rows) % 3][:, :2]
-
-
 def test_a_bank_with_other_parameters_is_exact_where_the_bank_is() -> None:
     torch.manual_seed(0)
     bank, loc = Gaussian(2, 3), torch.randn(3, 2)
@@ -128,7 +113,7 @@ def test_unsigned_numbers_are_numbers(kind: type) -> None:
     y = (np.arange(60) % 2).astype(kind)
     assert accuracy(y, y) == 1.0
     model = FlowMixture(Gaussian(2, 2), "learned")
-    fit_em(model, blobs(60), sample_weight=y + kind(1), seed=0, max_iter=2)
+    fit_em(model, three_numpy_blobs(60), sample_weight=y + kind(1), seed=0, max_iter=2)
     with pytest.raises(ValueError, match=r"beyond the largest of torch\.int64"):
         accuracy(np.full(60, 2**64 - 1, dtype=np.uint64), y)
 
@@ -149,10 +134,6 @@ def test_a_covariance_that_is_singular_to_rounding_is_named() -> None:
         of_factor(1.0, 1e-9).impute(near)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 def normal(z: Tensor, scale: float) -> Tensor:
     return -0.5 * (z / scale).square() - math.log(scale) - 0.5 * math.log(2 * math.pi)
 
@@ -169,8 +150,8 @@ def test_columns_that_nearly_follow_from_others_keep_their_digits(
         bank.lower[0, 1, 0] = 1.0
         bank.log_scale.copy_(torch.tensor([[0.0, math.log(spread), 0.0]]))
     vmonf = VMoNF(FlowMixture(bank)).to(dtype)
-    first, noise = rows(500, 1), rows(500, 1, seed=1)
-    x = torch.cat((first, first + spread * noise, rows(500, 1, seed=2)), 1).to(dtype)
+    first, noise = sixty_rows(500, 1), sixty_rows(500, 1, seed=1)
+    x = torch.cat((first, first + spread * noise, sixty_rows(500, 1, seed=2)), 1).to(dtype)
     gap = x.clone()
     gap[:, 2] = torch.nan
     one, two = x.double()[:, 0], x.double()[:, 1]
@@ -214,10 +195,6 @@ def test_rotations_keep_distances(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(
         (x.square() + y.square()).sqrt(), torch.full((50,), 12.0), rtol=0, atol=0.1
     )
-
-
-def normal_rows(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_sparse_rows_are_refused() -> None:

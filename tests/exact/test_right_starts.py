@@ -26,26 +26,14 @@ from pyro_vmonf.starts import Reseed, warm_start_
 from pyro_vmonf.starts.images import image_clusters
 from pyro_vmonf.starts.lessons import pretrain_
 from pyro_vmonf.terms import Agreement, Batch, Term
+from tests.samples import HALF, double_rows, sixty_rows, two_blobs, two_gaussians, two_numpy_blobs
 
-N = 400
-HALF = torch.arange(N) // (N // 2)
 K = 3
-
-
-def two_blobs(features: int = 2, apart: float = 9.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N, features, generator=generator)
-    return x + apart * HALF[:, None]
-
-
-def pair(weights: Any = "uniform", bank: Any = None) -> VMoNF:
-    bank = Gaussian(2, 2) if bank is None else bank
-    return VMoNF(FlowMixture(bank, weights), SoftmaxGuide(MLP(2, 2)))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_gaussians_that_were_set_are_no_start_of_a_fit(frozen: bool) -> None:
-    x, vmonf = two_blobs(), pair()
+    x, vmonf = two_blobs(), two_gaussians()
     vmonf.model.standardize_(x)
     means = torch.tensor([[2.0, 2.0], [-2.0, -2.0]])
     vmonf.model.bank.set_(means, torch.eye(2).expand(2, 2, 2))
@@ -70,29 +58,23 @@ def test_restarts_leave_frozen_parameters_alone() -> None:
 
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"lr": math.nan}, {"seed": "a"}, {"batch_size": 0}])
 def test_refused_start_leaves_the_units_alone(bad: dict[str, Any]) -> None:
-    vmonf = pair(bank=RealNVP(2, 2))
+    vmonf = two_gaussians(bank=RealNVP(2, 2))
     with pytest.raises((ValueError, TypeError)):
         warm_start_(vmonf.guide, 1000 * two_blobs(), HALF, **bad)
     assert not vmonf.model.standardizer.fitted
 
 
 def test_restarts_say_that_they_lose_the_clusters_of_a_guide() -> None:
-    x, vmonf = two_blobs(), pair()
+    x, vmonf = two_blobs(), two_gaussians()
     warm_start_(vmonf.guide, x, HALF, seed=0)
     with pytest.warns(RuntimeWarning, match="draws the guides of runs 2 to 3 anew"):
         vmonf.fit(x, epochs=1, n_init=3, seed=0, progress=False)
 
 
-def numpy_blobs(count: int = 100, apart: float = 7.0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(0)
-    first, second = draw.normal(size=(2, count, 2))
-    return np.concatenate((first, second + apart))
-
-
 def test_a_warm_start_that_fails_leaves_the_guide_as_it_was() -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2)))
     before = copy.deepcopy(vmonf.state_dict())
-    x = torch.as_tensor(numpy_blobs()).float()
+    x = torch.as_tensor(two_numpy_blobs()).float()
     calls = []
 
     def later(module: nn.Module, given: Any, found: Tensor) -> Tensor:
@@ -104,10 +86,6 @@ def test_a_warm_start_that_fails_leaves_the_guide_as_it_was() -> None:
         warm_start_(vmonf.guide, x, torch.arange(200) // 100, seed=0)
     hook.remove()
     assert all(torch.equal(value, before[name]) for name, value in vmonf.state_dict().items())
-
-
-def double_rows(count: int = 60) -> Tensor:
-    return torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("weights", ["uniform", "learned"])
@@ -172,10 +150,6 @@ def test_starts_whose_terms_differ_together_run_in_turn() -> None:
     assert ends[0].restarts == pytest.approx(ends[1].restarts, rel=1e-12)
 
 
-def rows(count: int = 60, width: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
 def gated() -> VMoNF:
     return VMoNF(FlowMixture(RealNVP(2, 3), "learned", context_features=1), SoftmaxGuide(MLP(3, 3)))
 
@@ -189,13 +163,15 @@ def chain() -> MarkovVMoNF:
     [(gated, ValueError, "depend on a context"), (chain, TypeError, "of sequences")],
 )
 def test_lessons_of_rows_refuse_other_pairs(pair: Any, kind: type[Exception], said: str) -> None:
-    vmonf = pair()
+    vmonf = two_gaussians()
     with pytest.raises(kind, match=said):
-        warm_start_(vmonf.guide, rows(), torch.arange(60) % 3)
+        warm_start_(vmonf.guide, sixty_rows(), torch.arange(60) % 3)
     with pytest.raises(kind, match=said):
-        pretrain_(vmonf.guide, rows(), terms=[lambda batch: batch.log_q.sum(-1)])
+        pretrain_(vmonf.guide, sixty_rows(), terms=[lambda batch: batch.log_q.sum(-1)])
     x, options = (
-        (rows(), {"given": rows(60, 1)}) if pair is gated else (rows(20).reshape(4, 5, 2), {})
+        (sixty_rows(), {"given": sixty_rows(60, 1)})
+        if pair is gated
+        else (sixty_rows(20).reshape(4, 5, 2), {})
     )
     with pytest.raises(kind, match=said):
         vmonf.fit(x, epochs=3, callbacks=Reseed(x), progress=False, **options)
@@ -205,7 +181,7 @@ def test_lessons_of_rows_refuse_other_pairs(pair: Any, kind: type[Exception], sa
 def test_restarts_without_a_gradient_run() -> None:
     bank = Gaussian(2, 2).requires_grad_(False)
     vmonf = VMoNF(FlowMixture(bank, "learned"))
-    history = vmonf.fit(rows(), epochs=2, n_init=2, seed=0, progress=False)
+    history = vmonf.fit(sixty_rows(), epochs=2, n_init=2, seed=0, progress=False)
     assert len(history.restarts) == 2
     assert all(map(math.isfinite, history.restarts))
 

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Dirichlet
 from pyro.infer.autoguide import AutoNormal
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Beta
 
 from pyro_vmonf import (
@@ -34,10 +34,10 @@ from pyro_vmonf.flows import GaussianMixtures
 from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.weights import GammaDirichlet
+from tests.samples import NO_EPOCHS, clustered_rows, normal_rows, one_feature
 
 K = 3
 D = 2
-NO_EPOCHS: dict[str, Any] = {"epochs": 1, "progress": False, "seed": 0}
 
 
 def test_the_free_weights_of_chains_and_groups_are_counted() -> None:
@@ -48,10 +48,6 @@ def test_the_free_weights_of_chains_and_groups_are_counted() -> None:
     assert num_parameters(MarkovMixture(Gaussian(2, K), "uniform", "learned")) == gaussians + rows
     groups = FlowMixture(Gaussian(2, K), GroupWeights(4, K), context_features=1)
     assert num_parameters(groups) == gaussians + 4 * (K - 1)
-
-
-def rows(count: int = 60) -> Tensor:
-    return torch.randn(count, D) + 4 * (torch.arange(count) % 3)[:, None]
 
 
 def test_sticks_have_a_density_on_the_edge_and_none_off_the_simplex() -> None:
@@ -82,7 +78,9 @@ def test_free_parameters_are_those_of_the_gaussians_wherever_they_are() -> None:
 def test_draws_of_the_weights_are_weights(draw: list[float]) -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(D, 2), dist.Dirichlet(torch.ones(2))))
     with pytest.raises(ValueError, match="whose sum is 1"):
-        to_inference_data(vmonf, rows(), posterior={"weights": torch.tensor([draw, draw])})
+        to_inference_data(
+            vmonf, clustered_rows(), posterior={"weights": torch.tensor([draw, draw])}
+        )
 
 
 def test_a_group_is_not_rounded_to_another_and_is_one_of_the_groups() -> None:
@@ -90,7 +88,7 @@ def test_a_group_is_not_rounded_to_another_and_is_one_of_the_groups() -> None:
     vmonf = VMoNF(model, SoftmaxGuide(MLP(D + 1, 2)))
     for group in (400.0, -1.0, 0.5):
         with pytest.raises(ValueError, match="whole numbers from 0 to 399"):
-            vmonf.predict(rows(1), given=torch.tensor([[group]]))
+            vmonf.predict(clustered_rows(1), given=torch.tensor([[group]]))
     with pytest.raises(ValueError, match="400 groups"):
         vmonf.bfloat16().sample(given=torch.tensor([[300.0]]))
 
@@ -100,11 +98,11 @@ def test_a_group_is_not_rounded_to_another_and_is_one_of_the_groups() -> None:
 )
 def test_weights_take_the_precision_of_the_bank(weights: Any) -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(D, K), weights), SoftmaxGuide(MLP(D, K)))
-    vmonf.fit(rows(), epochs=2, progress=False, seed=0)
-    assert vmonf.log_prob(rows()).dtype == torch.float32
+    vmonf.fit(clustered_rows(), epochs=2, progress=False, seed=0)
+    assert vmonf.log_prob(clustered_rows()).dtype == torch.float32
     chain = MarkovMixture(Gaussian(D, K), weights, np.full((K, K), 1 / K))
     guide = SoftmaxGuide(MLP(D, K)) if isinstance(weights, np.ndarray) else None
-    MarkovVMoNF(chain, guide).fit(rows().reshape(4, 15, D), **NO_EPOCHS)
+    MarkovVMoNF(chain, guide).fit(clustered_rows().reshape(4, 15, D), **NO_EPOCHS)
 
 
 @pytest.mark.parametrize(
@@ -120,34 +118,28 @@ def test_priors_of_torch_are_sites(prior: Any) -> None:
     drawn = poutine.trace(model).get_trace(size=4).nodes["weights"]["value"]
     assert drawn.shape == (K,)
     vmonf = VMoNF(model, AutoNormal(poutine.block(model, hide=["c"])))
-    vmonf.fit(rows(), **NO_EPOCHS)
-    assert vmonf.predict_proba(rows()).isfinite().all()
+    vmonf.fit(clustered_rows(), **NO_EPOCHS)
+    assert vmonf.predict_proba(clustered_rows()).isfinite().all()
 
 
 def test_the_concentration_of_a_hierarchical_prior_is_observed(tmp_path: Any) -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(D, K), RandomWeights(GammaDirichlet(K))))
     known = vmonf.condition({"weights_concentration": torch.tensor(2.0)})
-    known.fit(rows(), **NO_EPOCHS)
-    nodes = poutine.trace(known.model).get_trace(rows()).nodes
+    known.fit(clustered_rows(), **NO_EPOCHS)
+    nodes = poutine.trace(known.model).get_trace(clustered_rows()).nodes
     assert nodes["weights"]["fn"].concentration.tolist() == [2.0] * K
-    drawn = poutine.trace(known.guide).get_trace(rows()).nodes
+    drawn = poutine.trace(known.guide).get_trace(clustered_rows()).nodes
     assert "weights" in drawn
     assert "weights_concentration" not in drawn
     known.save(tmp_path / "pair")
     loaded = VMoNF.load(tmp_path / "pair")
-    x = rows(5)
+    x = clustered_rows(5)
     assert torch.equal(loaded.predict_proba(x), known.predict_proba(x))
     both = {"weights_concentration": torch.tensor(2.0), "weights": torch.tensor([0.2, 0.3, 0.5])}
     exact = vmonf.condition(both).model.weights.log_mean().exp()
     torch.testing.assert_close(exact, both["weights"])
     with pytest.raises(ValueError, match="support of its prior"):
         vmonf.condition({"weights_concentration": torch.tensor(-2.0)})
-
-
-def one_feature() -> FlowMixture:
-    model = FlowMixture(Gaussian(1, 2))
-    model.bank.set_(torch.tensor([[0.0], [5.0]]), torch.ones(2, 1, 1))
-    return model
 
 
 def test_weights_that_are_assigned_have_the_components_of_the_bank() -> None:
@@ -180,10 +172,6 @@ def test_a_conditioned_pair_goes_to_arviz() -> None:
     chain = MarkovVMoNF(MarkovMixture(Gaussian(2, 2), Dirichlet(torch.ones(2)), "learned"))
     data = to_inference_data(chain.condition({"weights.initial": known}), x.reshape(5, 4, 2))
     np.testing.assert_allclose(data.posterior["initial"][0, 0], known, rtol=1e-5)
-
-
-def normal_rows(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("batch_size", [40, 7])
