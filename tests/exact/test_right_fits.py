@@ -31,6 +31,7 @@ from tests.samples import (
     sixty_rows,
     still,
     three_blobs,
+    three_numpy_blobs,
     two_blobs,
 )
 
@@ -192,16 +193,11 @@ def test_a_walk_on_other_rows_is_refused() -> None:
         vmonf.fit(x, epochs=1, progress=False)
 
 
-def three_blobs(rows: int = 300, seed: int = 0) -> np.ndarray[Any, Any]:
-    draw = np.random.default_rng(seed)
-    return draw.normal(size=(rows, 2)) + 9 * np.eye(3)[np.arange(rows) % 3][:, :2]
-
-
 @pytest.mark.parametrize("n_init", [1, 2])
 def test_a_short_batch_counts_by_its_rows(n_init: int) -> None:
     torch.manual_seed(0)
     vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3))).double()
-    x = torch.as_tensor(three_blobs(110))
+    x = torch.as_tensor(three_numpy_blobs(110))
     options: dict[str, Any] = {"n_init": n_init, "lr": 1e-30, "temperature": 1.0, "held_out": 0.0}
     history = vmonf.fit(x, epochs=2, batch_size=50, seed=0, progress=False, **options)
     assert history.elbo[-1] == pytest.approx(float(vmonf.elbo(x).mean()), rel=1e-9)
@@ -210,7 +206,9 @@ def test_a_short_batch_counts_by_its_rows(n_init: int) -> None:
 def test_positions_of_held_out_rows_may_be_a_list() -> None:
     for held_out in ([0, 1, 2], range(3)):
         vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
-        history = vmonf.fit(three_blobs(60), held_out=held_out, epochs=1, progress=False, seed=0)  # type: ignore[arg-type]
+        history = vmonf.fit(
+            three_numpy_blobs(60), held_out=held_out, epochs=1, progress=False, seed=0
+        )  # type: ignore[arg-type]
         assert len(history.held_out) == 1
 
 

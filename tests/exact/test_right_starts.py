@@ -163,16 +163,14 @@ def chain() -> MarkovVMoNF:
     [(gated, ValueError, "depend on a context"), (chain, TypeError, "of sequences")],
 )
 def test_lessons_of_rows_refuse_other_pairs(pair: Any, kind: type[Exception], said: str) -> None:
-    vmonf = two_gaussians()
+    vmonf = pair()
     with pytest.raises(kind, match=said):
         warm_start_(vmonf.guide, sixty_rows(), torch.arange(60) % 3)
     with pytest.raises(kind, match=said):
         pretrain_(vmonf.guide, sixty_rows(), terms=[lambda batch: batch.log_q.sum(-1)])
-    x, options = (
-        (sixty_rows(), {"given": sixty_rows(60, 1)})
-        if pair is gated
-        else (sixty_rows(20).reshape(4, 5, 2), {})
-    )
+    x, options = (sixty_rows(20).reshape(4, 5, 2), {})
+    if pair is gated:
+        x, options = sixty_rows(), {"given": sixty_rows(60, 1)}
     with pytest.raises(kind, match=said):
         vmonf.fit(x, epochs=3, callbacks=Reseed(x), progress=False, **options)
     assert len(vmonf.history.epoch) == 1  # at once, and not after the first ten epochs
