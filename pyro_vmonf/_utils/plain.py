@@ -19,7 +19,6 @@ def plain(
     *,
     arrays: bool = True,
     tensors: Callable[[Tensor], Any] | None = None,
-    lists: Callable[[list[Any]], Any] | None = None,
 ) -> Any:
     """Return a value with Python's own numbers and strings in place of others.
 
@@ -31,7 +30,6 @@ def plain(
         value: any value.
         arrays: ``False`` leaves NumPy arrays alone too.
         tensors: what a tensor becomes; by default it stays.
-        lists: what a list of plain values becomes; by default it stays.
 
     Example:
         >>> plain({"lr": np.float64(0.5), "sizes": (np.int64(3), np.True_)})
@@ -44,8 +42,7 @@ def plain(
         if isinstance(value, Tensor):
             return value if tensors is None else tensors(value)
         if isinstance(value, list):
-            items = [within(item) for item in value]
-            return items if lists is None else lists(items)
+            return [within(item) for item in value]
         if isinstance(value, tuple):
             return tuple(within(item) for item in value)
         if isinstance(value, dict):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pyro_vmonf._version import __version__
-from pyro_vmonf.files.packing import packed, unpacked
+from pyro_vmonf.files.packing import packed
 
-FORMATS = (2, 3)  # that this version reads; it writes the last one
+FORMAT = 2
 STALE = 24 * 60 * 60  # seconds after which a temporary file has lost its writer
 
 
@@ -55,7 +55,7 @@ def write(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
-            torch.save(packed({"format": FORMATS[-1], "version": __version__, **content}), file)
+            torch.save(packed({"format": FORMAT, "version": __version__, **content}), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -103,7 +103,6 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
             _check_tensors(content, size)
-            content = unpacked(content, 4 * size)  # tied parameters have several names
         except Exception as error:  # a damaged file can fail anywhere in the reader
             reason = str(error).strip().partition("\n")[0][:300]
             raise ValueError(
@@ -114,11 +113,11 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         raise ValueError(
             f"{name} cannot be read as a {kind} of pyro_vmonf: it holds {reprlib.repr(found)}"
         )
-    if content.get("format") not in FORMATS:
+    if content.get("format") != FORMAT:
         made = [reprlib.repr(content.get(key)) for key in ("format", "version")]
         raise ValueError(
-            f"{name} has format {made[0]} (pyro_vmonf {made[1]}); this version reads formats "
-            f"{FORMATS[0]} to {FORMATS[-1]}"
+            f"{name} has format {made[0]} (pyro_vmonf {made[1]}); this version reads format "
+            f"{FORMAT}"
         )
     return content
 

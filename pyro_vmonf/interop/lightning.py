@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from pyro_vmonf._utils.validation import check_positive
-from pyro_vmonf.files import FORMATS, difference, settings_of
+from pyro_vmonf.files import difference, settings_of
 from pyro_vmonf.interop.ddp import TrainingLoss
 from pyro_vmonf.schedules import Cooling, Schedule
 from pyro_vmonf.training.loaders import parts_of, rows_and_batches
@@ -105,7 +105,7 @@ class LightningMixture(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the settings of the parts and the names of the columns beside their state."""
-        checkpoint["format"], checkpoint["settings"] = FORMATS[-1], settings_of(self.vmonf)
+        checkpoint["parts"] = settings_of(self.vmonf)
         checkpoint["feature_names"] = self.vmonf.model.feature_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -114,8 +114,10 @@ class LightningMixture(LightningModule):
         Raises:
             ValueError: if it is one.
         """
-        own, theirs = settings_of(self.vmonf), checkpoint.get("settings", {})
-        if differs := difference(own, theirs, whole=checkpoint.get("format") == FORMATS[-1]):
+        own, theirs = settings_of(self.vmonf), checkpoint.get("parts")
+        # Checkpoints of earlier versions have some of them as settings.
+        known = checkpoint.get("settings", {}) if theirs is None else theirs
+        if differs := difference(own, known, whole=theirs is not None):
             raise ValueError(f"the checkpoint is of another pair: {differs}")
         model = self.vmonf.model
         model.feature_names = checkpoint.get("feature_names", model.feature_names)

@@ -155,10 +155,10 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
             trainer.scheduler.load_state_dict(content["scheduler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint does not fit the pair: {error}") from error
-    own, newest = files.settings_of(lanes.module), content["format"] == files.FORMATS[-1]
-    if differs := files.difference(own, content.get("settings", {}), whole=newest):
+    own, whole = files.settings_of(lanes.module), "frozen" in content  # an earlier one has less
+    if differs := files.difference(own, content.get("settings", {}), whole=whole):
         raise ValueError(f"the checkpoint is of another pair: {differs}")
-    if "frozen" in content:  # some of it by a callback
+    if whole:  # a callback may have frozen some
         for name, parameter in lanes.module.named_parameters():
             parameter.requires_grad_(name not in content["frozen"])
     trainer.in_eval = content.get("in eval", ())

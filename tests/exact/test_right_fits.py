@@ -21,7 +21,7 @@ from pyro_vmonf.distortions import RandomWalk
 from pyro_vmonf.flows import StandardNormal
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.plots import plot_history
-from pyro_vmonf.terms import Balance, Batch, Classification, Consistency, CustomTerm
+from pyro_vmonf.terms import Balance, Batch, Classification, Confidence, Consistency, CustomTerm
 from pyro_vmonf.transforms import AffineCoupling, BatchNorm, Logit
 from tests.samples import (
     HALF,
@@ -133,6 +133,28 @@ def test_lightning_counts_labels_and_weights() -> None:
     assert not torch.equal(module._loss([x, y]), expected)
     with pytest.raises(TypeError, match=r"expected x, \(x, y\) or"):
         module._loss((x, y, weight, weight))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_goes_on_with_the_same_terms_and_layers() -> None:
+    from pyro_vmonf.interop.lightning import LightningMixture
+
+    def module(*terms: Any, activation: Any = nn.ReLU) -> LightningMixture:
+        network = nn.Sequential(nn.Linear(D, 4), activation(), nn.Linear(4, K))
+        return LightningMixture(VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(network, terms)))
+
+    checkpoint: dict[str, Any] = {}
+    module(Confidence()).on_save_checkpoint(checkpoint)
+    module(Confidence()).on_load_checkpoint(checkpoint)
+    for other, said in (
+        (module(), r"only the file has .*terms\.0"),
+        (module(Confidence(weight=2.0)), "weight=2.0"),
+        (module(Confidence(), activation=nn.Tanh), "part='Tanh'"),
+    ):
+        with pytest.raises(ValueError, match=f"of another pair: .*{said}"):
+            other.on_load_checkpoint(checkpoint)
+    earlier = {"settings": {n: s for n, s in checkpoint["parts"].items() if "network" not in n}}
+    module(Confidence(), activation=nn.Tanh).on_load_checkpoint(earlier)
 
 
 @pytest.mark.parametrize("options", [{"compile": True}, {"n_init": 2}], ids=["compiled", "starts"])

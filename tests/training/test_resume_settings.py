@@ -187,7 +187,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     own = content["settings"].items()
     content["settings"] = {name: one for name, one in own if "network" not in name}
     with open(path, "wb") as file:
-        torch.save({**content, "format": 2}, file)
+        torch.save(content, file)
     whole, resumed = frozen("loc"), frozen("loc")
     whole.fit(X, **OPTIONS)
     resumed.fit(X, resume=path, **OPTIONS)
