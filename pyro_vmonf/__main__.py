@@ -10,6 +10,7 @@ from statistics import mean
 
 import torch
 
+from pyro_vmonf._utils.contexts import torch_threads
 from pyro_vmonf._version import __version__
 from pyro_vmonf.experiments.data import EXPERIMENTS
 from pyro_vmonf.experiments.draws import Settings
@@ -146,8 +147,6 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
     for seed in options.seeds:
         settings = Settings(seed, options.per_wing, options.labels, options.data, options.quick)
         data = experiment.draw(settings)
-        if not data.image_shape:  # in small steps several threads wait for each other
-            torch.set_num_threads(1)
         recorder = None if data.image_shape else Recorder(data.x, every=10)
         callbacks = () if recorder is None else (recorder,)
         place = options.out / options.name / f"seed-{seed}"
@@ -155,7 +154,8 @@ def run_seeds(options: argparse.Namespace) -> list[Result]:
         if checkpoint is not None and not options.resume:
             for path in (checkpoint, place / "curve.json"):
                 path.unlink(missing_ok=True)
-        with folder(place):
+        threads = torch.get_num_threads() if data.image_shape else 1
+        with folder(place), torch_threads(threads):
             result = run(
                 data,
                 recipe,

@@ -86,6 +86,17 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run a block with so many threads of torch; in small steps several wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def checked_seed(seed: Any) -> int:
     """Return a seed of torch's generators.
 
