@@ -10,24 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
 
 from pyro_vmonf.files.description import arguments_of, parts
+from pyro_vmonf.flows.transformed import TransformedFlow
 from pyro_vmonf.terms import Term
 
 PLAIN = (bool, int, float, str, type(None))
 HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 FEW = 8  # numbers of a fixed tensor that are named one by one
 # Attributes of distributions and transforms that follow from others, or from the last call.
-COMPUTED = ("_batch_shape", "_event_shape", "_validate_args", "_inv", "_cached_x_y", "training")
+COMPUTED = ("_batch_shape", "_event_shape", "_validate_args", "training")
 Settings = dict[str, dict[str, Any]]
 
 
 def settings_of(module: nn.Module, terms: bool = True) -> Settings:
     """Return what each part was built with, by its name: numbers, texts, fixed distributions.
 
-    Of a part of the library these are the arguments of its constructor, of a layer of torch what
-    its ``repr`` shows. Other parts have no settings that are known.
+    Of a part of the library these are the arguments of its constructor or what its ``settings()``
+    returns, of a layer of torch what its ``repr`` shows. Other parts have no settings that are
+    known.
 
     Arguments:
         module: the pair.
@@ -38,13 +41,21 @@ def settings_of(module: nn.Module, terms: bool = True) -> Settings:
         kind: type = type(part)
         if isinstance(part, Term) and not terms:
             continue
-        if parts().get(kind.__name__) is kind:
-            own = {key: _plain(getattr(part, key, None)) for key in arguments_of(kind)}
-            plain = {key: value for key, value in own.items() if value is not NotImplemented}
-            found[name] = {"part": kind.__name__, **plain}
+        if isinstance(part, TransformedFlow):
+            found[name] = _of_part(part, part.settings())
+        elif parts().get(kind.__name__) is kind:
+            found[name] = _of_part(
+                part, {key: getattr(part, key, None) for key in arguments_of(kind)}
+            )
         elif kind.__module__.startswith("torch.nn.modules.") and not isinstance(part, HOLDERS):
             found[name] = {"part": kind.__name__, "arguments": part.extra_repr()}
     return found
+
+
+def _of_part(part: nn.Module, own: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: _plain(value) for key, value in own.items()}
+    known = {key: value for key, value in plain.items() if value is not NotImplemented}
+    return {"part": type(part).__name__, **known}
 
 
 def difference(mine: Settings, theirs: Any, whole: bool = False) -> str:
@@ -78,7 +89,8 @@ def _plain(value: Any) -> Any:
     """Return a setting as a number or a text; ``NotImplemented`` for what has none."""
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, (Distribution, Transform)):
+    transforms = isinstance(value, list) and any(isinstance(item, Transform) for item in value)
+    if transforms or isinstance(value, (Distribution, Transform)):
         return _text(value)
     is_schedule = dataclasses.is_dataclass(value) and not isinstance(value, type)
     is_tuple = isinstance(value, tuple) and all(isinstance(item, PLAIN) for item in value)
@@ -104,6 +116,8 @@ def _text(value: Any) -> str:
         name.lstrip("_"): part
         for name, part in vars(value).items()
         if name not in COMPUTED
+        and not name.startswith("_" if isinstance(value, nn.Module) else "_cache")
+        and not (name == "_inv" and not isinstance(value, _InverseTransform))
         and not isinstance(part, (dict, torch.Size))
         and not isinstance(getattr(kind, name, None), lazy_property)
     }

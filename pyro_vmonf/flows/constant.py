@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
 
 from pyro_vmonf.distributions.support import OwnUnits
 
@@ -83,7 +84,9 @@ def mapped(
         return type(value)([mapped(item, function, seen) for item in value])
     if isinstance(value, (Distribution, Transform)) and not isinstance(value, nn.Module):
         result = seen[id(value)] = copy.copy(value)
-        for name, part in list(vars(result).items()):
+        for name, part in vars(value).items():
+            if name == "_inv" and not isinstance(value, _InverseTransform):
+                part = None  # the inverse of a copy is made anew
             result.__dict__[name] = mapped(part, function, seen)
         return result
     return value

@@ -194,11 +194,13 @@ def test_tied_and_frozen_parameters_stay_so() -> None:
     assert bank.parts[0].loc.grad is not None
 
 
-def test_random_permutations_are_not_made_one() -> None:
+def test_random_permutations_stay_apart_in_one_call() -> None:
     torch.manual_seed(0)
     five = 5
     bank = Replicated(lambda: [T.permute(five), T.affine_coupling(five)], 4, features=five)
-    assert not bank.vectorized
+    assert bank.vectorized
+    orders = {tuple(part.tensor_0.tolist()) for part in bank.parts}  # type: ignore[operator, union-attr]
+    assert len(orders) == 4
     x = torch.randn(6, 1, five)
     direct = torch.stack([part().log_prob(x[:, 0]) for part in bank.parts], -1)
     torch.testing.assert_close(bank().log_prob(x), direct)
