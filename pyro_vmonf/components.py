@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from pyro_vmonf.flows.constant import ConstantDistribution
 from pyro_vmonf.flows.stack import Stack
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import Registered, check_follows
+from pyro_vmonf.transforms import FlowTransform
 
 
 def _renumbered(choice: dict[str, Any], numbers: list[int], count: int) -> dict[str, Any]:
@@ -81,12 +83,22 @@ class _Place(NamedTuple):
         return found
 
 
+def _private(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a module with their names, but for those that the components share."""
+    shared: set[nn.Module] = set()
+    for name, part in module.named_modules():
+        if isinstance(part, FlowTransform) and part.batch_shape == ():
+            shared.update(part.modules())
+        if part not in shared:
+            yield name, part
+
+
 def per_component(module: nn.Module, count: int) -> list[_Place]:
     """Return the tensors of a bank or of weights that belong to the K components.
 
     These are the parameters of modules with ``batch_shape (K, …)``, ``components`` or
     ``num_components``, and the buffers that such a module names in ``batched_buffers``. The
-    components are the dimension ``component_dim`` of the module, the first one by default; ``None``
+    components share a transform with ``batch_shape ()``, and everything in it. The components are the dimension ``component_dim`` of the module, the first one by default; ``None``
     says that they cannot change places. A single number belongs to all of them.
 
     Arguments:
@@ -97,7 +109,7 @@ def per_component(module: nn.Module, count: int) -> list[_Place]:
         ValueError: if a part has parameters and does not say how its components lie in them.
     """
     found: list[_Place] = []
-    for name, part in module.named_modules():
+    for name, part in _private(module):
         dim = getattr(part, "component_dim", 0)
         if isinstance(part, (ConstantDistribution, Stack)) or dim is None:
             raise ValueError(
@@ -185,7 +197,7 @@ def take_components_(vmonf: Pair, index: Tensor) -> None:
             setattr(place.part, place.name, nn.Parameter(taken, value.requires_grad))
         else:
             setattr(place.part, place.name, taken)
-    for part in (*model.bank.modules(), *model.weights.modules()):
+    for _, part in (*_private(model.bank), *_private(model.weights)):
         batch_shape = getattr(part, "batch_shape", None)
         if batch_shape and batch_shape[0] == count:
             setattr(part, "batch_shape", torch.Size((len(index), *batch_shape[1:])))  # noqa: B010

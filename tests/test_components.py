@@ -18,17 +18,21 @@ from pyro_vmonf import (
     Flow,
     FlowMixture,
     Gaussian,
+    Glow,
+    MAFMoG,
+    PixelFlow,
     RealNVP,
+    RotatedRealNVP,
     SoftmaxGuide,
     Stack,
     VMoNF,
 )
 from pyro_vmonf.components import take_components_
-from pyro_vmonf.flows import StandardNormal
+from pyro_vmonf.flows import GaussianMixtures, StandardNormal
 from pyro_vmonf.metrics import match_components
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts.reseeding import Reseed, copy_component_, split_in_two
-from pyro_vmonf.transforms import Affine, BatchNorm, Permutation, PReLU
+from pyro_vmonf.transforms import Affine, AffineCoupling, BatchNorm, Permutation, PReLU
 
 # D = K, so that a tensor of D features could be mistaken for one of K components.
 K = D = 4
@@ -81,6 +85,49 @@ def test_components_that_are_taken_stay_what_they_were(
     assert vmonf.model.components().batch_shape == (len(index),)
     assert vmonf.sample(5)[1].max() < len(index)
     vmonf.fit(torch.randn(40, D), epochs=1, progress=False)  # and goes on training
+
+
+SHARED: dict[str, Callable[[int], Any]] = {
+    "coupling": lambda k: RealNVP(k, k, blocks=3, hidden=(k,), shared=2),
+    "one network": lambda k: RealNVP(k, k, blocks=3, hidden=(k,), shared=2, networks=1),
+    "at the base": lambda k: RealNVP(k, k, blocks=3, hidden=(k,), shared=2, shared_at="base"),
+    "mixtures behind couplings": lambda k: RealNVP(
+        k, k, blocks=2, hidden=(k,), shared=1, base=GaussianMixtures(k, k, k)
+    ),
+    "splines": lambda k: NSF(k, k, blocks=2, hidden=(k,), bins=k, shared=1),
+    "autoregressive": lambda k: MAF(k, k, blocks=2, hidden=(k,), shared=1),
+    "mixtures of Gaussians": lambda k: MAFMoG(k, k, blocks=2, hidden=(k,), mixtures=k, shared=1),
+    "a chain": lambda k: Flow(
+        [Affine(k, batch_shape=(k,)), AffineCoupling(k), Permutation(k)], base=StandardNormal(k, k)
+    ),
+    "rotated": lambda k: RotatedRealNVP(k, blocks=3, hidden=(k,)),
+    "pixels": lambda k: PixelFlow((1, 4, 4), k, channels=4, depth=1, squeezes=1),
+    "images": lambda k: Glow((k, 4, 4), k, blocks=2, channels=k, scales=1),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("bank", SHARED)
+def test_layers_that_all_share_stay_where_every_size_is_the_number_of_components(
+    bank: str, k: int
+) -> None:
+    vmonf = VMoNF(FlowMixture(SHARED[bank](k), "learned"))
+    with torch.no_grad():
+        for parameter in vmonf.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    vmonf.eval()
+    x = torch.rand(9, *vmonf.model.event_shape)
+    before, density = vmonf.component_log_prob(x), vmonf.log_prob(x)
+    take_components_(vmonf, torch.arange(k).flip(0))
+    torch.testing.assert_close(vmonf.component_log_prob(x), before.flip(1))
+    torch.testing.assert_close(vmonf.log_prob(x), density)
+    copy_component_(vmonf.model, 0, 1, noise=0.0)
+    expected = before.flip(1)[:, [0, 0, *range(2, k)]]
+    torch.testing.assert_close(vmonf.component_log_prob(x), expected)
+    take_components_(vmonf, torch.tensor([1]))
+    torch.testing.assert_close(vmonf.component_log_prob(x), expected[:, [1]])
+    vmonf.fit(torch.rand(20, *vmonf.model.event_shape), epochs=1, progress=False)
 
 
 class Linear(pyro.nn.PyroModule):
