@@ -98,8 +98,9 @@ def per_component(module: nn.Module, count: int) -> list[_Place]:
 
     These are the parameters of modules with ``batch_shape (K, …)``, ``components`` or
     ``num_components``, and the buffers that such a module names in ``batched_buffers``. The
-    components share a transform with ``batch_shape ()``, and everything in it. The components are the dimension ``component_dim`` of the module, the first one by default; ``None``
-    says that they cannot change places. A single number belongs to all of them.
+    components share a transform with ``batch_shape ()``, and everything in it. They are the
+    dimension ``component_dim`` of a module, the first one by default; ``None`` says that they
+    cannot change places. A single number belongs to all of them.
 
     Arguments:
         module: a bank or weights.
