@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
 from pyro_vmonf._utils.shapes import broadcast, check_event
-from pyro_vmonf.distributions.estimates import Estimated
+from pyro_vmonf.distributions.estimates import Estimated, mean_of_parts, variance_of_parts
 from pyro_vmonf.distributions.path import HiddenPath, path_given, top_of
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import of_any
@@ -72,23 +72,22 @@ class HiddenChain(Estimated):
             shares.append(shares[-1] @ rows[1:])
         return torch.stack(shares)
 
-    def _expected(self, values: Tensor) -> Tensor:
-        """Return the mean over the components of values ``(K, *event_shape)`` at each step."""
-        mean = (self._shares().to(values) @ values.flatten(1)).reshape(self.event_shape)
-        return mean.expand(*self.batch_shape, *self.event_shape)
+    def _weights(self) -> Tensor:
+        """Return the probabilities with the dimensions of rows ``(T, K, *event_shape)``."""
+        shares = self._shares()
+        return shares.reshape(*shares.shape, *(1,) * len(self.components.event_shape))
 
     @property
     def mean(self) -> Tensor:
-        mean = self.components.mean
-        # The sums of the shares are one to rounding only, which counts far from zero.
-        return mean[0] + self._expected(mean - mean[0])
+        mean = mean_of_parts(self._weights(), self.components.mean.unsqueeze(0), 1)
+        return mean.expand(*self.batch_shape, *self.event_shape)
 
     @property
     def variance(self) -> Tensor:
-        within, mean = self.components.variance, self.components.mean
-        centre = mean.mean(0)  # far from zero, squares have no digits left
-        square = self._expected(within + (mean - centre).square())
-        return square - (self.mean - centre).square()
+        parts = self.components.mean.unsqueeze(0), self.components.variance.unsqueeze(0)
+        mean = mean_of_parts(self._weights(), parts[0], 1)
+        variance = variance_of_parts(self._weights(), *parts, mean, 1)
+        return variance.expand(*self.batch_shape, *self.event_shape)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> HiddenChain:
         return HiddenChain(self.log_rows, self.components, self.steps, batch_shape)

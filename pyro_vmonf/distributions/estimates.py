@@ -114,6 +114,35 @@ def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(mean.isinf(), 0.0, error)
 
 
+def mean_of_parts(weight: Tensor, means: Tensor, axis: int) -> Tensor:
+    """Return the mean of a mixture.
+
+    A part of weight zero does not count, also where its mean is infinite.
+
+    Arguments:
+        weight: of the parts, with the dimensions of ``means``.
+        means: of the parts.
+        axis: the dimension of the parts.
+    """
+    first = means.narrow(axis, 0, 1)
+    first = torch.where(first.isfinite(), first, torch.zeros_like(first))
+    # The weights' sum is one to rounding only, which counts far from zero.
+    return (first + _counted(weight, means - first).sum(axis, keepdim=True)).squeeze(axis)
+
+
+def variance_of_parts(
+    weight: Tensor, means: Tensor, variances: Tensor, mean: Tensor, axis: int
+) -> Tensor:
+    """Return the variance of a mixture, from its mean: see :func:`mean_of_parts`."""
+    centred = means - mean.unsqueeze(axis)
+    within = torch.where(variances.isinf(), variances, variances + centred.square())
+    return _counted(weight, within).sum(axis)
+
+
+def _counted(weight: Tensor, value: Tensor) -> Tensor:
+    return weight * torch.where(weight > 0, value, torch.zeros_like(value))
+
+
 class Asking(Estimated):
     """A distribution that asks another one for closed forms, and refuses in its own words.
 
@@ -177,9 +206,25 @@ def cdf_of(distribution: Distribution, x: Tensor) -> Tensor:
     return torch.where(good, one.cdf(torch.where(good, x, some)), outside).squeeze(-1)
 
 
+def check_share(share: Tensor) -> None:
+    """Refuse shares that are no probabilities.
+
+    Raises:
+        ValueError: if one is below 0, above 1 or NaN.
+    """
+    good = (share >= 0) & (share <= 1)
+    if not good.all():
+        raise ValueError(f"a share is {float(share[~good][0]):.6g}; expected 0 to 1")
+
+
 def icdf_of(distribution: Distribution, share: Tensor) -> Tensor:
-    """Return the quantiles ``(*, 1)`` of one feature at shares ``(*)``: see :func:`cdf_of`."""
+    """Return the quantiles ``(*, 1)`` of one feature at shares ``(*)``: see :func:`cdf_of`.
+
+    Raises:
+        ValueError: if a share is no probability.
+    """
     check_single(distribution)
+    check_share(share)
     if isinstance(distribution, Estimated):
         return distribution.icdf(share)
     one, share = _normal(distribution), share.unsqueeze(-1)
@@ -208,6 +253,25 @@ def check_single(distribution: Distribution) -> None:
             "cdf and icdf are of rows with one feature, of shape (1,); the rows have shape "
             f"{tuple(distribution.event_shape)}"
         )
+
+
+def with_gradient(found: Tensor, cdf: Tensor, share: Tensor, density: Tensor) -> Tensor:
+    r"""Return quantiles with their gradient, by the theorem of implicit functions.
+
+    .. math::
+        dq = \big(d\alpha - dF(q)\big) / p(q)
+
+    Where the density is zero there is no gradient.
+
+    Arguments:
+        found: quantiles, without a gradient.
+        cdf: the distribution function at them, with its own gradient.
+        share: their shares.
+        density: at them.
+    """
+    known = (density > 0) & density.isfinite()
+    step = torch.where(known, share - cdf, 0.0) / torch.where(known, density, 1.0).detach()
+    return found + (step - step.detach())
 
 
 def quantile(cdf: Callable[[Tensor], Tensor], value: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -8,16 +8,19 @@ from typing import ClassVar
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Distribution, Transform, constraints, transform_to
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.shapes import broadcast, check_event
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.distributions.entries import Partial, joined
-from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of
+from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_share, check_single, icdf_of
 from pyro_vmonf.distributions.partial import PROBED, importance, observe
 from pyro_vmonf.distributions.support import behind, inside, is_real, possible, support_of
 from pyro_vmonf.transforms.base import FlowTransform
+
+# Coordinates in which a map of one feature is asked for its direction.
+LOOKED_AT = (-2.0, -0.5, 0.0, 0.5, 2.0)
 
 
 def _layout(transform: Transform) -> Hashable:
@@ -208,11 +211,21 @@ class FlowDistribution(Estimated):
         return entropy.expand(self.batch_shape)
 
     def _rises(self) -> Tensor:
-        """Return whether the one feature rises with that of the base, ``(*)``."""
+        """Return whether the one feature rises with that of the base, ``(*)``.
+
+        Each transform is looked at on its own, in the middle of its domain: far out a slope is too
+        small for a number.
+        """
+        falls = torch.zeros(self.batch_shape, dtype=torch.bool)
         with torch.inference_mode(False), torch.enable_grad(), local_seed(0):
-            z = self._expanded_base().sample().requires_grad_()
-            (slope,) = torch.autograd.grad(self._push(z).sum(), z)
-        return slope.squeeze(-1) > 0
+            like = self._expanded_base().sample((len(LOOKED_AT),))
+            points = like.new_tensor(LOOKED_AT).reshape(-1, *(1,) * (like.dim() - 1))
+            for transform in self.transforms:
+                z = transform_to(transform.domain)(points.expand_as(like)).detach().requires_grad_()
+                pushed = type(self)(self.base, [transform])._push(z)
+                (slope,) = torch.autograd.grad(pushed.sum(), z)
+                falls = falls.to(like.device) ^ (slope.sign().sum(0).squeeze(-1) < 0)
+        return ~falls
 
     def cdf(self, x: Tensor) -> Tensor:
         r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
@@ -223,12 +236,13 @@ class FlowDistribution(Estimated):
         share = torch.where(self._rises(), share, 1 - share)
         if good is None:
             return share
-        inner = self._push(torch.zeros_like(z)).squeeze(-1)  # a point of the support
+        inner = transform_to(self.support)(torch.zeros_like(z)).squeeze(-1)
         return torch.where(good, share, (x.squeeze(-1) > inner).to(share))
 
     def icdf(self, share: Tensor) -> Tensor:
         """Return the quantiles ``(*, 1)`` at shares ``(*)``."""
         check_single(self)
+        check_share(share)
         return self._push(icdf_of(self.base, torch.where(self._rises(), share, 1 - share)))
 
     def _expanded_base(self) -> Distribution:

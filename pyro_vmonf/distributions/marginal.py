@@ -10,7 +10,16 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vmonf._utils.shapes import broadcast, check_event
-from pyro_vmonf.distributions.estimates import Estimated, cdf_of, check_single, icdf_of, quantile
+from pyro_vmonf.distributions.estimates import (
+    Estimated,
+    cdf_of,
+    check_single,
+    icdf_of,
+    mean_of_parts,
+    quantile,
+    variance_of_parts,
+    with_gradient,
+)
 from pyro_vmonf.distributions.selection import grouped_draw
 from pyro_vmonf.distributions.support import in_units, of_any, of_far_rows
 from pyro_vmonf.program import posterior_of_joint
@@ -90,28 +99,26 @@ class Marginal(Estimated):
         log_prob = self.joint_log_prob(x).logsumexp(-1)
         return log_prob.expand(broadcast(log_prob.shape, self.batch_shape))
 
-    def _expected(self, values: Tensor) -> Tensor:
-        """Return the mean over components of values ``(*, K, *event_shape)``."""
-        weight = self.log_weights.exp().reshape(
+    @property
+    def _axis(self) -> int:
+        return -1 - len(self.event_shape)
+
+    def _weights(self) -> Tensor:
+        """Return the weights with the dimensions of rows ``(*, K, *event_shape)``."""
+        return self.log_weights.exp().reshape(
             *self.log_weights.shape, *(1,) * len(self.event_shape)
         )
-        axis = -1 - len(self.event_shape)
-        shape = (*self.batch_shape, *self.event_shape)
-        return (weight * values).sum(axis).expand(shape)
 
     @property
     def mean(self) -> Tensor:
-        means = self.components.mean
-        first = means.select(-1 - len(self.event_shape), 0)
-        # The weights' sum is one to rounding only, which counts far from zero.
-        return first + self._expected(means - first.unsqueeze(-1 - len(self.event_shape)))
+        mean = mean_of_parts(self._weights(), self.components.mean, self._axis)
+        return mean.expand(*self.batch_shape, *self.event_shape)
 
     @property
     def variance(self) -> Tensor:
-        within, mean = self.components.variance, self.components.mean
-        axis = -1 - len(self.event_shape)
-        centred = mean - self.mean.unsqueeze(axis)
-        return self._expected(within + centred.square())
+        parts = self.components.mean, self.components.variance
+        variance = variance_of_parts(self._weights(), *parts, self.mean, self._axis)
+        return variance.expand(*self.batch_shape, *self.event_shape)
 
     def cdf(self, x: Tensor) -> Tensor:
         r"""Return :math:`P(X \le x)` ``(*)`` of rows ``(*, 1)``."""
@@ -125,10 +132,13 @@ class Marginal(Estimated):
         check_single(self)
         share = share.expand(broadcast(share.shape, self.batch_shape))
         each = icdf_of(self.components, share.unsqueeze(-1))
+        low, high, share = each.amin(-2), each.amax(-2), share.unsqueeze(-1)
         with torch.no_grad():
-            low, high, share = each.amin(-2), each.amax(-2), share.unsqueeze(-1)
             found = quantile(lambda x: self.cdf(x).unsqueeze(-1), share, low, high)
-            return torch.where(share == 0, low, torch.where(share == 1, high, found))  # infinite
+        if torch.is_grad_enabled():
+            density = self.log_prob(found).detach().exp().unsqueeze(-1)
+            found = with_gradient(found, self.cdf(found).unsqueeze(-1), share, density)
+        return torch.where(share == 0, low, torch.where(share == 1, high, found))  # infinite
 
     def sample_with_component(
         self, sample_shape: Sequence[int] = (), component: int | None = None

@@ -120,6 +120,22 @@ class Selected(ShownDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Selected:
         return Selected(self.components, self.c, batch_shape)
 
+    def _of_its_component(self, values: Tensor) -> Tensor:
+        """Return the values ``(*, K, *event_shape)`` of the components that ``c`` picks."""
+        axis = -1 - self.event_dim
+        c = self.c.expand(self.batch_shape)
+        index = c.reshape(*c.shape, *(1,) * (self.event_dim + 1))
+        values = values.expand(*c.shape, *values.shape[axis:])
+        return torch.take_along_dim(values, index, axis).squeeze(axis)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._of_its_component(self.components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._of_its_component(self.components.variance)
+
     def log_prob(self, x: Tensor) -> Tensor:
         check_event(x, self.event_shape)
         batch_shape = x.shape[: x.dim() - self.event_dim]

@@ -9,18 +9,34 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import (
     AffineTransform,
     Exponential,
     Independent,
     LogNormal,
     Normal,
+    Pareto,
+    SigmoidTransform,
+    StudentT,
     Uniform,
 )
 
-from pyro_vmonf import MAF, AutoregressiveNSF, Flow, FlowMixture, Gaussian, MAFMoG, RealNVP, VMoNF
+from pyro_vmonf import (
+    MAF,
+    AutoregressiveNSF,
+    Flow,
+    FlowMixture,
+    Gaussian,
+    MAFMoG,
+    Marginal,
+    RealNVP,
+    VMoNF,
+    select,
+)
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf.distributions import FlowDistribution
+from pyro_vmonf.distributions.chain import HiddenChain
 from pyro_vmonf.flows import GaussianMixtures, StandardNormal
 from pyro_vmonf.metrics import kl_divergence
 from pyro_vmonf.transforms import AffineCoupling, Logit
@@ -275,3 +291,76 @@ def test_mixtures_of_gaussians_are_a_base_of_flows_with_a_context(kind: Any) -> 
     assert wide.log_prob(x.unsqueeze(1)).shape == (5, 3)
     with pytest.raises(ValueError, match="the components last"):
         wide.expand((3, 5))
+
+
+@pytest.mark.parametrize("loc", [0.0, 20.0, 500.0])
+@pytest.mark.parametrize("scale", [1.0, 20.0, -20.0])
+def test_a_saturated_map_keeps_its_direction(loc: float, scale: float, float64: None) -> None:
+    base = Independent(Normal(torch.tensor([[loc]]), 1.0), 1)
+    maps = [AffineTransform(0.0, scale), SigmoidTransform(), AffineTransform(1.0, 3.0)]
+    flow = FlowDistribution(base, maps)
+    x = torch.tensor([[1.0003], [2.5], [3.9]])
+    z = ((x - 1) / 3).logit() / scale
+    rises = Normal(loc, 1.0).cdf(z)
+    exact = (rises if scale > 0 else 1 - rises).squeeze(-1)
+    torch.testing.assert_close(flow.cdf(x.unsqueeze(1)).squeeze(-1), exact, atol=1e-12, rtol=1e-9)
+    assert flow.cdf(torch.tensor([[0.5], [9.0]]).unsqueeze(1)).flatten().tolist() == [0, 1]
+    quantiles = flow.icdf(torch.tensor([[0.1], [0.9]])).flatten()
+    sides = torch.tensor([0.1, 0.9]) if scale > 0 else torch.tensor([0.9, 0.1])
+    expected = 1 + 3 * (scale * Normal(loc, 1.0).icdf(sides)).sigmoid()
+    torch.testing.assert_close(quantiles, expected)
+
+
+@pytest.mark.parametrize("of", ["loc", "share", "weights"])
+def test_a_quantile_of_a_mixture_has_its_gradient(of: str, float64: None) -> None:
+    values = {
+        "loc": torch.tensor([[0.0], [3.0]]),
+        "share": torch.tensor([0.3, 0.8]),
+        "weights": torch.tensor([0.2, -0.5]),
+    }
+
+    def quantiles(value: Tensor) -> Tensor:
+        got = {**values, of: value}
+        parts = Independent(Normal(got["loc"], torch.tensor([[1.0], [0.5]])), 1)
+        return Marginal(got["weights"].log_softmax(-1), parts).icdf(got["share"]).sum()
+
+    value = values[of].clone().requires_grad_()
+    assert torch.autograd.gradcheck(quantiles, (value,), eps=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+def test_shares_that_are_no_probabilities_are_refused(share: float) -> None:
+    parts = Independent(Uniform(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])), 1)
+    flow = FlowDistribution(Independent(Normal(torch.zeros(1), 1.0), 1), [SigmoidTransform()])
+    for found in (Marginal(torch.tensor([0.5, 0.5]).log(), parts), flow):
+        with pytest.raises(ValueError, match=r"a share is .*; expected 0 to 1"):
+            found.icdf(torch.tensor(share))
+
+
+def test_moments_of_a_mixture_may_be_infinite() -> None:
+    halves = torch.tensor([0.5, 0.5]).log()
+    pareto = Marginal(
+        halves, Independent(Pareto(torch.ones(2, 1), torch.tensor([[0.5], [3.0]])), 1)
+    )
+    assert pareto.mean.tolist() == [math.inf]
+    assert pareto.variance.tolist() == [math.inf]
+    both = Independent(StudentT(torch.tensor([[5.0], [1.5]])), 1)
+    assert Marginal(halves, both).variance.tolist() == [math.inf]
+    first = Marginal(torch.tensor([1.0, 0.0]).log(), both)
+    torch.testing.assert_close(first.variance, torch.tensor([5.0 / 3.0]))
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).log()
+    chain = HiddenChain(rows, both, 3)
+    torch.testing.assert_close(chain.variance, torch.full((3, 1), 5.0 / 3.0))
+    assert chain.mean.tolist() == [[0.0]] * 3
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (3, 1)])
+def test_a_selected_component_has_its_moments(shape: tuple[int, ...]) -> None:
+    scale = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    parts = Independent(Normal(scale + 10, scale), 1)
+    c = torch.arange(math.prod(shape)).reshape(shape) % K
+    found = select(parts, c)
+    torch.testing.assert_close(found.mean, scale[c] + 10)
+    torch.testing.assert_close(found.variance, scale[c].square())
+    own = select(parts.expand((4, K)), torch.tensor([2, 0, 1, 1]))  # each row has its own
+    torch.testing.assert_close(own.mean, scale[[2, 0, 1, 1]] + 10)
