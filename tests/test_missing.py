@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vmonf import (
     ExactGuide,
     FlowMixture,
+    GatedWeights,
     Gaussian,
     LearnedWeights,
     RealNVP,
@@ -320,6 +321,27 @@ def test_a_context_goes_with_its_rows() -> None:
     torch.testing.assert_close(whole.log_prob[[1, 5]], alone, rtol=0, atol=1e-5)
     pair.fit(x, given=given, epochs=1, **QUIET)
     assert pair.impute(x, given=given, draws=2).x.shape == (2, 6, 2)
+
+
+@pytest.mark.parametrize("bank", ["flow", "gated", "list"])
+def test_the_elbo_of_rows_with_gaps_and_a_context_is_that_of_each_row(bank: str) -> None:
+    banks: dict[str, Any] = {
+        "flow": lambda: RealNVP(2, 3, blocks=1, context_features=1),
+        "gated": lambda: RealNVP(2, 3, blocks=1),
+        "list": lambda: [RealNVP(2, 1, blocks=1, context_features=1), Gaussian(2, 2)],
+    }
+    weights = GatedWeights(MLP(1, 3), 3) if bank == "gated" else "uniform"
+    model = FlowMixture(banks[bank](), weights, context_features=1)
+    vmonf = VMoNF(model, SoftmaxGuide(MLP(3, 3)))
+    x = torch.tensor([[0.1, 0.2], [0.3, torch.nan], [torch.nan, 0.4]])
+    given = torch.randn(3, 1)
+    found = vmonf.elbo(x, given=given)
+    whole = vmonf.elbo(x[:1], given=given[:1])
+    torch.testing.assert_close(found[:1], whole)
+    q, joint = vmonf.predict_proba(x, given=given), vmonf.component_log_prob(x, given=given)
+    prior = model.weights.log_mean(given)
+    expected = (q * (joint + prior - q.log())).sum(-1)
+    torch.testing.assert_close(found, expected.detach(), atol=0.05, rtol=0.02)
 
 
 def test_gaps_are_refused_where_none_can_be() -> None:

@@ -225,7 +225,9 @@ class Observed(ShownDistribution):
         found, watched = observe(self.components, rows, self.draws), _watched.get()
         if watched is not None:
             posterior = found.log_prob.detach().log_softmax(-1)
-            watched.append(found.draws_that_count(posterior, self.draws).flatten())
+            counts = found.draws_that_count(posterior, self.draws)
+            gaps = rows.isnan().flatten(-2).any(-1).expand(counts.shape)
+            watched.append(counts[gaps])
         return found.log_prob
 
 
