@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pyro_vmonf import NSF, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
-from pyro_vmonf.files import read, settings_of
+from pyro_vmonf.files import difference, read, settings_of
 from pyro_vmonf.interop.serving import from_safetensors_, to_safetensors
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.terms import Balance
@@ -34,6 +34,43 @@ OTHERS: dict[str, tuple[Callable[[], VMoNF], str]] = {
 def pair(network: nn.Module | None = None) -> VMoNF:
     torch.manual_seed(0)
     return VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(network or MLP(2, 2)))
+
+
+def beside_a_fixed_one(loc: float, size: int) -> VMoNF:
+    centre = torch.full((size,), loc)
+    fixed = dist.Normal(centre, 0.1).to_event(1)
+    model = FlowMixture([fixed, Gaussian(size, 1)])
+    return VMoNF(model, SoftmaxGuide(nn.Linear(size, 2)))
+
+
+@pytest.mark.parametrize("size", [2, 20])
+def test_fixed_distributions_are_compared_to_the_last_digits(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.warns(UserWarning, match="is not a part of pyro_vmonf"):
+        beside_a_fixed_one(1e5, size).save(path)
+    for loc in (100000.4, 100002.0):
+        with pytest.raises(ValueError, match=r"the file has .*100000"):
+            VMoNF.load(path, into=beside_a_fixed_one(loc, size))
+    VMoNF.load(path, into=beside_a_fixed_one(1e5, size))
+    VMoNF.load(path, into=beside_a_fixed_one(1e5, size).double())
+
+
+def test_texts_are_the_same_but_for_the_last_digit_of_numbers() -> None:
+    def has(text: Any) -> Any:
+        return {"model": {"part": "FlowMixture", "base": text}}
+
+    same = (("Normal(loc=[0.1, -2e-05])", "Normal(loc=[0.10000001, -2.0000001e-05])"), (1.5, 1.5))
+    other = (
+        ("Normal(loc=[0.1])", "Normal(loc=[0.10001])"),
+        ("Normal(loc=[0.1])", "Normal(loc=[-0.1])"),
+        ("Normal(loc=[0.1])", "Laplace(loc=[0.1])"),
+        ("Normal(loc=[0.1])", "Normal(loc=[0.1, 2])"),
+        ("[1], and others: sum 1, digest x01234567", "[1], and others: sum 1, digest x01234568"),
+        (1.5, 1.5000001),
+        ("tanh", "relu"),
+    )
+    assert not any(difference(has(mine), has(theirs)) for mine, theirs in same)
+    assert all(difference(has(mine), has(theirs)) for mine, theirs in other)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +22,8 @@ from pyro_vmonf.terms import Term
 PLAIN = (bool, int, float, str, type(None))
 HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 FEW = 8  # numbers of a fixed tensor that are named one by one
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d*)?(?:e[+-]?\d+)?(?![\w.])")
+ROUNDING = 4e-7  # of numbers in a text, relative
 # Attributes of distributions and transforms that follow from others, or from the last call.
 COMPUTED = ("_batch_shape", "_event_shape", "_validate_args", "training")
 Settings = dict[str, dict[str, Any]]
@@ -80,9 +84,19 @@ def difference(mine: Settings, theirs: Any, whole: bool = False) -> str:
     for name, own in mine.items():
         other = theirs.get(name, {})
         for key in own.keys() & other.keys():
-            if own[key] != other[key]:
+            if not _is_same(own[key], other[key]):
                 return f"{name or 'it'} has {key}={own[key]!r} and the file has {other[key]!r}"
     return ""
+
+
+def _is_same(mine: Any, theirs: Any) -> bool:
+    """Return whether settings are equal, texts but for the last digit of numbers in float32."""
+    if mine == theirs or not (isinstance(mine, str) and isinstance(theirs, str)):
+        return bool(mine == theirs)
+    if NUMBER.sub("", mine) != NUMBER.sub("", theirs):
+        return False
+    pairs = zip(NUMBER.findall(mine), NUMBER.findall(theirs), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=ROUNDING) for a, b in pairs)
 
 
 def _plain(value: Any) -> Any:
@@ -98,19 +112,20 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return a fixed distribution, or a part of one, as a text with five digits of its numbers."""
+    """Return a fixed distribution, or a part of one, as a text with the digits of its numbers."""
     if isinstance(value, Tensor):
-        numbers = [f"{number:.5g}" for number in value.detach().double().flatten().tolist()]
-        text = ", ".join(numbers)
+        numbers = value.detach().double().flatten()
+        text = ", ".join(f"{number:.9g}" for number in numbers[:FEW].tolist())
         if len(numbers) > FEW:
-            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-            text = f"{', '.join(numbers[:FEW])}, and others: {digest}"
+            whole = ", ".join(f"{number:.5g}" for number in numbers.tolist())
+            digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+            text = f"{text}, and others: sum {numbers.sum():.9g}, digest x{digest}"
         return f"[{text}]"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_text, value))}]"
     if not isinstance(value, (Distribution, Transform)):
         plain = isinstance(value, (*PLAIN, torch.dtype))
-        return f"{value:.5g}" if isinstance(value, float) else repr(value) if plain else ""
+        return f"{value:.9g}" if isinstance(value, float) else repr(value) if plain else ""
     kind = type(value)
     own = {
         name.lstrip("_"): part
