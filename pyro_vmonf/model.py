@@ -16,6 +16,7 @@ from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.evidence import check_sample_weight
 from pyro_vmonf._utils.frames import Names, names_of, ordered
 from pyro_vmonf._utils.sameness import same_now
+from pyro_vmonf._utils.shapes import broadcast
 from pyro_vmonf._utils.sharing import share
 from pyro_vmonf._utils.validation import (
     as_tensor,
@@ -304,15 +305,8 @@ class FlowMixture(Program):
         components = self.observed(components, x)
         if size is None and x is None and given is not None:
             size = given.shape[free_dim() - 1]
-        plate = data_plate(
-            self.site("data"),
-            x,
-            self.event_shape,
-            index=index,
-            size=size,
-            sample_weight=sample_weight,
-        )
-        with plate:
+        among: dict[str, Any] = {"index": index, "size": size, "sample_weight": sample_weight}
+        with data_plate(self.site("data"), x, self.event_shape, **among, y=y):
             c = pyro.sample(
                 self.site("c"),
                 Categorical(logits=log_weights, validate_args=False),
@@ -385,7 +379,10 @@ class FlowMixture(Program):
         """Return :meth:`marginal` without a word to Pyro's param store, for scores."""
         check_follows(self, "mixture", "mixture")
         check_context(given, self.context_features)
-        return Marginal(self.weights.log_mean(given), self.components(given))
+        found = Marginal(self.weights.log_mean(given), self.components(given))
+        if given is None:
+            return found
+        return found.expand(broadcast(found.batch_shape, given.shape[:-1]))
 
     def log_posterior(
         self, x: Tensor, y: Tensor | None = None, given: Tensor | None = None

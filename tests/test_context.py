@@ -23,6 +23,7 @@ from pyro_vmonf import (
     Flow,
     FlowMixture,
     GatedWeights,
+    Gaussian,
     MarginalGuide,
     RealNVP,
     SoftmaxGuide,
@@ -306,3 +307,25 @@ def test_a_context_may_come_as_an_array() -> None:
     vmonf = plain()
     x, h = torch.randn(N, D), torch.randn(N, H)
     assert torch.equal(vmonf.log_prob(x.numpy(), given=h.numpy()), vmonf.log_prob(x, given=h))
+
+
+def test_a_lone_context_that_loses_its_digits_is_named() -> None:
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 2, context_features=1), context_features=1))
+    x, given = torch.zeros(3, 2), torch.full((3, 1), 20_000_001.0, dtype=torch.float64)
+    for rows in (1, 3):  # alike
+        with pytest.warns(RuntimeWarning, match="column 0 of the context, about 20000001, loses"):
+            vmonf.log_prob(x[:rows], given=given[:rows])
+    vmonf.log_prob(x, given=given - 20_000_000)
+    vmonf.double().log_prob(x.double(), given=given)
+
+
+def test_a_context_that_no_part_reads_has_its_rows() -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3), context_features=1))
+    given, x = torch.randn(4, 1), torch.randn(4, 2)
+    assert vmonf.marginal(given=given).batch_shape == (4,)
+    assert vmonf.marginal(given=given).sample((5,)).shape == (5, 4, 2)
+    draws, c = vmonf.sample(given=given)
+    assert draws.shape == (4, 2)
+    assert c.shape == (4,)
+    expected = VMoNF(FlowMixture(vmonf.model.bank)).log_prob(x)
+    torch.testing.assert_close(vmonf.log_prob(x, given=given), expected)

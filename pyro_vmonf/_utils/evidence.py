@@ -65,7 +65,7 @@ def check_values(y: Tensor, num_components: int) -> None:
                 "expected log-likelihoods with at least one finite value a row"
             )
         return
-    y = y.flatten()
+    y = y.flatten().long()  # numbers without a sign are never below zero
     bad = ((y < -1) | (y >= num_components)).nonzero().squeeze(1)
     if len(bad):
         raise ValueError(

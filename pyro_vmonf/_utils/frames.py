@@ -6,6 +6,8 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyro_vmonf._utils.warned import warn
 
@@ -100,10 +102,11 @@ def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
         missing: missing values of nullable columns become NaN.
 
     Raises:
-        TypeError: if a column is no number.
+        TypeError: if a column is no number, or a masked array has masked entries.
         ValueError: if a nullable column has missing values where none may be.
     """
     x = as_frame(x)
+    check_masks(name, x)
     if not is_frame(x):
         return x
     if not hasattr(x, "iloc"):
@@ -134,6 +137,32 @@ def numeric(x: Any, name: str = "x", *, missing: bool = False) -> Any:
         whole = x.to_numpy(dtype=np.float64, na_value=np.nan)
         return type(x)(whole, index=x.index, columns=x.columns)
     return x.astype(np.float64)
+
+
+def as_table(x: Any, columns: Names | None) -> Any:
+    """Return rows as scikit-learn reads them: a frame with distinct names, or an array.
+
+    Arguments:
+        x: the rows; missing values of a frame become NaN.
+        columns: the order of the columns of a frame.
+    """
+    x = numeric(ordered(x, columns), missing=True)
+    if isinstance(x, Tensor):
+        return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+    return np.asarray(x) if is_frame(x) and names_of(x) is None else x
+
+
+def check_masks(name: str, values: Any) -> None:
+    """Refuse a masked array with masked entries, below which there are any numbers.
+
+    Raises:
+        TypeError: if there are some.
+    """
+    if np.ma.is_masked(values):  # type: ignore[no-untyped-call]
+        raise TypeError(
+            f"{name} is a masked array with masked entries; pass {name}.filled(numpy.nan) where "
+            "entries may be missing, or impute them"
+        )
 
 
 def _warn_of_digits(values: Any, column: Any, name: str) -> None:

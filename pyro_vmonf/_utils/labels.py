@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vmonf._utils.frames import check_masks
+
 Array = np.ndarray[Any, Any]
 MARKS = ("-1", "-1.0", "<NA>")  # of rows without a label, beside None, as texts
 
@@ -17,8 +19,10 @@ def marked(y: Any) -> tuple[Array, Array]:
     Marks of a row without a label are −1 and ``None``; among texts also ``"-1"``, NaN and NA.
 
     Raises:
+        TypeError: if labels are masked.
         ValueError: if there is a NaN beside numbers.
     """
+    check_masks("y", y)
     values = np.asarray(y)
     if values.dtype.kind in "OUST" and values.ndim == 1:
         values = np.asarray(y, dtype=object)  # NumPy makes text of numbers beside texts

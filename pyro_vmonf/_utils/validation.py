@@ -17,7 +17,9 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from pyro_vmonf._utils.contexts import own_filters
 from pyro_vmonf._utils.frames import as_frame, is_frame, numeric, ordered
 from pyro_vmonf._utils.plain import plain
+from pyro_vmonf._utils.warned import warn
 
+LOST_ALONE = 1e-2  # of the one context there is, above which rounding is said
 LOST = 1e-3  # of a column's standard deviation, above which rounding is refused
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch cannot compare
 
@@ -38,8 +40,6 @@ def listed(positions: Tensor, limit: int = 5) -> str:
 
 def _to_tensor(values: Any) -> Tensor:
     """Return an array as a tensor, of the same memory where that can be (a memory-mapped file)."""
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError("it is a masked array with masked entries; remove or impute them")
     array = np.asarray(values)
     if any(stride < 0 for stride in array.strides):
         array = array.copy()
@@ -79,7 +79,8 @@ def as_tensor(name: str, values: Any, *, missing: bool = False) -> Tensor:
         missing: missing values of a frame become NaN.
 
     Raises:
-        TypeError: if they are no array of real numbers, or a column of a frame is none.
+        TypeError: if they are no array of real numbers, a column of a frame is none, or entries
+            are masked.
         ValueError: if a column of a frame has missing values.
     """
     if isinstance(values, Iterator):
@@ -326,18 +327,24 @@ def check_context_rows(
 def _check_digits(given: Tensor, context: Tensor) -> None:
     """Refuse a context whose columns lose their digits in the kind of the model.
 
+    Rows that are all alike, or one alone, have no spread to compare with: there it warns.
+
     Raises:
         ValueError: if a column does.
     """
-    if given.dtype == context.dtype or len(given) < 2:
+    if given.dtype == context.dtype:
         return
-    lost, spread = (given - context.to(given)).abs().amax(0), LOST * given.std(0)
-    for c in ((lost > spread) & (spread > 0)).nonzero().squeeze(1).tolist()[:1]:
-        raise ValueError(
+    lost, spread = (given - context.to(given)).abs().amax(0), given.std(0, correction=0)
+    bad = torch.where(spread > 0, lost > LOST * spread, lost > LOST_ALONE)
+    for c in bad.nonzero().squeeze(1).tolist()[:1]:
+        message = (
             f"column {c} of the context, about {float(given[:, c].double().mean()):.10g}, loses "
-            f"its digits in {context.dtype}; subtract a constant from it, or keep the pair in "
-            "float64"
+            f"its digits in {context.dtype} ({float(lost[c]):.2g} of it); subtract a constant from "
+            "it, or keep the pair in float64"
         )
+        if spread[c] > 0:
+            raise ValueError(message)
+        warn(message)
 
 
 def check_number(name: str, value: Any, *, zero: bool = False) -> float:

@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import nn
 
 from pyro_vmonf._utils.contexts import local_seed, own_filters
-from pyro_vmonf._utils.frames import names_of, numeric, ordered
+from pyro_vmonf._utils.frames import as_table, check_masks, names_of
 from pyro_vmonf._utils.labels import is_mark, marked
 from pyro_vmonf._utils.plain import plain
 from pyro_vmonf._utils.validation import check_number, check_positive
@@ -152,7 +152,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> FlowMixtureClustering:
         self._columns = names_of(X)
-        X = numeric(ordered(X, self._columns), missing=True)
+        X = as_table(X, self._columns)
         X = validate_data(self, X, dtype=KINDS, ensure_min_samples=2, ensure_all_finite=FINITE)
         X = np.ascontiguousarray(X)
         for name in ("n_init", "max_iter", "batch_size"):
@@ -170,6 +170,7 @@ class FlowMixtureClustering(  # type: ignore[misc]
                 "components or more rows"
             )
         if sample_weight is not None:
+            check_masks("sample_weight", sample_weight)
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
             if not sample_weight.any():
                 raise ValueError("sample_weight is zero for every row; some have to count")
@@ -329,9 +330,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
 
     def _rows(self, X: Any) -> Array:
         check_is_fitted(self)
-        if not hasattr(self, "feature_names_in_"):  # scikit-learn looks at names that are strings
-            X = ordered(X, self._columns)
-        X = numeric(X, missing=True)
+        # Where names are strings, scikit-learn looks at them.
+        X = as_table(X, None if hasattr(self, "feature_names_in_") else self._columns)
         return validate_data(self, X, dtype=KINDS, reset=False, ensure_all_finite=FINITE)  # type: ignore[no-any-return]
 
     def __sklearn_tags__(self) -> Any:
@@ -390,9 +390,8 @@ class FlowMixtureClustering(  # type: ignore[misc]
         Each weight of a network counts as a parameter, so the criterion overstates the size of
         flows. Compare :meth:`score` on held-out rows instead.
         """
-        X = self._rows(X)
-        free = num_parameters(self.vmonf_.model)
-        return float(free * math.log(len(X)) - 2 * self.score_samples(X).sum())
+        scores, free = self.score_samples(X), num_parameters(self.vmonf_.model)
+        return float(free * math.log(len(scores)) - 2 * scores.sum())
 
     def aic(self, X: Any) -> float:
         """Return the Akaike information criterion; see the limits of :meth:`bic`."""

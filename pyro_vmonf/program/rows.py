@@ -61,6 +61,19 @@ def _validates(values: Tensor) -> bool:
     )
 
 
+def _check_dims(name: str, value: Tensor | None, allowed: int) -> None:
+    """Refuse what has more dimensions than the rows: it would lie on that of the components.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if value is not None and value.dim() > allowed:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; the rows allow {allowed} dimensions of it: "
+            f"pass {name} of shape (N,), or log-likelihoods of shape (N, K)"
+        )
+
+
 @contextmanager
 def data_plate(
     name: str,
@@ -70,6 +83,7 @@ def data_plate(
     index: Tensor | None = None,
     size: int | None = None,
     sample_weight: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> Iterator[Any]:
     """Enter the plate of the rows, at the first dimension that no enclosing plate holds.
 
@@ -80,11 +94,18 @@ def data_plate(
         index: positions ``(B,)`` of the rows among ``size``; their own order by default.
         size: number of rows of the whole data set; those given by default.
         sample_weight: non-negative weights that broadcast with ``*``.
+        y: labels ``(*)`` or log-likelihoods ``(*, K)``, whose dimensions are looked at.
 
     Raises:
-        ValueError: if the shape of ``x`` does not fit, or the number of rows cannot be known.
+        ValueError: if the shape of ``x``, ``y`` or ``sample_weight`` does not fit, or the number of
+            rows cannot be known.
     """
     dim = free_dim()
+    allowed = max([-dim, *(-frame.dim for frame in get_plates() if frame.dim is not None)])
+    if x is not None:
+        allowed = max(allowed, x.dim() - len(event_shape))
+    _check_dims("sample_weight", sample_weight, allowed)
+    _check_dims("y", y, allowed + (y is not None and y.is_floating_point()))
     rows = None
     if x is not None:
         event_dim = len(event_shape)
@@ -161,6 +182,7 @@ class Rows:
             index=self.index,
             size=self.size,
             sample_weight=self.sample_weight,
+            y=self.y,
         )
 
 
@@ -174,6 +196,7 @@ def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
         dtype: floating dtype of the result.
 
     Raises:
+        TypeError: if labels are truth values.
         ValueError: if log-likelihoods do not have K columns; and, where Pyro validates, if labels
             are out of range or log-likelihoods say nothing.
 
@@ -182,6 +205,10 @@ def log_evidence(y: Tensor, num_components: int, dtype: torch.dtype) -> Tensor:
         tensor([[0., 0.],
                 [-inf, 0.]])
     """
+    if y.dtype == torch.bool:
+        raise TypeError(
+            f"y has dtype {y.dtype}; expected whole numbers of components, such as y.long()"
+        )
     if y.is_floating_point() and y.shape[-1:] != (num_components,):
         raise ValueError(
             f"y holds log-likelihoods of shape {tuple(y.shape)}; expected "

@@ -178,3 +178,39 @@ def test_the_estimator_takes_rows_in_any_order_of_memory() -> None:
 def test_from_data_says_what_is_wrong(options: dict[str, Any], said: str) -> None:
     with pytest.raises((ValueError, TypeError), match=said):
         VMoNF.from_data(**{"x": sixty_rows(), "progress": False, **options})
+
+
+def test_what_lies_under_a_mask_is_no_number() -> None:
+    x = two_numpy_blobs()
+    masked = np.ma.masked_array(x, mask=np.arange(x.size).reshape(x.shape) % 7 == 0)
+    estimator = FlowMixtureClustering(2, flow="gaussian", max_iter=2, random_state=0)
+    with pytest.raises(TypeError, match=r"x is a masked array .* x.filled\(numpy.nan\)"):
+        estimator.fit(masked)
+    estimator.fit(masked.filled(np.nan))
+    for verb in (estimator.predict, estimator.score_samples, estimator.vmonf_.log_prob):
+        with pytest.raises(TypeError, match="is a masked array with masked entries"):
+            verb(masked)
+    labels = np.ma.masked_array(np.arange(len(x)) % 2, mask=np.arange(len(x)) % 3 == 0)
+    with pytest.raises(TypeError, match="y is a masked array"):
+        FlowMixtureClustering(2, use_labels=True).fit(x, labels)
+    with pytest.raises(TypeError, match="sample_weight is a masked array"):
+        FlowMixtureClustering(2).fit(x, sample_weight=labels)
+    whole = estimator.score_samples(np.ma.masked_array(x, mask=np.zeros(x.shape, dtype=bool)))
+    np.testing.assert_array_equal(whole, estimator.score_samples(x))
+
+
+def test_the_estimator_takes_tensors_and_columns_of_one_name() -> None:
+    x = two_numpy_blobs().astype(np.float32)
+    estimator = FlowMixtureClustering(2, flow="gaussian", max_iter=2, random_state=0).fit(x)
+    scores = estimator.score_samples(x)
+    frame = pd.DataFrame(x, columns=["a", "a"])
+    for rows in (torch.tensor(x), torch.tensor(x, requires_grad=True), frame):
+        np.testing.assert_array_equal(estimator.score_samples(rows), scores)
+    narrow = torch.tensor(x).bfloat16()
+    np.testing.assert_array_equal(
+        estimator.predict(narrow), estimator.predict(narrow.float().numpy())
+    )
+    named = pd.DataFrame(x, columns=["a", "b"])  # and no warning of names
+    fitted = FlowMixtureClustering(2, flow="gaussian", max_iter=2, random_state=0).fit(named)
+    assert fitted.bic(named) == pytest.approx(estimator.bic(x))
+    assert fitted.aic(named) == pytest.approx(estimator.aic(x))

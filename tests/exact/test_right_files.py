@@ -273,3 +273,19 @@ def test_scores_of_a_row_with_a_gap_are_nan() -> None:
     assert torch.get_rng_state().equal(before)
     whole, _ = scores(x[::2])
     torch.testing.assert_close(log_prob[::2], whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_safetensors_of_rows_far_from_zero_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    def pair() -> VMoNF:
+        return VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2))).to(dtype)
+
+    x = normal_rows(60, 2).double() + torch.tensor([1.7e9, 3.0], dtype=torch.float64)
+    vmonf, other = pair(), pair()
+    vmonf.fit(x, epochs=1, progress=False, seed=0)
+    to_safetensors(vmonf, tmp_path / "file")
+    from_safetensors_(other, tmp_path / "file")
+    assert torch.equal(other.log_prob(x), vmonf.log_prob(x))
+    wrong = pair().to(torch.float64 if dtype == torch.float32 else torch.float32)
+    with pytest.raises(ValueError, match=f"convert the pair first: vmonf.to\\({dtype}\\)"):
+        from_safetensors_(wrong, tmp_path / "file")

@@ -6,17 +6,21 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_vmonf import FlowMixture, Gaussian, RealNVP, VMoNF, fit_em
+from pyro_vmonf import FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF, fit_em
 from pyro_vmonf.distortions import AffineImages
 from pyro_vmonf.distributions.partial import observe
 from pyro_vmonf.flows.functional import WithParameters
 from pyro_vmonf.metrics import accuracy
+from pyro_vmonf.nn import MLP
 from pyro_vmonf.starts import warm_start_
 from tests.samples import (
     HALF,
@@ -219,3 +223,36 @@ def test_columns_that_follow_from_others_are_named() -> None:
             VMoNF(FlowMixture(Gaussian(4, 2))).fit(both.to(kind), epochs=1, progress=False)
     near = torch.cat((x, x[:, :1] + 1e-3 * normal_rows(200, 1, seed=3).double()), 1)
     VMoNF(FlowMixture(Gaussian(3, 2))).fit(near, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rows", [3, 4])
+def test_the_program_takes_no_dimension_more_than_that_of_the_rows(count: int, rows: int) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, count)), SoftmaxGuide(MLP(2, count)))
+    elbo, x = TraceEnum_ELBO(max_plate_nesting=1), normal_rows(rows, 2)
+    weight, y = torch.rand(rows), torch.zeros(rows, dtype=torch.long)
+    for name, value in (
+        ("sample_weight", weight[:, None]),
+        ("y", y[:, None]),
+        ("y", torch.zeros(rows, 1, count)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} has shape .*; the rows allow"):
+            elbo.loss(vmonf.model, vmonf.guide, x, **{name: value})
+    expected = elbo.loss(vmonf.model, vmonf.guide, x, y=y)
+    for kind in (torch.uint8, torch.int8, torch.int32):
+        assert elbo.loss(vmonf.model, vmonf.guide, x, y=y.to(kind)) == expected
+    with pytest.raises(TypeError, match=r"y has dtype torch.bool; .* y.long\(\)"):
+        elbo.loss(vmonf.model, vmonf.guide, x, y=y.bool())
+
+
+def test_weights_of_outer_plates_lie_on_their_dimensions() -> None:
+    model, x = FlowMixture(Gaussian(2, 3)), normal_rows(5, 4, 2)
+    weight = torch.rand(5, 1)
+
+    def program() -> None:
+        with pyro.plate("outer", 5, dim=-2):
+            model(x, sample_weight=weight)
+
+    trace = poutine.trace(program).get_trace()
+    site = trace.nodes[model.site("x")]
+    assert torch.equal(site["scale"], weight)
