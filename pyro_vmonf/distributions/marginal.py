@@ -153,7 +153,10 @@ class Marginal(Estimated):
             count = self.log_weights.shape[-1]
             log_weights = self.log_weights.expand(*self.batch_shape, count)
             shape = Size(sample_shape)
-            if component is None:
+            if 0 in shape:  # torch draws no number of none
+                c = torch.zeros((*shape, *self.batch_shape), dtype=torch.long)
+                c = c.to(log_weights.device)
+            elif component is None:
                 c = torch.distributions.Categorical(logits=log_weights).sample(shape)
             else:
                 c = torch.full((*shape, *self.batch_shape), component, device=log_weights.device)

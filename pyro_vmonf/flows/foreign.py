@@ -51,6 +51,9 @@ class Replicated(Registered):
     shows the reason. Draws always come from one component after the other. The check holds for the
     components as they are at construction: their parameters may change, but no other attribute.
 
+    Tensors of transforms that are no modules, such as a permutation, are buffers of the bank, and a
+    ``torch.nn.Parameter`` among them is trained.
+
     Arguments:
         factory: function that returns a new component: a module whose call returns a distribution
             of ``batch_shape`` ``()`` (zuko's flows are such, and take a context), a distribution, a

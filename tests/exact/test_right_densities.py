@@ -364,3 +364,9 @@ def test_a_selected_component_has_its_moments(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found.variance, scale[c].square())
     own = select(parts.expand((4, K)), torch.tensor([2, 0, 1, 1]))  # each row has its own
     torch.testing.assert_close(own.mean, scale[[2, 0, 1, 1]] + 10)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
+def test_no_draws_are_an_empty_tensor(shape: tuple[int, ...]) -> None:
+    for mixture in (one_feature().marginal(), FlowMixture(RealNVP(1, 2)).marginal()):
+        assert mixture.sample(shape).shape == (*shape, 1)
