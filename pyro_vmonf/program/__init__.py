@@ -42,6 +42,7 @@ from pyro_vmonf.program.traces import (
     enumerated_dim,
     is_enumerated,
     is_plate,
+    total_of,
 )
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "registered",
     "reset_autoguide_",
     "running",
+    "total_of",
     "unregistered",
     "with_evidence",
 ]

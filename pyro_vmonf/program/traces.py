@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,9 +52,38 @@ def _times(packed: Tensor, factor: Tensor) -> Tensor:
     return result
 
 
+Factors = list[tuple[str, dict[str, Any], int, Tensor]]
+
+
+def _contractions(
+    elbo: TraceEnum_ELBO, model: Any, guide: Any, arguments: dict[str, Any]
+) -> Iterator[tuple[Any, Factors]]:
+    """Yield the ELBO of each particle, and a factor of one in front of each log-density."""
+    for model_trace, guide_trace in elbo._get_traces(model, guide, (), arguments):
+        found: Factors = []
+        for trace, sign in ((model_trace, 1), (guide_trace, -1)):
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample" or is_plate(site):
+                    continue
+                if sign < 0 and enumerated_dim(site) is not None:
+                    continue
+                factor = site["log_prob"].new_ones((), requires_grad=True)
+                for key in ("log_prob", "unscaled_log_prob"):
+                    site["packed"][key] = _times(site["packed"][key], factor)
+                found.append((name, site, sign, factor))
+        yield _compute_dice_elbo(model_trace, guide_trace), found
+
+
+def total_of(elbo: TraceEnum_ELBO, model: Any, guide: Any, arguments: dict[str, Any]) -> Tensor:
+    """Return the ELBO of :func:`contracted` alone."""
+    with torch.enable_grad():
+        total: Tensor = sum(value for value, _ in _contractions(elbo, model, guide, arguments))
+    return total if torch.is_grad_enabled() else total.detach()
+
+
 def contracted(
     elbo: TraceEnum_ELBO, model: Any, guide: Any, arguments: dict[str, Any]
-) -> tuple[Tensor, list[tuple[str, dict[str, Any], int, Tensor]]]:
+) -> tuple[Tensor, Factors]:
     """Return the ELBO of ``TraceEnum_ELBO``, and the part of it that each site contributes.
 
     The part of a site is the derivative of the ELBO by a factor in front of its log-density: the
@@ -64,21 +94,9 @@ def contracted(
         expected log-density. Sites that the guide enumerates are left out.
     """
     total: Any = 0.0
-    parts: list[tuple[str, dict[str, Any], int, Tensor]] = []
+    parts: Factors = []
     with torch.enable_grad():
-        for model_trace, guide_trace in elbo._get_traces(model, guide, (), arguments):
-            found: list[tuple[str, Any, int, Tensor]] = []
-            for trace, sign in ((model_trace, 1), (guide_trace, -1)):
-                for name, site in trace.nodes.items():
-                    if site["type"] != "sample" or is_plate(site):
-                        continue
-                    if sign < 0 and enumerated_dim(site) is not None:
-                        continue
-                    factor = site["log_prob"].new_ones((), requires_grad=True)
-                    for key in ("log_prob", "unscaled_log_prob"):
-                        site["packed"][key] = _times(site["packed"][key], factor)
-                    found.append((name, site, sign, factor))
-            value = _compute_dice_elbo(model_trace, guide_trace)
+        for value, found in _contractions(elbo, model, guide, arguments):
             total = total + value
             if found and value.requires_grad:
                 derivatives = torch.autograd.grad(

@@ -204,7 +204,10 @@ def _fit(
         head["temperature"] = past["temperature"]
     schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
-        outside = Streams(getattr(sources.train, "loader", None), nn.ModuleList([model, guide]))
+        outside: Any = None
+        if options.checkpoint is not None or past:  # it goes through everything that is held
+            loader = getattr(sources.train, "loader", None)
+            outside = Streams(loader, nn.ModuleList([model, guide]))
         if past:
             outside.begin_(past["start"])
         probe = next(iter(sources.train.epoch(torch.Generator())))

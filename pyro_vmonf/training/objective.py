@@ -23,6 +23,7 @@ from pyro_vmonf.program import (
     Enumerate,
     contracted,
     enumerated_dim,
+    total_of,
     unregistered,
 )
 from pyro_vmonf.training.bounds import Site, max_plate_nesting, sample_sites
@@ -147,10 +148,11 @@ class Objective(nn.Module):
         """
         if self.reason:
             return ""
-        with evaluating(self), unregistered(), torch.no_grad():
-            with local_seed(0), kept(self):
+        with evaluating(self), unregistered(), torch.no_grad(), kept(self) as put_back:
+            with local_seed(0):
                 terms = torch.stack(list(self(**arguments).values())).double()
-            with local_seed(0), kept(self):
+            put_back()
+            with local_seed(0):
                 long = -self.long.loss(self.model, self.guide, **arguments)
         rounding = 1e3 * torch.finfo(floating_buffer(self.model).dtype).eps
         gap = float((terms.sum() - long).abs())
@@ -317,20 +319,22 @@ def road(
     some = {name: _as_float64(value) for name, value in some.items()}
     try:
         both = nn.ModuleList([model, guide])
-        pair = copy.deepcopy(both, _empty_dicts(both)).double().train()
+        pair = copy.deepcopy(both, _known(both)).double().train()
         pair[1].bind_(pair[0])  # type: ignore[operator]
         state = [*pair.parameters(), *pair.buffers()]
         before = [value.detach().clone() for value in state]
-        short, own = _value_and_gradient(pair, nesting, some, direct=direct)
-        with torch.no_grad():  # the rows of the short road may have been counted
-            for value, first in zip(state, before, strict=True):
-                value.copy_(first)
-        again = {**some, "x": some["x"].clone()}  # rows that have not been counted
-        long, theirs = _value_and_gradient(pair, nesting, again, "compared")
+        with unregistered(), kept(pair) as put_back:
+            short, own = _value_and_gradient(pair, nesting, some, direct=direct)
+            with torch.no_grad():  # the rows of the short road may have been counted
+                for value, first in zip(state, before, strict=True):
+                    value.copy_(first)
+            put_back()
+            again = {**some, "x": some["x"].clone()}  # rows that have not been counted
+            long, theirs = _value_and_gradient(pair, nesting, again, "compared")
     except OtherProgram as difference:
         # Pyro refuses some programs: it does so here. In ``eval()`` nothing learns from the rows.
         with evaluating(model), evaluating(guide), torch.no_grad(), local_seed(0):
-            contracted(TraceEnum_ELBO(max_plate_nesting=nesting), model, guide, arguments)
+            total_of(TraceEnum_ELBO(max_plate_nesting=nesting), model, guide, arguments)
         return str(difference)
     except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
         return f"the two roads could not be compared in float64: {error}".splitlines()[0]
@@ -343,14 +347,18 @@ def road(
     return ""
 
 
-def _empty_dicts(module: nn.Module) -> dict[int, Any]:
-    """Return a memo for ``deepcopy``, which takes long over the empty hooks of each module."""
-    return {
+def _known(module: nn.Module) -> dict[int, Any]:
+    """Return a memo for ``deepcopy``, which takes long over parameters and empty hooks."""
+    memo: dict[int, Any] = {
         id(value): OrderedDict()
         for part in module.modules()
         for value in vars(part).values()
         if type(value) is OrderedDict and not value
     }
+    for p in module.parameters():
+        if type(p) is nn.Parameter:
+            memo[id(p)] = nn.Parameter(p.detach().double().clone(), p.requires_grad)
+    return memo
 
 
 def _value_and_gradient(
@@ -367,14 +375,15 @@ def _value_and_gradient(
         ValueError: if the program has no bound.
     """
     objective = Objective(pair[0], pair[1], nesting, reason, direct)
-    with unregistered(), local_seed(0), kept(pair):
-        if reason or direct:
-            terms = objective(**arguments)
+    with local_seed(0):
+        if reason:
+            value = total_of(objective.long, pair[0], pair[1], arguments)
+        elif direct:
+            value = torch.stack(list(objective(**arguments).values())).sum()
         else:
             guide_trace, model_trace = objective.elbo.traces(*pair, **arguments)
             check_structure(model_trace, guide_trace)
-            terms = _terms(model_trace, guide_trace)
-        value = torch.stack(list(terms.values())).sum()
+            value = torch.stack(list(_terms(model_trace, guide_trace).values())).sum()
     trained = [p for p in objective.parameters() if p.requires_grad]
     if not value.requires_grad:
         return value.detach(), [torch.zeros_like(p) for p in trained]

@@ -130,15 +130,22 @@ def _of_the_process() -> dict[str, _Cell]:
 
 
 @contextmanager
-def kept(pair: nn.Module) -> Iterator[None]:
-    """Run a block, and put the generators that a pair holds back to where they were."""
+def kept(pair: nn.Module) -> Iterator[Callable[[], None]]:
+    """Run a block, and put the generators that a pair holds back to where they were.
+
+    The block may call what it is given, which does so at once.
+    """
     cells = dict(_found(pair, "pair", False, set())) | _of_the_process()
     states = {path: cell.get() for path, cell in cells.items()}
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for path, state in states.items():
             cells[path].put(state)
+
+    try:
+        yield put_back
+    finally:
+        put_back()
 
 
 def _found(value: Any, path: str, counts: bool, seen: set[int]) -> Iterator[tuple[str, _Cell]]:
