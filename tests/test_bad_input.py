@@ -242,10 +242,10 @@ OPTIONS: dict[str, Callable[[Any], object]] = {name: fit_with(name) for name in 
     "component": lambda value: pair().sample(2, component=value),
     "chunk_size": lambda value: pair().log_prob(GOOD, chunk_size=value),
     "below": lambda value: pair().prune_(GOOD, below=value),
-    "features": lambda value: RealNVP(value, K),
-    "components": lambda value: RealNVP(D, value),
+    "features": lambda value: RealNVP(value, K, blocks=2),
+    "components": lambda value: RealNVP(D, value, blocks=2),
     "blocks": lambda value: RealNVP(D, K, blocks=value),
-    "bound": lambda value: RealNVP(D, K, bound=value),
+    "bound": lambda value: RealNVP(D, K, bound=value, blocks=2),
     "elbo_gradient": lambda value: SoftmaxGuide(MLP(D, K), elbo_gradient=value),
     "top": lambda value: SoftmaxGuide(MLP(D, K), top=value),
 }

@@ -178,7 +178,7 @@ def test_what_is_no_choice_of_components_is_refused(index: list[int]) -> None:
 
 
 def test_banks_of_unknown_layout_are_refused() -> None:
-    mixed = VMoNF(FlowMixture(Stack([Gaussian(2, 1), RealNVP(2, 3)])))
+    mixed = VMoNF(FlowMixture(Stack([Gaussian(2, 1), RealNVP(2, 3, blocks=2)])))
     with pytest.raises(ValueError, match="Stack"):
         take_components_(mixed, torch.tensor([1, 0, 2, 3]))
     bank = Flow([Affine(2, batch_shape=(3,))], base=StandardNormal(2, 3))
@@ -348,13 +348,13 @@ def test_matching_takes_arrays_and_refuses_what_it_cannot_use() -> None:
         match_components(torch.full((4, 3), torch.nan), q)
     with pytest.raises(ValueError, match="shape"):
         match_components(torch.tensor([0, 1]), q)
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 3)))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)))
     with pytest.raises(ValueError, match="below is nan"):
         vmonf.prune_(torch.randn(5, 2), below=float("nan"))
 
 
 def test_one_choice_after_the_other_is_one_choice() -> None:
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 4)), SoftmaxGuide(MLP(2, 4)))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 4, blocks=2)), SoftmaxGuide(MLP(2, 4)))
     x = torch.randn(20, 2)
     before = vmonf.predict_proba(x)
     take_components_(vmonf, torch.tensor([3, 1, 0, 2]))

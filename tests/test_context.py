@@ -245,7 +245,7 @@ def test_the_gradient_is_that_of_the_formula() -> None:
 
 
 def plain() -> VMoNF:
-    return VMoNF(FlowMixture(RealNVP(D, K, context_features=H), context_features=H))
+    return VMoNF(FlowMixture(RealNVP(D, K, context_features=H, blocks=2), context_features=H))
 
 
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
@@ -263,7 +263,9 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         "the context does not fit: .*NaN",
     ),
     "a context nobody takes": (
-        lambda: VMoNF(FlowMixture(RealNVP(D, K))).predict(torch.zeros(N, D), given=torch.ones(N)),
+        lambda: VMoNF(FlowMixture(RealNVP(D, K, blocks=2))).predict(
+            torch.zeros(N, D), given=torch.ones(N)
+        ),
         "takes none",
     ),
     "a number and a context": (
@@ -310,7 +312,7 @@ def test_a_context_may_come_as_an_array() -> None:
 
 
 def test_a_lone_context_that_loses_its_digits_is_named() -> None:
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 2, context_features=1), context_features=1))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 2, context_features=1, blocks=2), context_features=1))
     x, given = torch.zeros(3, 2), torch.full((3, 1), 20_000_001.0, dtype=torch.float64)
     for rows in (1, 3):  # alike
         with pytest.warns(RuntimeWarning, match="column 0 of the context, about 20000001, loses"):

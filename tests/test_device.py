@@ -389,7 +389,9 @@ def test_distorted_images() -> None:
 
 @on_a_gpu
 def test_an_exported_program() -> None:
-    _, there = both(lambda: VMoNF(FlowMixture(RealNVP(D, K), "learned"), SoftmaxGuide(network())))
+    _, there = both(
+        lambda: VMoNF(FlowMixture(RealNVP(D, K, blocks=2), "learned"), SoftmaxGuide(network()))
+    )
     log_prob, _ = export(there).module()(X.double().to(THERE))
     assert_same(log_prob, there.log_prob(X).cpu())
 

@@ -21,11 +21,11 @@ from pyro_vmonf.terms import Balance
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
 OTHERS: dict[str, tuple[Callable[[], VMoNF], str]] = {
     "bound": (
-        lambda: VMoNF(FlowMixture(NSF(2, 2, bound=8.0)), SoftmaxGuide(MLP(2, 2))),
+        lambda: VMoNF(FlowMixture(NSF(2, 2, bound=8.0, blocks=2)), SoftmaxGuide(MLP(2, 2))),
         "model.bank has bound=8.0 and the file has 5.0",
     ),
     "activation": (
-        lambda: VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(MLP(2, 2, activation="tanh"))),
+        lambda: VMoNF(FlowMixture(NSF(2, 2, blocks=2)), SoftmaxGuide(MLP(2, 2, activation="tanh"))),
         "guide.network has activation='tanh' and the file has 'relu'",
     ),
 }
@@ -33,7 +33,7 @@ OTHERS: dict[str, tuple[Callable[[], VMoNF], str]] = {
 
 def pair(network: nn.Module | None = None) -> VMoNF:
     torch.manual_seed(0)
-    return VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(network or MLP(2, 2)))
+    return VMoNF(FlowMixture(NSF(2, 2, blocks=2)), SoftmaxGuide(network or MLP(2, 2)))
 
 
 def beside_a_fixed_one(loc: float, size: int) -> VMoNF:
@@ -101,12 +101,14 @@ def test_a_pair_with_other_settings_is_refused_and_stays(
 def test_terms_may_differ_in_a_file_and_not_in_a_run(tmp_path: Path) -> None:
     one, path = pair(), tmp_path / "file"
     one.save(path)
-    other = VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(MLP(2, 2), [Balance(weight=3.0)]))
+    other = VMoNF(FlowMixture(NSF(2, 2, blocks=2)), SoftmaxGuide(MLP(2, 2), [Balance(weight=3.0)]))
     VMoNF.load(path, into=other)
     assert torch.equal(one.log_prob(X), other.log_prob(X))
     options: dict[str, Any] = {"epochs": 3, "seed": 0, "progress": False}
     other.fit(X, checkpoint=path, callbacks=lambda progress: True, **options)
-    changed = VMoNF(FlowMixture(NSF(2, 2)), SoftmaxGuide(MLP(2, 2), [Balance(weight=9.0)]))
+    changed = VMoNF(
+        FlowMixture(NSF(2, 2, blocks=2)), SoftmaxGuide(MLP(2, 2), [Balance(weight=9.0)])
+    )
     with pytest.raises(ValueError, match=r"guide.terms.0 has weight=9.0 and the file has 3.0"):
         changed.fit(X, resume=path, **options)
 
@@ -117,7 +119,7 @@ def test_parts_of_ones_own_do_not_hide_those_of_the_library(tmp_path: Path) -> N
 
     with pytest.warns(UserWarning, match="into=vmonf"):
         pair(Own(2, 2)).save(tmp_path / "file")
-    other = VMoNF(FlowMixture(NSF(2, 2, bound=8.0)), SoftmaxGuide(Own(2, 2)))
+    other = VMoNF(FlowMixture(NSF(2, 2, bound=8.0, blocks=2)), SoftmaxGuide(Own(2, 2)))
     with pytest.raises(ValueError, match=r"bound=8.0 and the file has 5.0"):
         VMoNF.load(tmp_path / "file", into=other)
     VMoNF.load(tmp_path / "file", into=pair(Own(2, 2)))

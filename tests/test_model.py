@@ -344,7 +344,9 @@ def test_a_list_of_distributions_is_a_bank() -> None:
     model, x = FlowMixture(parts), torch.randn(5, D)
     expected = torch.stack([part.log_prob(x) for part in parts], -1)
     torch.testing.assert_close(model.components().log_prob(x.unsqueeze(1)), expected)
-    vmonf = VMoNF(FlowMixture([*parts, RealNVP(D, 1, base=parts[1])]), SoftmaxGuide(MLP(D, 3)))
+    vmonf = VMoNF(
+        FlowMixture([*parts, RealNVP(D, 1, base=parts[1], blocks=2)]), SoftmaxGuide(MLP(D, 3))
+    )
     vmonf.fit(torch.randn(20, D), epochs=1, progress=False)
     assert vmonf.sample(4)[0].shape == (4, D)
 
@@ -352,7 +354,7 @@ def test_a_list_of_distributions_is_a_bank() -> None:
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "bank without K": (lambda: FlowMixture(Single()), r"batch_shape \(\)"),
     "base of another D": (
-        lambda: RealNVP(D, K, base=dist.Normal(torch.zeros(K, 3), 1.0).to_event(1)),
+        lambda: RealNVP(D, K, base=dist.Normal(torch.zeros(K, 3), 1.0).to_event(1), blocks=2),
         "base has batch_shape",
     ),
     "too many weights": (lambda: separated(torch.ones(4)), "4 weights.*3 components"),
@@ -455,9 +457,9 @@ def test_halves_are_swapped_and_used_ones_are_wrapped() -> None:
     with pytest.raises(ValueError, match="one logit"):
         again.guide = SoftmaxGuide(MLP(D, 9))
     with pytest.raises(TypeError, match="FlowMixture"):
-        VMoNF(RealNVP(D, K))
+        VMoNF(RealNVP(D, K, blocks=2))
     with pytest.raises(TypeError, match="SoftmaxGuide"):
-        VMoNF(FlowMixture(RealNVP(D, K)), MLP(D, K))
+        VMoNF(FlowMixture(RealNVP(D, K, blocks=2)), MLP(D, K))
 
 
 def test_a_size_below_the_rows_is_refused() -> None:

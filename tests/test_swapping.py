@@ -500,7 +500,7 @@ def test_cell(bank: str, weights: str, guide: str, verb: str) -> None:
 
 def random_inside_a_plate() -> None:
     with pyro.plate("outer", 2):
-        FlowMixture(RandomBank(RealNVP(D, K)))(torch.zeros(4, 2, D))
+        FlowMixture(RandomBank(RealNVP(D, K, blocks=2)))(torch.zeros(4, 2, D))
 
 
 def reversed_planar() -> Replicated:
@@ -508,7 +508,7 @@ def reversed_planar() -> Replicated:
 
 
 def conditional() -> FlowMixture:
-    return FlowMixture(RealNVP(D, K, context_features=1), context_features=1)
+    return FlowMixture(RealNVP(D, K, context_features=1, blocks=2), context_features=1)
 
 
 CANNOT: dict[str, Callable[[], object]] = {

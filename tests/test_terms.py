@@ -262,7 +262,7 @@ def test_images_are_moved_by_the_map_that_was_asked_for() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_balance_counts_rows_by_their_weights() -> None:
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3), [Balance()]))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), SoftmaxGuide(MLP(2, 3), [Balance()]))
     x, weight = torch.randn(8, 2), torch.tensor([1.0, 2.0, 0.0, 0.5, 0.0, 1.0, 3.0, 0.0])
     q = vmonf.guide.log_q(x).exp()
     mean = (weight[:, None] * q).sum(0) / weight.sum()

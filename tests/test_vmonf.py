@@ -249,9 +249,9 @@ SAVED: dict[str, Callable[[], VMoNF]] = {
     ),
     "no guide": lambda: pair(guided=False),
     "gaussian": lambda: VMoNF(FlowMixture(Gaussian(D, K)), SoftmaxGuide(MLP(D, K), [])),
-    "maf on gaussians": lambda: VMoNF(FlowMixture(MAF(D, K, base=Gaussian(D, K)))),
+    "maf on gaussians": lambda: VMoNF(FlowMixture(MAF(D, K, base=Gaussian(D, K), blocks=2))),
     "stack": lambda: VMoNF(
-        FlowMixture(Stack([NSF(D, 1, bins=4), AutoregressiveNSF(D, 2), Gaussian(D, 1)]))
+        FlowMixture(Stack([NSF(D, 1, bins=4, blocks=2), AutoregressiveNSF(D, 2), Gaussian(D, 1)]))
     ),
     "terms": lambda: VMoNF(
         FlowMixture(RealNVP(D, K, blocks=1)),
@@ -273,7 +273,9 @@ SAVED: dict[str, Callable[[], VMoNF]] = {
         f"images-{bank.__name__}": lambda bank=bank: image_pair(bank)
         for bank in (Glow, ImageNSF, MultiScaleRealNVP, PixelFlow)
     },
-    "mixtures": lambda: VMoNF(FlowMixture(MAFMoG(D, K, mixtures=2)), SoftmaxGuide(MLP(D, K))),
+    "mixtures": lambda: VMoNF(
+        FlowMixture(MAFMoG(D, K, mixtures=2, blocks=1)), SoftmaxGuide(MLP(D, K))
+    ),
 }
 
 

@@ -546,9 +546,9 @@ def test_weights_of_each_row_are_drawn_from() -> None:
 
 SUPPORTS: dict[str, tuple[Callable[[], Distribution], constraints.Constraint]] = {
     "gaussian": (lambda: Gaussian(D, K)(), constraints.real_vector),
-    "flow": (lambda: RealNVP(D, K)(), constraints.real_vector),
+    "flow": (lambda: RealNVP(D, K, blocks=2)(), constraints.real_vector),
     "standardised": (
-        lambda: FlowDistribution(NSF(D, K)(), [Standardize((D,))]),
+        lambda: FlowDistribution(NSF(D, K, blocks=2)(), [Standardize((D,))]),
         constraints.real_vector,
     ),
     "logit": (

@@ -62,12 +62,12 @@ def test_moments_and_entropies_are_those_of_gaussians() -> None:
 
 def test_what_has_no_closed_form_names_its_estimate() -> None:
     model = mixture(2)
-    flow = FlowMixture(RealNVP(2, K)).marginal()
+    flow = FlowMixture(RealNVP(2, K, blocks=2)).marginal()
     for owner, what, name in (
         (model.marginal(), lambda d: d.entropy(), "entropy_estimate"),
         (flow, lambda d: d.mean, "mean_estimate"),
         (flow, lambda d: d.stddev, "mean_estimate"),
-        (FlowMixture(NSF(2, K)).components(), lambda d: d.entropy(), "entropy_estimate"),
+        (FlowMixture(NSF(2, K, blocks=2)).components(), lambda d: d.entropy(), "entropy_estimate"),
     ):
         with pytest.raises(NotImplementedError, match=name):
             what(owner)

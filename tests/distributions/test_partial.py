@@ -171,7 +171,10 @@ def test_draws_of_an_exact_flow_are_those_of_its_conditional() -> None:
     assert (gap <= 4 * (error.square() + weighted.square()).sqrt() + 1e-12).all()
 
 
-@pytest.mark.parametrize("make", [lambda: RealNVP(D, K), lambda: NSF(D, K), lambda: MAF(D, K)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: RealNVP(D, K, blocks=2), lambda: NSF(D, K, blocks=2), lambda: MAF(D, K, blocks=2)],
+)
 def test_layers_at_the_identity_leave_the_marginals_of_their_base_exact(
     make: Callable[[], nn.Module],
 ) -> None:
@@ -190,7 +193,7 @@ def test_layers_at_the_identity_leave_the_marginals_of_their_base_exact(
 def test_a_stack_asks_each_part() -> None:
     parts = [
         drawn(Gaussian(D, 2)),
-        drawn(RealNVP(D, 1)),
+        drawn(RealNVP(D, 1, blocks=2)),
         Independent(StudentT(3.0, torch.zeros(D)), 1),
     ]
     _, gaps = rows()
@@ -229,7 +232,7 @@ def bound(components: Distribution, x: Tensor, draws: int) -> tuple[Tensor, Tens
 
 
 def test_whole_rows_keep_their_density_and_gradients_are_finite() -> None:
-    for bank in (drawn(RealNVP(D, K)), drawn(Gaussian(D, K)), drawn(MAF(D, K))):
+    for bank in (drawn(RealNVP(D, K, blocks=2)), drawn(Gaussian(D, K)), drawn(MAF(D, K, blocks=2))):
         x, gaps = rows()
         components = Observed(bank(), 4)
         with local_seed(0):

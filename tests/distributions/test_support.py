@@ -24,7 +24,7 @@ BOX = dist.Uniform(torch.zeros(D), torch.ones(D)).to_event(1)
 
 
 def bounded() -> FlowMixture:
-    flow = RealNVP(D, K)
+    flow = RealNVP(D, K, blocks=2)
     return FlowMixture(Flow([*flow.transforms, Logit(alpha=0.0)], base=flow.base))
 
 
@@ -123,14 +123,14 @@ WRONG = [(5, 1), (5,), (5, 3), (1,), (2, 5), ()]
 
 @pytest.mark.parametrize("shape", WRONG)
 def test_points_of_another_shape_are_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
-    model = FlowMixture([RealNVP(D, 1), BOX])
+    model = FlowMixture([RealNVP(D, 1, blocks=2), BOX])
     vmonf = VMoNF(model, SoftmaxGuide(MLP(D, K)))
     x = torch.full(shape, 0.5)
     verbs: list[Callable[[Tensor], Any]] = [
         model.marginal().log_prob,
         model.components().log_prob,
         model.bank().log_prob,
-        RealNVP(D, K)().log_prob,
+        RealNVP(D, K, blocks=2)().log_prob,
         model.log_posterior,
         vmonf.guide.log_q,
         vmonf.guide.log_posterior,

@@ -102,7 +102,7 @@ def test_it_is_a_distribution_on_what_it_keeps() -> None:
 
 def test_it_trains_under_svi_and_draws_without_enumeration() -> None:
     x = torch.randn(64, D)
-    vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), top=2))
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=2)), SoftmaxGuide(MLP(D, K), top=2))
     svi = SVI(vmonf.model, vmonf.guide, pyro.optim.Adam({"lr": 1e-2}), TraceEnum_ELBO())
     losses = [svi.step(x) for _ in range(30)]
     assert losses[-1] < losses[0]

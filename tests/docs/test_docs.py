@@ -181,7 +181,7 @@ def test_every_equation_of_the_thesis_is_on_the_page() -> None:
 def fit(x: Any, term: Any = None, dtype: torch.dtype = torch.float32) -> None:
     """Fit a small pair to what is given."""
     guide = SoftmaxGuide(MLP(2, 3), None if term is None else [term])
-    VMoNF(FlowMixture(RealNVP(2, 3)), guide).to(dtype).fit(x, epochs=2, progress=False)
+    VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), guide).to(dtype).fit(x, epochs=2, progress=False)
 
 
 def load(folder: Path, content: Any) -> None:
@@ -204,7 +204,7 @@ MESSAGES: dict[str, Callable[[Path], None]] = {
     ),
     "beyond torch.float32; rescale them, or use model.double()": lambda _: fit(1e36 * ROWS),
     "holds modules that are not pyro_vmonf's; build the pair and pass it": lambda folder: load(
-        folder, VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(OWN))
+        folder, VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), SoftmaxGuide(OWN))
     ),
     "cannot be read as a fitted mixture of pyro_vmonf": lambda folder: load(folder, {"a": 1}),
     "a random walk starts from the row's position in the data": lambda _: fit(

@@ -243,7 +243,7 @@ def test_a_frozen_copy_follows_fixed_components_and_settings() -> None:
     model.bank = at(5.0)  # type: ignore[assignment]
     x = torch.zeros(1, 2)
     assert torch.equal(model.marginal(frozen=True).log_prob(x), model.marginal().log_prob(x))
-    model = FlowMixture(RealNVP(2, 2))
+    model = FlowMixture(RealNVP(2, 2, blocks=2))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))

@@ -163,7 +163,7 @@ def test_weights_are_the_mean_responsibilities_after_labelled_epochs(
     x = double_rows(40)
     y = torch.randint(-1, K, (40,), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    one = VMoNF(FlowMixture(RealNVP(2, K), "learned"), SoftmaxGuide(MLP(2, K))).double()
+    one = VMoNF(FlowMixture(RealNVP(2, K, blocks=2), "learned"), SoftmaxGuide(MLP(2, K))).double()
     one.model.standardize_(x)
     right = one.predict_proba(x, y).mean(0)
     options: dict[str, Any] = {"optimizer": still, "temperature": 1.0, "seed": 0}

@@ -184,7 +184,7 @@ def test_quantiles_of_small_shares_are_finite() -> None:
 
 def test_far_away_is_minus_infinity_for_mixtures_of_gaussians() -> None:
     with local_seed(0), torch.no_grad():
-        bank = MAFMoG(2, 2)
+        bank = MAFMoG(2, 2, blocks=1)
         for parameter in bank.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     for far in (1e10, 1e19, 1e22, 1e30):
@@ -210,7 +210,7 @@ def test_mixtures_of_gaussians_have_second_derivatives(way: str) -> None:
 
 def test_a_density_of_mixtures_of_gaussians_has_a_hessian() -> None:
     torch.manual_seed(0)
-    bank = MAFMoG(2, 1, base=Gaussian(2, 1)).double()
+    bank = MAFMoG(2, 1, base=Gaussian(2, 1), blocks=1).double()
     with torch.no_grad():
         for parameter in bank.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -368,5 +368,5 @@ def test_a_selected_component_has_its_moments(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
 def test_no_draws_are_an_empty_tensor(shape: tuple[int, ...]) -> None:
-    for mixture in (one_feature().marginal(), FlowMixture(RealNVP(1, 2)).marginal()):
+    for mixture in (one_feature().marginal(), FlowMixture(RealNVP(1, 2, blocks=2)).marginal()):
         assert mixture.sample(shape).shape == (*shape, 1)

@@ -190,13 +190,16 @@ def test_k_means_is_of_standardised_columns(unit: float) -> None:
 def test_the_error_of_an_inversion_is_in_standard_deviations(unit: float) -> None:
     x = unit * normal_rows(200, 2).double()
     torch.manual_seed(0)
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 2)))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 2, blocks=2)))
     vmonf.fit(x, epochs=1, seed=0, progress=False)
     assert 1e-8 < max(vmonf.report(x).inversion_error) < 1e-5
 
 
 def test_small_and_large_sample_weights_warn() -> None:
-    vmonf, x = VMoNF(FlowMixture(RealNVP(2, 2)), SoftmaxGuide(MLP(2, 2))), normal_rows(60, 2)
+    vmonf, x = (
+        VMoNF(FlowMixture(RealNVP(2, 2, blocks=2)), SoftmaxGuide(MLP(2, 2))),
+        normal_rows(60, 2),
+    )
     options: dict[str, Any] = {"epochs": 1, "seed": 0, "progress": False}
     with pytest.warns(UserWarning, match="a mean weight of 1e-07: gradients of this size vanish"):
         vmonf.fit(x, sample_weight=torch.full((60,), 1e-7), **options)

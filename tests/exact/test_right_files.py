@@ -128,7 +128,10 @@ def test_a_file_says_what_it_does_not_hold(tmp_path: Path) -> None:
         lambda bank: bank.transforms.append(PReLU(2)),
     ]
     for change in changes:
-        vmonf, twin = VMoNF(FlowMixture(RealNVP(2, 3))), VMoNF(FlowMixture(RealNVP(2, 3)))
+        vmonf, twin = (
+            VMoNF(FlowMixture(RealNVP(2, 3, blocks=2))),
+            VMoNF(FlowMixture(RealNVP(2, 3, blocks=2))),
+        )
         change(vmonf.model.bank)
         change(twin.model.bank)
         with pytest.warns(UserWarning, match="was changed after it was built"):
@@ -263,7 +266,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 def test_scores_of_a_row_with_a_gap_are_nan() -> None:
     torch.manual_seed(0)
-    scores = Scores(VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3))))
+    scores = Scores(VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), SoftmaxGuide(MLP(2, 3))))
     x = normal_rows(3, 2)
     x[1, 0] = torch.nan
     before = torch.get_rng_state()

@@ -218,7 +218,7 @@ def test_a_walk_on_other_rows_is_refused() -> None:
 @pytest.mark.parametrize("n_init", [1, 2])
 def test_a_short_batch_counts_by_its_rows(n_init: int) -> None:
     torch.manual_seed(0)
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 3)), SoftmaxGuide(MLP(2, 3))).double()
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)), SoftmaxGuide(MLP(2, 3))).double()
     x = torch.as_tensor(three_numpy_blobs(110))
     options: dict[str, Any] = {"n_init": n_init, "lr": 1e-30, "temperature": 1.0, "held_out": 0.0}
     history = vmonf.fit(x, epochs=2, batch_size=50, seed=0, progress=False, **options)
@@ -344,7 +344,7 @@ def test_only_true_stops_a_run() -> None:
 def test_a_callback_that_replaces_parameters_ends_the_run_in_words(how: str) -> None:
     torch.manual_seed(0)
     x = three_blobs()
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 4)), SoftmaxGuide(MLP(2, 4)))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 4, blocks=2)), SoftmaxGuide(MLP(2, 4)))
 
     def change(progress: Any) -> None:
         if progress.epoch != 1:
@@ -352,7 +352,7 @@ def test_a_callback_that_replaces_parameters_ends_the_run_in_words(how: str) -> 
         if how == "prune":
             vmonf.prune_(x, below=float(vmonf.predict_proba(x).mean(0).median()))
         elif how == "bank":
-            vmonf.model.bank = RealNVP(2, 4)
+            vmonf.model.bank = RealNVP(2, 4, blocks=2)
         else:
             vmonf.double()
 

@@ -206,7 +206,7 @@ def test_a_new_model_takes_the_units_that_the_guide_has_learnt_in() -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, 3)), SoftmaxGuide(MLP(2, 3)))
     vmonf.fit(x, epochs=3, progress=False)
     before = vmonf.predict_proba(x)
-    vmonf.model = FlowMixture(RealNVP(2, 3))
+    vmonf.model = FlowMixture(RealNVP(2, 3, blocks=2))
     assert torch.equal(vmonf.predict_proba(x[["b", "a"]]), before)
     assert vmonf.log_prob(x).isfinite().all()
     own = FlowMixture(Gaussian(2, 3))
@@ -215,7 +215,7 @@ def test_a_new_model_takes_the_units_that_the_guide_has_learnt_in() -> None:
     own.standardizer.scale.copy_(units)
     vmonf.model = own
     assert torch.equal(vmonf.model.standardizer.scale, units)
-    flows = RealNVP(2, 3)
+    flows = RealNVP(2, 3, blocks=2)
     with pytest.warns(RuntimeWarning, match="fit the pair again"):
         vmonf.model = FlowMixture(Flow([*flows.transforms, Logit()], base=flows.base))
 

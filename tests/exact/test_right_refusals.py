@@ -85,7 +85,9 @@ def test_arguments_that_mean_nothing_are_refused() -> None:
         pinwheel(3, -1)
     levels = torch.randint(256, (4, 2))
     with pytest.raises(ValueError, match="batch_size is 0"):
-        Dequantized(VMoNF(FlowMixture(RealNVP(2, 2)))).fit(levels, batch_size=0, flows=True)
+        Dequantized(VMoNF(FlowMixture(RealNVP(2, 2, blocks=2)))).fit(
+            levels, batch_size=0, flows=True
+        )
 
 
 def test_a_schedule_over_no_number_of_steps_is_refused() -> None:

@@ -51,7 +51,7 @@ def test_columns_of_a_frame_are_known_by_name_after_every_kind_of_fit(by: str) -
 
 
 def test_contexts_in_a_frame_are_refused() -> None:
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, context_features=2), context_features=2))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, context_features=2, blocks=2), context_features=2))
     given = pd.DataFrame(np.zeros((4, 2), np.float32), columns=["u", "v"])
     with pytest.raises(TypeError, match="the context is a frame"):
         vmonf.log_prob(torch.zeros(4, 2), given=given)
@@ -173,7 +173,7 @@ def test_a_row_without_an_entry_has_the_weights_and_no_density(kind: str) -> Non
     torch.manual_seed(0)
     weights = torch.tensor([0.2, 0.8])
     heavy = dist.StudentT(torch.tensor(2.0), torch.zeros(2), 5 * torch.ones(2)).to_event(1)
-    bank = [Gaussian(2, 1), heavy] if kind == "list" else RealNVP(2, 2)
+    bank = [Gaussian(2, 1), heavy] if kind == "list" else RealNVP(2, 2, blocks=2)
     vmonf = VMoNF(FlowMixture(bank, weights))
     empty = torch.full((3, 2), torch.nan)
     found = vmonf.partial_log_prob(empty)

@@ -58,7 +58,7 @@ def test_restarts_leave_frozen_parameters_alone() -> None:
 
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"lr": math.nan}, {"seed": "a"}, {"batch_size": 0}])
 def test_refused_start_leaves_the_units_alone(bad: dict[str, Any]) -> None:
-    vmonf = two_gaussians(bank=RealNVP(2, 2))
+    vmonf = two_gaussians(bank=RealNVP(2, 2, blocks=2))
     with pytest.raises((ValueError, TypeError)):
         warm_start_(vmonf.guide, 1000 * two_blobs(), HALF, **bad)
     assert not vmonf.model.standardizer.fitted
@@ -118,7 +118,7 @@ def test_an_untouched_guide_agrees_with_its_start(temperature: float, features: 
         network = StartedNetwork(2, K, 1)
         network.shift.normal_()
     guide = SoftmaxGuide(network, [Agreement()], temperature=temperature)
-    bank = RealNVP(2, K, context_features=features)
+    bank = RealNVP(2, K, context_features=features, blocks=2)
     one = VMoNF(FlowMixture(bank, context_features=features), guide)
     batch = Batch(guide, x, guide.log_q(x, context), None, None, given=context)
     assert bool((Agreement()(batch).abs() < 1e-6).all())
@@ -151,7 +151,9 @@ def test_starts_whose_terms_differ_together_run_in_turn() -> None:
 
 
 def gated() -> VMoNF:
-    return VMoNF(FlowMixture(RealNVP(2, 3), "learned", context_features=1), SoftmaxGuide(MLP(3, 3)))
+    return VMoNF(
+        FlowMixture(RealNVP(2, 3, blocks=2), "learned", context_features=1), SoftmaxGuide(MLP(3, 3))
+    )
 
 
 def chain() -> MarkovVMoNF:

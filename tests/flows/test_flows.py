@@ -48,7 +48,9 @@ BANKS: dict[str, Make] = {
     "no-blocks": lambda d, k, **a: RealNVP(d, k, blocks=0, **a),
     "own": lambda d, k: Flow([PReLU(d), Affine(d, batch_shape=(k,))], base=StandardNormal(d, k)),
     "own-empty": lambda d, k: Flow([], base=Gaussian(d, k)),
-    "stack": lambda d, k: Stack([RealNVP(d, 1), *([Gaussian(d, k - 1)] if k > 1 else [])]),
+    "stack": lambda d, k: Stack(
+        [RealNVP(d, 1, blocks=2), *([Gaussian(d, k - 1)] if k > 1 else [])]
+    ),
 }
 SINGLE = ["standard_normal", "gaussian", "maf", "maf-mog", "ansf", "maf-narrow", "own", "own-empty"]
 SIZES = [
@@ -193,8 +195,8 @@ def test_affine_maps_of_normals_are_gaussians() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_one_base_may_serve_all_components() -> None:
-    bank = RealNVP(D, K, base=StandardNormal(D, 1))
-    other = RealNVP(D, K)
+    bank = RealNVP(D, K, base=StandardNormal(D, 1), blocks=2)
+    other = RealNVP(D, K, blocks=2)
     other.load_state_dict(bank.state_dict())
     x = torch.randn(N, 1, D)
     assert bank().batch_shape == (K,)
@@ -204,7 +206,13 @@ def test_one_base_may_serve_all_components() -> None:
 
 
 def parts() -> list[nn.Module]:
-    return [Gaussian(D, 2), RealNVP(D, 1), MAF(D, 3), NSF(D, 1), AutoregressiveNSF(D, 2)]
+    return [
+        Gaussian(D, 2),
+        RealNVP(D, 1, blocks=2),
+        MAF(D, 3, blocks=2),
+        NSF(D, 1, blocks=2),
+        AutoregressiveNSF(D, 2),
+    ]
 
 
 @pytest.mark.usefixtures("float64")
@@ -245,8 +253,8 @@ def test_a_part_without_batch_dimension_is_one_component() -> None:
 
 
 def test_a_stack_of_stacks_is_a_stack() -> None:
-    inner = [Gaussian(D, 2), RealNVP(D, 1)]
-    one = Stack([Stack(inner), NSF(D, 1)])
+    inner = [Gaussian(D, 2), RealNVP(D, 1, blocks=2)]
+    one = Stack([Stack(inner), NSF(D, 1, blocks=2)])
     other = Stack([*inner, one.parts[1]])
     x = torch.randn(N, 1, D)
     assert one().log_prob(x).equal(other().log_prob(x))
@@ -261,12 +269,15 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         for name in ("standard_normal", "gaussian", *FLOWS)
         for components in (0, -1, 1.5)
     },
-    "realnvp-one-feature": (lambda: RealNVP(1, K), "features is 1; .* at least 2"),
-    "nsf-one-feature": (lambda: NSF(1, K), "features is 1; .* at least 2"),
-    "maf-no-features": (lambda: MAF(0, K), "features is 0; .* at least 1"),
+    "realnvp-one-feature": (lambda: RealNVP(1, K, blocks=2), "features is 1; .* at least 2"),
+    "nsf-one-feature": (lambda: NSF(1, K, blocks=2), "features is 1; .* at least 2"),
+    "maf-no-features": (lambda: MAF(0, K, blocks=2), "features is 0; .* at least 1"),
     "gaussian-no-features": (lambda: Gaussian(0, K), "features is 0; .* at least 1"),
     "standard_normal-no-features": (lambda: StandardNormal(0, K), "features is 0; .* at least 1"),
-    "unknown-activation": (lambda: RealNVP(D, K, activation="swish"), "activation is 'swish'"),
+    "unknown-activation": (
+        lambda: RealNVP(D, K, activation="swish", blocks=2),
+        "activation is 'swish'",
+    ),
     "empty-stack": (lambda: Stack([]), "pass at least one bank"),
 }
 

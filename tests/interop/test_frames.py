@@ -378,7 +378,7 @@ def test_responsibilities_in_numbered_columns_follow_their_numbers() -> None:
 
 
 def test_a_table_of_arrow_is_no_context() -> None:
-    model = FlowMixture(RealNVP(2, 2, context_features=2), context_features=2)
+    model = FlowMixture(RealNVP(2, 2, context_features=2, blocks=2), context_features=2)
     table = ArrowTable(pd.DataFrame(VALUES[:, :2], columns=["a", "b"]))
     with pytest.raises(TypeError, match="the context is a frame"):
         VMoNF(model, ExactGuide()).log_prob(torch.zeros(N, 2), given=table)

@@ -109,7 +109,8 @@ import torch
 from pyro_vmonf import FlowMixture, RealNVP, VMoNF
 from pyro_vmonf.interop.arviz import to_inference_data
 x = torch.zeros(5, 2)
-print(sorted(to_inference_data(VMoNF(FlowMixture(RealNVP(2, 3))), x, held_out=x).groups()))
+pair = VMoNF(FlowMixture(RealNVP(2, 3, blocks=2)))
+print(sorted(to_inference_data(pair, x, held_out=x).groups()))
 """
     # An empty cache: ArviZ keeps the day of its last announcement there.
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}

@@ -49,7 +49,7 @@ def test_rows_outside_the_support_have_the_weights() -> None:
 
 
 def test_a_context_is_refused() -> None:
-    vmonf = VMoNF(FlowMixture(RealNVP(D, K, context_features=2)))
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, context_features=2, blocks=2)))
     with pytest.raises(ValueError, match="context"):
         export(vmonf)
 
@@ -83,7 +83,7 @@ def test_tensors_of_other_parts_leave_the_pair_alone(tmp_path: Path) -> None:
 def test_a_file_of_another_precision_is_refused(tmp_path: Path) -> None:
     """Its numbers would lose digits."""
     pytest.importorskip("safetensors")
-    one, other = (VMoNF(FlowMixture(RealNVP(2, 3))) for _ in range(2))
+    one, other = (VMoNF(FlowMixture(RealNVP(2, 3, blocks=2))) for _ in range(2))
     to_safetensors(one.double(), tmp_path / "pair.safetensors")
     before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(ValueError, match=r"float64 where the pair has torch.float32; .* vmonf.to"):

@@ -28,7 +28,7 @@ def penalty(batch: Batch) -> Tensor:
 def program(x: Tensor) -> None:
     """Fit, ask and draw."""
     guide = SoftmaxGuide(MLP(2, 5), terms=[Balance(), CustomTerm(penalty)])
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 5), "learned"), guide)
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 5, blocks=2), "learned"), guide)
     assert_type(vmonf.fit(x, epochs=10).elbo, list[float])
     assert_type(vmonf.predict(x), torch.Tensor)
     assert_type(vmonf.sample(3), tuple[torch.Tensor, torch.Tensor])

@@ -86,7 +86,7 @@ def test_plate_of_a_larger_program() -> None:
 
 
 def test_plate_of_a_nested_mixture_has_the_names_of_its_sites() -> None:
-    mixture = FlowMixture(RealNVP(2, K))
+    mixture = FlowMixture(RealNVP(2, K, blocks=2))
 
     def program(y: torch.Tensor) -> None:
         z = mixture(size=len(y))
@@ -131,5 +131,5 @@ def test_a_program_without_sites_has_no_diagram() -> None:
 
 def test_plate_leaves_pyros_store_alone() -> None:
     pyro.param("theirs", torch.tensor(1.0))
-    plots.plot_plate(FlowMixture(RealNVP(2, K)))
+    plots.plot_plate(FlowMixture(RealNVP(2, K, blocks=2)))
     assert list(pyro.get_param_store().keys()) == ["theirs"]

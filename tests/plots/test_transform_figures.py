@@ -121,7 +121,7 @@ def test_grids_are_the_map_and_its_jacobian(name: str, component: int, float64: 
 
 
 def test_a_grid_and_its_image_have_the_same_colours() -> None:
-    bank = RealNVP(2, K)
+    bank = RealNVP(2, K, blocks=2)
     one, other = (plots.plot_transform_grid(bank, image=image) for image in (False, True))
     np.testing.assert_array_equal(mesh_of(one)[1], mesh_of(other)[1])
     limits = [ax.collections[0].get_clim() for ax in (one, other)]
@@ -173,9 +173,9 @@ def test_modules_keep_their_modes_and_their_statistics() -> None:
 @pytest.mark.parametrize(
     ("flow", "component", "message"),
     [
-        (RealNVP(2, K), 3, "component is 3 of a distribution of batch_shape"),
+        (RealNVP(2, K, blocks=2), 3, "component is 3 of a distribution of batch_shape"),
         (Affine(2, batch_shape=(K,)), -1, "component is -1; expected 0 to 2"),
-        (RealNVP(3, K), 0, r"expected one of \(K,\), and event_shape \(2,\)"),
+        (RealNVP(3, K, blocks=2), 0, r"expected one of \(K,\), and event_shape \(2,\)"),
         (PReLU(3), 0, "PReLU has 3 features"),
         (Gaussian(2, K), 1, "Normals without transforms"),
     ],

@@ -137,8 +137,8 @@ def test_a_bad_start_leaves_the_network_as_it_was() -> None:
 
 
 PARTS = {
-    "realnvp": lambda: RealNVP(2, 3),
-    "maf": lambda: MAF(2, 3),
+    "realnvp": lambda: RealNVP(2, 3, blocks=2),
+    "maf": lambda: MAF(2, 3, blocks=2),
     "gaussian": lambda: Gaussian(2, 3),
     "affine": lambda: Affine(3, batch_shape=(2,)),
     "prelu": lambda: PReLU(3),
@@ -366,7 +366,7 @@ def test_clusters_are_those_of_the_mean_over_copies() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.where(x[:, :1] > 0, views[1], views[0]).log()
 
-    guide = SoftmaxGuide(Seen(), model=FlowMixture(RealNVP(2, 2)))
+    guide = SoftmaxGuide(Seen(), model=FlowMixture(RealNVP(2, 2, blocks=2)))
     turns = itertools.cycle([0.0, 1.0])
     found = _agreed(guide, torch.zeros(2, 2), lambda x: x + next(turns), copies=2)
     assert found.tolist() == [1, 1]

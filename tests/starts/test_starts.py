@@ -91,7 +91,7 @@ def test_halves_are_a_function_of_the_rows_and_equal_rows_stay_together() -> Non
 
 def test_a_warm_guide_knows_the_clusters_and_no_flow_moved() -> None:
     x, circle = two_circles(per_circle=256, seed=0)
-    vmonf = VMoNF(FlowMixture(RealNVP(2, 2)), SoftmaxGuide(MLP(2, 2)))
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 2, blocks=2)), SoftmaxGuide(MLP(2, 2)))
     flows = {k: v.clone() for k, v in vmonf.model.bank.state_dict().items()}
     warm_start_(vmonf.guide, x, seed=0)
     assert accuracy(circle, vmonf.predict(x)) > 0.98
@@ -154,7 +154,7 @@ def test_labels_number_the_clusters() -> None:
     for names in (circle, 1 - circle):
         y = torch.full_like(circle, -1)
         y[::50] = names[::50]
-        vmonf = VMoNF(FlowMixture(RealNVP(2, 2)), SoftmaxGuide(MLP(2, 2)))
+        vmonf = VMoNF(FlowMixture(RealNVP(2, 2, blocks=2)), SoftmaxGuide(MLP(2, 2)))
         warm_start_(vmonf.guide, x, y=y, seed=0)
         assert (vmonf.predict(x) == names).double().mean() > 0.98
 

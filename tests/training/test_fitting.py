@@ -469,11 +469,11 @@ def test_frozen_weights_stay_frozen() -> None:
 
 
 def test_fit_binds_a_free_guide_and_refuses_anothers() -> None:
-    model, guide = FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K))
+    model, guide = FlowMixture(RealNVP(D, K, blocks=2)), SoftmaxGuide(MLP(D, K))
     fit(model, guide, X, epochs=1, progress=False)
     assert guide.model is model
     with pytest.raises(ValueError, match="another model"):
-        fit(FlowMixture(RealNVP(D, K)), guide, X, epochs=1, progress=False)
+        fit(FlowMixture(RealNVP(D, K, blocks=2)), guide, X, epochs=1, progress=False)
 
 
 def test_terms_know_the_positions_of_their_rows_or_that_nobody_does() -> None:
@@ -485,7 +485,7 @@ def test_terms_know_the_positions_of_their_rows_or_that_nobody_does() -> None:
         return batch.x.new_zeros(len(batch.x))
 
     with local_seed(0):
-        vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
+        vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=2)), SoftmaxGuide(MLP(D, K), [spy]))
     vmonf.fit(x, epochs=2, batch_size=50, held_out=0.3, progress=False)
     assert len(seen) > 4
     assert all(seen)
@@ -502,7 +502,7 @@ def test_a_last_batch_of_one_row_joins_the_one_before() -> None:
             sizes.append(len(batch.x))
         return batch.x.new_zeros(len(batch.x))
 
-    vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(MLP(D, K), [spy]))
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=2)), SoftmaxGuide(MLP(D, K), [spy]))
     vmonf.fit(torch.randn(41, D), epochs=1, batch_size=20, progress=False)
     assert sizes == [20, 21]
 
@@ -531,7 +531,7 @@ def test_gradients_of_flows_have_no_denormal_numbers(direct: bool) -> None:
     torch.manual_seed(0)
     network = nn.Linear(D, K)
     network.bias.data = torch.tensor([0.0, -60.0, -95.0])
-    model = FlowMixture(RealNVP(D, K))
+    model = FlowMixture(RealNVP(D, K, blocks=2))
     objective = Objective(model, VMoNF(model, SoftmaxGuide(network)).guide, direct=direct)
     (-sum(objective(x=torch.randn(50, D)).values())).backward()  # type: ignore[operator, union-attr]
     gradients = [p.grad for p in model.bank.parameters() if p.grad is not None]
@@ -555,7 +555,7 @@ def test_denormal_moments_of_an_optimiser_become_zero(monkeypatch: pytest.Monkey
     torch.manual_seed(0)
     network = nn.Linear(D, K)
     network.bias.data = torch.tensor([0.0, -200.0, -200.0])
-    vmonf = VMoNF(FlowMixture(RealNVP(D, K)), SoftmaxGuide(network))
+    vmonf = VMoNF(FlowMixture(RealNVP(D, K, blocks=2)), SoftmaxGuide(network))
     made: list[torch.optim.Optimizer] = []
     seen: list[list[float]] = []
 

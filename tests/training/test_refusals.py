@@ -412,7 +412,7 @@ def test_restarts_with_a_plateau_have_a_rate_each() -> None:
         lambda: MLP(2, 3, hidden=(0,)),
         lambda: MLP(2, 3, hidden=(4, -1)),
         lambda: MLP(2, 3, hidden=(4, 1.5)),  # type: ignore[arg-type]
-        lambda: RealNVP(2, 3, hidden=(0,)),
+        lambda: RealNVP(2, 3, hidden=(0,), blocks=2),
     ],
 )
 def test_parts_refuse_what_they_cannot_be(make: Any) -> None:
