@@ -160,8 +160,8 @@ def check_masks(name: str, values: Any) -> None:
     """
     if np.ma.is_masked(values):  # type: ignore[no-untyped-call]
         raise TypeError(
-            f"{name} is a masked array with masked entries; pass {name}.filled(numpy.nan) where "
-            "entries may be missing, or impute them"
+            f"{name} is a masked array with masked entries; remove or impute them, or pass "
+            f"{name}.filled(numpy.nan) where entries may be missing"
         )
 
 
