@@ -94,7 +94,8 @@ class Pinwheel:
         total = total.scatter_add(0, flat, (log_density - top[flat]).exp())
         # A point without a root lies outside the grid and has the density of its edge.
         floor = -0.5 * 6.5**2 * 2 - 20.0
-        joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor)
+        # So has one whose only root found is a branch far off: others may lie outside the grid.
+        joint = torch.where(total > 0, top + total.clamp_min(1e-300).log(), floor).clamp_min(floor)
         joint = joint.reshape(len(x), self.wings).masked_fill(far, -torch.inf)
         return joint.masked_fill(x.isnan().any(-1, keepdim=True), torch.nan)
 

@@ -247,7 +247,8 @@ def _score(options: argparse.Namespace) -> None:
     with noted() as notes:
         table = columns_of(vmonf, options.table, options.separator)
         found = scores(vmonf, table)
-    for line in [*(s for s in table.said if "rows" in s), *notes]:
+    of_columns = ("rows", "named", "digits")  # and not of what a fit would do with them
+    for line in [*(s for s in table.said if any(word in s for word in of_columns)), *notes]:
         _say(f"note: {line}")
     _give(found, options.out)
 

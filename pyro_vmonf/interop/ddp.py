@@ -45,9 +45,12 @@ class TrainingLoss(nn.Module):
 
     @property
     def needs_size(self) -> bool:
-        """``True`` if the pair has to know how many rows the whole data set has."""
+        """``True`` if the pair has to know how many rows the whole data set has.
+
+        Weights in closed form learn in training alone.
+        """
         model: Any = self.objective.model
-        counts = any(isinstance(part, Counts) for part in model.modules())
+        counts = self.training and any(isinstance(part, Counts) for part in model.modules())
         return counts or not model.sums_directly()
 
     def forward(self, x: Tensor, y: Tensor | None = None, **arguments: Any) -> Tensor:

@@ -74,12 +74,7 @@ class LightningMixture(LightningModule):
         self.rows = self.size
         if self.rows is None and counted is not None:
             self.rows = counted[0] * self.trainer.world_size
-        if self.rows is None and self.loss.needs_size:
-            raise ValueError(
-                "weights in closed form, random weights and random parameters need the number of "
-                "rows of the data set, which this loader does not know; pass size= to "
-                "LightningMixture"
-            )
+        self._check_rows()
 
     def _loss(self, batch: Any) -> Tensor:
         x, y, weight = parts_of(batch, "batch")
@@ -87,6 +82,19 @@ class LightningMixture(LightningModule):
         size = self.rows or self.size or len(x)
         loss: Tensor = self.loss(x, y, size=size, **rest)
         return loss
+
+    def _check_rows(self) -> None:
+        """Refuse to go on without the number of rows that the loss needs.
+
+        Raises:
+            ValueError: if it is not known.
+        """
+        if self.rows is None and self.size is None and self.loss.needs_size:
+            raise ValueError(
+                "weights in closed form, random weights and random parameters need the number of "
+                "rows that the pair is trained on, which is not known here; pass size= to "
+                "LightningMixture"
+            )
 
     def training_step(self, batch: Any, number: int) -> Tensor:
         """Return the loss per row of a batch."""
@@ -101,6 +109,8 @@ class LightningMixture(LightningModule):
 
     def validation_step(self, batch: Any, number: int) -> None:
         """Log the held-out objective per row: the ELBO, less the terms of the guide."""
+        if not self.trainer.sanity_checking:  # which comes before the rows are counted
+            self._check_rows()
         self.log("held_out", -self._loss(batch), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

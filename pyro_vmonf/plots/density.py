@@ -64,7 +64,7 @@ def plot_density(
         style: dict[str, Any] = {"colors": "white", "linewidths": 0.5, "linestyles": "solid"}
         ax.contour(across, up, values, levels[levels > values.min()], alpha=0.5, **style)
     window.name_axes(ax, vmonf.model)
-    ax.locator_params(nbins="auto")
+    window.tick(ax)
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label="log p(x), nats", extend="min")
     return ax
@@ -129,7 +129,7 @@ def plot_component_contours(
         ax.plot([], [], color=color, linewidth=1.5, label=str(k))
     ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     window.name_axes(ax, vmonf.model)
-    ax.locator_params(nbins="auto")
+    window.tick(ax)
     return ax
 
 

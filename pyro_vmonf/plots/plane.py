@@ -63,7 +63,7 @@ def plot_data(x: Any, labels: Any = None, *, size: float = 6.0, ax: Axes | None 
     for k in np.unique(classes[~none]).tolist():
         ax.scatter(*points[classes == k].T, color=colors[k], label=str(k), **style)
     ax.set_aspect("equal")
-    ax.locator_params(nbins="auto")
+    window.tick(ax)
     window.label_axes(ax, names_of(x))
     return ax
 
@@ -103,7 +103,7 @@ def plot_regions(
     regions = window.regions_of(vmonf.model, vmonf.guide, extent, resolution, exact=exact)
     window.draw_regions(ax, regions, vmonf.model.num_components, extent)
     window.name_axes(ax, vmonf.model)
-    ax.locator_params(nbins="auto")
+    window.tick(ax)
     return ax
 
 
@@ -131,7 +131,9 @@ def plot_clusters(
     window.check(
         vmonf.model, "plot_clusters", "plot_data(x[:, :2], vmonf.predict(x)) draws a projection"
     )
-    ax = plot_data(vmonf.model.rows(x), vmonf.predict(x, exact=exact), size=size, ax=ax)
+    ax = axes_or_new(ax)
+    window.check_axes(ax, vmonf.model)
+    plot_data(vmonf.model.rows(x), vmonf.predict(x, exact=exact), size=size, ax=ax)
     window.name_axes(ax, vmonf.model)
     return ax
 
@@ -209,6 +211,7 @@ def plot_responsibilities(
     doubt = (entropy / max(math.log(q.shape[-1]), 1e-12)).clip(0, 1)
     points, best = to_numpy(vmonf.model.rows(x)), to_numpy(q.argmax(-1))
     ax = axes_or_new(ax)
+    window.check_axes(ax, vmonf.model)
     for k, color in enumerate(component_colors(q.shape[-1])):
         rows = np.flatnonzero(best == k)
         rows = rows[doubt[rows].argsort(kind="stable")]
@@ -225,5 +228,5 @@ def plot_responsibilities(
         )
     window.name_axes(ax, vmonf.model)
     ax.set_aspect("equal")
-    ax.locator_params(nbins="auto")
+    window.tick(ax)
     return ax

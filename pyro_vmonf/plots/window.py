@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vmonf._utils.contexts import evaluating
@@ -84,6 +85,21 @@ def label_axes(ax: Axes, names: Names | None) -> None:
         ax.set(xlabel=across, ylabel=up)
 
 
+def check_axes(ax: Axes, model: FlowMixture) -> None:
+    """Refuse axes that have the columns of the fit in another order.
+
+    Raises:
+        ValueError: if they have.
+    """
+    names = tuple(map(str, model.feature_names or ()))
+    labels = ax.get_xlabel(), ax.get_ylabel()
+    if names != labels and all(label in names for label in labels):
+        raise ValueError(
+            f"ax has the axes {', '.join(labels)} and the pair the columns {', '.join(names)}; "
+            f"draw the data in that order: plot_data(x[{list(names)}])"
+        )
+
+
 def check_extent(extent: Extent) -> Extent:
     """Return the extent, and raise ``ValueError`` if it is empty."""
     ends = tuple(extent)
@@ -115,12 +131,32 @@ def find_extent(points: Array) -> Extent:
 
 
 def choose_extent(vmonf: Pair, ax: Axes, extent: Extent | None) -> Extent:
-    """Return the extent given, the limits of axes with data, or the extent of samples."""
+    """Return the extent given, the limits of axes with data, or the extent of samples.
+
+    Raises:
+        ValueError: if the axes have the columns in another order, or a scale that is not linear, as
+            the grid of the picture is.
+    """
+    check_axes(ax, vmonf.model)
+    scales = ax.get_xscale(), ax.get_yscale()
+    if scales != ("linear", "linear"):
+        raise ValueError(
+            f"ax has the scales {', '.join(scales)}; the picture has a linear grid: pass axes with "
+            "linear scales, or fit the logarithms of the columns"
+        )
     if extent is not None:
         return check_extent(extent)
     if ax.has_data():
         return *ax.get_xlim(), *ax.get_ylim()
     return find_extent(to_numpy(vmonf.sample(2000, seed=0)[0]))
+
+
+def tick(ax: Axes) -> None:
+    """Let each linear axis choose the number of its ticks by its length."""
+    for axis in (ax.xaxis, ax.yaxis):
+        locator = axis.get_major_locator()
+        if isinstance(locator, MaxNLocator):
+            locator.set_params(nbins="auto")
 
 
 def grid(extent: Extent, resolution: int) -> Tensor:

@@ -53,7 +53,11 @@ class Callbacks:
         if not self.callbacks:
             return None
         view = Progress(epoch, trainer.steps, self.model, self.guide, trainer.runs[0].history)
-        said = [callback(view) for callback in self.callbacks]
+        known, self.model.incomplete = self.model.incomplete, None  # they may score other rows
+        try:
+            said = [callback(view) for callback in self.callbacks]
+        finally:
+            self.model.incomplete = known
         if self._parameters() != self.trained:
             raise ValueError(
                 "a callback has put other parameters into the pair, as prune_, another bank and "

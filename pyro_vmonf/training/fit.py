@@ -204,12 +204,7 @@ def _fit(
         head["temperature"] = past["temperature"]
     schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
-        outside: Any = None
-        if options.checkpoint is not None or past:  # it goes through everything that is held
-            loader = getattr(sources.train, "loader", None)
-            outside = Streams(loader, nn.ModuleList([model, guide]))
-        if past:
-            outside.begin_(past["start"])
+        outside = _streams(model, guide, sources, past)
         probe = next(iter(sources.train.epoch(torch.Generator())))
         options.check_pair(model, guide, probe["sample_weight"])
         objective = Objective(model, guide, loss=options.loss)
@@ -237,7 +232,7 @@ def _fit(
         with pyro.validation_enabled(False):  # the probe has paid for it
             [history] = trainer.run()
         guide.settle_()
-        rows = run.measured or run.train.seen(MEASURED_ROWS)
+        rows = run.measured or (sources.whole or run.train).seen(MEASURED_ROWS)
         said = [*guard.said, *endings(model, guide, history, rows)]
     try:
         _conclude(trainer, said)
@@ -258,6 +253,17 @@ def _movers(
     return optimizer, options.scheduler_of(
         optimizer, options.moves(sources.train.batches, labelled)
     )
+
+
+def _streams(
+    model: FlowMixture, guide: BoundGuide, sources: Sources, past: dict[str, Any]
+) -> Streams:
+    """Return the generators around the run, where it began."""
+    loader = getattr(sources.train, "loader", None)
+    streams = Streams(loader, nn.ModuleList([model, guide]))
+    if past:
+        streams.begin_(past["start"])
+    return streams
 
 
 def _conclude(trainer: Trainer, said: list[str]) -> None:
@@ -332,7 +338,7 @@ def run_of(sources: Sources, generator: torch.Generator, options: Options) -> Ru
     """Return one run of a fit: its rows, and those that its states are measured on."""
     measured = sources.held_out
     if measured is None and options.keeps_best:
-        measured = sources.train.sample(MEASURED_ROWS)
+        measured = (sources.whole or sources.train).sample(MEASURED_ROWS)
     if measured is not None and sums_weights(options.loss):
         measured = replace(measured, batch_size=measured.size)  # they are data of their own
     elif measured is not None and measured.whole is None:

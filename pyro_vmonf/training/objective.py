@@ -19,13 +19,7 @@ from pyro_vmonf._utils.contexts import evaluating, local_seed
 from pyro_vmonf._utils.validation import floating_buffer
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.guides import PyroGuide
-from pyro_vmonf.program import (
-    Enumerate,
-    contracted,
-    enumerated_dim,
-    total_of,
-    unregistered,
-)
+from pyro_vmonf.program import Enumerate, contracted, enumerated_dim, total_of, unregistered
 from pyro_vmonf.training.bounds import Site, max_plate_nesting, sample_sites
 from pyro_vmonf.training.direct import direct_terms, is_plain, takes_part
 from pyro_vmonf.training.losses import is_plain_loss, prepared, value_of
@@ -355,10 +349,9 @@ def _known(module: nn.Module) -> dict[int, Any]:
         for value in vars(part).values()
         if type(value) is OrderedDict and not value
     }
-    for p in module.parameters():
-        if type(p) is nn.Parameter:
-            memo[id(p)] = nn.Parameter(p.detach().double().clone(), p.requires_grad)
-    return memo
+    plain = [p for p in module.parameters() if type(p) is nn.Parameter]
+    copies = {id(p): nn.Parameter(p.detach().double().clone(), p.requires_grad) for p in plain}
+    return memo | copies
 
 
 def _value_and_gradient(

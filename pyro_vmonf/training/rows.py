@@ -120,7 +120,8 @@ class TensorSource:
         """Return the batches; ``alone`` they count as all rows, and not as a part of a whole."""
         order = torch.randperm(self.size, generator=generator).to(self.x.device)
         batches = list(order.split(self.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1:  # one row has no batch statistics
+        if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
+            # One row alone has no batch statistics.
             batches[-2:] = [torch.cat(batches[-2:])]
         for chosen in batches:
             own = self.arguments(chosen)

@@ -165,6 +165,14 @@ def test_pinwheel_density_equals_root_finding(wings: int, rate: float) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+def test_a_pinwheel_is_a_constant_far_outside() -> None:
+    x = torch.tensor([[1.3, 0.0], [1.5, 0.0], [2.0, 0.0], [5.0, 5.0], [100.0, 0.0]])
+    found = Pinwheel().log_prob(x)
+    assert -52 < float(found[0]) < -48
+    torch.testing.assert_close(found[1:], torch.full((4,), -62.25 + math.log(5)), atol=0.5, rtol=0)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("radius", [1.0, 1.0 - 1.95 / 2, 1.0 + 1.95 / 2])
 def test_pinwheel_density_on_the_middle_of_a_wing(radius: float) -> None:
     truth, r = Pinwheel(5, 0.4), torch.tensor(radius)

@@ -332,16 +332,22 @@ def far_apart() -> tuple[VMoNF, Tensor]:
     return VMoNF(model), x
 
 
-def trained_by_lightning(vmonf: VMoNF, loader: Any, **options: Any) -> VMoNF:
+def lightnings_trainer() -> Any:
     lightning = pytest.importorskip("lightning")
-    from pyro_vmonf.interop.lightning import LightningMixture
-
-    trainer = lightning.Trainer(
+    return lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(LightningMixture(vmonf, lr=1e-9, **options), loader)
-    return vmonf
+
+
+def trained_by_lightning(
+    vmonf: VMoNF, loader: Any, held_out: Any = None, **options: Any
+) -> dict[str, Any]:
+    trainer = lightnings_trainer()
+    from pyro_vmonf.interop.lightning import LightningMixture
+
+    trainer.fit(LightningMixture(vmonf, lr=1e-9, **options), loader, held_out)
+    return dict(trainer.callback_metrics)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -363,6 +369,34 @@ def test_lightning_asks_for_a_number_that_no_loader_knows() -> None:
     assert float(vmonf.model.weights.log_mean().exp()[0]) == pytest.approx(21 / 101, abs=1e-6)
     fixed = VMoNF(FlowMixture(Gaussian(1, 2).double(), "uniform"))  # needs no number
     trained_by_lightning(fixed, loader)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_measures_held_out_rows_as_in_training() -> None:
+    """The divergence of random weights counts once for all rows that train."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 2)
+    weights = dist.Dirichlet(torch.ones(3))
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 3), weights), SoftmaxGuide(MLP(2, 3)))
+    held_out = DataLoader(x[:20], batch_size=5)  # type: ignore[arg-type]
+    loader = DataLoader(x, batch_size=60)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    found = trained_by_lightning(vmonf, loader, held_out)["held_out"]
+    from pyro_vmonf.interop.lightning import LightningMixture
+
+    def measured(**options: Any) -> float:
+        trainer = lightnings_trainer()
+        trainer.validate(LightningMixture(vmonf, **options), held_out, verbose=False)
+        return float(trainer.callback_metrics["held_out"])
+
+    with pytest.raises(ValueError, match="pass size= to LightningMixture"):
+        measured()
+    several = [measured(size=60) for _ in range(20)]  # weights are drawn
+    assert np.mean(several) == pytest.approx(float(found), abs=4 * np.std(several))
+    assert np.std(several) < 0.05
+    counted = VMoNF(FlowMixture(Gaussian(2, 3), "learned"), SoftmaxGuide(MLP(2, 3)))
+    trainer = lightnings_trainer()  # which learns nothing here
+    trainer.validate(LightningMixture(counted), held_out, verbose=False)
 
 
 def test_a_loss_that_takes_each_batch_for_the_whole_warns() -> None:

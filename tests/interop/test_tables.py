@@ -89,6 +89,16 @@ def test_the_page_escapes_the_table_and_holds_its_pictures(folder: Path) -> None
     assert not [a for _, a in page.tags if "href" in a], "the page stands alone"
 
 
+def test_columns_of_one_name_are_named_where_rows_are_scored(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, out = tmp_path / "new.csv", tmp_path / "scores.csv"
+    table()[["a", "a", BAD, "c"]].to_csv(new, index=False)
+    assert main(["score", str(folder), str(new), "--out", str(out)]) == 0
+    said = "".join(capsys.readouterr())
+    assert "several columns are named a; the later ones are called a.1" in said
+
+
 def test_other_rows_are_scored_by_the_names_of_the_columns(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -483,6 +483,35 @@ def test_uncertainty_is_the_share_below_a_probability() -> None:
     assert exact.get_label() == "Bayes' rule"
 
 
+@pytest.mark.parametrize(
+    "draw", [plot_density, plot_regions, plot_component_contours, plot_samples]
+)
+def test_other_axes_than_those_of_the_pair_are_refused(draw: Callable[..., Axes]) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)))
+    vmonf.model.feature_names = ("a", "b")
+    ax = Figure().subplots()
+    ax.set_xscale("log")
+    with pytest.raises(ValueError, match=r"scales log, linear; .* pass axes with linear scales"):
+        draw(vmonf, ax=ax)
+    assert not ax.has_data()
+    turned = Figure().subplots()
+    turned.set(xlabel="b", ylabel="a")
+    with pytest.raises(ValueError, match=r"axes b, a and the pair the columns a, b; .*'a', 'b'"):
+        draw(vmonf, ax=turned)
+    assert not turned.has_data()
+    for labels in (("a", "b"), ("a, cm", "b, cm"), ("", "")):
+        named = Figure().subplots()
+        named.set(xlabel=labels[0], ylabel=labels[1])
+        draw(vmonf, ax=named)
+
+
+def test_dots_lie_on_logarithmic_axes_too() -> None:
+    ax = Figure().subplots()
+    ax.set(xscale="log", yscale="log")
+    plot_data(torch.rand(5, 2) + 0.1, ax=ax)
+    assert len(ax.collections) == 1
+
+
 def test_no_region_lies_outside_of_every_support() -> None:
     """There ``predict`` says −1."""
     side = torch.tensor([1.0, 2.0])
