@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class Draws:
     device: torch.device | None = None
     batches: int = 1
     generators: tuple[torch.Generator, ...] = ()
+    share: ClassVar[float] = 1.0
 
     def epoch(self, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
         """Return one batch; the draws are those of the local seed."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 
 from pyro_vmonf.guides import BoundGuide
 from pyro_vmonf.model import FlowMixture
@@ -48,6 +50,7 @@ class Callbacks:
         self.callbacks = [callbacks] if callable(callbacks) else list(callbacks)
         self.model, self.guide = model, guide
         self.trained = self._parameters()
+        self.validates = is_validation_enabled()
 
     def __call__(self, trainer: Trainer, epoch: int) -> str | None:
         if not self.callbacks:
@@ -55,7 +58,8 @@ class Callbacks:
         view = Progress(epoch, trainer.steps, self.model, self.guide, trainer.runs[0].history)
         known, self.model.incomplete = self.model.incomplete, None  # they may score other rows
         try:
-            said = [callback(view) for callback in self.callbacks]
+            with pyro.validation_enabled(self.validates):
+                said = [callback(view) for callback in self.callbacks]
         finally:
             self.model.incomplete = known
         if self._parameters() != self.trained:

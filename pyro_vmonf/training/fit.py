@@ -94,7 +94,8 @@ def fit(
             a missing entry: :mod:`pyro_vmonf.distributions.partial` sums it out.
         y: labels ``(N,)`` with −1 for unlabelled, or log-likelihoods log p(y|c) ``(N, K)``.
         epochs: passes through the data; 100 by default.
-        steps: training steps, in place of epochs.
+        steps: training steps, in place of epochs. Steps of the labelled rows alone, by
+            ``pretrain_epochs`` and ``interleave``, come on top.
         minutes: the run stops after the step in which so many minutes are over (compiled ones: at
             most 15 later), and its last epoch is then a short one. Schedules are laid over epochs
             or steps and do not know of it.
@@ -122,6 +123,7 @@ def fit(
         standardize: standardise at the first fit; later ones keep what the first one found, and
             components on a bounded set (pixels behind a logit) are left as they are.
         callbacks: called after each epoch with :class:`Progress`; returning ``True`` stops the run.
+            They run in the param store of the run, which has no entries of other programs.
         max_rejected: steps in a row with a non-finite loss before the run gives up. Where steps are
             compiled, or a device is not waited for, it looks after each epoch, and after 256 steps.
         checkpoint: file that the state of the run is written to, for ``resume``.

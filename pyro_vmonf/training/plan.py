@@ -43,8 +43,8 @@ class Run:
     def close_epoch(
         self, number: int, step: int, temperature: float, objective: Callable[..., float]
     ) -> None:
-        """Record the means of the terms over the rows of the epoch."""
-        count = max(self.taken, 1)
+        """Record the means of the terms over the rows of the epoch that count."""
+        count = max(self.taken * self.train.share, 1)
         means = {name: float(value) / count for name, value in self.totals.items()}
         self.history.record(number, step, means, temperature, objective(means))
         self.totals, self.taken = {}, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,19 @@ Arguments = dict[str, Any]  # of one call of model and guide
 
 
 class Source(Protocol):
-    """Rows that can be gone through once an epoch, in batches of the program's arguments."""
+    """Rows that can be gone through once an epoch, in batches of the program's arguments.
+
+    Of the rows of the last pass, ``share`` have a weight above zero.
+    """
 
     @property
     def size(self) -> int: ...
 
     @property
     def batches(self) -> int: ...
+
+    @property
+    def share(self) -> float: ...
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
@@ -55,6 +61,7 @@ class TensorSource:
     positions: Tensor
     given: Tensor | None = None
     whole: int | None = None
+    share: ClassVar[float] = 1.0  # the others are left out before
 
     @property
     def size(self) -> int:

@@ -332,3 +332,17 @@ def test_a_warm_start_counts_rows_by_their_weight() -> None:
         warm_start_(pair().guide, X, sample_weight=0 * WEIGHT)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="x has 2 rows but"):
         pair().fit(X, sample_weight=(torch.arange(N) < 2).float(), **QUIET)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_history_of_a_loader_counts_rows_with_a_weight_alone(fast: bool) -> None:
+    weight = WEIGHT * (torch.arange(N) % 3 > 0)
+    options = {**QUIET, "epochs": 2, "lr": 0.0, "temperature": 1.0, "keep": "best", "fast": fast}
+    memory = pair("uniform").fit(X, Y, sample_weight=weight, batch_size=20, **options)
+    loader = DataLoader(TensorDataset(X, Y, weight), batch_size=20)
+    found = pair("uniform").fit(loader, **options)
+    assert found.elbo == pytest.approx(memory.elbo, rel=1e-5)
+    assert found.objective == pytest.approx(memory.objective, rel=1e-5)
+    assert found.start == pytest.approx(memory.start, rel=1e-5)
+    for name, values in memory.terms.items():
+        assert found.terms[name] == pytest.approx(values, rel=1e-4), name

@@ -6,9 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
+from pyro.infer.util import is_validation_enabled
 
 from pyro_vmonf import ExactGuide, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
 from pyro_vmonf._utils.contexts import evaluating
@@ -103,3 +106,19 @@ def test_the_interleaved_state_that_stays_is_the_best(seed: int) -> None:
 def test_batches_of_one_row_are_of_one_row() -> None:
     history = pair("gaussian").fit(X[:10], epochs=3, batch_size=1, progress=False)
     assert history.step == [10, 20, 30]
+
+
+def test_pyro_validates_in_them_as_it_does_outside() -> None:
+    found: list[bool] = []
+
+    def look(progress: Progress) -> None:
+        found.append(is_validation_enabled())
+        with pytest.raises(ValueError, match="scale"):
+            dist.Normal(0.0, torch.tensor(-1.0))
+
+    pair("gaussian").fit(X, epochs=1, progress=False, callbacks=look)
+    with pyro.validation_enabled(False):
+        pair("gaussian").fit(
+            X, epochs=1, progress=False, callbacks=lambda p: found.append(is_validation_enabled())
+        )
+    assert found == [True, False]
