@@ -210,8 +210,9 @@ class AdamGraph(StepGraph):
         def kept(flag: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
             return [torch.where(flag, a, b) for a, b in zip(new, old, strict=True)]
 
-        length = rows[list(gradient.rows).index("x")].shape[0]  # len() would close it
-        totals, counts = added(before.totals, before.counts, terms, taken, length)
+        batch = dict(zip(gradient.rows, rows, strict=True))
+        x, weight = batch["x"], batch.get("sample_weight")
+        totals, counts = added(before.totals, before.counts, terms, taken, x, weight)
         adam = kept(taken, adam, (before.values, before.mean, before.square))
         counted = kept(taken, counted, before.counted)
         last = kept(finite, (before.values, *before.counted), before.last)

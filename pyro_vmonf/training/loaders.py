@@ -71,7 +71,6 @@ class LoaderSource:
         self.batch_size = batch_size
         self.kinds: tuple[bool, bool] | None = None  # whether batches hold evidence and weights
         self.some: list[Arguments] = []  # rows of the last pass, some of each batch
-        self.share = 1.0  # of its rows, those whose weight is above zero
         with local_seed(0):  # the order of this pass is nobody's
             counted = rows_and_batches(self._loader(torch.Generator()))
             if counted is None:
@@ -94,7 +93,7 @@ class LoaderSource:
             TypeError: if a batch holds the wrong kind of numbers.
             ValueError: if a batch does not fit, or there is none.
         """
-        seen, counted, some = 0, 0, []
+        seen, some = 0, []
         share = -(-SEEN_ROWS // getattr(self, "batches", SEEN_ROWS))
         for number, batch in enumerate(self._loader(generator)):
             try:
@@ -104,8 +103,6 @@ class LoaderSource:
                     f"batch {number} of the DataLoader, of the rows from {seen}: {error}"
                 ) from error
             seen += len(arguments["x"])
-            counted += _counted(arguments)
-            self.share = counted / seen
             some.append({k: _first(arguments[k], share) for k in ("x", "y", "sample_weight")})
             yield arguments
         self.some = some
@@ -157,12 +154,6 @@ class LoaderSource:
         rows = _joined(self.some, SEEN_ROWS)
         x, weight = model.each_row(rows.x, rows.sample_weight)
         warn_of_columns(x if weight is None else x[weight > 0])
-
-
-def _counted(arguments: Arguments) -> int:
-    """Return the number of rows of a batch whose weight is above zero."""
-    weight = arguments["sample_weight"]
-    return len(arguments["x"]) if weight is None else int((weight > 0).sum())
 
 
 def _first(values: Tensor | None, count: int) -> Tensor | None:

@@ -38,13 +38,13 @@ class Run:
     going: bool = True
     failure: str = ""  # the reason why the run was given up
     totals: dict[str, Tensor | float] = field(default_factory=dict)
-    taken: int = 0  # rows of the accepted steps of the epoch
+    taken: int = 0  # rows of the accepted steps of the epoch, those that count
 
     def close_epoch(
         self, number: int, step: int, temperature: float, objective: Callable[..., float]
     ) -> None:
         """Record the means of the terms over the rows of the epoch that count."""
-        count = max(self.taken * self.train.share, 1)
+        count = max(self.taken, 1)
         means = {name: float(value) / count for name, value in self.totals.items()}
         self.history.record(number, step, means, temperature, objective(means))
         self.totals, self.taken = {}, 0

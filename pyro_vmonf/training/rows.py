@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,20 +15,19 @@ from pyro_vmonf.model import FlowMixture
 Arguments = dict[str, Any]  # of one call of model and guide
 
 
-class Source(Protocol):
-    """Rows that can be gone through once an epoch, in batches of the program's arguments.
+def number_of_rows(x: Tensor, weight: Tensor | None) -> Any:
+    """Return how many rows count: those whose weight is above zero, as a tensor of one number."""
+    return x.shape[0] if weight is None else (weight > 0).sum()  # len() would close a graph
 
-    Of the rows of the last pass, ``share`` have a weight above zero.
-    """
+
+class Source(Protocol):
+    """Rows that can be gone through once an epoch, in batches of the program's arguments."""
 
     @property
     def size(self) -> int: ...
 
     @property
     def batches(self) -> int: ...
-
-    @property
-    def share(self) -> float: ...
 
     def epoch(self, generator: torch.Generator) -> Iterator[Arguments]: ...
 
@@ -61,7 +60,6 @@ class TensorSource:
     positions: Tensor
     given: Tensor | None = None
     whole: int | None = None
-    share: ClassVar[float] = 1.0  # the others are left out before
 
     @property
     def size(self) -> int:

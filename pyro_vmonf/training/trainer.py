@@ -20,6 +20,7 @@ from pyro_vmonf.training.lanes import Lanes
 from pyro_vmonf.training.optimisers import flush_
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.reading import Terms
+from pyro_vmonf.training.rows import number_of_rows
 from pyro_vmonf.training.selection import START
 
 logger = logging.getLogger(__name__)
@@ -205,10 +206,12 @@ class Trainer:
         if plan.epochs is not None:
             where = f"epoch {self.epoch + 1}/{plan.epochs}" if self.epoch >= 0 else "labelled rows"
             self.bar.set_description(f"{plan.title}, {where}", refresh=False)
+        over = False
         if self.runs[0].labelled is not None and (self.epoch < 0 or plan.interleave):
             own = [(run.labelled, run.generator) for run in self.runs if run.labelled]
             self._go_through([part.epoch(g, self.epoch < 0) for part, g in own], scheduled=False)
-        if self.epoch >= 0:
+            over = time.perf_counter() >= self.end
+        if self.epoch >= 0 and not over:
             batches = [run.train.epoch(run.generator) for run in self.runs]
             self._go_through(batches, scheduled=True)
         self._read()
@@ -259,10 +262,10 @@ class Trainer:
             own = terms if alone else {name: value[i] for name, value in terms.items()}
             if ok:
                 run.rejected_in_a_row = 0
-                rows = len(batches[i]["x"])
-                run.taken += rows
+                rows, weight = batches[i]["x"], batches[i].get("sample_weight")
+                run.taken += int(number_of_rows(rows, weight))
                 for name, value in own.items():
-                    run.totals[name] = run.totals.get(name, 0.0) + rows * value
+                    run.totals[name] = run.totals.get(name, 0.0) + len(rows) * value
             else:
                 logger.info("%s: step %d is not finite and is rolled back", self._name, self.steps)
                 self._reject(i, own)

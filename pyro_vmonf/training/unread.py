@@ -14,6 +14,7 @@ from pyro_vmonf.training.data import Arguments
 from pyro_vmonf.training.flat_adam import special
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.reading import Reading, Terms
+from pyro_vmonf.training.rows import number_of_rows
 
 COUNTS = 5  # see :func:`added`
 
@@ -74,7 +75,7 @@ class Unread(Single):
             for value, old in counted:
                 value.copy_(torch.where(taken, value, old))
         self._keep_where(finite, taken)
-        self._add_(terms, taken, len(batches[0]["x"]))
+        self._add_(terms, taken, batches[0])
         return terms, []
 
     @torch.no_grad()
@@ -100,11 +101,12 @@ class Unread(Single):
         self._settle(accepted=False)
 
     @torch.no_grad()
-    def _add_(self, terms: Terms, taken: Tensor, rows: int) -> None:
+    def _add_(self, terms: Terms, taken: Tensor, batch: Arguments) -> None:
         """Add a step to those that nobody has read."""
         stacked, names = torch.stack(list(terms.values())), tuple(terms)
         before = self.totals.get(names, torch.zeros_like(stacked))
-        self.totals[names], self.counts = added(before, self.counts, stacked, taken, rows)
+        rows = batch["x"], batch.get("sample_weight")
+        self.totals[names], self.counts = added(before, self.counts, stacked, taken, *rows)
         self.last_terms = terms
         self.steps += 1
 
@@ -125,25 +127,27 @@ class Unread(Single):
 
 
 def added(
-    totals: Tensor, counts: Tensor, terms: Tensor, taken: Tensor, rows: int
+    totals: Tensor, counts: Tensor, terms: Tensor, taken: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return totals and counts after one more step.
 
     Arguments:
         totals: of the terms over the rows of the accepted steps ``(T,)``.
-        counts: rows of the accepted steps, their number, how many of the last steps in a row were
-            rejected, the most in a row, and the number before the first accepted one ``(5,)``.
+        counts: rows of the accepted steps that count, the number of these steps, how many of the
+            last steps in a row were rejected, the most in a row, and the number before the first
+            accepted one ``(5,)``.
         terms: of the step, per row ``(T,)``.
         taken: flag of the step, that it was accepted.
-        rows: of the step.
+        x, weight: rows of the step, and how much each counts.
     """
     accepted = taken.to(counts.dtype)
     in_a_row = (counts[2] + 1) * (1 - accepted)
     number = counts[1] + accepted
     longest = torch.maximum(counts[3], in_a_row)
     leading = torch.where(number == 0, in_a_row, counts[4])
-    new = torch.stack((counts[0] + rows * accepted, number, in_a_row, longest, leading))
-    return totals + torch.where(taken, rows * terms, 0.0), new
+    rows = counts[0] + number_of_rows(x, weight) * accepted
+    new = torch.stack((rows, number, in_a_row, longest, leading))
+    return totals + torch.where(taken, x.shape[0] * terms, 0.0), new
 
 
 def has_to_wait(

@@ -346,3 +346,22 @@ def test_the_history_of_a_loader_counts_rows_with_a_weight_alone(fast: bool) -> 
     assert found.start == pytest.approx(memory.start, rel=1e-5)
     for name, values in memory.terms.items():
         assert found.terms[name] == pytest.approx(values, rel=1e-4), name
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_run_that_ends_within_an_epoch_counts_the_rows_of_its_steps(
+    steps: int, compiled: bool
+) -> None:
+    weight = torch.ones(20)
+    weight[10:19] = 0.0
+    vmonf = pair("uniform")
+    vmonf.model.standardize_(X[:20])
+    options: dict[str, Any] = {**QUIET, "lr": 1e-12, "temperature": 1.0, "compile": compiled}
+    loader = DataLoader(TensorDataset(X[:20], Y[:20].clamp(max=-1), weight), batch_size=10)
+    history = vmonf.fit(loader, steps=steps, **options)
+    elbo = vmonf.elbo(X[:20]).double()
+    first = float(elbo[:10].mean())
+    both = float((elbo[:10].sum() + elbo[19]) / 11)
+    expected = {1: [first], 2: [both], 3: [both, first]}[steps]
+    assert history.elbo == pytest.approx(expected, rel=1e-5)

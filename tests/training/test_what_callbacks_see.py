@@ -103,6 +103,11 @@ def test_the_interleaved_state_that_stays_is_the_best(seed: int) -> None:
     assert objective() == pytest.approx(max(found), abs=1e-5)
 
 
+def test_no_step_follows_when_the_time_is_over() -> None:
+    options = {**COURSE, "batch_size": 30, "interleave": True, "minutes": 1e-9}
+    assert pair("gaussian").fit(X, Y, **options).step == [1]
+
+
 def test_batches_of_one_row_are_of_one_row() -> None:
     history = pair("gaussian").fit(X[:10], epochs=3, batch_size=1, progress=False)
     assert history.step == [10, 20, 30]
