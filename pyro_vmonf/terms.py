@@ -75,6 +75,23 @@ class CustomTerm(Term):
         return self.penalty(batch)
 
 
+def penalty_of(name: str, term: Term, batch: Batch) -> Tensor:
+    """Return the penalty of a term with its weight.
+
+    Raises:
+        TypeError: if the term returns no tensor.
+        ValueError: if its shape is not that of the rows.
+    """
+    value, rows = term(batch), batch.log_q.shape[:-1]
+    wanted = f"expected the penalty of each row, of shape {tuple(rows)}, or of the batch"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the term {name} returns a {type(value).__name__}; {wanted}, as a tensor")
+    pairs = zip(reversed(value.shape), reversed(rows), strict=False)
+    if value.dim() > len(rows) or not all(size in (1, count) for size, count in pairs):
+        raise ValueError(f"the term {name} returns shape {tuple(value.shape)}; {wanted}")
+    return term.current_weight * value
+
+
 class Agreement(Term):
     r"""The guide stays near its start: :math:`KL(q_0(c|x) \,\|\, q(c|x))`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -306,3 +307,29 @@ def test_walks_start_from_their_rows_also_inside_other_plates(
     ends = walk(Batch(guide, rows, torch.zeros(*shape, 2), None, index, dim))
     assert ends.shape == rows.shape
     assert ((ends > 25) == (rows > 25)).all()
+
+
+@pytest.mark.parametrize(
+    ("penalty", "kind", "said"),
+    [
+        (lambda batch: batch.x.square().sum(-1, keepdim=True), ValueError, r"shape \(20, 1\)"),
+        (lambda batch: torch.ones(7), ValueError, r"shape \(7,\)"),
+        (lambda batch: 1.0, TypeError, "a float"),
+    ],
+)
+@pytest.mark.parametrize("fast", [True, False, None])
+def test_a_term_of_ones_own_returns_a_penalty_of_each_row(
+    fast: bool | None, penalty: Callable[[Batch], Tensor], kind: type[Exception], said: str
+) -> None:
+    vmonf = VMoNF(FlowMixture(RealNVP(2, 3, blocks=1)), SoftmaxGuide(MLP(2, 3), [penalty]))
+    x = torch.randn(20, 2)
+    before = {name: value.clone() for name, value in vmonf.state_dict().items()}
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    run: dict[bool | None, Callable[[], Any]] = {
+        None: lambda: elbo.loss(vmonf.model, vmonf.guide, x),
+        True: lambda: vmonf.fit(x, epochs=1, progress=False),
+        False: lambda: vmonf.fit(x, epochs=1, progress=False, fast=False),
+    }
+    with pytest.raises(kind, match=rf"the term customterm returns {said}; expected the penalty"):
+        run[fast]()
+    assert all(torch.equal(value, before[name]) for name, value in vmonf.state_dict().items())

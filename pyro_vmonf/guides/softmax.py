@@ -19,7 +19,7 @@ from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.nn.picked import Picked
 from pyro_vmonf.program import Rows, free_dim, log_evidence
 from pyro_vmonf.schedules import SMALLEST_TEMPERATURE, check_temperature
-from pyro_vmonf.terms import Classification, CustomTerm, Term
+from pyro_vmonf.terms import Classification, CustomTerm, Term, penalty_of
 
 # Names of the sites of the program, and of its parts in the history.
 RESERVED = {"c", "x", "data", "weights", "evidence", "gap"}
@@ -229,9 +229,7 @@ class SoftmaxGuide(BoundGuide):
             x = self._bound_model().standardizer.filled(x)
         batch = Batch(self, x, log_q, evidence, index, dim, rows.counted(), given)
         with self._counting(log_q.dim() - 1):
-            penalties = {
-                name: term.current_weight * term(batch) for name, term in self.named_terms()
-            }
+            penalties = {name: penalty_of(name, term, batch) for name, term in self.named_terms()}
         if gaps is not None:  # terms teach the network, which does not see these rows
             for name, penalty in penalties.items():
                 if penalty.shape == gaps.shape:

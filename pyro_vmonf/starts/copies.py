@@ -87,7 +87,8 @@ def relearn_(
         y = check_evidence(y, len(rows), model.num_components, floating_buffer(guide))
         if y.dim() > 1:
             raise ValueError("y holds log-likelihoods; relearn_ takes labels (N,), -1 for none")
-    before = copy.deepcopy(guide.state_dict())
+    before = copy.deepcopy((guide.state_dict(), model.standardizer.state_dict()))
+    names = model.feature_names
 
     def labels() -> Tensor:
         clusters = _agreed(guide, rows, augment, copies)
@@ -107,7 +108,9 @@ def relearn_(
             if last_steps:
                 learn(rounds, labels(), steps=last_steps, lr=lr / 4)
         except BaseException:
-            guide.load_state_dict(before)
+            guide.load_state_dict(before[0])
+            model.standardizer.load_state_dict(before[1])
+            model.feature_names = names
             raise
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,6 @@ class Draws:
     device: torch.device | None = None
     batches: int = 1
     generators: tuple[torch.Generator, ...] = ()
-    share: ClassVar[float] = 1.0
 
     def epoch(self, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
         """Return one batch; the draws are those of the local seed."""
@@ -121,9 +120,17 @@ def teach(
 
 @contextmanager
 def in_units(
-    model: FlowMixture, x: Tensor, weight: Tensor | None, names: Names | None
+    model: FlowMixture,
+    x: Tensor,
+    weight: Tensor | None,
+    names: Names | None,
+    terms: Sequence[Term] = (),
 ) -> Iterator[None]:
-    """Take the units of rows where the model has none; put it back if the block is refused."""
+    """Take the units of rows where the model has none; put it back if the block is refused.
+
+    Terms, which a lesson moves along their schedules, get their weights back in any case.
+    """
+    weights = [term.current_weight for term in terms]
     before = copy.deepcopy(model.standardizer.state_dict()), model.feature_names
     try:
         if not model.bounded and not model.standardizer.fitted:
@@ -134,6 +141,9 @@ def in_units(
         model.standardizer.load_state_dict(before[0])
         model.feature_names = before[1]
         raise
+    finally:
+        for term, own in zip(terms, weights, strict=True):
+            term.current_weight = own
 
 
 def pretrain_(
@@ -220,7 +230,7 @@ def pretrain_(
         train(steps, "pretrain")
         return 0.0
 
-    with in_units(model, x, None, names), local_seed(seed):
+    with in_units(model, x, None, names, wanted), local_seed(seed):
         first = int(torch.randint(2**31, ()))
         trials = best_of_([guide.network], trial, n_init, first) if n_init > 1 else []
         best_of_([guide.network], whole, 1, first)

@@ -430,3 +430,42 @@ def test_the_last_steps_are_on_the_rows_themselves(seed: int) -> None:
         )
         shares.append(float((vmonf.predict(x) == clusters).double().mean()))
     assert shares[0] < 0.9 < 0.99 < shares[1]
+
+
+class Later:
+    """A distortion that fails after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls -= 1
+        if self.calls < 0:
+            raise RuntimeError("of the user")
+        return x + 0.1
+
+
+@pytest.mark.parametrize("calls", [0, 10, 31])
+@pytest.mark.parametrize("verb", ["pretrain_", "relearn_"])
+def test_a_lesson_that_fails_leaves_units_network_and_weights(verb: str, calls: int) -> None:
+    torch.manual_seed(0)
+    x = 5 * torch.randn(100, 2) + 100
+    term = Confidence(weight=lambda step: 1.0 + step)
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2), [term]))
+    before, guide = vmonf.predict_proba(x), vmonf.guide
+    if verb == "pretrain_":
+        with pytest.raises(RuntimeError, match="of the user"):
+            pretrain_(guide, x, augment=Later(calls), steps=40, seed=0)
+    else:
+        with pytest.raises(RuntimeError, match="of the user"):
+            relearn_(guide, x, augment=Later(calls), steps=10, last_steps=2, copies=8, seed=0)
+    assert torch.equal(vmonf.predict_proba(x), before)
+    assert not vmonf.model.standardizer.fitted
+    assert term.current_weight == 1.0
+
+
+def test_a_lesson_leaves_the_weights_of_terms_at_their_start() -> None:
+    term = Confidence(weight=lambda step: 1.0 + step)
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2), [term]))
+    pretrain_(vmonf.guide, torch.randn(50, 2), steps=5, n_init=2, trial_steps=3, seed=0)
+    assert term.current_weight == 1.0
