@@ -268,3 +268,49 @@ def test_a_frozen_marginal_is_copied_once_for_each_state() -> None:
     svi.step()
     assert model.frozen() is not kept
     assert torch.equal(first.log_prob(X), value)
+
+
+class Wide(nn.Module):
+    """A bank that computes with more than parameters."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(2, 2))
+        self._private = 1.0
+        self.wide: Tensor
+        self.register_buffer("wide", torch.ones(1), persistent=False)
+
+    def forward(self) -> Any:
+        spread = torch.ones(2, 2) * self._private * self.wide * self.scale
+        return dist.Normal(self.loc, spread).to_event(1)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+CHANGES: dict[str, Any] = {
+    "private": lambda bank: setattr(bank, "_private", 3.0),
+    "of the class": lambda bank: setattr(bank, "scale", 3.0),
+    "in no file": lambda bank: bank.wide.fill_(3.0),
+    "hook": lambda bank: bank.register_forward_hook(
+        lambda module, arguments, found: dist.Normal(0.0, 3 * torch.ones(2, 2)).to_event(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_frozen_marginal_sees_what_is_no_parameter(change: str) -> None:
+    bank = Wide()
+    model = FlowMixture(bank)
+    kept = model.frozen()
+    assert model.frozen() is kept
+    CHANGES[change](bank)
+    expected = dist.Normal(0.0, 3.0).log_prob(torch.zeros(2)).sum()
+    found = model.marginal(frozen=True).log_prob(torch.zeros(1, 2))
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(model.marginal().log_prob(torch.zeros(1, 2))[0], expected)

@@ -15,6 +15,9 @@ _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type, type(...),
 )  # fmt: skip
 
+_HELD = (*_PLAIN, Tensor)  # in private attributes, what a module may compute with
+_OF_MODULES = frozenset(vars(nn.Module()))
+
 
 def difference(a: Any, b: Any) -> str | None:
     """Say where two objects differ, or ``None`` if they do the same to equal tensors.
@@ -96,8 +99,8 @@ def _parts(value: Any) -> dict[str, Any] | None:
 
 
 def same_now(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two modules compute the same: state, parts and public attributes."""
-    mine, theirs = one.state_dict(), other.state_dict()
+    """Return whether two modules compute the same: tensors, parts, attributes and hooks."""
+    mine, theirs = _tensors(one), _tensors(other)
     return (
         mine.keys() == theirs.keys()
         and all(
@@ -107,6 +110,30 @@ def same_now(one: nn.Module, other: nn.Module) -> bool:
             for name, value in mine.items()
         )
         and all(map(alike, one.modules(), other.modules()))
+        and all(map(_alike_within, one.modules(), other.modules()))
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, those that no file holds too."""
+    return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def _alike_within(a: nn.Module, b: nn.Module) -> bool:
+    """Return whether modules have the same attributes, plain private ones and hooks."""
+    mine, theirs = vars(a), vars(b)
+    names = [name for name in mine.keys() | theirs.keys() if not name.startswith("_pyro")]
+    public = [name for name in names if name[0] != "_"]
+    private = [name for name in names if name[0] == "_" and name not in _OF_MODULES]
+    hooks = [name for name in names if name.endswith("_hooks")]
+    return (
+        all(name in mine and name in theirs for name in public)
+        and all(
+            difference(mine.get(name), theirs.get(name)) is None
+            for name in private
+            if isinstance(mine.get(name, 0), _HELD) or isinstance(theirs.get(name, 0), _HELD)
+        )
+        and all(list(mine[name].values()) == list(theirs[name].values()) for name in hooks)
     )
 
 
