@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from pyro_vmonf._utils.columns import warn_of_columns
 from pyro_vmonf._utils.evidence import check_sample_weight
-from pyro_vmonf._utils.frames import Names, names_of, ordered
+from pyro_vmonf._utils.frames import NamedColumns, names_of, ordered
 from pyro_vmonf._utils.sameness import same_now
 from pyro_vmonf._utils.shapes import broadcast
 from pyro_vmonf._utils.sharing import share
@@ -53,7 +53,7 @@ from pyro_vmonf.weights import Weights, as_weights, observed, sites_of
 TRAINING_DRAWS, SCORING_DRAWS = 8, 256  # of a missing entry, for importance weights
 
 
-class FlowMixture(Program):
+class FlowMixture(NamedColumns, Program):
     r"""The mixture :math:`p(x) = \sum_c \pi_c\, p(x \mid c)` of the K components of a bank.
 
     Sites: ``c`` and ``x`` in plate ``data``; ``weights`` if they are random; ``evidence``, a factor
@@ -93,14 +93,15 @@ class FlowMixture(Program):
     ) -> None:
         super().__init__()
         self.bank = as_bank(bank)
+        own = {self.bank, *(getattr(self.bank, name) for name in getattr(self.bank, "halves", ()))}
         for part in self.bank.modules():
-            if part is not self.bank and isinstance(part, Program) and part.in_program:
+            if part not in own and isinstance(part, Program) and part.in_program:
                 raise ValueError(
                     f"the bank holds a {type(part).__name__} inside of it, whose sites or updates "
                     "would be left out: random parameters and weights belong to a mixture of their "
                     "own; take fixed or learned ones inside a component"
                 )
-        self.feature_names: Names | None = None  # of the frame that it was fitted on
+        self.feature_names = None
         self.context_features = check_positive("context_features", context_features, minimum=0)
         like = floating_buffer(self.bank)
         components = probed(self.bank, self.context_features, like)

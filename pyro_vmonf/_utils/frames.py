@@ -18,6 +18,28 @@ Name = str | int
 Names = tuple[Name, ...]
 
 
+class NamedColumns:
+    """The names of the columns of a fit, which shallow copies of an object have in common."""
+
+    @property
+    def feature_names(self) -> Names | None:
+        """The names of the frame that it was fitted on; ``None`` if there was none."""
+        return self._columns()[0]
+
+    @feature_names.setter
+    def feature_names(self, names: Names | None) -> None:
+        self._columns()[0] = names
+
+    def _columns(self) -> list[Names | None]:
+        own = self.__dict__  # that of an earlier version has the names themselves
+        found: list[Names | None] = own.setdefault("_names", [own.pop("feature_names", None)])
+        return found
+
+    def shares_columns_(self, other: NamedColumns) -> None:
+        """Have the names of another object, also those that it gets later."""
+        self.__dict__["_names"] = other._columns()
+
+
 def is_frame(x: Any) -> bool:
     """Return whether ``x`` is a data frame."""
     return hasattr(x, "columns") and (hasattr(x, "iloc") or hasattr(x, "to_numpy"))

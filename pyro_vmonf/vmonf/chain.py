@@ -219,7 +219,8 @@ class MarkovVMoNF(Drawn, Halves):
     def alone(self) -> VMoNF:
         """Return the mixture of single steps, which has the components of this pair.
 
-        Its weights are the components' shares of the first 1,024 steps, fixed as they are now.
+        Its weights are the components' shares of the first 1,024 steps, fixed as they are now. The
+        units of the rows are those of this pair, whichever of the two is fitted first.
 
         Example:
             >>> from pyro_vmonf import Gaussian
@@ -229,10 +230,10 @@ class MarkovVMoNF(Drawn, Halves):
         """
         shares = self.model.weights.log_mean().detach().exp()
         mixture = FlowMixture(self.model.bank, FixedRow(shares))
-        # Its rows may have gaps, which are no ends of sequences there.
-        units = self.model.standardizer
-        mixture.standardizer = Standardize(self.model.event_shape).to(units.scale)
-        mixture.standardizer.load_state_dict(units.state_dict())
+        # Its rows may have gaps, which are no ends of sequences there; the units are the same ones.
+        mixture.standardizer = Standardize(self.model.event_shape)
+        mixture.standardizer._buffers = self.model.standardizer._buffers
+        mixture.shares_columns_(self.model)
         share(self.model.bank, self.model, mixture)
         return VMoNF(mixture)
 

@@ -211,3 +211,24 @@ def test_a_chain_with_a_network_runs_inside_a_plate(terms: list[nn.Module]) -> N
     assert found == pytest.approx(alone, rel=1e-12)
     if not terms:
         assert found == pytest.approx(-float(vmonf.elbo(x.flatten(0, 1)).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("first", ["chain", "alone"])
+def test_single_steps_have_the_units_of_the_chain(first: str) -> None:
+    torch.manual_seed(0)
+    x = 10 * torch.randn(20, 6, D) + 100
+    rows = x.reshape(-1, D)
+    chain = MarkovVMoNF(MarkovMixture(Gaussian(D, 1)))
+    alone = chain.alone()
+    fitted: Any = chain if first == "chain" else alone
+    fitted.fit(x if first == "chain" else rows, epochs=1, progress=False, seed=0)
+    # With one component steps are independent.
+    torch.testing.assert_close(alone.log_prob(rows).sum(), chain.log_prob(x).sum())
+    assert float(alone.log_prob(rows).mean()) > -20
+    chain.model.standardize_(2 * x)
+    torch.testing.assert_close(alone.log_prob(rows).sum(), chain.log_prob(x).sum())
+    wide = rows.double() + 1.7e9
+    chain.model.standardizer.fit_(wide)
+    assert alone.model.standardizer.loc.dtype == torch.float64
+    gap = torch.tensor([[100.0, torch.nan]])
+    assert alone.log_prob(gap).isfinite().all()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -34,7 +37,7 @@ from pyro_vmonf.flows import GaussianMixtures
 from pyro_vmonf.interop.arviz import to_inference_data
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.weights import GammaDirichlet
-from tests.samples import NO_EPOCHS, clustered_rows, normal_rows, one_feature
+from tests.samples import NO_EPOCHS, clustered_rows, normal_rows, one_feature, sixty_rows
 
 K = 3
 D = 2
@@ -248,3 +251,29 @@ def test_the_variance_of_sticks_keeps_its_digits(size: float) -> None:
     second = exact.a * (exact.a + 1) / ((exact.a + exact.b) * (exact.a + exact.b + 1))
     first = float(second[0] - (exact.a / (exact.a + exact.b))[0] ** 2)
     assert float(exact.variance[0]) == pytest.approx(first, rel=1e-8)
+
+
+def test_pairs_of_one_bank_have_the_columns_in_common() -> None:
+    x = 10 * sixty_rows().numpy() + np.array([0.0, 100.0])
+    frame = pd.DataFrame(x, columns=["a", "b"])
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2), dist.Dirichlet(torch.ones(2))))
+    observed = vmonf.condition({"weights": torch.tensor([0.5, 0.5])})
+    observed.fit(frame, epochs=1, progress=False, seed=0)
+    assert vmonf.model.feature_names == ("a", "b")
+    turned = frame[["b", "a"]]
+    torch.testing.assert_close(vmonf.log_prob(turned), vmonf.log_prob(frame))
+    other = copy.deepcopy(vmonf)
+    other.model.feature_names = None
+    assert vmonf.model.feature_names == ("a", "b")
+
+
+def test_a_pair_with_an_observed_bank_is_saved(tmp_path: Path) -> None:
+    bank = RandomBank(Gaussian(2, 2), dist.Normal(0.0, 1.0))
+    vmonf = VMoNF(FlowMixture(bank, dist.Dirichlet(torch.ones(2))))
+    observed = vmonf.condition({"bank.loc": torch.tensor([[1.0, 1.0], [-1.0, -1.0]])})
+    observed.save(tmp_path / "pair")
+    loaded, x = VMoNF.load(tmp_path / "pair"), sixty_rows()
+    assert torch.equal(loaded.log_prob(x), observed.log_prob(x))
+    loaded.fit(x, epochs=1, progress=False, seed=0)
+    observed.fit(x, epochs=1, progress=False, seed=0)
+    assert torch.equal(loaded.log_prob(x), observed.log_prob(x))
