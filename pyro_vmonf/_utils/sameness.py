@@ -17,6 +17,7 @@ _PLAIN = (
 
 _HELD = (*_PLAIN, Tensor)  # in private attributes, what a module may compute with
 _OF_MODULES = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def difference(a: Any, b: Any) -> str | None:
@@ -122,19 +123,17 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _alike_within(a: nn.Module, b: nn.Module) -> bool:
     """Return whether modules have the same attributes, plain private ones and hooks."""
     mine, theirs = vars(a), vars(b)
-    names = [name for name in mine.keys() | theirs.keys() if not name.startswith("_pyro")]
-    public = [name for name in names if name[0] != "_"]
-    private = [name for name in names if name[0] == "_" and name not in _OF_MODULES]
-    hooks = [name for name in names if name.endswith("_hooks")]
-    return (
-        all(name in mine and name in theirs for name in public)
-        and all(
-            difference(mine.get(name), theirs.get(name)) is None
-            for name in private
-            if isinstance(mine.get(name, 0), _HELD) or isinstance(theirs.get(name, 0), _HELD)
-        )
-        and all(list(mine[name].values()) == list(theirs[name].values()) for name in hooks)
-    )
+    for name in (mine.keys() | theirs.keys()) - _OF_MODULES:
+        one, other = mine.get(name, NotImplemented), theirs.get(name, NotImplemented)
+        if name[0] != "_":
+            differ = one is NotImplemented or other is NotImplemented
+        else:
+            held = isinstance(one, _HELD) or isinstance(other, _HELD)
+            held = held and not name.startswith("_pyro")
+            differ = held and one is not other and difference(one, other) is not None
+        if differ:
+            return False
+    return all(list(mine[name].values()) == list(theirs[name].values()) for name in _HOOKS)
 
 
 def alike(a: nn.Module, b: nn.Module, numbers: bool = True) -> bool:
