@@ -17,7 +17,7 @@ from pyro_vmonf import FlowMixture, Replicated, VMoNF
 from pyro_vmonf.interop.serving import from_safetensors_, to_safetensors
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-OPTIONS: dict[str, Any] = {"epochs": 4, "progress": False, "seed": 0}
+OPTIONS: dict[str, Any] = {"epochs": 2, "progress": False, "seed": 0}
 
 
 def affine(shift: Any, scale: Any = 2.0) -> AffineTransform:
@@ -47,7 +47,6 @@ def save(vmonf: VMoNF, path: Path) -> None:
 def test_another_pair_takes_them(kind: str, name: str, tmp_path: Path) -> None:
     one, other, path = pair(CHAINS[name]), pair(CHAINS[name], 1), tmp_path / "file"
     assert not torch.allclose(one.log_prob(X), other.log_prob(X))
-    one.fit(X, checkpoint=path, **OPTIONS)
     if kind == "pt":
         save(one, path)
         other = VMoNF.load(path, into=other)
@@ -55,6 +54,7 @@ def test_another_pair_takes_them(kind: str, name: str, tmp_path: Path) -> None:
         to_safetensors(one, path)
         from_safetensors_(other, path)
     if kind == "checkpoint":
+        one.fit(X, checkpoint=path, **OPTIONS)
         other.fit(X, resume=path, **OPTIONS)
     if kind == "copy":
         other = copy.deepcopy(one)
