@@ -175,7 +175,7 @@ def as_table(x: Any, columns: Names | None) -> Any:
 
 
 def check_masks(name: str, values: Any) -> None:
-    """Refuse a masked array with masked entries, below which there are any numbers.
+    """Refuse a masked array with masked entries: the numbers under the mask mean nothing.
 
     Raises:
         TypeError: if there are some.

@@ -61,7 +61,7 @@ def _validates(values: Tensor) -> bool:
     )
 
 
-def _check_dims(name: str, value: Tensor | None, allowed: int) -> None:
+def _check_dims(name: str, value: Tensor | None, allowed: int, wanted: str) -> None:
     """Refuse what has more dimensions than the rows: it would lie on that of the components.
 
     Raises:
@@ -69,8 +69,7 @@ def _check_dims(name: str, value: Tensor | None, allowed: int) -> None:
     """
     if value is not None and value.dim() > allowed:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; the rows allow {allowed} dimensions of it: "
-            f"pass {name} of shape (N,), or log-likelihoods of shape (N, K)"
+            f"{name} has shape {tuple(value.shape)}, more dimensions than the rows; pass {wanted}"
         )
 
 
@@ -104,8 +103,9 @@ def data_plate(
     allowed = max([-dim, *(-frame.dim for frame in get_plates() if frame.dim is not None)])
     if x is not None:
         allowed = max(allowed, x.dim() - len(event_shape))
-    _check_dims("sample_weight", sample_weight, allowed)
-    _check_dims("y", y, allowed + (y is not None and y.is_floating_point()))
+    _check_dims("sample_weight", sample_weight, allowed, "one weight a row, (N,)")
+    shapes = "labels (N,), or log-likelihoods (N, K)"
+    _check_dims("y", y, allowed + (y is not None and y.is_floating_point()), shapes)
     rows = None
     if x is not None:
         event_dim = len(event_shape)

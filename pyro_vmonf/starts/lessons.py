@@ -27,7 +27,7 @@ from pyro_vmonf.guides import BoundGuide, SoftmaxGuide
 from pyro_vmonf.metrics import match
 from pyro_vmonf.model import FlowMixture
 from pyro_vmonf.program import log_evidence
-from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term
+from pyro_vmonf.terms import Batch, Classification, CustomTerm, Term, penalty_of
 from pyro_vmonf.training.lanes import Single
 from pyro_vmonf.training.plan import Plan, Run
 from pyro_vmonf.training.restarts import best_of_
@@ -210,7 +210,7 @@ def pretrain_(
         rows = x[index]
         log_q = guide.log_q(rows if augment is None else _augmented(augment, rows))
         batch = Batch(guide, rows, log_q, None if evidence is None else evidence[index], index)
-        return torch.stack([t.current_weight * t(batch).mean() for t in wanted]).sum()
+        return torch.stack([penalty_of(type(t).__name__, t, batch).mean() for t in wanted]).sum()
 
     lesson = Lesson(guide, total, wanted)
 

@@ -469,3 +469,11 @@ def test_a_lesson_leaves_the_weights_of_terms_at_their_start() -> None:
     vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2), [term]))
     pretrain_(vmonf.guide, torch.randn(50, 2), steps=5, n_init=2, trial_steps=3, seed=0)
     assert term.current_weight == 1.0
+
+
+@pytest.mark.parametrize("penalty", [lambda batch: 1.0, lambda batch: torch.ones(7, 2)])
+def test_a_lesson_names_a_term_that_returns_no_penalty(penalty: Any) -> None:
+    vmonf = VMoNF(FlowMixture(Gaussian(2, 2)), SoftmaxGuide(MLP(2, 2)))
+    with pytest.raises((TypeError, ValueError), match="the term CustomTerm returns"):
+        pretrain_(vmonf.guide, torch.randn(50, 2), terms=[penalty], steps=2)
+    assert not vmonf.model.standardizer.fitted
