@@ -15,7 +15,20 @@ from pyro_vmonf._utils.repr import ShownModule
 from pyro_vmonf._utils.validation import check_widths
 from pyro_vmonf.nn.mlp import Activation, Linear, activation_named, linear_of_columns, to_columns
 
-Block = tuple[int, int, int, int]  # first and last row, first and last column
+
+class Block(NamedTuple):
+    """A range of outputs of a mask, and the inputs that they see.
+
+    Arguments:
+        first: first output.
+        last: the output after the last one.
+        parts: ranges of inputs, each with its first input, the one after its last, and whether
+            some of the outputs do not see all of it.
+    """
+
+    first: int
+    last: int
+    parts: list[tuple[int, int, bool]]
 
 
 class Blocks(NamedTuple):
@@ -34,8 +47,8 @@ class Blocks(NamedTuple):
 def blocks_of(mask: Tensor, *, rows: int = 48, most: int = 8) -> Blocks:
     """Divide the outputs of a mask, and its inputs, into ranges.
 
-    Sorted degrees make a mask triangular, and nearly half of it is outside of the blocks. A small
-    or unsorted mask is one block.
+    Sorted degrees make a mask triangular, and nearly half of it is outside of the blocks. Most of a
+    block is a part that all its outputs see. A small or unsorted mask is one block.
 
     Arguments:
         mask: booleans ``(out, in)``.
@@ -43,44 +56,45 @@ def blocks_of(mask: Tensor, *, rows: int = 48, most: int = 8) -> Blocks:
         most: the largest number of blocks.
 
     Example:
-        >>> blocks_of(torch.ones(4, 4).tril().bool(), rows=2).outputs
-        [(0, 2, 0, 2), (2, 4, 0, 4)]
+        >>> blocks_of(torch.ones(4, 4).tril().bool(), rows=2).outputs[1]
+        Block(first=2, last=4, parts=[(0, 3, False), (3, 4, True)])
     """
     return Blocks(_ranges(mask, rows, most), _ranges(mask.mT, rows, most))
 
 
 def _ranges(mask: Tensor, rows: int, most: int) -> list[Block]:
-    """Return a block for each range of rows, empty where everything is masked."""
+    """Return a block for each range of rows, with an empty part where everything is masked."""
     out = mask.shape[0]
     count = max(min(out // rows, most), 1)
-    found = []
-    for first, last in pairwise(out * i // count for i in range(count + 1)):
-        seen = mask[first:last].any(0).nonzero()
-        ends = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
-        found.append((first, last, *ends))
-    return found
+    return [
+        Block(first, last, _parts(mask[first:last]))
+        for first, last in pairwise(out * i // count for i in range(count + 1))
+    ]
+
+
+def _parts(mask: Tensor) -> list[tuple[int, int, bool]]:
+    """Divide the columns that some row sees into those before, in and after what all rows see."""
+    seen, whole = mask.any(0).nonzero(), mask.all(0).nonzero()
+    start, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
+    first, last = (int(whole[0]), int(whole[-1]) + 1) if len(whole) else (end, end)
+    if last - first > len(whole):  # another column is between them
+        first = last = end
+    parts = ((start, first, True), (first, last, False), (last, end, True))
+    return [part for part in parts if part[0] < part[1]] or [(0, 0, False)]
 
 
 class _BlockwiseProduct(torch.autograd.Function):
     """``(weight * mask) @ x + bias`` for columns, a block at a time.
 
-    Results of blocks are put together at once: a compiler makes a kernel that asks each number for
-    its block of what is written block by block.
+    Weights are multiplied with their mask only where a part of a block is masked: to read and write
+    them takes longer than their product with a batch.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, blocks: Blocks) -> Tensor:
-        parts = [
-            torch.baddbmm(
-                bias[:, o1:o2, None],
-                weight[:, o1:o2, i1:i2] * mask[o1:o2, i1:i2],
-                x[:, i1:i2],
-            )
-            for o1, o2, i1, i2 in blocks.outputs
-        ]
-        return torch.cat(parts, 1)
+        return _product(weight, mask, x, bias.unsqueeze(-1), blocks.outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -95,29 +109,51 @@ class _BlockwiseProduct(torch.autograd.Function):
             return by_x, (grad @ x.mT) * mask, grad.sum(2), None, None
         by_x = None
         if ctx.needs_input_grad[0]:
-            parts = [
-                (weight[:, o1:o2, i1:i2] * mask[o1:o2, i1:i2]).mT @ grad[:, o1:o2]
-                for i1, i2, o1, o2 in ctx.blocks.inputs
-            ]
-            by_x = torch.cat(parts, 1)
+            zeros = grad.new_zeros(1, weight.shape[2], 1)
+            by_x = _product(weight.mT, mask.mT, grad, zeros, ctx.blocks.inputs)
         by_weight = _by_weight(x, weight, grad, mask, ctx.blocks.outputs)
         return by_x, by_weight, grad.sum(2), None, None
+
+
+def _product(weight: Tensor, mask: Tensor, x: Tensor, shift: Tensor, blocks: list[Block]) -> Tensor:
+    """Return ``(weight * mask) @ x + shift``."""
+    found = []
+    for first, last, parts in blocks:
+        total = shift[:, first:last]
+        for start, end, masked in parts:
+            own = weight[:, first:last, start:end]
+            own = own * mask[first:last, start:end] if masked else own
+            total = torch.baddbmm(total, own, x[:, start:end])
+        found.append(total)
+    return torch.cat(found, 1)
 
 
 def _by_weight(
     x: Tensor, weight: Tensor, grad: Tensor, mask: Tensor, blocks: list[Block]
 ) -> Tensor:
-    """Return the gradient of the weights, zero where they are masked."""
-    parts = (
-        (grad[:, o1:o2] @ x[:, i1:i2].mT).mul_(mask[o1:o2, i1:i2]) for o1, o2, i1, i2 in blocks
-    )
-    if is_captured(weight):
-        sides = ((i1, weight.shape[2] - i2) for _, _, i1, i2 in blocks)
-        return torch.cat([F.pad(p, side) for p, side in zip(parts, sides, strict=True)], 1)
-    result = grad.new_zeros(weight.shape)  # twice as fast as padding
-    for (o1, o2, i1, i2), part in zip(blocks, parts, strict=True):
-        result[:, o1:o2, i1:i2] = part
-    return result
+    """Return the gradient of the weights, zero where they are masked.
+
+    A compiler makes a kernel that asks each number for its block of what is written block by block.
+    """
+    captured = is_captured(weight)
+    result = grad.new_empty(weight.shape)
+    rows = []
+    for first, last, parts in blocks:
+        wide = []
+        for start, end, masked in parts:
+            part = grad[:, first:last] @ x[:, start:end].mT
+            part = part * mask[first:last, start:end] if masked else part
+            if captured:
+                wide.append(part)
+            else:
+                result[:, first:last, start:end] = part
+        start, end = parts[0][0], parts[-1][1]
+        if captured:
+            rows.append(F.pad(torch.cat(wide, 2), (start, weight.shape[2] - end)))
+        else:
+            result[:, first:last, :start] = 0.0
+            result[:, first:last, end:] = 0.0
+    return torch.cat(rows, 1) if captured else result
 
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, blocks: Blocks) -> Tensor:

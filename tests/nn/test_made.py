@@ -36,8 +36,10 @@ def test_blocks_hold_all_that_a_mask_allows(name: str) -> None:
     blocks = blocks_of(mask, rows=10)
     for ranges, allowed in ((blocks.outputs, mask), (blocks.inputs, mask.mT)):
         covered = torch.zeros_like(allowed)
-        for o1, o2, i1, i2 in ranges:
-            covered[o1:o2, i1:i2] = True
+        for first, last, parts in ranges:
+            for start, end, masked in parts:
+                covered[first:last, start:end] = True
+                assert masked or allowed[first:last, start:end].all()
         assert not (allowed & ~covered).any()
         assert not covered.any() or name != "nothing"
         if name == "lower":
