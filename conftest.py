@@ -34,11 +34,18 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_graph_by_itself() -> None:
-    """Capture no step because it is slow on a busy machine; tests of graphs ask for them."""
-    from pyro_vmonf.training import compiling
+def steps_without_compiler() -> None:
+    """Run captured steps operation by operation: to compile one takes longer than any test.
+
+    No step is captured because it is slow on a busy machine. Tests of either ask for it.
+    """
+    import torch
+
+    from pyro_vmonf.training import compiling, graphs
 
     compiling.FROM_CACHE = math.inf
+    if not torch.cuda.is_available():
+        graphs.compiled = lambda graph, inputs: graph
 
 
 @pytest.fixture(autouse=True)

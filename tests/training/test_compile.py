@@ -16,6 +16,7 @@ from torch._inductor import config as inductor
 from torch.distributions import Dirichlet
 
 from pyro_vmonf import MAF, FlowMixture, Gaussian, RealNVP, SoftmaxGuide, VMoNF
+from pyro_vmonf._utils.graphs import compiled
 from pyro_vmonf.nn import MLP
 from pyro_vmonf.nn.made import MaskedMLP
 from pyro_vmonf.schedules import linear_decay
@@ -99,12 +100,6 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[compiling.Compiled]:
     return found
 
 
-@pytest.fixture
-def without_compiler(monkeypatch: pytest.MonkeyPatch, captured_once: None) -> None:
-    """The graph runs as it was captured, operation by operation."""
-    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
-
-
 def rows_of(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(70, 2, generator=generator, dtype=dtype)
@@ -126,7 +121,7 @@ EVEN: dict[str, Any] = {**WHOLE, "epochs": 4, "held_out": torch.arange(6)}
         ("learned", torch.float64, 1e-10, 0.1),  # with a short last batch
     ],
 )
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_the_captured_step_is_the_step(
     weights: str, dtype: torch.dtype, atol: float, held_out: Any, built: list[compiling.Compiled]
 ) -> None:
@@ -172,7 +167,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_every_optimiser_moves_as_it_does_from_python(
     pair: VMoNF, name: str, built: list[compiling.Compiled]
@@ -193,7 +188,7 @@ def test_every_optimiser_moves_as_it_does_from_python(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_a_large_mixture_moves_in_place(
     built: list[compiling.Compiled], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +223,7 @@ class OfWholeBatches(Term):
         return flat * self.level.square() if self.length(batch.x) == 16 else flat
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("length", [len, lambda x: x.shape[0]])
 def test_a_parameter_that_a_short_batch_leaves_out_keeps_its_own_steps(
     pair: VMoNF, length: Callable[[torch.Tensor], int], built: list[compiling.Compiled]
@@ -248,7 +243,7 @@ def test_a_parameter_that_a_short_batch_leaves_out_keeps_its_own_steps(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_a_graph_of_one_length_leaves_short_batches_to_python(
     pair: VMoNF, monkeypatch: pytest.MonkeyPatch, built: list[compiling.Compiled]
 ) -> None:
@@ -275,7 +270,7 @@ def test_a_graph_of_one_length_leaves_short_batches_to_python(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_an_optimiser_with_another_state_ends_the_graph(pair: VMoNF) -> None:
     x, _, _ = rows_of(torch.float64)
     made: list[torch.optim.Optimizer] = []
@@ -299,7 +294,7 @@ def test_an_optimiser_with_another_state_ends_the_graph(pair: VMoNF) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_a_rejected_step_of_a_graph_leaves_no_trace() -> None:
     x, _, _ = rows_of(torch.float64)
     ends = []
@@ -341,7 +336,7 @@ def fitted(at_once: int, patch: pytest.MonkeyPatch) -> tuple[Any, VMoNF, Any]:
     return history, one, made[-1]
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_steps_of_one_graph_are_steps_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit: schedules, draws, counts, moments, steps that are not finite, and the record."""
     plain, one, adam = fitted(1, monkeypatch)
@@ -356,7 +351,7 @@ def test_steps_of_one_graph_are_steps_one_by_one(monkeypatch: pytest.MonkeyPatch
             assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_an_interrupt_while_steps_are_taken_over_loses_none(
     pair: VMoNF, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +388,7 @@ def test_an_interrupt_while_steps_are_taken_over_loses_none(
         assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_a_resumed_run_takes_the_compiled_road_again(pair: VMoNF, tmp_path: Path) -> None:
     x, _, _ = rows_of(torch.float64)
     whole, part = copy.deepcopy(pair), copy.deepcopy(pair)
@@ -412,7 +407,7 @@ def test_a_resumed_run_takes_the_compiled_road_again(pair: VMoNF, tmp_path: Path
         assert torch.equal(one, other)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_auto_compiles_where_the_steps_to_come_are_worth_it(
     pair: VMoNF, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -443,7 +438,7 @@ def test_auto_compiles_where_the_steps_to_come_are_worth_it(
     assert copy.deepcopy(pair).fit(x, **options).road == "short"
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -469,7 +464,7 @@ def test_what_a_graph_cannot_follow_is_not_compiled(pair: VMoNF, kind: str, reas
     assert road.startswith(f"short, not compiled: {reason}")
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("change", ["freeze", "elbo_gradient", "mode", "nothing"])
 def test_a_callback_that_changes_the_pair_ends_the_graph(pair: VMoNF, change: str) -> None:
     """The graph has frozen parameters, modes and settings as they were."""
@@ -495,7 +490,7 @@ def test_a_callback_that_changes_the_pair_ends_the_graph(pair: VMoNF, change: st
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_a_graph_that_differs_ends_with_a_warning(pair: VMoNF) -> None:
     """A number that hides in a closure is found by its value."""
     x, _, _ = rows_of(torch.float64)
@@ -527,8 +522,11 @@ def test_without_a_compiler_the_step_is_eager(pair: VMoNF, monkeypatch: pytest.M
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_machine_code_takes_the_same_steps(built: list[compiling.Compiled]) -> None:
+def test_machine_code_takes_the_same_steps(
+    built: list[compiling.Compiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three steps in a loop, and one of a short batch."""
+    monkeypatch.setattr(graphs, "compiled", compiled)
     x, _, _ = rows_of(torch.float64)
     ends = []
     for compile in (False, True):
@@ -554,7 +552,7 @@ def measured_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "SAVED_PER_NODE", 1e9)
 
 
-@pytest.mark.usefixtures("without_compiler", "measured_pays")
+@pytest.mark.usefixtures("captured_once", "measured_pays")
 @pytest.mark.parametrize("size", [64, 16])
 def test_measured_rows_have_a_graph(
     pair: VMoNF, size: int, built: list[compiling.Compiled], tmp_path: Path
@@ -577,7 +575,7 @@ def test_measured_rows_have_a_graph(
     np.testing.assert_allclose(ends[1].objective, ends[0].objective, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_few_measurements_stay_with_python(pair: VMoNF, built: list[compiling.Compiled]) -> None:
     x, _, _ = rows_of(torch.float64)
     history = copy.deepcopy(pair).fit(x, compile=True, **MEASURED)
@@ -586,7 +584,7 @@ def test_few_measurements_stay_with_python(pair: VMoNF, built: list[compiling.Co
     assert "measured" not in history.road
 
 
-@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.usefixtures("captured_once")
 def test_a_resumed_run_measures_on_the_road_that_it_took(
     pair: VMoNF, built: list[compiling.Compiled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -611,7 +609,7 @@ def test_a_resumed_run_measures_on_the_road_that_it_took(
 
 
 @pytest.mark.filterwarnings("ignore:the fit ended with a held-out objective")
-@pytest.mark.usefixtures("without_compiler", "measured_pays")
+@pytest.mark.usefixtures("captured_once", "measured_pays")
 def test_a_graph_of_measured_rows_that_differs_ends_the_road(
     pair: VMoNF, built: list[compiling.Compiled], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from pyro_vmonf import FlowMixture, Gaussian, SoftmaxGuide, VMoNF
 from pyro_vmonf.terms import Batch, Term
-from pyro_vmonf.training import graphs
 from pyro_vmonf.training.fit import Progress
 
 X = torch.randn(96, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+pytestmark = pytest.mark.usefixtures("captured_once")
 OPTIONS: dict[str, Any] = {"epochs": 4, "batch_size": 24, "seed": 0, "progress": False}
-
-
-@pytest.fixture(autouse=True)
-def without_compiler(monkeypatch: pytest.MonkeyPatch, captured_once: None) -> None:
-    monkeypatch.setattr(graphs, "compiled", lambda graph, inputs: graph)
 
 
 class AtSteps(Term):
