@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vmonf._utils.repr import Recorded, arguments_of
+from pyro_vmonf._utils.shapes import broadcast
 from pyro_vmonf._utils.validation import check_positive
 from pyro_vmonf.contracts import optional
 from pyro_vmonf.nn.columns import Columns
@@ -151,7 +152,7 @@ def conditioned(transform: Any, context: Tensor | None) -> Any:
 
 def constant_log_det(log_det: Tensor, x: Tensor, event_dim: int = 1) -> Tensor:
     """Return a constant log-determinant with the batch shape of ``x``."""
-    return log_det.expand(torch.broadcast_shapes(log_det.shape, x.shape[: x.dim() - event_dim]))
+    return log_det.expand(broadcast(log_det.shape, x.shape[: x.dim() - event_dim]))
 
 
 class NetworkOptions(TypedDict, total=False):
