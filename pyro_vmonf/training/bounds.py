@@ -8,12 +8,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vmonf._utils.contexts import local_seed
 from pyro_vmonf._utils.warned import warn
+from pyro_vmonf.distributions.support import is_real, support_of
 from pyro_vmonf.guides import PyroGuide
 from pyro_vmonf.program import is_plate, unregistered
 
@@ -46,8 +48,10 @@ def check_bound(guide: Any, guide_trace: Trace, model_trace: Trace) -> None:
                 f"the ELBO has no term for its posterior. {_cover(guide, name, site)}"
             )
     for name, site in drawn.items():
-        if name in latent and isinstance(guide, PyroGuide):
-            _check_scale(name, site, latent[name])
+        if name in latent:
+            _check_plates(name, site, latent[name])
+            _check_support(name, site, latent[name])
+            _check_counts(name, site, latent[name], refuse=isinstance(guide, PyroGuide))
         if name not in latent and not site["infer"].get("is_auxiliary"):
             known = "observes" if name in model_trace.nodes else "does not draw"
             raise ValueError(
@@ -58,21 +62,85 @@ def check_bound(guide: Any, guide_trace: Trace, model_trace: Trace) -> None:
             )
 
 
-def _check_scale(name: str, drawn: Site, latent: Site) -> None:
-    """Refuse a site that counts otherwise in the guide than in the model.
+PLATE = 'pyro.plate("data", size or len(x), subsample=index)'
+
+
+def _check_support(name: str, drawn: Site, latent: Site) -> None:
+    """Refuse a posterior outside of the prior's support, where log p is minus infinity.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if its value is, or its own support is larger.
     """
-    mine, theirs = torch.as_tensor(drawn["scale"]), torch.as_tensor(latent["scale"])
-    if torch.allclose(mine, theirs):
+    value, support, own = drawn["value"], support_of(latent["fn"]), support_of(drawn["fn"])
+    if not bool(torch.as_tensor(value).isfinite().all()):  # the training loop says it
         return
-    raise ValueError(
-        f"the site {name!r} counts otherwise in the guide than in the model: its scale is "
-        f"{mine.flatten()[0]:.4g} there and {theirs.flatten()[0]:.4g} here, so the ELBO "
-        'bounds nothing. Take the plate of the model, pyro.plate("data", size or len(x), '
-        "subsample=index), and the weights of the rows by poutine.scale(scale=sample_weight)"
+    if _numbers(own) != _numbers(support):
+        raise ValueError(
+            f"the guide draws {name!r} from {_numbers(own)} numbers, and the model from "
+            f"{_numbers(support)}; take one network output, or probability, for each component"
+        )
+    point = isinstance(getattr(drawn["fn"], "base_dist", drawn["fn"]), Delta)
+    wider = is_real(own) and not is_real(support) and not point
+    if wider or not bool(support.check(value).all()):
+        where = "from all real numbers" if wider else "where the prior has no density"
+        raise ValueError(
+            f"the guide draws {name!r} {where}, and the prior lives on {support}: the ELBO bounds "
+            "nothing. Take a posterior on that support, for example by "
+            "dist.TransformedDistribution(Normal(...), torch.distributions.biject_to(support)) or "
+            "by an autoguide of Pyro"
+        )
+
+
+def _numbers(support: Any) -> int | None:
+    """Return how many whole numbers a support has, if it is a range of them from zero."""
+    if not isinstance(support, constraints.integer_interval) or support.lower_bound != 0:
+        return None
+    return int(torch.as_tensor(support.upper_bound).max()) + 1
+
+
+def _check_plates(name: str, drawn: Site, latent: Site) -> None:
+    """Refuse a discrete site in other plates than the model has it: Pyro sums over others then.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if not support_of(drawn["fn"]).is_discrete:
+        return
+    mine, theirs = (
+        [frame.name for frame in site["cond_indep_stack"] if frame.vectorized]
+        for site in (drawn, latent)
     )
+    if set(mine) != set(theirs) or drawn["fn"].event_dim != latent["fn"].event_dim:
+        raise ValueError(
+            f"the guide draws {name!r} in the plates {mine} with {drawn['fn'].event_dim} event "
+            f"dimensions, and the model in {theirs} with {latent['fn'].event_dim}: the ELBO "
+            f"bounds nothing. Both take {PLATE}"
+        )
+
+
+def _check_counts(name: str, drawn: Site, latent: Site, refuse: bool) -> None:
+    """Refuse a site that counts otherwise in the guide than in the model, or warn of it.
+
+    Raises:
+        ValueError: if it does and ``refuse`` is true.
+    """
+    for what, none in (("scale", 1.0), ("mask", True)):
+        mine, theirs = (
+            torch.as_tensor(none if site[what] is None else site[what]) for site in (drawn, latent)
+        )
+        mine, theirs = torch.broadcast_tensors(mine, theirs)
+        other = ~torch.isclose(mine.double(), theirs.double())
+        if not bool(other.any()):
+            continue
+        said = (
+            f"the site {name!r} counts otherwise in the guide than in the model: its {what} is "
+            f"{mine[other][0]:.4g} there and {theirs[other][0]:.4g} here, so the ELBO bounds "
+            f"nothing. Both take {PLATE}, and the same poutine.scale and poutine.mask; to weigh or "
+            "leave out rows, pass sample_weight"
+        )
+        if refuse:
+            raise ValueError(said)
+        warn(said)
 
 
 def _cover(guide: Any, name: str, site: Site) -> str:
@@ -124,7 +192,7 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
     Raises:
         ValueError: if the posterior of the first batch is not finite, or the program has no bound.
     """
-    log_q = _check_posterior(guide, arguments)
+    log_q = _check_posterior(model, guide, arguments)
     refusal: Exception | None = None
     try:
         traces = probed(model, guide, arguments)
@@ -135,6 +203,7 @@ def max_plate_nesting(model: Any, guide: Any, **arguments: Any) -> int:
     check_bound(guide, *traces)
     _check_log_probs(model, traces[1], log_q)
     _warn_of_counts(model, traces[1], arguments.get("sample_weight"))
+    _warn_of_size(model, traces[1], arguments)
     sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
     if refusal is not None and all(_is_valid(site) for site in sites):
         raise refusal
@@ -166,6 +235,22 @@ def _warn_of_counts(model: Any, trace: Trace, sample_weight: Tensor | None) -> N
         )
 
 
+def _warn_of_size(model: Any, trace: Trace, arguments: dict[str, Any]) -> None:
+    """Warn of a batch whose rows stand for themselves alone, and not for the whole data set."""
+    site: Any = trace.nodes.get(model.site("x"))
+    size, rows = arguments.get("size"), len(arguments["x"])
+    if site is None or size in (None, rows):
+        return
+    scale = torch.as_tensor(site["scale"])
+    weight = arguments.get("sample_weight")
+    alone = torch.ones_like(scale) if weight is None else weight.to(scale)
+    if alone.shape == scale.shape and torch.allclose(scale, alone):
+        warn(
+            f"the model counts the {rows} rows of a batch once, and they stand for {size}: the "
+            f"objective is too small in the ratio of the two. Take {PLATE}"
+        )
+
+
 def _is_valid(site: Any) -> bool:
     """Return whether the value of a traced site is finite, in the support, and has a density."""
     value, support = site["value"], getattr(site["fn"], "support", None)
@@ -194,14 +279,19 @@ def _check_log_probs(model: Any, trace: Trace, log_q: Tensor) -> None:
         )
 
 
-def _check_posterior(guide: Any, arguments: dict[str, Any]) -> Tensor:
+def _check_posterior(model: Any, guide: Any, arguments: dict[str, Any]) -> Tensor:
     """Return log q(c|x) of the first batch.
 
     Raises:
-        ValueError: if it is not finite.
+        ValueError: if it is not finite, or has another number of components than the model.
     """
     with local_seed(0), torch.no_grad(), unregistered():
         log_q = guide.log_posterior(arguments["x"], arguments.get("y"), arguments.get("given"))
+    if log_q.shape[-1] != model.num_components:
+        raise ValueError(
+            f"the guide gives {log_q.shape[-1]} log-probabilities a row, and the model has "
+            f"{model.num_components} components; let its network have one output for each"
+        )
     if log_q.isnan().any():
         raise ValueError(
             "the guide's posterior of the first batch is not finite: its parameters are not, "

@@ -314,11 +314,13 @@ def test_a_program_with_masks_of_its_own_warns_of_the_counts() -> None:
 
     x = unequal_blobs()
     options: dict[str, Any] = {"epochs": 1, "batch_size": 100, "progress": False}
-    with pytest.warns(RuntimeWarning, match="count all rows alike"):
-        VMoNF(Masked(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **options)
     weighted = options | {"sample_weight": torch.ones(100)}
-    with pytest.warns(RuntimeWarning, match="count all rows alike"):
-        VMoNF(Masked(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **weighted)
+    for given in (options, weighted):
+        with (
+            pytest.warns(RuntimeWarning, match="count all rows alike"),
+            pytest.warns(RuntimeWarning, match="counts otherwise .*: its mask is 1"),
+        ):
+            VMoNF(Masked(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **given)
     VMoNF(FlowMixture(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **weighted)
 
     class Careless(FlowMixture):
@@ -328,7 +330,8 @@ def test_a_program_with_masks_of_its_own_warns_of_the_counts() -> None:
     with pytest.warns(RuntimeWarning, match="count all rows alike"):
         VMoNF(Careless(Gaussian(2, 2).double(), "learned"), ExactGuide()).fit(x, **weighted)
     free = Masked(Gaussian(2, 2).double(), LearnedWeights(2, "gradient").double())
-    VMoNF(free, ExactGuide()).fit(x, **options)
+    with pytest.warns(RuntimeWarning, match="'c' counts otherwise"):
+        VMoNF(free, ExactGuide()).fit(x, **options)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace. is")
