@@ -190,7 +190,7 @@ def check_prior(prior: nn.Module, posterior: Any) -> None:
     ):
         raise ValueError(
             f"the posterior has the prior {theirs}, and the weights have {mine}; pass the same one "
-            "to both"
+            "to both, or take new weights, RandomWeights(prior)"
         )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Dirichlet, Normal
+from pyro.distributions import Categorical, Dirichlet, Normal
+from pyro.infer import Predictive
 from torch import nn
 
 from pyro_vmonf import (
@@ -26,6 +27,7 @@ from pyro_vmonf import (
     SoftmaxGuide,
     Stack,
     VMoNF,
+    select,
 )
 from pyro_vmonf.components import take_components_
 from pyro_vmonf.flows import GaussianMixtures, StandardNormal
@@ -386,3 +388,19 @@ def test_what_is_no_list_of_whole_numbers_leaves_the_pair(index: Any) -> None:
     with pytest.raises(ValueError, match="distinct whole numbers from 0 to 2"):
         take_components_(vmonf, index)
     assert torch.equal(vmonf.predict_proba(x), before)
+
+
+def test_one_number_selects_one_component() -> None:
+    model = FlowMixture(Gaussian(2, 3))
+
+    def program() -> torch.Tensor:
+        c = pyro.sample("c", Categorical(logits=model.weights()))
+        return pyro.sample("x", select(model.components(), c))
+
+    assert program().shape == (2,)
+    assert Predictive(program, num_samples=5)()["x"].shape == (5, 2)
+    one = select(model.components(), torch.tensor(1))
+    assert one.sample((4,)).shape == (4, 2)
+    assert one.rsample().shape == (2,)
+    with pytest.raises(TypeError, match="c is 1; pass an index tensor"):
+        select(model.components(), 1)  # type: ignore[arg-type]

@@ -204,7 +204,7 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "pseudo count": (lambda: UpdatedWeights(3, pseudo_count=-1.0), "pseudo_count is -1.0"),
     "posterior of another K": (
         lambda: RandomWeights(torch.ones(3), PointPosterior(torch.ones(4))),
-        "4 weights and the prior 3",
+        "4 weights; expected 3",
     ),
     "gate of another K": (
         lambda: GatedWeights(nn.Linear(2, 4), 3)(torch.zeros(1, 2)),
@@ -390,3 +390,12 @@ def test_what_stands_for_no_weights_is_refused(form: object) -> None:
     said = f"weights is a {type(form).__name__}; expected one of 'uniform'"
     with pytest.raises(TypeError, match=said):
         FlowMixture(Gaussian(D, K), form)
+
+
+def test_another_prior_wants_other_weights() -> None:
+    """The posterior would go on counting on the first one."""
+    weights = RandomWeights(torch.ones(3))
+    with pytest.raises(ValueError, match="take new weights"):
+        weights.prior = dist.Dirichlet(torch.full((3,), 1000.0))
+    assert weights.prior().concentration.tolist() == [1.0] * 3
+    weights.prior = dist.Dirichlet(torch.ones(3))  # the same

@@ -148,11 +148,11 @@ class Selected(ShownDistribution):
         return picked.expand(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        c = self.c.expand(*sample_shape, *self.batch_shape)
+        c = self.c.expand((*sample_shape, *self.batch_shape))
         return grouped_draw(self.components, c)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        c = self.c.expand(*sample_shape, *self.batch_shape)
+        c = self.c.expand((*sample_shape, *self.batch_shape))
         return grouped_draw(self.components, c, reparametrized=True)
 
 
@@ -186,6 +186,7 @@ def select(components: Distribution, c: Tensor) -> Selected:
         c: integers in 0 to K - 1, of a shape that broadcasts with ``*``.
 
     Raises:
+        TypeError: if ``c`` is no tensor.
         ValueError: if ``components`` has no batch dimension for K; at the density or the draw, if
             ``c`` holds something else than numbers of components.
 
@@ -195,6 +196,8 @@ def select(components: Distribution, c: Tensor) -> Selected:
         >>> select(components, torch.tensor([4, 0, 0])).log_prob(torch.zeros(3, 2)).shape
         torch.Size([3])
     """
+    if not isinstance(c, Tensor):
+        raise TypeError(f"c is {c!r}; pass an index tensor, such as torch.tensor({c!r})")
     if not components.batch_shape:
         raise ValueError(
             f"components has batch_shape () and event_shape {tuple(components.event_shape)}; "

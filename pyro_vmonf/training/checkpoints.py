@@ -10,6 +10,8 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_vmonf import files
 from pyro_vmonf._utils.plain import plain
@@ -150,7 +152,7 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
         lanes.module.load_state_dict(content["state"])
         trained = _trained(trainer)
         _check_trained(trained, content.get("trained", trained))
-        trainer.optimizer.load_state_dict(content["optimizer"])
+        _load_optimizer(trainer.optimizer, content["optimizer"])
         if trainer.scheduler is not None:
             trainer.scheduler.load_state_dict(content["scheduler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -180,6 +182,18 @@ def go_on_(trainer: Trainer, streams: Streams, content: dict[str, Any]) -> None:
     torch.set_rng_state(content["random"])
     if content["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(content["random_cuda"])
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimiser, with every number in the precision that it had.
+
+    Torch takes what is no count of steps to the precision of the parameter.
+    """
+    optimizer.load_state_dict(state)
+    for number, own in optimizer.state_dict()["state"].items():
+        for name, saved in state["state"][number].items():
+            if isinstance(saved, Tensor) and saved.dtype != own[name].dtype:
+                own[name] = saved.to(own[name].device, copy=True)
 
 
 def read(path: str | os.PathLike[str], seed: int | None) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def _fit(
         head["temperature"] = past["temperature"]
     schedule = options.schedule(guide, sources.train.batches, head["temperature"])
     with in_units(model, guide, sources, options.standardize) as settled, quiet_scope(generator):
-        outside = _streams(model, guide, sources, past)
+        outside = _streams(model, guide, sources, schedule, past)
         probe = next(iter(sources.train.epoch(torch.Generator())))
         options.check_pair(model, guide, probe["sample_weight"])
         objective = Objective(model, guide, loss=options.loss)
@@ -258,11 +258,11 @@ def _movers(
 
 
 def _streams(
-    model: FlowMixture, guide: BoundGuide, sources: Sources, past: dict[str, Any]
+    model: FlowMixture, guide: BoundGuide, sources: Sources, schedule: Any, past: dict[str, Any]
 ) -> Streams:
     """Return the generators around the run, where it began."""
     loader = getattr(sources.train, "loader", None)
-    streams = Streams(loader, nn.ModuleList([model, guide]))
+    streams = Streams(loader, nn.ModuleList([model, guide]), schedule)
     if past:
         streams.begin_(past["start"])
     return streams

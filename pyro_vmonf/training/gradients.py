@@ -186,7 +186,7 @@ class Gradient:
         state = [value.detach().clone() for value in self.state]
         rows = [value.clone() for value in self.rows.values()]
         weights = torch.tensor(self.numbers(), dtype=rows[0].dtype, device=rows[0].device)
-        streams = Streams(None, self.objective)
+        streams = Streams(None, self.objective, counts=False)
         with kept(self.objective):
             stacked, leaves, gradients = self._differentiated(state, weights.unbind(), rows)
             drawn = list(streams.state_dict())

@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pyro_vmonf.terms import Term
+
 LONGEST = 1000  # items of a list or dictionary that is looked through
+MOST = 10_000  # numbers of an array or list that is kept
 DEEPEST = 20  # attributes on the way to what is looked for
 _LEAVES = (
     *(Tensor, np.ndarray, np.generic, torch.Size, torch.dtype, torch.device),
     *(int, float, str, bytes, type, types.ModuleType, type(None)),
 )
+_FOREIGN = {"builtins", "abc", "typing", "enum"}
 # The parameters, buffers and hooks of every module, which draw from nothing of their own.
 _OF_MODULES = frozenset(vars(nn.Module())) - {"_modules"}
 
@@ -40,12 +44,15 @@ class _Cell(NamedTuple):
 class Streams:
     """The generators and counters that objects of a user hold, such as a sampler or a term.
 
-    Generators of torch, NumPy and Python count, also the global ones of NumPy and Python, and the
-    numbers among the attributes of samplers and data sets. The state holds what moves in the run.
+    Generators of torch, NumPy and Python count, also the global ones of NumPy and Python. The numbers,
+    tensors and arrays among the attributes of samplers, data sets, schedules and the functions of
+    terms count too. The state holds what moves in the run.
 
     Arguments:
-        loader: a loader or data set, whose counters count too.
+        loader: a loader or data set.
         pair: model and guide.
+        schedule: of the temperature.
+        counts: look for numbers as well, and not for generators alone.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -58,9 +65,17 @@ class Streams:
         ['loader.sampler.generator']
     """
 
-    def __init__(self, loader: Any = None, pair: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        loader: Any = None,
+        pair: nn.Module | None = None,
+        schedule: Any = None,
+        counts: bool = True,
+    ) -> None:
         self.loader = loader
         self.pair = pair
+        self.schedule = schedule
+        self.counts = counts
         self.moving: set[str] = set()
         self.first = self._states()
 
@@ -113,9 +128,24 @@ class Streams:
         """Return what is there now, by path."""
         cells = _of_the_process()
         seen: set[int] = set()
-        cells.update(_found(self.loader, "loader", True, seen))
+        cells.update(_found(self.loader, "loader", self.counts, seen))
+        cells.update(_found(self.schedule, "temperature", self.counts, seen))
+        if self.counts and self.pair is not None:
+            for name, part in self.pair.named_modules():
+                if isinstance(part, Term):  # numbers of other modules are settings
+                    cells.update(_of_term(part, f"pair.{name}", seen))
         cells.update(_found(self.pair, "pair", False, seen))
         return cells
+
+
+def _of_term(term: Term, path: str, seen: set[int]) -> Iterator[tuple[str, _Cell]]:
+    """Yield what a term remembers outside of its state."""
+    for inner, part in term.named_modules():
+        for name in part._non_persistent_buffers_set:
+            yield f"{path}.{inner}.{name}", _of_attribute(part, name)
+    for name, value in vars(term).items():
+        if name not in _OF_MODULES:
+            yield from _found(value, f"{path}.{name}", True, seen)
 
 
 def _of_the_process() -> dict[str, _Cell]:
@@ -159,12 +189,50 @@ def _found(value: Any, path: str, counts: bool, seen: set[int]) -> Iterator[tupl
     own = getattr(value, "__dict__", {})
     counts = counts and not isinstance(value, nn.Module)
     if counts and not isinstance(value, DataLoader):  # its own numbers are options
-        for name, number in own.items():
-            if type(number) in (bool, int, float):
-                yield f"{path}.{name}", _of_attribute(own, name)
+        for name, held in _attributes(value).items():
+            if _is_counter(held):
+                yield f"{path}.{name}", _of_attribute(value, name)
     for name, part in _parts(value, own):
         if not isinstance(part, _LEAVES):  # most of them
             yield from _found(part, f"{path}.{name}".replace("._modules", ""), counts, seen)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, of its slots, and those that its class begins with."""
+    kinds = [kind for kind in type(value).__mro__[::-1] if kind.__module__ not in _FOREIGN]
+    slots = {
+        name: getattr(value, name)
+        for kind in kinds
+        for name in vars(kind).get("__slots__", ())
+        if hasattr(value, name)
+    }
+    first = {name: held for kind in kinds for name, held in vars(kind).items() if _is_number(held)}
+    closed = _closed(value) if isinstance(value, types.FunctionType) else {}
+    cells = {name: cell.cell_contents for name, cell in closed.items() if name not in slots}
+    own = {**first, **slots, **getattr(value, "__dict__", {}), **cells}
+    return {name: held for name, held in own.items() if not name.startswith("__")}
+
+
+def _closed(function: types.FunctionType) -> dict[str, types.CellType]:
+    """Return the filled cells of a function's closure by name."""
+    closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+    return {name: cell for name, cell in closed if _is_filled(cell)}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (bool, int, float)
+
+
+def _is_counter(value: Any) -> bool:
+    """Return whether a value is a number, or a short array or list of numbers."""
+    if isinstance(value, Tensor):
+        plain = value.layout is torch.strided and not (value.is_complex() or value.requires_grad)
+        return plain and value.numel() <= MOST
+    if isinstance(value, np.ndarray):
+        return value.size <= MOST and value.dtype.kind in "biuf"
+    if type(value) is list:
+        return 0 < len(value) <= MOST and all(map(_is_number, value))
+    return _is_number(value)
 
 
 def _parts(value: Any, own: dict[str, Any]) -> list[tuple[Any, Any]]:
@@ -181,8 +249,7 @@ def _parts(value: Any, own: dict[str, Any]) -> list[tuple[Any, Any]]:
         return [(name, part) for name, part in own.items() if name not in _OF_MODULES]
     if not isinstance(value, types.FunctionType):
         return list(own.items())
-    closed = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
-    named = [(name, cell.cell_contents) for name, cell in closed if _is_filled(cell)]
+    named = [(name, cell.cell_contents) for name, cell in _closed(value).items()]
     read = {name: value.__globals__.get(name) for name in value.__code__.co_names}
     return [*named, *((k, v) for k, v in read.items() if isinstance(v, _generators()))]
 
@@ -194,8 +261,30 @@ def _is_filled(cell: types.CellType) -> bool:
         return False
 
 
-def _of_attribute(own: dict[str, Any], name: str) -> _Cell:
-    return _Cell(lambda: own.get(name), lambda number: own.update({name: number}))
+def _of_attribute(value: Any, name: str) -> _Cell:
+    """Return the cell of a counter: a number, or an array, as numbers in lists."""
+    closed = _closed(value) if isinstance(value, types.FunctionType) else {}
+
+    def get() -> Any:
+        held = closed[name].cell_contents if name in closed else getattr(value, name, None)
+        if isinstance(held, (Tensor, np.ndarray)):
+            return held.tolist()
+        return list(held) if isinstance(held, list) else held
+
+    def put(state: Any) -> None:
+        held = closed[name].cell_contents if name in closed else getattr(value, name, None)
+        if isinstance(held, Tensor):
+            state = torch.tensor(state, dtype=held.dtype, device=held.device)
+        elif isinstance(held, np.ndarray):
+            state = np.array(state, dtype=held.dtype)
+        elif isinstance(held, list):
+            state = list(state)
+        if name in closed:
+            closed[name].cell_contents = state
+        else:
+            setattr(value, name, state)
+
+    return _Cell(get, put)
 
 
 def _of_generator(value: Any) -> _Cell:

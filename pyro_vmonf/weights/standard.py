@@ -47,10 +47,8 @@ class FixedWeights(Weights):
                 "LearnedWeights(K), which learns them, or weights.detach()"
             )
         if probs.dim() != 1 or not (probs.isfinite().all() and self._fit(probs)):
-            raise ValueError(
-                f"weights are {probs.tolist()}; expected a vector of K {self._wanted} finite "
-                "numbers"
-            )
+            said = f"weights are {probs.tolist()}; expected"
+            raise ValueError(f"{said} a vector of K {self._wanted} finite numbers")
         probs = probs if probs.is_floating_point() else probs.to(torch.get_default_dtype())
         self.num_components = len(probs)
         self.register_buffer("probs", probs / probs.sum())
@@ -295,12 +293,14 @@ class RandomWeights(Weights):
         self.prior = as_prior(prior)
         self.posterior = posterior_of(self.prior) if posterior is None else posterior
         self.num_components = self.prior().event_shape[0]
-        if self.posterior.num_components != self.num_components:
-            raise ValueError(
-                f"the posterior has {self.posterior.num_components} weights and the prior "
-                f"{self.num_components}; expected as many"
-            )
+        if (found := self.posterior.num_components) != self.num_components:
+            raise ValueError(f"the posterior has {found} weights; expected {self.num_components}")
         check_prior(self.prior, self.posterior)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "prior" and hasattr(self, "posterior"):
+            check_prior(value := as_prior(value), self.posterior)
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Start the posterior anew."""
