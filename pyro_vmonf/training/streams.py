@@ -44,9 +44,9 @@ class _Cell(NamedTuple):
 class Streams:
     """The generators and counters that objects of a user hold, such as a sampler or a term.
 
-    Generators of torch, NumPy and Python count, also the global ones of NumPy and Python. The numbers,
-    tensors and arrays among the attributes of samplers, data sets, schedules and the functions of
-    terms count too. The state holds what moves in the run.
+    Generators of torch, NumPy and Python count, also the global ones of NumPy and Python. The
+    numbers, tensors and arrays among the attributes of samplers, data sets, schedules and the
+    functions of terms count too. The state holds what moves in the run.
 
     Arguments:
         loader: a loader or data set.
