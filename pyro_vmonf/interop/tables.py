@@ -84,10 +84,7 @@ def read_table(
     chosen = [c for c in (columns or numbers) if c not in drop and c != label]
     text = [c for c in columns if c not in numbers]
     if text:
-        raise ValueError(
-            f"columns {', '.join(text)} of {path} hold no numbers; leave them out of --columns, or "
-            "write their categories as columns of 0 and 1"
-        )
+        raise ValueError(_of_text(whole, text, path))
     if not chosen:
         raise ValueError(f"{path} has no column of numbers to fit; its columns are {_kinds(whole)}")
     text = [c for c in whole.columns if not (columns or c in numbers or c in drop or c == label)]
@@ -116,6 +113,20 @@ def read_table(
             if name.lower() in LIKE_NONE
         ]
     return table
+
+
+def _of_text(whole: Any, text: list[Any], path: Any) -> str:
+    """Return the words about columns with text, and the first such cell."""
+    import pandas
+
+    cells = whole[text[0]]
+    odd = pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()
+    row = int(odd.to_numpy().argmax())
+    return (
+        f"columns {', '.join(text)} of {path} are not all numbers: {text[0]} has "
+        f"{cells.iloc[row]!r} in row {row}. Mend such cells, fit without the columns, or write "
+        "their categories as columns of 0 and 1"
+    )
 
 
 def _check_roles(columns: Sequence[Any], drop: Sequence[Any], label: str | None) -> None:
