@@ -22,6 +22,7 @@ from benchmarks.text import (
     filled_lines,
     markdown,
     milliseconds,
+    processor_of,
     read,
     share,
     signed,
@@ -72,7 +73,6 @@ def clusters() -> dict[str, str]:
 def front() -> str:
     """Return the README's table."""
     s, few = clusters(), few_labelled()
-    ms = {way: milliseconds(value) for way, value in step("pinwheel").items()}
     return (
         markdown(
             "measure | default of this library | others",
@@ -105,14 +105,10 @@ def front() -> str:
                     f"{s['seconds']} s, {s['longest']} s",
                     "k-means and `GaussianMixture` are faster",
                 ],
-                [
-                    "one training step, 5 flows, 512 rows, 2 columns",
-                    f"{ms['library']} ms, compiled {ms['library compiled']}",
-                    f"JAX with `lax.scan` {ms['jax scanned']}, plain torch {ms['limit']}, five "
-                    f"flows of zuko one by one {ms['zuko']}, of Pyro {ms['pyro']}",
-                ],
             ],
         )
+        + "\n\n"
+        + steps()
         + "\n\n"
         + filled_lines(
             "The sets are those of clustering-data-v1, each with three seeds. The constants of the",
@@ -137,18 +133,21 @@ WAYS = {
 }
 
 
-def step_table(times: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
+def step_table(
+    times: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], where: str
+) -> str:
     """Return the milliseconds of a training step, for each configuration and way to write it."""
     rows = []
     for config, ms in times.items():
         cells = [milliseconds(ms[way]) if way in ms else "–" for way in columns]
         rows.append([f"{coded(config)}: {SIZES[config]}", *cells])
-    return markdown(" | ".join(("ms a step", *columns.values())), rows)
+    return markdown(" | ".join((f"ms a step, {where}", *columns.values())), rows)
 
 
 def steps() -> str:
     """Return the milliseconds of a training step on the CPU."""
-    return step_table({config: step(config) for config in SIZES}, WAYS)
+    where = f"one thread of an {processor_of('step')}"
+    return step_table({config: step(config) for config in SIZES}, WAYS, where)
 
 
 def gpu() -> str:
@@ -157,7 +156,7 @@ def gpu() -> str:
     for row in read("gpu.jsonl"):
         times.setdefault(row["config"], {})[row["peer"]] = row["median_ms"]
     ways = ("library", "library compiled", "limit", "jax", "jax scanned", "zuko", "normflows")
-    return step_table(times, {way: WAYS[way] for way in ways})
+    return step_table(times, {way: WAYS[way] for way in ways}, "a GPU")
 
 
 FAMILIES = {

@@ -61,6 +61,12 @@ def step(config: str) -> dict[str, float]:
     return {row[1]: float(row[2]) for row in section("step") if row[0] == config}
 
 
+def processor_of(name: str) -> str:
+    """Return the processor of a benchmark's last run."""
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text().split(f"## {name}\n")[1]
+    return text.split("\n20", 1)[1].split(", ")[1]
+
+
 def milliseconds(value: float) -> str:
     """Return a time with two or three digits."""
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
